@@ -1,0 +1,121 @@
+"""What the stages of a run hand to each other.
+
+ImageInfo -> SampleRequest -> Sample -> Batch -> StepResult. Letters: B batch, C channels, H W latent
+height and width. Latents are 4-D everywhere outside the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from library.buckets import CropPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.config_util import SubsetConfig
+
+TextOutputs: TypeAlias = "Mapping[str, Tensor]"
+"""What a text encoder makes of one caption, unpadded: named tensors without a batch axis."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """One picture of the catalogue.
+
+    key:     unique in the run and the same on any machine: "<dataset>.<subset>/<path in the folder>"
+    size:    (width, height) as displayed, that is after EXIF orientation
+    caption: as read from the caption file, unprocessed; None when there is no caption file
+    plan:    how it is resized and cropped to its bucket
+    """
+
+    key: str
+    path: Path
+    size: tuple[int, int]
+    caption: str | None
+    dataset_index: int
+    subset: SubsetConfig
+    plan: CropPlan
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which picture, in which epoch (from 0), the how-manieth repeat (from 0)."""
+
+    index: int
+    epoch: int
+    repeat: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training example; exactly one of pixels and latents is set.
+
+    pixels:  (3, 8H, 8W) in [-1, 1], float32        latents: (C, H, W), normalized
+    caption: after shuffle, dropout and so on        text: its encoder outputs when cached, else None
+    seed:    from (seed, epoch, key, repeat); sigma and noise are drawn from it
+    """
+
+    key: str
+    seed: int
+    caption: str
+    pixels: Tensor | None = None
+    latents: Tensor | None = None
+    text: TextOutputs | None = None
+    loss_weight: float = 1.0
+    loss_mask: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,)."""
+
+    keys: tuple[str, ...]
+    seeds: tuple[int, ...]
+    captions: tuple[str, ...]
+    loss_weight: Tensor
+    pixels: Tensor | None = None
+    latents: Tensor | None = None
+    text: tuple[TextOutputs, ...] | None = None
+    loss_mask: Tensor | None = None
+
+    def to(self, device: object) -> Batch:
+        """The same batch with its image tensors and weights on `device` (text stays where it is)."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            loss_weight=move(self.loss_weight),
+            pixels=move(self.pixels),
+            latents=move(self.latents),
+            loss_mask=move(self.loss_mask),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one micro-step found. loss: scalar with gradient; per_sample, sigma: (B,), detached."""
+
+    loss: Tensor
+    per_sample: Tensor
+    sigma: Tensor
+    keys: tuple[str, ...]
+
+
+@dataclass
+class TrainState:
+    """Where the run stands.
+
+    step: optimizer updates done; epoch: current, from 0; batch_in_epoch: micro-batches of this rank
+    done in it; samples_seen: over all ranks.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch_in_epoch: int = 0
+    samples_seen: int = 0

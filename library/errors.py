@@ -1,0 +1,86 @@
+"""What the user can put right: problems, the errors that carry them, and how they are shown.
+
+A UserError is shown without a traceback and ends the program with exit code 2. Everything found
+wrong at one stage travels in one error, so that the user mends a file once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+EXIT_USER_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to put right.
+
+    message: what was found, what was expected and what to do, as one or two sentences
+    where:   the place inside `source`: "line 14  learning_rate = \"1e-4\"", a key, a picture's name
+    source:  the file or the stage it belongs to; "" when there is none
+    """
+
+    message: str
+    where: str = ""
+    source: str = ""
+
+
+class UserError(Exception):
+    """Something the user can put right; holds one or several problems."""
+
+    def __init__(self, problems: str | Problem | Sequence[Problem], *, source: str = "") -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        if isinstance(problems, Problem):
+            problems = [problems]
+        assert problems, "a UserError needs at least one problem"
+        self.problems = tuple(p if p.source else replace(p, source=source) for p in problems)
+        super().__init__(format_problems(type(self).__name__, self.problems))
+
+
+class ConfigError(UserError):
+    """Flags, train_args.toml or dataset.toml."""
+
+
+class DatasetError(UserError):
+    """Pictures, captions, caches."""
+
+
+class ModelFileError(UserError):
+    """Base models and tokenizers."""
+
+
+class AdapterFileError(UserError):
+    """LoRA and LoKr files."""
+
+
+class ResumeError(UserError):
+    """Training states."""
+
+
+def format_problems(kind: str, problems: Sequence[Problem]) -> str:
+    """The text shown to the user: one heading per source, one aligned line per problem."""
+    if len(problems) == 1 and not problems[0].where:
+        only = problems[0]
+        return f"{kind}: {only.source + ': ' if only.source else ''}{only.message}"
+    lines = []
+    for source in dict.fromkeys(p.source for p in problems):
+        group = [p for p in problems if p.source == source]
+        count = f"{len(group)} problem{'s' if len(group) > 1 else ''}"
+        heading = f"{count} in {source}" if source else count
+        lines.append(f"{kind}: {heading}" if not lines else heading)
+        width = min(40, max(len(p.where) for p in group))
+        lines += [f"  {p.where:<{width}}  {p.message}" if width else f"  {p.message}" for p in group]
+    return "\n".join(lines)
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a program's main(): a UserError becomes its text on standard error and exit code 2."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        code = EXIT_USER_ERROR
+    sys.exit(code)

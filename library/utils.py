@@ -1,0 +1,76 @@
+"""Small helpers that need the standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from library.errors import UserError
+
+
+def setup_logging(level: str | None = None, file: str | None = None, simple: bool = False) -> None:
+    """Send log lines to standard error, or to `file`; called once, by a program's main().
+
+    level: a logging level's name, INFO when None. simple: the message alone.
+    """
+    template = "%(message)s" if simple else "%(asctime)s %(levelname)-7s %(message)s"
+    try:
+        handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
+    except OSError as error:
+        raise UserError(f"--console_log_file {file}: cannot be written ({error}).") from error
+    handler.setFormatter(logging.Formatter(template, datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level or "INFO")
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
+
+    The file under the final name is always whole: the old one or the new one. On an error the
+    temporary file is removed and the old file stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def nearest_name(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` was probably meant to be, or None."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.75)
+    return found[0] if found else None
+
+
+def position_seed(*position: int | str) -> int:
+    """A seed in [0, 2**63) that is a function of the position alone, e.g. (seed, epoch, key).
+
+    The same on every machine, process and Python version (hash() is not).
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in position)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """A cheap identity of a file: name, size and modification time, hashed (16 hex digits)."""
+    stat = os.stat(path)
+    text = f"{Path(path).name}|{stat.st_size}|{stat.st_mtime_ns}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_interactive() -> bool:
+    """Whether standard error is a terminal (progress bars redraw there)."""
+    return sys.stderr.isatty()
