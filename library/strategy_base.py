@@ -1,0 +1,68 @@
+"""What a model family has to provide so that captions and pictures reach its model.
+
+Four small interfaces. Captions are always encoded one at a time and pictures give the mean of the
+encoder, so that an output does not depend on its neighbours and training with a cache equals
+training without one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.data_types import TextOutputs
+
+
+class TokenizeStrategy(ABC):
+    """Text to token ids."""
+
+    @abstractmethod
+    def tokenize(self, caption: str) -> Any:
+        """The tokens of one caption, in the family's own type."""
+
+
+class TextEncodingStrategy(ABC):
+    """Token ids to what the denoiser is conditioned on."""
+
+    @abstractmethod
+    def encode_tokens(self, tokens: Any) -> TextOutputs:
+        """The encoder's outputs for one caption: unpadded, without a batch axis or gradients."""
+
+    @abstractmethod
+    def collate(self, outputs: Sequence[TextOutputs]) -> Any:
+        """The conditioning of a batch, padded as the model wants it; it has `.to(device)`."""
+
+
+class LatentsCachingStrategy(ABC):
+    """Pixels to latents.
+
+    identity:  the encoder's file and every option that changes its output; a cache made under
+               another identity is not used
+    downscale: pixels per latent cell, in each direction
+    channels:  C of the latents
+    """
+
+    identity: str
+    downscale: int
+    channels: int
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, downscale*H, downscale*W) in [-1, 1] -> (B, C, H, W), float32 on the CPU."""
+
+
+class TextEncoderOutputsCachingStrategy(ABC):
+    """Captions to text encoder outputs, for the cache.
+
+    identity: encoder file, tokenizers, lengths and every option that changes the outputs
+    """
+
+    identity: str
+
+    @abstractmethod
+    def encode(self, caption: str) -> TextOutputs:
+        """What tokenizing and encoding give for one caption, on the CPU."""
