@@ -1,0 +1,137 @@
+"""The keys of dataset.toml as a table: type, default, where each may stand, which flag it answers to.
+
+Every key of sd-scripts is here; `later` marks those that are known but without effect yet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
+INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+LEVELS = {"general": "[general]", "datasets": "[[datasets]]", "subsets": "[[datasets.subsets]]"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of one key of the file.
+
+    levels:  where it may stand: g, d, s
+    flag:    the command line's name for it; None when only the file has it
+    later:   known, but without effect yet
+    """
+
+    kind: str
+    default: Any = None
+    levels: str = "gds"
+    low: float = -math.inf
+    high: float = math.inf
+    flag: str | None = "="
+    choices: tuple[str, ...] = ()
+    later: bool = False
+
+
+KEYS = {
+    "batch_size": Key("int", 1, "gd", low=1, flag="train_batch_size"),
+    "resolution": Key("size", None, "gd"),
+    "enable_bucket": Key("bool", False, "gd"),
+    "min_bucket_reso": Key("int", 256, "gd", low=1),
+    "max_bucket_reso": Key("int", 1024, "gd", low=1),
+    "bucket_reso_steps": Key("int", 64, "gd", low=1),
+    "bucket_no_upscale": Key("bool", False, "gd"),
+    "resize_interpolation": Key("text", None, choices=INTERPOLATIONS),
+    "num_repeats": Key("int", 1, low=1, flag="dataset_repeats"),
+    "shuffle_caption": Key("bool", False),
+    "caption_separator": Key("text", ","),
+    "keep_tokens": Key("int", 0, low=0),
+    "keep_tokens_separator": Key("text", ""),
+    "secondary_separator": Key("text", ""),
+    "enable_wildcard": Key("bool", False),
+    "caption_prefix": Key("text", ""),
+    "caption_suffix": Key("text", ""),
+    "flip_aug": Key("bool", False),
+    "token_warmup_min": Key("int", 1, low=0),
+    "token_warmup_step": Key("float", 0.0, low=0),
+    "caption_dropout_rate": Key("float", 0.0, low=0, high=1),
+    "caption_dropout_every_n_epochs": Key("int", 0, low=0),
+    "caption_tag_dropout_rate": Key("float", 0.0, low=0, high=1),
+    "image_dir": Key("text", None, "s", flag=None),
+    "caption_extension": Key("text", ".txt"),
+    "class_tokens": Key("text", "", flag=None),
+    "network_multiplier": Key("float", 1.0, "gd", flag=None, later=True),
+    "validation_split": Key("float", 0.0, "gd", flag=None, later=True),
+    "validation_seed": Key("int", None, "gd", flag=None, later=True),
+    "skip_image_resolution": Key("size", None, "gd", later=True),
+    "color_aug": Key("bool", False, later=True),
+    "face_crop_aug_range": Key("range", None, later=True),
+    "random_crop": Key("bool", False, later=True),
+    "custom_attributes": Key("table", None, flag=None, later=True),
+    "is_reg": Key("bool", False, "s", flag=None, later=True),
+    "alpha_mask": Key("bool", False, "s", later=True),
+    "metadata_file": Key("text", None, "s", flag=None, later=True),
+    "conditioning_data_dir": Key("text", None, "s", flag=None, later=True),
+    "cache_info": Key("bool", False),
+}
+EXPECTED = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "text": "text in quotes",
+    "size": "a whole number or [width, height]",
+    "range": "two numbers, [min, max]",
+    "table": "a table",
+}
+
+
+def belongs(name: str, level: str) -> str:
+    places = [header for table, header in LEVELS.items() if table[0] in KEYS[name].levels]
+    return f"{name} belongs in {' or '.join(places)}, not in {LEVELS.get(level, level)}."
+
+
+def convert(key: Key, value: Any) -> Any:
+    """The value in the key's type. Raises ValueError saying what was expected."""
+    pair = isinstance(value, list) and len(value) == 2
+    if key.kind == "size":
+        edges = value if pair else [value, value]
+        if not all(type(edge) is int and edge > 0 for edge in edges):
+            raise ValueError(_type_message(key, value))
+        return tuple(edges)
+    if key.kind == "float" and type(value) is int:
+        value = float(value)
+    types = {"bool": bool, "int": int, "float": float, "text": str, "range": list, "table": dict}
+    if type(value) is not types[key.kind] or (key.kind == "range" and not pair):
+        raise ValueError(_type_message(key, value))
+    if key.choices and value not in key.choices:
+        raise ValueError(f"{value!r} is unknown. Choose one of {', '.join(key.choices)}.")
+    if key.kind in ("int", "float") and not key.low <= value <= key.high:
+        bound = f"at least {key.low:g}" if value < key.low else f"at most {key.high:g}"
+        raise ValueError(f"{value} is out of range: expected {bound}.")
+    if key is KEYS["caption_extension"] and not value.startswith("."):
+        raise ValueError(f'an extension starts with a dot. Write ".{value}".')
+    if key is KEYS["caption_separator"] and not value:
+        raise ValueError('a separator cannot be empty. The usual one is ",".')
+    return value
+
+
+def _type_message(key: Key, value: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    names |= {list: "a list", dict: "a table"}
+    message = f"expected {EXPECTED[key.kind]}, got {names.get(type(value), type(value).__name__)}."
+    if isinstance(value, str) and key.kind in ("bool", "int", "float", "size"):
+        message += " Remove the quotes."
+        if key.kind == "size" and "," in value:
+            message += " Write [width, height]."
+    return message
+
+
+def split_numbers(value: Any) -> Any:
+    """A flag's "512" or "512,768" as the file would have it; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        numbers = [float(part) if "." in part else int(part) for part in value.split(",")]
+    except ValueError:
+        return value
+    return numbers[0] if len(numbers) == 1 else numbers
