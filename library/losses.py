@@ -1,0 +1,95 @@
+"""Losses per element, masks, and the reduction to one number per sample.
+
+Reduction stops at (B,): weights of sigma, of the dataset and of regularisation pictures are the
+caller's. The Huber threshold may depend on sigma, also by signal-to-noise ratio, which sd-scripts
+refuses for flow models.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from library.flow_matching import per_sample
+
+LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
+HUBER_SCHEDULES = ("constant", "exponential", "snr")
+
+
+class LossSettings(Protocol):
+    """What is read of the loss options."""
+
+    loss_type: str
+    huber_schedule: str
+    huber_c: float
+    huber_scale: float
+
+
+def elementwise_loss(
+    prediction: Tensor, target: Tensor, sigma: Tensor, settings: LossSettings
+) -> Tensor:
+    """The loss of each element, (B, ...); huber and smooth_l1 are sd-scripts' smooth forms.
+
+    huber = 2c (sqrt(e^2 + c^2) - c), near e^2 for errors below c; smooth_l1 is huber / c, near 2|e|
+    for errors above c. c depends on sigma (B,) by the schedule.
+    """
+    error = prediction - target
+    if settings.loss_type == "l2":
+        return error**2
+    if settings.loss_type == "l1":
+        return error.abs()
+    assert settings.loss_type in LOSS_TYPES, settings.loss_type
+    c = per_sample(huber_threshold(sigma, settings), error)
+    smooth = 2 * error**2 / (torch.sqrt(error**2 + c**2) + c)  # without the cancellation of a - c
+    return c * smooth if settings.loss_type == "huber" else smooth
+
+
+def huber_threshold(sigma: Tensor, settings: LossSettings) -> Tensor:
+    """c (B,) at sigma: huber_scale times the schedule's value.
+
+    constant:    huber_c
+    exponential: huber_c ** sigma, from 1 at the image to huber_c at noise
+    snr:         (1 - huber_c) / (1 + 1/sqrt(snr))^2 + huber_c, where snr = ((1 - sigma) / sigma)^2 on
+                 the flow path; that is (1 - huber_c) (1 - sigma)^2 + huber_c, finite at both ends
+    As sd-scripts does, where snr ignores huber_scale.
+    """
+    c = settings.huber_c
+    if settings.huber_schedule == "constant":
+        value = torch.full_like(sigma, c)
+    elif settings.huber_schedule == "exponential":
+        value = torch.exp(math.log(c) * sigma)
+    else:
+        assert settings.huber_schedule == "snr", settings.huber_schedule
+        value = (1 - c) * (1 - sigma) ** 2 + c
+    return settings.huber_scale * value
+
+
+def reduce_to_samples(elements: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of each sample's elements (B, C, H, W), weighted by the mask: (B,).
+
+    mask: (B, H, W) or (B, 1, H, W) at latent or any larger size, weights >= 0; averaged down to the
+    latent size. It weights a mean, so a small mask does not shrink the gradient; a sample whose mask is
+    zero everywhere contributes exactly 0.
+    """
+    if mask is None:
+        return elements.flatten(1).mean(1)
+    mask = fit_mask(mask, elements)
+    total = mask.flatten(1).sum(1) * elements.shape[1]
+    weighted = torch.where(
+        mask > 0, elements * mask, 0
+    )  # an error of inf outside the mask stays out
+    return weighted.flatten(1).sum(1) / total.where(total > 0, 1)
+
+
+def fit_mask(mask: Tensor, elements: Tensor) -> Tensor:
+    """The mask as (B, 1, H, W) float32 at the size of `elements`, averaged over areas."""
+    if mask.ndim == 3:
+        mask = mask.unsqueeze(1)
+    mask = mask.to(elements.device, torch.float32)
+    if mask.shape[-2:] != elements.shape[-2:]:
+        mask = F.interpolate(mask, size=elements.shape[-2:], mode="area")
+    return mask
