@@ -1,0 +1,208 @@
+"""Picture files to pixel tensors: decode, orient, alpha, resize, crop, flip.
+
+One rule of orientation for header and pixels: the picture as displayed, after EXIF. (sd-scripts
+ignores EXIF; caches made there of rotated photos would not fit.)
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from library.buckets import CropPlan, Size
+from library.errors import DatasetError
+
+# sd-scripts' names. Pillow's filters widen with the scale, so BOX is "area" when shrinking, and
+# bilinear and bicubic are the antialiased kinds.
+RESAMPLING = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "linear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "cubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+    "box": Image.Resampling.BOX,
+}
+TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+ORIENTATION = 0x0112
+PNG_EXIF_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+MAX_PIXELS = 2**28  # beyond it Pillow's guard against decompression bombs is right to step in
+
+
+class UnreadableImage(DatasetError):
+    """A picture file that cannot be used."""
+
+
+def read_size(path: str | Path) -> Size:
+    """(width, height) as displayed, from the header alone; a picture cut short is found too.
+
+    Only a picture whose end looks wrong is decoded, to be sure. Raises UnreadableImage.
+    """
+    with open_image(path) as image:
+        end = read_end(path, image.format)
+        if end == "suspicious":
+            return load_image(path).size
+        # Pillow's own getexif decodes a whole PNG in search of EXIF behind the pixels
+        exif = Image.Image.getexif(image) if end == "whole" else image.getexif()
+        turned = exif.get(ORIENTATION) in TURNED
+        return (image.height, image.width) if turned else image.size
+
+
+def load_image(path: str | Path) -> Image.Image:
+    """The picture as displayed, RGB on white. Raises UnreadableImage, also when it is cut short."""
+    with open_image(path) as image:
+        try:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UnreadableImage(
+                f"{path}: the picture is damaged ({error}). Replace it."
+            ) from error
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Open a picture and read its header. Raises UnreadableImage saying what the file is."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(f"{path}: {describe_foreign(path)}") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"{path}: {error}. Make it smaller.") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableImage(f"{path}: cannot be read ({error}).") from error
+    if image.size[0] * image.size[1] > MAX_PIXELS:
+        image.close()
+        raise UnreadableImage(f"{path}: {image.size[0]} x {image.size[1]} is too large to load.")
+    return image
+
+
+def read_end(path: str | Path, kind: str | None) -> str:
+    """ "whole", "suspicious" (perhaps cut short), or "late exif" (a PNG with EXIF behind its pixels)."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if kind == "PNG":
+            return read_png_end(file)
+        head = file.read(16)
+        if kind == "JPEG":
+            file.seek(-2, os.SEEK_END)
+            return "whole" if file.read() == b"\xff\xd9" else "suspicious"
+        if kind in ("WEBP", "BMP"):
+            declared = 8 + _little(head[4:8]) if kind == "WEBP" else _little(head[2:6])
+            return "whole" if declared <= size else "suspicious"
+        if kind == "AVIF":
+            return "whole" if _boxes_end(file) <= size else "suspicious"
+    return "suspicious"
+
+
+def read_png_end(file: BinaryIO) -> str:
+    """Walk a PNG's chunks without reading pixels."""
+    file.seek(8)
+    pixels_seen, verdict = False, "whole"
+    while len(header := file.read(8)) == 8:
+        length, name = int.from_bytes(header[:4], "big"), header[4:]
+        if name == b"IEND":
+            return verdict
+        pixels_seen |= name == b"IDAT"
+        start = file.tell()
+        carrier = name == b"eXIf" or file.read(32).startswith(PNG_EXIF_TEXTS)
+        if pixels_seen and name != b"IDAT" and carrier:
+            verdict = "late exif"
+        file.seek(start + length + 4)
+    return "suspicious"
+
+
+def _little(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _boxes_end(file: BinaryIO) -> int:
+    """Where the last top-level box of an ISO media file says that it ends."""
+    end = 0
+    while True:
+        file.seek(end)
+        head = file.read(16)
+        length = int.from_bytes(head[:4], "big")
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if length < 8:  # 0: to the end of the file
+            return end
+        end += length
+
+
+def describe_foreign(path: str | Path) -> str:
+    """What a file that is no readable picture seems to be, and what to do."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if size == 0:
+        return "the file is empty. Replace it or remove it."
+    if not head.strip(b"\0"):
+        return "the file holds only zeros, as after an interrupted copy. Replace it."
+    if head.lstrip()[:1] in (b"<", b"{") or head.startswith(b"version https://git-lfs"):
+        return "this is a text or web page, not a picture. Download it again."
+    kind = Path(path).suffix.lower()
+    return (
+        f"not a picture that can be read as {kind}, or cut short. Replace it or convert it to png."
+    )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB from any mode: 16-bit grey scaled, transparency laid on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = grey_to_8_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def grey_to_8_bit(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits or more to 8; Pillow's own conversion clips it to white.
+
+    Modes I;16* are 16-bit. Mode I comes from 16-bit files too, unless its values say otherwise;
+    mode F is taken as [0, 1], or [0, 255] when it goes beyond.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    top = values.max(initial=0.0)
+    if image.mode == "F":
+        scale = 255.0 if top <= 1.0 else 1.0
+    else:
+        scale = 255.0 / 65535.0
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def resize(image: Image.Image, size: Size, interpolation: str | None = None) -> Image.Image:
+    """Resize with the named kernel; when None, area to shrink and lanczos to enlarge."""
+    if image.size == size:
+        return image
+    if interpolation is None:
+        shrinks = image.width > size[0] or image.height > size[1]
+        interpolation = "area" if shrinks else "lanczos"
+    return image.resize(size, RESAMPLING[interpolation])
+
+
+def load_pixels(
+    path: str | Path, plan: CropPlan, *, interpolation: str | None = None, flip: bool = False
+) -> Tensor:
+    """The picture in its bucket: (3, H, W) float32 in [-1, 1]. Raises UnreadableImage."""
+    image = resize(load_image(path), plan.resized, interpolation)
+    left, top = plan.crop
+    pixels = image_to_tensor(image.crop((left, top, left + plan.bucket[0], top + plan.bucket[1])))
+    return pixels.flip(-1) if flip else pixels
+
+
+def image_to_tensor(image: Image.Image) -> Tensor:
+    """(3, H, W) float32 in [-1, 1] from an RGB picture."""
+    array = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return array.permute(2, 0, 1).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
