@@ -1,0 +1,200 @@
+"""What Anima is conditioned on: captions to tokens, tokens to Qwen states, pictures to latents.
+
+A caption is encoded alone and unpadded, as ComfyUI does it; padding and masks appear only when a
+batch is put together. The T5 ids go to the LLM adapter, which runs inside the DiT's forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from library.anima_runtime.tokenizer_assets import encode
+from library.strategy_base import (
+    LatentsCachingStrategy,
+    TextEncoderOutputsCachingStrategy,
+    TextEncodingStrategy,
+    TokenizeStrategy,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from library.data_types import TextOutputs
+
+logger = logging.getLogger(__name__)
+
+EMPTY_CAPTION = ("encode", "zeros")
+
+
+@dataclass(frozen=True)
+class AnimaTokens:
+    """The ids of one caption, unpadded; neither is ever empty."""
+
+    qwen_ids: tuple[int, ...]
+    t5_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AnimaConditioning:
+    """What a batch is conditioned on, padded at the right; masks are 1 at real positions.
+
+    qwen_hidden: (B, S, D), last hidden states of Qwen after its final norm   qwen_mask: (B, S)
+    t5_ids:      (B, T)   t5_mask: (B, T); all 0 for a caption whose context is zeros
+    """
+
+    qwen_hidden: Tensor
+    qwen_mask: Tensor
+    t5_ids: Tensor
+    t5_mask: Tensor
+
+    def to(self, device: torch.device | str) -> AnimaConditioning:
+        """The same conditioning on `device`."""
+        return AnimaConditioning(
+            qwen_hidden=self.qwen_hidden.to(device, non_blocking=True),
+            qwen_mask=self.qwen_mask.to(device, non_blocking=True),
+            t5_ids=self.t5_ids.to(device, non_blocking=True),
+            t5_mask=self.t5_mask.to(device, non_blocking=True),
+        )
+
+
+def unescape(caption: str) -> str:
+    r"""The caption with ComfyUI's escapes `\(` and `\)` as plain parentheses."""
+    return caption.replace("\\(", "(").replace("\\)", ")")
+
+
+class AnimaTokenizeStrategy(TokenizeStrategy):
+    """Captions to the ids that ComfyUI would make of them.
+
+    qwen_max_length, t5_max_length: upper limits in tokens (T5's includes its </s>); None cuts
+    nothing. Cut captions are counted once each.
+    """
+
+    def __init__(
+        self,
+        qwen_tokenizer: PreTrainedTokenizerBase,
+        t5_tokenizer: PreTrainedTokenizerBase,
+        *,
+        qwen_max_length: int | None = None,
+        t5_max_length: int | None = None,
+    ) -> None:
+        self.qwen_tokenizer = qwen_tokenizer
+        self.t5_tokenizer = t5_tokenizer
+        self.qwen_max_length = qwen_max_length
+        self.t5_max_length = t5_max_length
+        self._cut: dict[str, str] = {}
+
+    def tokenize(self, caption: str) -> AnimaTokens:
+        """The ids of one caption. "" gives Qwen's pad token and T5's </s>, one token each."""
+        text = unescape(caption)
+        qwen_ids = encode(self.qwen_tokenizer, text) or [self.qwen_tokenizer.pad_token_id]
+        t5_ids = encode(self.t5_tokenizer, text)
+        kept_qwen = qwen_ids[: self.qwen_max_length]
+        kept_t5 = t5_ids
+        if self.t5_max_length is not None and len(t5_ids) > self.t5_max_length:
+            kept_t5 = [*t5_ids[: self.t5_max_length - 1], t5_ids[-1]]  # </s> stays at the end
+        if len(kept_qwen) < len(qwen_ids) or len(kept_t5) < len(t5_ids):
+            self._cut[caption] = (
+                f"Qwen {len(qwen_ids)} -> {len(kept_qwen)}, T5 {len(t5_ids)} -> {len(kept_t5)}"
+            )
+        return AnimaTokens(tuple(kept_qwen), tuple(kept_t5))
+
+    @property
+    def cut_captions(self) -> int:
+        """How many different captions were longer than a limit so far."""
+        return len(self._cut)
+
+    def report(self) -> str:
+        """Warn of the captions that were cut, if any, with an example; return what was said."""
+        if not self._cut:
+            return ""
+        caption, lengths = next(iter(self._cut.items()))
+        message = (
+            f"{self.cut_captions} captions are longer than the token limit and were cut, for example"
+            f' "{caption[:60]}..." ({lengths} tokens). Without --qwen3_max_token_length and'
+            " --t5_max_token_length nothing is cut."
+        )
+        logger.warning(message)
+        return message
+
+
+class AnimaTextEncodingStrategy(TextEncodingStrategy):
+    """Ids to Qwen's hidden states, and the padding of a batch.
+
+    empty_caption: "encode" gives "" the hidden state of one pad token, as ComfyUI does; "zeros"
+    gives it a context of zeros, as other trainers do.
+    """
+
+    def __init__(
+        self,
+        tokenize: AnimaTokenizeStrategy,
+        qwen_model: nn.Module,
+        *,
+        empty_caption: str = "encode",
+    ) -> None:
+        assert empty_caption in EMPTY_CAPTION, empty_caption
+        self.qwen_model = qwen_model
+        self.zero_tokens = tokenize.tokenize("") if empty_caption == "zeros" else None
+
+    @torch.no_grad()
+    def encode_tokens(self, tokens: AnimaTokens) -> TextOutputs:
+        """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,), t5_mask (T,)."""
+        t5_ids = torch.tensor(tokens.t5_ids)
+        if tokens == self.zero_tokens:
+            width = self.qwen_model.config.hidden_size
+            zeros = torch.zeros(1, width, dtype=self.qwen_model.dtype)
+            return {"qwen_hidden": zeros, "t5_ids": t5_ids, "t5_mask": torch.zeros_like(t5_ids)}
+        ids = torch.tensor([tokens.qwen_ids], device=self.qwen_model.device)
+        output = self.qwen_model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        hidden = output.last_hidden_state[0]
+        return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+
+    def collate(self, outputs: Sequence[TextOutputs]) -> AnimaConditioning:
+        """Pad at the right to the longest of the batch, with masks."""
+        hidden = [output["qwen_hidden"] for output in outputs]
+        real = [torch.ones(len(rows), dtype=torch.long, device=rows.device) for rows in hidden]
+        return AnimaConditioning(
+            qwen_hidden=pad_sequence(hidden, batch_first=True),
+            qwen_mask=pad_sequence(real, batch_first=True),
+            t5_ids=pad_sequence([output["t5_ids"] for output in outputs], batch_first=True),
+            t5_mask=pad_sequence([output["t5_mask"] for output in outputs], batch_first=True),
+        )
+
+
+class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
+    """Pictures to the normalized mean of the VAE's posterior."""
+
+    downscale = 8
+    channels = 16
+
+    def __init__(self, vae: nn.Module, identity: str) -> None:
+        self.vae = vae
+        self.identity = identity
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, 8H, 8W) in [-1, 1] -> (B, 16, H, W), float32 on the CPU."""
+        return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).float().cpu()
+
+
+class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
+    """Captions to what is stored of them: Qwen's states and T5 ids, so that the LLM adapter, which
+    reads both, stays trainable."""
+
+    def __init__(
+        self, tokenize: AnimaTokenizeStrategy, encoding: AnimaTextEncodingStrategy, identity: str
+    ) -> None:
+        self.tokenize = tokenize
+        self.encoding = encoding
+        self.identity = identity
+
+    def encode(self, caption: str) -> TextOutputs:
+        """The outputs for one caption, on the CPU."""
+        outputs = self.encoding.encode_tokens(self.tokenize.tokenize(caption))
+        return {name: tensor.cpu() for name, tensor in outputs.items()}
