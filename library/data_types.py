@@ -43,11 +43,15 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Which picture, in which epoch (from 0), the how-manieth repeat (from 0)."""
+    """Which picture, in which epoch (from 0), the how-manieth repeat (from 0).
+
+    batch: place of its batch in the epoch, over all ranks; token warm-up reads the time from it
+    """
 
     index: int
     epoch: int
     repeat: int
+    batch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
