@@ -1,0 +1,272 @@
+"""Caches are exact or rebuilt: invalidation one cause at a time, damage, interruption, NaN."""
+
+import logging
+import os
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from library.caches import cache_latents, cache_text
+from library.errors import DatasetError
+from library.images import load_pixels
+from tests.dataset_files import (
+    BUCKETS,
+    LetterEncoder,
+    ShrinkingEncoder,
+    catalogue_from,
+    catalogue_of,
+    draw,
+    folder_of,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return folder_of(tmp_path / "set", [(64, 64)] * 3 + [(128, 32)])
+
+
+def encoded(folder, encoder=None, *, batch_size=1, subset="", skip_check=False, **catalogue):
+    """How many pictures a new run over this folder encodes."""
+    encoder = encoder or ShrinkingEncoder()
+    images = catalogue_of(folder, subset=subset, **catalogue)
+    cache_latents(images, encoder, to_disk=True, batch_size=batch_size, skip_check=skip_check)
+    return sum(encoder.batches)
+
+
+def stored_files(folder):
+    return {path.name: path.read_bytes() for path in (folder / "_cache").iterdir()}
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_latents_are_what_the_encoder_gives_plain_and_mirrored(folder, to_disk):
+    catalogue = catalogue_of(folder, subset="flip_aug = true")
+    encoder = ShrinkingEncoder()
+    cache = cache_latents(catalogue, encoder, to_disk=to_disk, batch_size=2)
+    for image in catalogue.images:
+        pixels = load_pixels(image.path, image.plan)[None]
+        assert torch.equal(cache.get(image.key), encoder.encode(pixels)[0])
+        assert torch.equal(cache.get(image.key, True), encoder.encode(pixels.flip(-1))[0])
+    assert (folder / "_cache").exists() == to_disk
+
+
+def test_files_are_named_by_the_full_picture_name_size_and_flip(folder):
+    draw(folder / "0.jpg")
+    encoded(folder, subset="flip_aug = true")
+    expected = {
+        f"{name}_{size}{flip}.safetensors"
+        for name, size in [
+            ("0.png", "0064x0064"),
+            ("0.jpg", "0064x0064"),
+            ("1.png", "0064x0064"),
+            ("2.png", "0064x0064"),
+            ("3.png", "0128x0032"),
+        ]
+        for flip in ("", "_flip")
+    }
+    assert set(stored_files(folder)) == expected
+
+
+def test_a_second_run_encodes_nothing_and_says_so(folder, caplog):
+    assert encoded(folder) == 4
+    before = stored_files(folder)
+    with caplog.at_level(logging.INFO):
+        assert encoded(folder) == 0
+    assert "latents: 4 reused, 0 encoded" in caplog.messages
+    assert stored_files(folder) == before
+
+
+def test_a_changed_picture_is_encoded_anew_and_no_other(folder, caplog):
+    encoded(folder)
+    draw(folder / "1.png", seed=99)
+    with caplog.at_level(logging.INFO):
+        assert encoded(folder) == 1
+    assert "latents: 3 reused, 1 encoded, 1 of them outdated or damaged before" in caplog.messages
+
+
+def test_a_changed_time_alone_counts_as_a_changed_picture(folder):
+    encoded(folder)
+    os.utime(folder / "1.png", ns=(1, 1))
+    assert encoded(folder) == 1
+
+
+def test_another_encoder_rebuilds_everything(folder):
+    encoded(folder)
+    assert encoded(folder, ShrinkingEncoder("shrink-2")) == 4
+
+
+def test_another_resolution_is_stored_beside_the_first(folder):
+    encoded(folder)
+    smaller = BUCKETS.replace("resolution = 64", "resolution = 32")
+    assert encoded(folder, settings=smaller) == 4
+    assert encoded(folder) == 0
+
+
+def test_another_kernel_rebuilds_everything(folder):
+    encoded(folder)
+    assert encoded(folder, subset="resize_interpolation = 'bicubic'") == 4
+
+
+def test_asking_for_flips_adds_only_the_mirrored_ones(folder):
+    encoded(folder)
+    before = stored_files(folder)
+    assert encoded(folder, subset="flip_aug = true") == 4
+    after = stored_files(folder)
+    assert len(after) == 8 and before.items() <= after.items()
+
+
+def test_captions_do_not_concern_the_latents(folder):
+    encoded(folder)
+    (folder / "0.txt").write_text("other")
+    assert encoded(folder, subset="shuffle_caption = true") == 0
+
+
+@pytest.mark.parametrize("kept", [0, 4, 40, -1])
+def test_a_file_cut_short_is_rebuilt_to_the_same_bytes(folder, kept):
+    encoded(folder)
+    before = stored_files(folder)
+    path = folder / "_cache" / "1.png_0064x0064.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert encoded(folder) == 1
+    assert stored_files(folder) == before
+
+
+def test_a_foreign_file_is_rebuilt(folder):
+    encoded(folder)
+    path = folder / "_cache" / "1.png_0064x0064.safetensors"
+    save_file({"latents": torch.zeros(3, 8, 8)}, path)
+    assert encoded(folder) == 1
+    assert load_file(path)["latents"].abs().sum() > 0
+
+
+def test_skipping_the_check_trusts_name_and_shape_alone(folder):
+    encoded(folder)
+    draw(folder / "1.png", seed=99)
+    path = folder / "_cache" / "2.png_0064x0064.safetensors"
+    save_file({"latents": torch.zeros(3, 4, 4)}, path)
+    assert encoded(folder, skip_check=True) == 1
+
+
+def test_what_was_missing_does_not_change_what_is_stored(folder):
+    encoded(folder, batch_size=3)
+    before = stored_files(folder)
+    (folder / "_cache" / "1.png_0064x0064.safetensors").unlink()
+    encoder = ShrinkingEncoder()
+    encoded(folder, encoder, batch_size=3)
+    assert encoder.batches == [3]  # the whole batch again, as the catalogue fixes it
+    assert stored_files(folder) == before
+
+
+def test_batches_have_one_size_and_at_most_the_given_number(folder):
+    encoder = ShrinkingEncoder()
+    encoded(folder, encoder, batch_size=2)
+    assert sorted(encoder.batches) == [1, 1, 2]
+
+
+def test_two_datasets_that_resize_to_one_size_differently_keep_their_own(tmp_path):
+    folder = folder_of(tmp_path / "set", [(200, 64)])
+    dataset = f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{folder}'\n"
+    catalogue = catalogue_from(tmp_path, f"{dataset}{dataset}resize_interpolation = 'nearest'")
+    assert len({image.plan for image in catalogue.images}) == 1
+    encoder = ShrinkingEncoder()
+    cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1)
+    for image in catalogue.images:
+        kernel = image.subset.resize_interpolation
+        pixels = load_pixels(image.path, image.plan, interpolation=kernel)[None]
+        assert torch.equal(cache.get(image.key), encoder.encode(pixels)[0])
+
+
+class NaNForDark(ShrinkingEncoder):
+    def encode(self, pixels):
+        latents = super().encode(pixels)
+        latents[pixels.mean(dim=(1, 2, 3)) < -0.9] = float("nan")
+        return latents
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_latents_that_are_not_finite_are_an_error_naming_the_picture(folder, to_disk):
+    Image.new("RGB", (64, 64)).save(folder / "2.png")
+    with pytest.raises(DatasetError, match=r"2\.png.*NaN") as caught:
+        cache_latents(catalogue_of(folder), NaNForDark(), to_disk=to_disk, batch_size=2)
+    assert len(caught.value.problems) == 1
+    if to_disk:  # the others are stored: the next run has less to do
+        assert len(stored_files(folder)) == 3
+
+
+def test_a_picture_damaged_inside_is_an_error_naming_it_and_the_rest_is_kept(folder):
+    catalogue = catalogue_of(folder)
+    content = (folder / "1.png").read_bytes()
+    half = len(content) // 2
+    (folder / "1.png").write_bytes(content[:half] + b"\0" * 64 + content[half + 64 :])
+    with pytest.raises(DatasetError, match=r"1\.png"):
+        cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+    assert len(stored_files(folder)) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_encoded(folder):
+    (folder / "_cache").write_text("in the way")
+    encoder = ShrinkingEncoder()
+    with pytest.raises(DatasetError, match="cannot be written"):
+        encoded(folder, encoder)
+    assert encoder.batches == []
+    with pytest.raises(DatasetError, match="cannot be written"):
+        cache_text({"a": folder}, LetterEncoder(), to_disk=True)
+
+
+def test_very_long_picture_names_can_be_cached(tmp_path):
+    name = "长" * 80 + ".png"
+    draw(tmp_path / "set" / name)
+    assert encoded(tmp_path / "set") == 1
+    assert encoded(tmp_path / "set") == 0
+
+
+def test_a_cache_file_lost_during_the_run_is_an_error_that_says_what_to_do(folder):
+    catalogue = catalogue_of(folder)
+    cache = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+    (folder / "_cache" / "0.png_0064x0064.safetensors").unlink()
+    with pytest.raises(DatasetError, match="Start again"):
+        cache.get("0.0/0.png")
+
+
+def texts(folder, *captions, encoder=None):
+    """The captions that a new run encodes."""
+    encoder = encoder or LetterEncoder()
+    cache_text(dict.fromkeys(captions, folder), encoder, to_disk=True)
+    return encoder.captions
+
+
+def test_text_is_encoded_once_per_caption_and_encoder(folder):
+    assert texts(folder, "a, b", "c") == ["a, b", "c"]
+    assert texts(folder, "c", "a, b", "a") == ["a"]
+    assert texts(folder, "c", "a", encoder=LetterEncoder("letters-2")) == ["c", "a"]
+    assert len(stored_files(folder)) == 3
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_text_comes_back_as_it_was_encoded(folder, to_disk):
+    encoder = LetterEncoder()
+    cache = cache_text(dict.fromkeys(["", "abc, 长"], folder), encoder, to_disk=to_disk)
+    for caption in ("", "abc, 长"):
+        stored, expected = cache.get(caption), encoder.encode(caption)
+        assert stored.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(stored[name], value) and stored[name].dtype == value.dtype
+
+
+def test_a_damaged_text_file_is_rebuilt(folder):
+    texts(folder, "abc")
+    before = stored_files(folder)
+    (path,) = (folder / "_cache").iterdir()
+    path.write_bytes(path.read_bytes()[:-3])
+    assert texts(folder, "abc") == ["abc"]
+    assert stored_files(folder) == before
+
+
+def test_text_outputs_that_are_not_finite_are_an_error_naming_the_caption(folder):
+    class Broken(LetterEncoder):
+        def encode(self, caption):
+            return {"hidden": torch.tensor([float("inf")])}
+
+    with pytest.raises(DatasetError, match="'abc'"):
+        cache_text({"abc": folder}, Broken(), to_disk=False)
