@@ -1,0 +1,108 @@
+"""Classes and keyword arguments named by the user: dotted class paths and key=value lists.
+
+Values are read with ast.literal_eval, never executed; what the class does not take is an error that
+names what it does take.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from library.errors import ConfigError, Problem
+from library.utils import nearest_name
+
+
+def parse_assignments(
+    items: Sequence[str] | None, flag: str
+) -> tuple[dict[str, Any], list[Problem]]:
+    """The `key=value` items of `--flag` as keywords, values read as Python literals; and what is wrong."""
+    found: dict[str, Any] = {}
+    problems = []
+    for item in items or ():
+        key, separator, text = (part.strip() for part in item.partition("="))
+        if not separator or not key.isidentifier():
+            problems.append(
+                Problem("expected key=value, e.g. weight_decay=0.01.", item, f"--{flag}")
+            )
+        elif key in found:
+            problems.append(Problem(f"{key} is given twice. Remove one.", item, f"--{flag}"))
+        else:
+            try:
+                found[key] = ast.literal_eval(text)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                problems.append(Problem(_unreadable(key, text), item, f"--{flag}"))
+    return found, problems
+
+
+def _unreadable(key: str, text: str) -> str:
+    if text.lower() in ("true", "false", "none"):
+        return f"{text} is not a Python value. Write {key}={text.capitalize()}."
+    return (
+        f"{text or 'the empty text'} is not a Python value: expected a number, True, False, None, "
+        f"a tuple such as 0.9,0.99, or text in quotes: {key}='{text}'."
+    )
+
+
+def is_installed(package: str) -> bool:
+    """Whether a top-level package can be found; it is not imported."""
+    return importlib.util.find_spec(package) is not None
+
+
+def import_class(path: str, flag: str, requirement: str | None = None) -> type:
+    """The class at a dotted path; a ConfigError says which part of the path is wrong.
+
+    requirement: what to give to `pip install` when the package is missing; its name when None.
+    """
+    module_name, _, name = path.rpartition(".")
+    package = path.partition(".")[0]
+    if not is_installed(package):
+        raise ConfigError(
+            f"--{flag} {path}: the package {package} is not installed. "
+            f"Run: pip install {requirement or package}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--{flag} {path}: {module_name} cannot be imported ({error})."
+        ) from error
+    found = getattr(module, name, None)
+    if not inspect.isclass(found):
+        near = nearest_name(name, [each for each in dir(module) if not each.startswith("_")])
+        hint = f" Did you mean {module_name}.{near}?" if near else ""
+        raise ConfigError(f"--{flag} {path}: {module_name} has no class {name}.{hint}")
+    return found
+
+
+def check_keywords(
+    function: Any, given: Mapping[str, Any], flag: str, own: Mapping[str, str]
+) -> list[Problem]:
+    """A problem for each given keyword that `function` does not take.
+
+    own: keywords that may not be given, and where their value comes from instead
+    """
+    parameters = inspect.signature(function).parameters
+    takes = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in own
+    ]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    problems = []
+    for name in given:
+        if name in own:
+            message = f"is set by {own[name]}. Remove it here."
+        elif name in takes or takes_any:
+            continue
+        else:
+            near = nearest_name(name, takes)
+            hint = f"Did you mean {near}?" if near else f"It takes {', '.join(takes) or 'nothing'}."
+            message = f"{function.__name__} takes no such argument. {hint}"
+        problems.append(Problem(message, name, f"--{flag}"))
+    return problems
