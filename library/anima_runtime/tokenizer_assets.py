@@ -161,7 +161,9 @@ def missing_files(kind: TokenizerKind, path: Path) -> str:
     if path.is_file():
         usable = path.name in kind.single_files and _has_content(path)
         return "" if usable else f"a folder, or the file {' or '.join(kind.single_files)}"
-    lacking = [[name for name in files if not _has_content(path / name)] for files in kind.file_sets]
+    lacking = [
+        [name for name in files if not _has_content(path / name)] for files in kind.file_sets
+    ]
     if not all(lacking):
         return ""
     return ", or ".join(" and ".join(names) for names in lacking)
@@ -176,7 +178,9 @@ def check_tokenizer(kind: str, tokenizer: PreTrainedTokenizerBase, table_rows: i
     """
     facts = KINDS[kind]
     is_real = table_rows == facts.real_rows
-    problems = _special_token_problems(facts, tokenizer, is_real) + _smoke_problems(facts, tokenizer)
+    problems = _special_token_problems(facts, tokenizer, is_real) + _smoke_problems(
+        facts, tokenizer
+    )
     if is_real:
         problems += _known_id_problems(facts, tokenizer)
     problems += _range_problems(tokenizer, table_rows)
