@@ -1,0 +1,38 @@
+"""One attention function, two backends, chosen once per model."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+from torch.nn import functional as F
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("torch", "xformers")
+
+
+def choose_backend(name: str) -> str:
+    """`name`, or torch with one warning when xformers is not installed."""
+    assert name in BACKENDS, name
+    if name == "xformers":
+        try:
+            import xformers.ops  # noqa: F401
+        except ImportError:
+            logger.warning("xformers is not installed: torch's own attention is used instead.")
+            return "torch"
+    return name
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str) -> Tensor:
+    """softmax(q k^T / sqrt(hd)) v. q (B, Lq, heads, hd), k v (B, Lk, heads, hd) -> (B, Lq, heads*hd).
+
+    mask: boolean (B, 1, 1, Lk), True where a key may be seen. xformers has no CPU kernels, so tensors
+    on the CPU, and masked calls, go to torch whatever the backend.
+    """
+    if backend == "xformers" and q.is_cuda and mask is None:
+        from xformers.ops import memory_efficient_attention
+
+        return memory_efficient_attention(q, k, v).flatten(2)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

@@ -1,0 +1,122 @@
+"""Anima: a Cosmos-Predict2-style DiT whose text context is made by an LLM adapter inside it.
+
+Notable: sigma itself is the timestep, float32 into the sinusoid; a 17th input channel is the padding
+mask, zero for training pictures; the text context is zero-padded to at least 512 rows and attended to
+without a mask; patches go in ordered (channel, row, column) and come out (row, column, channel).
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from library.anima_backend.modelling.attention import choose_backend
+from library.anima_backend.modelling.layers import (
+    EPS,
+    Attention,
+    Block,
+    FinalLayer,
+    PatchEmbed,
+    TimestepMLP,
+    sinusoid,
+)
+from library.anima_backend.modelling.llm_adapter import LLMAdapter
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.rope import image_rope
+
+MIN_CONTEXT = 512
+
+
+class Anima(nn.Module):
+    """Velocity from noisy latents, sigma and text. Module paths are the checkpoint's keys."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        self.params = params
+        self.x_embedder = PatchEmbed(params)
+        self.t_embedder = nn.Sequential(nn.Identity(), TimestepMLP(params.model_dim))
+        self.t_embedding_norm = nn.RMSNorm(params.model_dim, eps=EPS)
+        self.blocks = nn.ModuleList(Block(params) for _ in range(params.num_blocks))
+        self.final_layer = FinalLayer(params)
+        self.llm_adapter = LLMAdapter(params.llm_adapter)
+        self.checkpointing = "off"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.final_layer.linear.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.final_layer.linear.weight.device
+
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        qwen_hidden: Tensor | None = None,
+        t5_ids: Tensor | None = None,
+        *,
+        qwen_mask: Tensor | None = None,
+        t5_mask: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """(B, 16, H, W) velocity; H, W even. sigma (B,) in [0, 1]. `context` given skips the adapter."""
+        if context is None:
+            context = self.preprocess_text_embeds(
+                qwen_hidden, t5_ids, qwen_mask=qwen_mask, t5_mask=t5_mask
+            )
+        height, width = latents.shape[2] // self.params.patch, latents.shape[3] // self.params.patch
+        x = self.x_embedder(F.pad(latents.to(self.dtype), (0, 0, 0, 0, 0, 1)))  # the mask channel
+        if self.dtype == torch.float16:
+            x = x.float()  # the residual stream outgrows float16
+        features = sinusoid(sigma, self.params.model_dim).to(self.dtype)
+        time = (self.t_embedding_norm(features), self.t_embedder(features))
+        rope = image_rope(height, width, self.params.head_dim, latents.device)
+        context = context.to(self.dtype)
+        for block in self.blocks:
+            x = self.run_block(block, x, context, time, rope)
+        patches = self.final_layer(x, time)  # (B, h*w, p*p*C)
+        p = self.params.patch
+        patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+    def preprocess_text_embeds(
+        self,
+        qwen_hidden: Tensor,
+        t5_ids: Tensor,
+        *,
+        qwen_mask: Tensor | None = None,
+        t5_mask: Tensor | None = None,
+    ) -> Tensor:
+        """The text context (B, max(512, T), X): the adapter's rows, zero where T5 is padded."""
+        rows = self.llm_adapter(qwen_hidden.to(self.dtype), t5_ids, qwen_mask, t5_mask)
+        if t5_mask is not None:
+            rows = rows * t5_mask.to(rows)[..., None]
+        return F.pad(rows, (0, 0, 0, max(0, MIN_CONTEXT - rows.shape[1])))
+
+    def run_block(self, block: Block, *inputs: object) -> Tensor:
+        if self.checkpointing == "off" or not torch.is_grad_enabled():
+            return block(*inputs)
+        offload = contextlib.nullcontext()
+        if self.checkpointing == "cpu_offload":
+            offload = torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
+        with offload:
+            return checkpoint(block, *inputs, use_reentrant=False)
+
+    def enable_gradient_checkpointing(self, cpu_offload: bool = False) -> None:
+        """Recompute each block in the backward pass; cpu_offload keeps the blocks' inputs in RAM."""
+        self.checkpointing = "cpu_offload" if cpu_offload else "on"
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.checkpointing = "off"
+
+    def set_attention_backend(self, name: str) -> None:
+        """torch or xformers, for the DiT's attentions."""
+        backend = choose_backend(name)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.backend = backend

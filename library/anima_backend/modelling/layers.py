@@ -1,0 +1,148 @@
+"""The DiT's parts: timestep embedding, patches, modulation, attention, feed-forward, block."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from library.anima_backend.modelling.attention import attention
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.rope import rotate
+
+EPS = 1e-6
+
+
+def sinusoid(sigma: Tensor, dim: int) -> Tensor:
+    """(B,) float32 -> (B, 1, dim) float32: [cos | sin] of sigma times 10000 ** -(i / (dim/2))."""
+    steps = torch.arange(dim // 2, dtype=torch.float32, device=sigma.device)
+    angles = sigma.float()[:, None, None] * torch.exp(steps * (-math.log(10000) / (dim // 2)))
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepMLP(nn.Module):
+    """The sinusoid -> the 3D values shared by all modulations (`adaln_lora`)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(dim, dim, bias=False)
+        self.linear_2 = nn.Linear(dim, 3 * dim, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(features)))
+
+
+class PatchEmbed(nn.Module):
+    """(B, C+1, H, W) -> (B, H/p * W/p, D); a token's inputs are ordered channel, row, column."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        self.patch = params.patch
+        inputs = (params.channels + 1) * params.patch**2
+        self.proj = nn.Sequential(nn.Identity(), nn.Linear(inputs, params.model_dim, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.patch
+        x = x.unflatten(2, (-1, p)).unflatten(4, (-1, p))  # (B, C, h, p, w, p)
+        return self.proj(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
+
+
+class Modulation(nn.Sequential):
+    """SiLU, Linear, Linear, plus the shared values: shift, scale and, in blocks, gate; (B, 1, D) each."""
+
+    def __init__(self, params: DiTParams, chunks: int) -> None:
+        super().__init__(
+            nn.SiLU(),
+            nn.Linear(params.model_dim, params.adaln_dim, bias=False),
+            nn.Linear(params.adaln_dim, chunks * params.model_dim, bias=False),
+        )
+        self.chunks = chunks
+
+    def forward(self, embedded: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
+        values = super().forward(embedded)
+        return (values + shared[..., : values.shape[-1]]).chunk(self.chunks, dim=-1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then x (1 + scale) + shift; in the dtype of shift."""
+    x = F.layer_norm(x, x.shape[-1:], eps=EPS).to(shift.dtype)
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Attention(nn.Module):
+    """Self-attention (rope given) or attention to the text; q and k normalised per head first."""
+
+    def __init__(self, params: DiTParams, key_dim: int) -> None:
+        super().__init__()
+        dim = params.model_dim
+        self.head_dim, self.backend = params.head_dim, "torch"
+        self.q_proj = nn.Linear(dim, dim, bias=False)
+        self.k_proj = nn.Linear(key_dim, dim, bias=False)
+        self.v_proj = nn.Linear(key_dim, dim, bias=False)
+        self.output_proj = nn.Linear(dim, dim, bias=False)
+        self.q_norm = nn.RMSNorm(params.head_dim, eps=EPS)
+        self.k_norm = nn.RMSNorm(params.head_dim, eps=EPS)
+
+    def forward(self, x: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+        split = (-1, self.head_dim)
+        q = self.q_norm(self.q_proj(x).unflatten(-1, split))
+        k = self.k_norm(self.k_proj(source).unflatten(-1, split))
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        v = self.v_proj(source).unflatten(-1, split)
+        return self.output_proj(attention(q, k, v, None, self.backend))
+
+
+class FeedForward(nn.Module):
+    """Exact GELU between two linears without bias."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.layer1 = nn.Linear(dim, hidden, bias=False)
+        self.layer2 = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer2(F.gelu(self.layer1(x)))
+
+
+class Block(nn.Module):
+    """Self-attention, attention to the text, feed-forward: x += gate * f(modulated x)."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        self.self_attn = Attention(params, params.model_dim)
+        self.cross_attn = Attention(params, params.text_dim)
+        self.mlp = FeedForward(params.model_dim, params.mlp_dim)
+        self.adaln_modulation_self_attn = Modulation(params, 3)
+        self.adaln_modulation_cross_attn = Modulation(params, 3)
+        self.adaln_modulation_mlp = Modulation(params, 3)
+
+    def forward(
+        self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """x (B, L, D), context (B, T, X), time = (embedded (B, 1, D), shared (B, 1, 3D))."""
+        shift, scale, gate = self.adaln_modulation_self_attn(*time)
+        normed = modulate(x, shift, scale)
+        x = torch.addcmul(x, gate.to(x), self.self_attn(normed, normed, rope).to(x))
+        shift, scale, gate = self.adaln_modulation_cross_attn(*time)
+        x = torch.addcmul(
+            x, gate.to(x), self.cross_attn(modulate(x, shift, scale), context, None).to(x)
+        )
+        shift, scale, gate = self.adaln_modulation_mlp(*time)
+        return torch.addcmul(x, gate.to(x), self.mlp(modulate(x, shift, scale)).to(x))
+
+
+class FinalLayer(nn.Module):
+    """Modulated tokens -> patches, ordered row, column, channel (unlike the embedding)."""
+
+    def __init__(self, params: DiTParams) -> None:
+        super().__init__()
+        outputs = params.channels * params.patch**2
+        self.linear = nn.Linear(params.model_dim, outputs, bias=False)
+        self.adaln_modulation = Modulation(params, 2)
+
+    def forward(self, x: Tensor, time: tuple[Tensor, Tensor]) -> Tensor:
+        shift, scale = self.adaln_modulation(*time)
+        return self.linear(modulate(x, shift, scale))

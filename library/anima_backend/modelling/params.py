@@ -1,0 +1,80 @@
+"""Sizes of the networks, read off a checkpoint's tensor shapes: nothing is looked up by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def count_blocks(shapes: Shapes, prefix: str) -> int:
+    """How many numbered blocks there are under `prefix`."""
+    numbers = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMAdapterParams:
+    """vocab: rows of the T5 id embedding; source: Qwen's width; target: the DiT's text width."""
+
+    vocab: int
+    source_dim: int
+    target_dim: int
+    model_dim: int
+    head_dim: int
+    mlp_dim: int
+    num_blocks: int
+
+    @staticmethod
+    def from_state_shapes(shapes: Shapes) -> LLMAdapterParams:
+        """From keys without the `llm_adapter.` prefix."""
+        query = shapes["blocks.0.self_attn.q_proj.weight"]
+        return LLMAdapterParams(
+            vocab=shapes["embed.weight"][0],
+            source_dim=shapes["blocks.0.cross_attn.k_proj.weight"][1],
+            target_dim=shapes["embed.weight"][1],
+            model_dim=query[1],
+            head_dim=shapes["blocks.0.self_attn.q_norm.weight"][0],
+            mlp_dim=shapes["blocks.0.mlp.0.weight"][0],
+            num_blocks=count_blocks(shapes, "blocks."),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiTParams:
+    """channels: of the latents, without the mask channel; patch: side of a patch in latent cells."""
+
+    channels: int
+    patch: int
+    model_dim: int
+    head_dim: int
+    text_dim: int
+    adaln_dim: int
+    mlp_dim: int
+    num_blocks: int
+    llm_adapter: LLMAdapterParams
+
+    @property
+    def num_heads(self) -> int:
+        return self.model_dim // self.head_dim
+
+    @staticmethod
+    def from_state_shapes(shapes: Shapes) -> DiTParams:
+        """From keys without prefix; KeyError when a tensor that decides a size is missing."""
+        patch = 2
+        model_dim, patch_inputs = shapes["x_embedder.proj.1.weight"]
+        prefix = "llm_adapter."
+        adapter = {k[len(prefix) :]: v for k, v in shapes.items() if k.startswith(prefix)}
+        return DiTParams(
+            channels=patch_inputs // patch**2 - 1,
+            patch=patch,
+            model_dim=model_dim,
+            head_dim=shapes["blocks.0.self_attn.q_norm.weight"][0],
+            text_dim=shapes["blocks.0.cross_attn.k_proj.weight"][1],
+            adaln_dim=shapes["final_layer.adaln_modulation.1.weight"][0],
+            mlp_dim=shapes["blocks.0.mlp.layer1.weight"][0],
+            num_blocks=count_blocks(shapes, "blocks."),
+            llm_adapter=LLMAdapterParams.from_state_shapes(adapter),
+        )

@@ -1,0 +1,58 @@
+"""Rotary positions: one axis for the LLM adapter, three axes (time, height, width) for the DiT.
+
+A rotation turns element j of a head together with element j + head_dim/2. Tables are float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+THETA = 10000.0
+DIT_RATIOS = {"t": 1.0, "h": 4.0, "w": 4.0}
+"""Extrapolation of each axis: theta becomes theta * ratio ** (d / (d - 2)), d being the axis's share."""
+
+
+def frequencies(dim: int, ratio: float = 1.0, device: torch.device | None = None) -> Tensor:
+    """(dim/2,) angular frequencies, float32."""
+    theta = THETA * ratio ** (dim / (dim - 2)) if dim > 2 else THETA
+    steps = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    return theta**-steps
+
+
+def text_rope(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (length, head_dim/2) for positions 0..length-1."""
+    positions = torch.arange(length, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, frequencies(head_dim, device=device))
+    return angles.cos(), angles.sin()
+
+
+def image_rope(
+    height: int, width: int, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (height*width, head_dim/2) for one frame; tokens run row by row.
+
+    height, width: in patches. The angles of a token are those of its [time | row | column].
+    """
+    side = head_dim // 6 * 2
+    shares = {"t": head_dim - 2 * side, "h": side, "w": side}
+    axes = {name: frequencies(dim, DIT_RATIOS[name], device) for name, dim in shares.items()}
+    rows = torch.arange(height, dtype=torch.float32, device=device)[:, None] * axes["h"]
+    columns = torch.arange(width, dtype=torch.float32, device=device)[:, None] * axes["w"]
+    still = torch.zeros(height, width, axes["t"].numel(), device=device)
+    angles = torch.cat(
+        [
+            still,
+            rows[:, None].expand(height, width, -1),
+            columns[None].expand(height, width, -1),
+        ],
+        dim=-1,
+    ).flatten(0, 1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """x (B, L, heads, hd) turned by cos, sin (L, hd/2); computed in float32, returned in x's dtype."""
+    cos, sin = (table[None, :, None] for table in rope)
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)

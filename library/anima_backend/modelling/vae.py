@@ -1,0 +1,78 @@
+"""The Qwen-Image VAE for single pictures: a thin wrapper around diffusers' AutoencoderKLQwenImage.
+
+4-D in and out. For one frame the causal 3-D convolutions see two frames of zeros and the picture, so
+only the last tap in time counts: they are replaced by 2-D ones with that tap (the same latents to
+rounding, in less time and memory).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DOWNSCALE = 8
+CHANNELS = 16
+
+
+class SingleFrameConv(nn.Module):
+    """A causal 3-D convolution at its first frame, (B, C, 1, H, W) -> (B, C', 1, H', W')."""
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        left, right, top, bottom = conv._padding[:4]
+        assert left == right and top == bottom, "the padding of a picture is symmetric"
+        self.weight = nn.Parameter(conv.weight.detach()[:, :, -1].contiguous(), requires_grad=False)
+        self.bias = conv.bias
+        self.stride, self.padding = conv.stride[1:], (top, left)
+
+    def forward(self, x: Tensor, cache_x: None = None) -> Tensor:
+        assert cache_x is None and x.shape[2] == 1, "one frame only"
+        return F.conv2d(x[:, :, 0], self.weight, self.bias, self.stride, self.padding)[:, :, None]
+
+
+class QwenImageVAE(nn.Module):
+    """Pixels (B, 3, 8H, 8W) in [-1, 1] <-> normalised latents (B, 16, H, W)."""
+
+    def __init__(self, network: Any, single_frame: bool = True) -> None:
+        """network: a loaded AutoencoderKLQwenImage; single_frame False keeps its 3-D convolutions."""
+        super().__init__()
+        self.network = network
+        shape = (1, CHANNELS, 1, 1)
+        self.mean = torch.tensor(network.config.latents_mean).view(shape)
+        self.std = torch.tensor(network.config.latents_std).view(shape)
+        if single_frame:
+            fold_convolutions(network)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.quant_conv.bias.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.quant_conv.bias.device
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The posterior's mean, normalised, float32. Height and width must be multiples of 8."""
+        height, width = pixels.shape[-2:]
+        if height % DOWNSCALE or width % DOWNSCALE:
+            raise ValueError(f"pixels are {width}x{height}, expected multiples of {DOWNSCALE}")
+        moments = self.network.quant_conv(self.network.encoder(pixels.to(self.dtype)[:, :, None]))
+        mean = moments[:, :CHANNELS, 0].float()
+        return (mean - self.mean.to(mean)) / self.std.to(mean)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels, float32, not clamped (diffusers clamps, ComfyUI does not)."""
+        latents = latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
+        z = self.network.post_quant_conv(latents.to(self.dtype)[:, :, None])
+        return self.network.decoder(z)[:, :, 0].float()
+
+
+def fold_convolutions(network: nn.Module) -> None:
+    """Replace every causal 3-D convolution that a single picture passes through."""
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv3d) and not name.endswith("time_conv"):
+            parent, _, child = name.rpartition(".")
+            setattr(network.get_submodule(parent), child, SingleFrameConv(module))

@@ -1,0 +1,311 @@
+"""Model files to frozen modules on a device in a dtype.
+
+A network is built without memory, the file is memory-mapped, and its tensors become the network's own:
+a checkpoint in the wanted dtype costs no memory beyond the mapped file. What is missing, unexpected or
+of another kind is an error with names.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
+from torch import Tensor, nn
+
+from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.vae import QwenImageVAE
+from library.anima_runtime import key_mapping
+from library.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from transformers import Qwen3Config, Qwen3Model
+
+logger = logging.getLogger(__name__)
+
+NAMES_SHOWN = 8
+QUANTISED_KEYS = ("comfy_quant", "scaled_fp8", "weight_scale", "scale_weight", "scale_input")
+FLOATS = ("F64", "F32", "F16", "BF16")
+QWEN_ROPE_THETA = 1e6
+QWEN_NORM_EPS = 1e-6
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+# ---- reading safetensors ---------------------------------------------------------------------
+
+
+def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
+    """Shape and dtype name of every tensor of a safetensors file, from its header alone."""
+    path = Path(path)
+    if not path.exists():
+        raise ModelFileError(f"{path}: no such file; expected {what}.")
+    if path.is_dir():
+        raise ModelFileError(f"{path}: is a folder, expected a .safetensors file with {what}.")
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}
+            shapes = {key: tuple(piece.get_shape()) for key, piece in slices.items()}
+            return shapes, {key: piece.get_dtype() for key, piece in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        message = f"not a whole .safetensors file ({error}). Download it again; expected {what}."
+        raise ModelFileError(message, source=str(path)) from error
+
+
+def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
+    """Every tensor of a file; mapped, or read into memory (mapped files are locked on Windows)."""
+    if disable_mmap:
+        return load_bytes(Path(path).read_bytes())
+    with safe_open(path, "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}
+
+
+def refuse_other_files(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
+    """Quantised weights are refused with the reason."""
+    marked = [key for key in dtypes if key.rpartition(".")[2] in QUANTISED_KEYS]
+    stored = [key for key, dtype in dtypes.items() if dtype not in FLOATS]
+    if marked or stored:
+        names = listed(marked or stored)
+        raise ModelFileError(
+            f"is a quantised checkpoint ({names}). Adapters are trained on the full weights: use the "
+            f"bf16 file of {what}.",
+            source=str(path),
+        )
+
+
+def wrong_kind(path: str | Path, what: str, shapes: Shapes) -> ModelFileError:
+    kind = key_mapping.guess_kind(shapes)
+    return ModelFileError(f"is {kind}; expected {what}.", source=str(path))
+
+
+def listed(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def check_entries(path: str | Path, wanted: Shapes, found: Shapes) -> None:
+    """Every wanted tensor, nothing else, and the right shapes; one error names all that is off."""
+    missing = sorted(wanted.keys() - found.keys())
+    unexpected = sorted(found.keys() - wanted.keys())
+    shared = sorted(wanted.keys() & found.keys())
+    misshapen = [
+        f"{name} {found[name]} instead of {wanted[name]}"
+        for name in shared
+        if found[name] != wanted[name]
+    ]
+    complaints = [
+        f"{len(names)} {title}: {listed(names)}"
+        for title, names in (
+            ("missing tensors", missing),
+            ("unexpected tensors", unexpected),
+            ("tensors of another shape", misshapen),
+        )
+        if names
+    ]
+    if complaints:
+        raise ModelFileError(
+            f"does not fit the network. {'; '.join(complaints)}.", source=str(path)
+        )
+
+
+def fill(
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> None:
+    """Make `tensors` the network's own, one by one in dtype on device; the network becomes frozen."""
+    network.load_state_dict(
+        {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()},
+        assign=True,
+    )
+    network.requires_grad_(False).eval()
+
+
+def shapes_of(network: nn.Module) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+# ---- DiT ---------------------------------------------------------------------------------------
+
+DIT = "Anima's DiT, e.g. anima-base-v1.0.safetensors"
+
+
+def inspect_transformer(
+    path: str | Path, llm_adapter_path: str | Path | None = None
+) -> tuple[DiTParams, str]:
+    """The sizes and the key prefix of a DiT file, from headers alone; raises if it does not fit."""
+    shapes, dtypes = read_header(path, DIT)
+    prefix = key_mapping.transformer_prefix(shapes)
+    if prefix is None:
+        raise wrong_kind(path, DIT, shapes)
+    refuse_other_files(path, DIT, dtypes)
+    found = key_mapping.transformer_entries(shapes, prefix)
+    if llm_adapter_path:
+        found = replace_adapter(found, adapter_shapes(llm_adapter_path))
+    try:
+        params = DiTParams.from_state_shapes(found)
+    except KeyError as error:
+        hint = ""
+        if not any(name.startswith(key_mapping.ADAPTER) for name in found):
+            hint = " It has no LLM adapter: give its file with --llm_adapter_path."
+        raise ModelFileError(f"lacks {error.args[0]}.{hint}", source=str(path)) from error
+    with torch.device("meta"):
+        check_entries(path, shapes_of(Anima(params)), found)
+    return params, prefix
+
+
+def adapter_shapes(path: str | Path) -> Shapes:
+    what = "an LLM adapter"
+    shapes, dtypes = read_header(path, what)
+    refuse_other_files(path, what, dtypes)
+    entries = key_mapping.adapter_entries(shapes)
+    if not entries:
+        raise wrong_kind(path, what, shapes)
+    return entries
+
+
+def replace_adapter(entries: Mapping, adapter: Mapping) -> dict:
+    """`entries` with everything under llm_adapter. taken from `adapter` instead."""
+    kept = {k: v for k, v in entries.items() if not k.startswith(key_mapping.ADAPTER)}
+    return {**kept, **{key_mapping.ADAPTER + k: v for k, v in adapter.items()}}
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    llm_adapter_path: str | Path | None = None,
+    attention_backend: str = "torch",
+    disable_mmap: bool = False,
+) -> Anima:
+    """The DiT with its LLM adapter, frozen."""
+    params, prefix = inspect_transformer(path, llm_adapter_path)
+    tensors = key_mapping.transformer_entries(read_tensors(path, disable_mmap), prefix)
+    if llm_adapter_path:
+        own = key_mapping.adapter_entries(read_tensors(llm_adapter_path, disable_mmap))
+        tensors = replace_adapter(tensors, own)
+    with torch.device("meta"):
+        network = Anima(params)
+    fill(network, tensors, device, dtype)
+    network.set_attention_backend(attention_backend)
+    return network
+
+
+# ---- VAE ---------------------------------------------------------------------------------------
+
+VAE = "the Qwen-Image VAE, e.g. qwen_image_vae.safetensors"
+
+
+def load_vae(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    disable_mmap: bool = False,
+) -> QwenImageVAE:
+    """The VAE from a file in the Wan 2.1 or the diffusers layout, or from a diffusers folder."""
+    from diffusers import AutoencoderKLQwenImage
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    path = vae_file(path)
+    shapes, dtypes = read_header(path, VAE)
+    original, converted = "decoder.head.0.gamma", "decoder.norm_out.gamma"
+    if original not in shapes and converted not in shapes:
+        raise wrong_kind(path, VAE, shapes)
+    refuse_other_files(path, VAE, dtypes)
+    tensors = read_tensors(path, disable_mmap)
+    if original in shapes:
+        tensors = convert_wan_vae_to_diffusers(tensors)
+    with torch.device("meta"):
+        network = AutoencoderKLQwenImage(base_dim=tensors[converted].shape[0])
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    check_entries(path, shapes_of(network), found)
+    fill(network, tensors, device, dtype)
+    return QwenImageVAE(network).requires_grad_(False).eval()
+
+
+def vae_file(path: str | Path) -> Path:
+    """`path`, or the weight file of a diffusers folder."""
+    inside = Path(path) / "diffusion_pytorch_model.safetensors"
+    return inside if Path(path).is_dir() and inside.is_file() else Path(path)
+
+
+# ---- Qwen3 -------------------------------------------------------------------------------------
+
+QWEN = "the Qwen3-0.6B text encoder, e.g. qwen_3_06b_base.safetensors"
+
+
+def load_qwen(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+    disable_mmap: bool = False,
+) -> Qwen3Model:
+    """The frozen text encoder, from a Hugging Face folder or from the single file."""
+    from transformers import Qwen3Config, Qwen3Model
+    from transformers.utils.logging import disable_progress_bar
+
+    files = qwen_files(path)
+    shapes, tensors = {}, {}
+    for file in files:
+        found, dtypes = read_header(file, QWEN)
+        refuse_other_files(file, QWEN, dtypes)
+        shapes.update(found)
+    named = key_mapping.qwen_entries(shapes)
+    if "layers.0.self_attn.q_norm.weight" not in named:
+        raise wrong_kind(path, QWEN, shapes)
+    for file in files:
+        tensors.update(key_mapping.qwen_entries(read_tensors(file, disable_mmap)))
+    config_file = Path(path) / "config.json"
+    if config_file.is_file():
+        config = Qwen3Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
+    else:
+        config = qwen_config(named)
+    with torch.device("meta"):
+        check_entries(path, shapes_of(Qwen3Model(config)), named)
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    disable_progress_bar()
+    model = Qwen3Model.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
+    return model.to(device).requires_grad_(False).eval()
+
+
+def qwen_files(path: str | Path) -> list[Path]:
+    """The weight files of a folder, or the single file itself."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelFileError(f"{path}: the folder holds no .safetensors file; expected {QWEN}.")
+    return files
+
+
+def qwen_config(shapes: Shapes) -> Qwen3Config:
+    """Sizes from the tensors; what tensors cannot say is Qwen3-0.6B's (transformers' default differs)."""
+    from transformers import Qwen3Config
+
+    first = "layers.0."
+    head_dim = shapes[first + "self_attn.q_norm.weight"][0]
+    vocab, hidden = shapes["embed_tokens.weight"]
+    layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers."))
+    return Qwen3Config(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=shapes[first + "mlp.gate_proj.weight"][0],
+        num_hidden_layers=layers,
+        num_attention_heads=shapes[first + "self_attn.q_proj.weight"][0] // head_dim,
+        num_key_value_heads=shapes[first + "self_attn.k_proj.weight"][0] // head_dim,
+        head_dim=head_dim,
+        rope_theta=QWEN_ROPE_THETA,
+        rms_norm_eps=QWEN_NORM_EPS,
+        tie_word_embeddings=True,
+    )
