@@ -1,0 +1,310 @@
+"""Step logs for TensorBoard, Weights & Biases and scripts, and the TensorBoard server of a run.
+
+One folder per run, <root>/<prefix><date and time>: event files in network_train/, the same numbers as
+JSON lines in loss.jsonl. tensorboard and wandb are imported when they are used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from library.errors import ConfigError, Problem
+from library.user_classes import check_keywords, is_installed
+
+if TYPE_CHECKING:
+    from library.run_config import LoggingOptions
+
+logger = logging.getLogger(__name__)
+
+LOG_WITH = {
+    "none": (),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "all": ("tensorboard", "wandb"),
+}
+DEFAULT_TRACKER_NAME = "network_train"
+SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
+PORTS_TRIED = 20
+
+
+class Writer(Protocol):
+    """One destination of step logs."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """Where a run's numbers go; without destinations every call does nothing."""
+
+    def __init__(
+        self,
+        run_dir: Path | None = None,
+        writers: tuple[Writer, ...] = (),
+        server: TensorBoardServer | None = None,
+    ) -> None:
+        self.run_dir = run_dir
+        self.writers = writers
+        self.server = server
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one step's numbers."""
+        for writer in self.writers:
+            writer.write(step, values)
+
+    def describe(self) -> list[str]:
+        """Lines that tell the user where the logs are."""
+        if self.run_dir is None:
+            return ["logs: none (--log_with none)"]
+        lines = [f"logs: {self.run_dir} (view with: tensorboard --logdir {self.run_dir.parent})"]
+        return lines + ([f"TensorBoard: {self.server.url}"] if self.server else [])
+
+    def close(self) -> None:
+        """Finish the files and stop the server."""
+        for writer in self.writers:
+            writer.close()
+        if self.server:
+            self.server.stop()
+        self.writers, self.server = (), None
+
+
+def create_trackers(
+    options: LoggingOptions | None,
+    *,
+    output_dir: str | Path | None,
+    output_name: str | None,
+    config: Mapping[str, Any],
+    now: datetime | None = None,
+) -> Trackers:
+    """The trackers that the options ask for; none at all for options None (processes but the first).
+
+    config: the run's settings, written for --log_config. now: the time in the folder's name.
+    """
+    chosen = LOG_WITH[options.log_with or "tensorboard"] if options else ()
+    if not chosen:
+        return Trackers()
+    problems = check_logging(options)
+    if problems:
+        raise ConfigError(problems)
+    root = log_root(options.logging_dir, output_dir)
+    run_dir = root / run_name(options.log_prefix, output_name, now or datetime.now())
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--logging_dir {root}: cannot be written ({error}).") from error
+    shown = {k: v for k, v in config.items() if k not in SECRETS} if options.log_config else {}
+    settings = _tracker_settings(options)
+    name = options.log_tracker_name or DEFAULT_TRACKER_NAME
+    writers: list[Writer] = [JsonLines(run_dir / "loss.jsonl")]
+    if "tensorboard" in chosen:
+        writers.append(TensorBoard(run_dir / name, shown, settings.get("tensorboard", {})))
+    if "wandb" in chosen:
+        keywords = {"dir": str(run_dir), "config": shown, **settings.get("wandb", {})}
+        if options.wandb_run_name:
+            keywords["name"] = options.wandb_run_name
+        writers.append(WeightsAndBiases(name, keywords, options.wandb_api_key))
+    return Trackers(run_dir, tuple(writers), _start_server(options, root, run_dir))
+
+
+# ---- names -----------------------------------------------------------------------------------------
+
+
+def log_root(logging_dir: str | None, output_dir: str | Path | None) -> Path:
+    """The folder of all runs' logs: --logging_dir, else <output_dir>/logs, else logs."""
+    if logging_dir:
+        return Path(logging_dir)
+    return Path(output_dir or ".") / "logs"
+
+
+def run_name(log_prefix: str | None, output_name: str | None, now: datetime) -> str:
+    """<prefix><YYYYMMDD_HHMMSS_ffffff>; the prefix is log_prefix as it is, else <output_name>_."""
+    prefix = log_prefix
+    if prefix is None:
+        prefix = f"{file_name_part(output_name)}_" if output_name else ""
+    return prefix + now.strftime("%Y%m%d_%H%M%S_%f")
+
+
+def file_name_part(text: str) -> str:
+    """Text as part of a file name on any system: letters and digits of any script stay."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip("._ ")[:80] or "run"
+
+
+# ---- checks ----------------------------------------------------------------------------------------
+
+
+def check_logging(options: LoggingOptions) -> list[Problem]:
+    """What is wrong with the logging options, found without importing a tracker."""
+    problems = []
+    chosen = LOG_WITH[options.log_with or "tensorboard"]
+    wanted = {*chosen, *(["tensorboard"] if options.auto_start_tensorboard else [])}
+    for package in sorted(wanted):
+        if not is_installed(package):
+            message = f"{package} is not installed. Run: pip install {package}"
+            problems.append(Problem(message, source="--log_with"))
+    try:
+        settings = _tracker_settings(options)
+    except ConfigError as error:
+        return problems + list(error.problems)
+    for name in settings:
+        if name not in LOG_WITH["all"] or not isinstance(settings[name], dict):
+            message = "expected tables [tensorboard] and [wandb] of arguments, nothing else."
+            problems.append(Problem(message, name, options.log_tracker_config))
+    return problems
+
+
+def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:
+    """Per tracker, further arguments from --log_tracker_config. Raises ConfigError."""
+    if not options.log_tracker_config:
+        return {}
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    path = Path(options.log_tracker_config)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--log_tracker_config {path}: cannot be read ({error}).") from error
+
+
+# ---- writers ---------------------------------------------------------------------------------------
+
+
+class JsonLines:
+    """One JSON object per step; what is not a finite number stands as NaN or Infinity."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard:
+    """Event files in `folder`; config as a text table. keywords: further ones of SummaryWriter."""
+
+    def __init__(
+        self, folder: Path, config: Mapping[str, Any], keywords: Mapping[str, Any]
+    ) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        own = {"self": "the trainer", "log_dir": "--logging_dir"}
+        problems = check_keywords(SummaryWriter, keywords, "log_tracker_config", own)
+        if problems:
+            raise ConfigError(problems)
+        self.writer = SummaryWriter(str(folder), **{"flush_secs": 10, **keywords})
+        if config:
+            rows = [f"| {name} | {_cell(value)} |" for name, value in sorted(config.items())]
+            self.writer.add_text("config", "\n".join(["| option | value |", "|---|---|", *rows]))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+class WeightsAndBiases:
+    """A run of the project `name`. keywords: of wandb.init."""
+
+    def __init__(self, name: str, keywords: Mapping[str, Any], api_key: str | None) -> None:
+        import wandb
+
+        if api_key:
+            wandb.login(key=api_key)
+        self.run = wandb.init(**{"project": name, **keywords})
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+# ---- the server ------------------------------------------------------------------------------------
+
+GUARD = """
+import os, subprocess, sys, threading
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+def end_with_the_run():
+    os.read(0, 1)
+    server.terminate()
+threading.Thread(target=end_with_the_run, daemon=True).start()
+try:
+    sys.exit(server.wait())
+finally:
+    server.kill()
+"""
+"""Runs the server and ends it when standard input closes: that happens, on any system, also when the
+training process is killed."""
+
+
+class TensorBoardServer:
+    """`tensorboard` in a process of its own, which ends with this one, however this one ends."""
+
+    def __init__(self, logdir: Path, host: str, port: int, log_file: Path) -> None:
+        self.url = f"http://{host}:{port}/"
+        server = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+        server += ["--host", host, "--port", str(port)]
+        with log_file.open("w", encoding="utf-8") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", GUARD, *server],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop(self) -> None:
+        """End the server and wait until it is gone."""
+        self.process.stdin.close()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def _start_server(options: LoggingOptions, root: Path, run_dir: Path) -> TensorBoardServer | None:
+    if not options.auto_start_tensorboard:
+        return None
+    port = free_port(options.tensorboard_host, options.tensorboard_port)
+    if port != options.tensorboard_port:
+        logger.warning("tensorboard_port %d is taken: using %d", options.tensorboard_port, port)
+    logdir = Path(options.tensorboard_logdir or root)
+    host = options.tensorboard_host
+    return TensorBoardServer(logdir, host, port, run_dir / "tensorboard_server.log")
+
+
+def free_port(host: str, first: int, tried: int = PORTS_TRIED) -> int:
+    """The first of `tried` ports from `first` on that nothing listens at."""
+    for port in range(first, first + tried):
+        with socket.socket() as probe:
+            if sys.platform != "win32":  # there, this option would allow taking a port in use
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError(
+        f"--tensorboard_port: nothing free at {host} from {first} to {first + tried - 1}. "
+        f"Choose another port, or leave auto_start_tensorboard out."
+    )
