@@ -1,0 +1,167 @@
+"""`network_args` -> a frozen dataclass: texts or typed values in, all problems in one error out.
+
+An argument is a dataclass field; its type says how its text is read. Unknown names and unreadable
+values are errors that name the nearest known name.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from library.errors import ConfigError, Problem
+from library.utils import nearest_name
+
+SOURCE = "network_args"
+TRUE_WORDS = ("true", "1", "yes", "y", "on", "t")
+FALSE_WORDS = ("false", "0", "no", "n", "off", "f")
+
+Pairs = tuple[tuple[str, float], ...]
+T = TypeVar("T")
+
+
+def parse_network_args(strings: Sequence[str] | None) -> dict[str, str]:
+    """["key=value", ...] -> {key: value}. Raises ConfigError for a word without = and for repeats."""
+    values: dict[str, str] = {}
+    problems = []
+    for string in strings or ():
+        key, equals, value = str(string).partition("=")
+        key = key.strip()
+        if not equals or not key:
+            problems.append(Problem("expected key=value.", string))
+        elif key in values and values[key] != value.strip():
+            problems.append(Problem("given twice, with different values.", key))
+        else:
+            values[key] = value.strip()
+    if problems:
+        raise ConfigError(problems, source=SOURCE)
+    return values
+
+
+def parse_arguments(
+    cls: type[T], values: Mapping[str, Any], *, aliases: Mapping[str, str] | None = None,
+    elsewhere: Mapping[str, str] | None = None,
+) -> T:  # fmt: skip
+    """Build `cls` from `values`; None means not given.
+
+    aliases: accepted name -> field.  elsewhere: known name that does not belong here -> what to do
+    """
+    aliases, elsewhere = aliases or {}, elsewhere or {}
+    readers = {field.name: READERS[str(field.type)] for field in fields(cls)}
+    read: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for given, value in values.items():
+        name = aliases.get(given, given)
+        if value is None:
+            continue
+        if name not in readers:
+            problems.append(unknown_argument(given, [*readers, *aliases], elsewhere))
+            continue
+        try:
+            result = readers[name](value)
+        except ValueError as error:
+            problems.append(Problem(f"{error}.", f"{given}={value}"))
+            continue
+        if name in read and read[name] != result:
+            problems.append(Problem(f"differs from {name}, of which it is another name.", given))
+        read[name] = result
+    problems += getattr(cls, "problems_of", lambda _: [])(read)
+    if problems:
+        raise ConfigError(problems, source=SOURCE)
+    return cls(**read)
+
+
+def unknown_argument(name: str, known: Sequence[str], elsewhere: Mapping[str, str]) -> Problem:
+    if name in elsewhere:
+        return Problem(elsewhere[name], name)
+    near = nearest_name(name, [*known, *elsewhere])
+    if near is None:
+        return Problem(f"no such argument. Known: {', '.join(known)}.", name)
+    note = f" That one: {elsewhere[near]}" if near in elsewhere else ""
+    return Problem(f"no such argument. Did you mean {near}?{note}", name)
+
+
+# ---- readers: a value, text or typed -> the field's type; ValueError says what was expected ------
+
+
+def read_bool(value: Any) -> bool:
+    word = str(value).strip().lower()
+    if word in TRUE_WORDS or word in FALSE_WORDS:
+        return word in TRUE_WORDS
+    near = nearest_name(word, ("true", "false"))
+    raise ValueError("expected true or false" + (f", perhaps {near}" if near else ""))
+
+
+def read_int(value: Any) -> int:
+    try:
+        number = float(str(value))
+    except ValueError:
+        raise ValueError("expected a whole number") from None
+    if isinstance(value, bool) or not number.is_integer():
+        raise ValueError("expected a whole number")
+    return int(number)
+
+
+def read_number(value: Any) -> float:
+    try:
+        number = float(str(value))
+    except ValueError:
+        raise ValueError("expected a number") from None
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError("expected a finite number")
+    return number
+
+
+def read_text(value: Any) -> str:
+    return str(value).strip()
+
+
+def read_list(value: Any) -> tuple[str, ...]:
+    """A sequence, a Python list as text, or texts parted by commas outside brackets."""
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            pass  # a regular expression that begins with a character class
+    parts = split_outside_brackets(value) if isinstance(value, str) else [str(v) for v in value]
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def read_pairs(value: Any) -> Pairs:
+    """regex=number,... -> ((regex, number), ...)."""
+    pairs = []
+    for part in read_list(value):
+        pattern, equals, number = part.rpartition("=")
+        if not equals or not pattern:
+            raise ValueError(f"expected regex=number,..., found {part!r}")
+        pairs.append((pattern.strip(), read_number(number)))
+    return tuple(pairs)
+
+
+def split_outside_brackets(text: str) -> list[str]:
+    """Split at commas that are not inside (), [] or {}, so that regexes such as a{1,2} stay whole."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+READERS: dict[str, Callable[[Any], Any]] = {
+    "bool": read_bool,
+    "bool | None": read_bool,
+    "int": read_int,
+    "int | None": read_int,
+    "float": read_number,
+    "float | None": read_number,
+    "str": read_text,
+    "tuple[str, ...]": read_list,
+    "tuple[str, ...] | None": read_list,
+    "Pairs": read_pairs,
+}

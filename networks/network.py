@@ -1,0 +1,353 @@
+"""AdapterNetwork: sd-scripts' network contract over adapters that live inside the model.
+
+A handle, not a module: the model owns the adapters once attached, so nothing is registered twice.
+NetworkModule is what a file given as --network_module has to offer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from library.errors import AdapterFileError, ConfigError, Problem
+from networks.adapted import AdaptedLinear, AdaptedNorm, merged_parameters
+from networks.adapters import LinearAdapter
+from networks.codec import ALPHA, DecodedFile, decode_tensors, encode, read_tensors, write_tensors
+from networks.placements import Placement, fill
+
+logger = logging.getLogger(__name__)
+
+NORM_EXPORTS = ("diff", "omit")
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What a network is beside its adapters.
+
+    kind:         LoRA or LoKr
+    modules:      kind -> the --network_module that makes it, for messages
+    network_args: the effective arguments, for the metadata
+    matches:      pattern -> how many modules it matched
+    paths:        every module of the model that could be adapted, to read files by
+    """
+
+    kind: str
+    modules: Mapping[str, str] = field(default_factory=dict)
+    network_args: Mapping[str, str] = field(default_factory=dict)
+    matches: Mapping[str, int] = field(default_factory=dict)
+    paths: frozenset[str] = frozenset()
+    loraplus_ratio: float | None = None
+    norm_export: str = "diff"
+
+
+class AdapterNetwork:
+    """All adapters of one run: attach them, train them, keep them, merge them."""
+
+    def __init__(
+        self, placements: Sequence[Placement], settings: NetworkSettings, multiplier: float = 1.0
+    ) -> None:
+        if all(placement.frozen for placement in placements):
+            raise ConfigError(
+                "nothing to train: no Linear and no norm is adapted, or every learning rate is 0. "
+                "See target_modules, train_norm and the component learning rates."
+            )
+        self.placements = list(placements)
+        self.settings = settings
+        self.trainable_dtype = torch.float32
+        self.model: nn.Module | None = None
+        self.set_multiplier(multiplier)
+
+    # ---- attaching -----------------------------------------------------------------------------
+
+    def apply_to(
+        self,
+        text_encoders: Any,
+        unet: nn.Module,
+        apply_text_encoder: bool = True,
+        apply_unet: bool = True,
+    ) -> None:
+        """Freeze the whole of `unet` and put every adapter in its place; text encoders have none."""
+        if not apply_unet:
+            return
+        assert self.model is None, "this network is already attached"
+        unet.requires_grad_(False)
+        for placement in self.placements:
+            base = unet.get_submodule(placement.path)
+            adopting = AdaptedNorm if placement.is_norm else AdaptedLinear
+            if base.weight.device.type != "meta":
+                placement.adapter.to(base.weight.device)
+            placement.adapter.requires_grad_(not placement.frozen)
+            replace_submodule(unet, placement.path, adopting.adopt(base, placement.adapter))
+        self.model = unet
+        self.check_trainables()
+
+    def remove(self) -> None:
+        """Put the original modules back; the base stays frozen and the adapters stay filled."""
+        for placement in self.placements:
+            adapted = self.attached().get_submodule(placement.path)
+            replace_submodule(self.attached(), placement.path, adapted.release())
+        self.model = None
+
+    def attached(self) -> nn.Module:
+        assert self.model is not None, "call apply_to first"
+        return self.model
+
+    def set_multiplier(self, multiplier: float) -> None:
+        """The strength of every adapter; 0 gives the base's output exactly."""
+        self.multiplier = float(multiplier)
+        for placement in self.placements:
+            placement.adapter.multiplier = self.multiplier
+
+    # ---- training ------------------------------------------------------------------------------
+
+    def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
+        """Establish what trains, whatever requires_grad_ calls came before."""
+        self.attached().requires_grad_(False)
+        for placement in self.placements:
+            placement.adapter.requires_grad_(not placement.frozen)
+
+    def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:
+        for placement in self.placements:
+            placement.adapter.train()
+
+    def get_trainable_params(self) -> list[nn.Parameter]:
+        return [factor for p in self.trained() for factor in p.adapter.factors().values()]
+
+    def trained(self) -> list[Placement]:
+        return [placement for placement in self.placements if not placement.frozen]
+
+    def prepare_optimizer_params(
+        self, text_encoder_lr: Any, unet_lr: float | None, learning_rate: float | None
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """Optimizer groups and their names, one per learning rate; without any rate: no "lr" entry."""
+        default = learning_rate if unet_lr is None else unet_lr
+        groups: dict[tuple[str, float | None], list[nn.Parameter]] = {}
+        for placement in self.trained():
+            lr = default if placement.lr is None else placement.lr
+            name = f"unet {placement.group}".strip()
+            for factor, parameter in placement.adapter.factors().items():
+                ratio = self.settings.loraplus_ratio
+                if ratio and lr and factor == placement.adapter.zero_factor:
+                    groups.setdefault((f"{name} plus", lr * ratio), []).append(parameter)
+                else:
+                    groups.setdefault((name, lr), []).append(parameter)
+        described = [
+            {"params": parameters} if lr is None else {"params": parameters, "lr": lr}
+            for (_, lr), parameters in groups.items()
+        ]
+        return described, [name for name, _ in groups]
+
+    def cast_trainables(self, dtype: torch.dtype) -> None:
+        """Hold the factors in another dtype, by the user's explicit choice (full_bf16)."""
+        logger.warning(
+            "the trained factors are kept in %s: updates much smaller than a value are rounded away",
+            dtype,
+        )
+        for placement in self.placements:
+            placement.adapter.to(dtype)
+        self.trainable_dtype = dtype
+
+    def check_trainables(self) -> None:
+        """Assert that exactly the adapters train, in the dtype that was chosen. Free of cost."""
+        actual = {n: p for n, p in self.attached().named_parameters() if p.requires_grad}
+        expected = {name for placement in self.trained() for name in placement.parameter_names()}
+        if actual.keys() != expected:
+            difference = sorted(actual.keys() ^ expected)
+            raise AssertionError(f"trainable tensors and adapters differ: {difference[:8]}")
+        wrong = sorted(n for n, p in actual.items() if p.dtype != self.trainable_dtype)
+        if wrong:
+            raise AssertionError(f"trained in another dtype than {self.trainable_dtype}: {wrong[:8]}")
+
+    # ---- files ---------------------------------------------------------------------------------
+
+    def save_weights(
+        self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None
+    ) -> None:
+        """Write the adapters in ComfyUI's spelling, whole or not at all; see write_tensors."""
+        tensors = self.export_tensors(dtype or torch.float32)
+        write_tensors(file, tensors, metadata or {})
+        if line := self.describe_norms():
+            logger.info(line)
+
+    def export_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Key -> tensor on the CPU: factors in `dtype`, alpha always float32."""
+        tensors = {}
+        for placement in self.placements:
+            if placement.frozen and not placement.loaded:
+                continue  # untrained and unfilled: a difference of zero
+            if placement.is_norm and self.settings.norm_export == "omit":
+                continue
+            adapter = placement.adapter
+            for name, factor in adapter.factors().items():
+                tensors[encode(placement.path, name)] = factor.detach().to("cpu", dtype).contiguous()
+            if isinstance(adapter, LinearAdapter):
+                tensors[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
+        return tensors
+
+    def describe_norms(self) -> str:
+        """What share of the norms' changed entries still differs after addition to bf16 weights."""
+        if self.settings.norm_export == "omit":
+            return ""
+        changed = survived = 0
+        for placement in self.placements:
+            for name, change in placement.adapter.changes().items() if placement.is_norm else ():
+                base = getattr(placement.base, name).detach().to(change.device, torch.bfloat16)
+                changed += int((change != 0).sum())
+                survived += int(((base.float() + change.float()).to(torch.bfloat16) != base).sum())
+        if not changed:
+            return ""
+        return (
+            f"norm differences: {survived / changed:.1%} of {changed} changed entries survive "
+            f"addition to bf16 weights, which is how other programs apply them"
+        )
+
+    def load_weights(self, file: str | Path) -> None:
+        """Fill the adapters from a file. Raises AdapterFileError naming all that does not fit."""
+        self.fill_from(read_tensors(file), str(file))
+
+    def fill_from(self, tensors: Mapping[str, Tensor], source: str) -> None:
+        """Fill the adapters from a file's tensors."""
+        places = {placement.path for placement in self.placements}
+        file = decode_tensors(tensors, places | self.settings.paths, source)
+        check_kind(file, self.settings, source)
+        fill(self.placements, file, source)
+
+    # ---- merging -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def merge_to(
+        self,
+        text_encoders: Any,
+        unet: nn.Module,
+        weights_sd: Mapping[str, Tensor] | None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Add the adapters (filled from `weights_sd`, if given) to the base weights for good.
+
+        Computed in float32 on `device`, stored in `dtype` or the weights' own. Everything is checked
+        to be finite before the first weight changes.
+        """
+        if weights_sd is not None:
+            self.fill_from(weights_sd, "weights to merge")
+        places = [(p, unet.get_submodule(p.path)) for p in self.placements]
+        problems = []
+        for placement, base in places:
+            for name, merged in merged_parameters(base, placement.adapter, device).items():
+                if not torch.isfinite(merged.to(dtype or getattr(base, name).dtype)).all():
+                    problems.append(Problem("would become NaN or infinity.", f"{placement.path}.{name}"))
+        if problems:
+            raise AdapterFileError(problems, source="weights to merge, nothing was changed")
+        for placement, base in places:
+            for name, merged in merged_parameters(base, placement.adapter, device).items():
+                parameter = getattr(base, name)  # gets new storage: merged() keeps the old
+                parameter.data = merged.to(parameter.device, dtype or parameter.dtype)
+
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within: the adapters are added to the base weights and do not run. After: the same bits.
+
+        Keeps every adapted weight beside its merged form, since subtracting does not restore bits.
+        """
+        model, multiplier = self.attached(), self.multiplier
+        places = [(p, model.get_submodule(p.path)) for p in self.placements]
+        kept = [
+            (getattr(base, name), getattr(base, name).data)
+            for placement, base in places
+            for name in placement.adapter.changes()
+        ]
+        try:
+            self.merge_to(None, model, None)
+            self.set_multiplier(0.0)
+            yield
+        finally:
+            self.set_multiplier(multiplier)
+            for parameter, original in kept:
+                parameter.data = original
+
+    # ---- describing ----------------------------------------------------------------------------
+
+    @property
+    def network_args(self) -> dict[str, str]:
+        """The effective arguments, for the metadata."""
+        return dict(self.settings.network_args)
+
+    def summary(self) -> list[str]:
+        """Lines to log: what is adapted, by which pattern, with how many parameters."""
+        linears = [p.adapter for p in self.placements if not p.is_norm]
+        norms = len(self.placements) - len(linears)
+        ranks = Counter("full" if a.rank is None else f"rank {a.rank}" for a in linears)
+        sizes = ", ".join(f"{name}: {n}" if len(ranks) > 1 else name for name, n in ranks.items())
+        trained = sum(parameter.numel() for parameter in self.get_trainable_params())
+        counts = f"{len(linears)} Linears{f' ({sizes})' if sizes else ''} and {norms} norms"
+        lines = [f"{self.settings.kind}: {counts}, {trained:,} trained parameters"]
+        if self.settings.matches:
+            matched = "; ".join(f"{pattern} {n}" for pattern, n in self.settings.matches.items())
+            lines.append(f"modules matched by pattern: {matched}")
+        if frozen := len(self.placements) - len(self.trained()):
+            lines.append(f"{frozen} adapters are frozen by a learning rate of 0")
+        return lines
+
+
+def replace_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def check_kind(file: DecodedFile, settings: NetworkSettings, source: str) -> None:
+    """Raise AdapterFileError when the file is of another kind than the network."""
+    if file.kind in (settings.kind, "norm"):
+        return
+    if other := settings.modules.get(file.kind):
+        advice = f"Use --network_module {other}."
+    else:
+        advice = "A file holds one kind."
+    raise AdapterFileError(f"{source}: a {file.kind} file, not a {settings.kind}. {advice}")
+
+
+# ---- network modules -------------------------------------------------------------------------
+
+
+class NetworkModule(Protocol):
+    """What a file given as --network_module offers."""
+
+    @staticmethod
+    def create_network(
+        multiplier: float, network_dim: int | None, network_alpha: float | None, vae: Any,
+        text_encoder: Any, unet: nn.Module, neuron_dropout: float | None = None, **kwargs: Any,
+    ) -> AdapterNetwork: ...  # fmt: skip
+
+    @staticmethod
+    def create_network_from_weights(
+        multiplier: float, file: str | None, vae: Any, text_encoders: Any, unet: nn.Module,
+        weights_sd: Mapping[str, Tensor] | None = None, for_inference: bool = False, **kwargs: Any,
+    ) -> tuple[AdapterNetwork, dict[str, Tensor]]: ...  # fmt: skip
+
+    @staticmethod
+    def check_network_args(
+        network_dim: int | None, network_alpha: float | None,
+        neuron_dropout: float | None = None, **kwargs: Any,
+    ) -> list[Problem]: ...  # fmt: skip
+
+
+REQUIRED_NAMES = ("create_network", "create_network_from_weights", "check_network_args")
+
+
+def check_network_module(module: ModuleType) -> NetworkModule:
+    """`module`, if it offers all that NetworkModule names. Raises ConfigError naming what is missing."""
+    missing = [name for name in REQUIRED_NAMES if not callable(getattr(module, name, None))]
+    if missing:
+        raise ConfigError(
+            f"--network_module {module.__name__}: not a network module; it has no "
+            f"{', no '.join(missing)}."
+        )
+    return module
