@@ -187,23 +187,28 @@ def create_optimizer(
         problems.append(Problem(_unknown_name(name), source=f"--{FLAG}"))
     if problems:
         raise ConfigError(problems)
-    known = OPTIMIZERS.get(name)
-    optimizer_class = import_class(path, FLAG, known.requirement if known else None)
-    if not issubclass(optimizer_class, Optimizer):
-        raise ConfigError(f"--{FLAG} {path}: is not a torch.optim.Optimizer.")
+    known = OPTIMIZERS.get(name, KnownOptimizer(path))
+    optimizer_class = _import_optimizer(known)
     own = {"self": "the trainer", "params": "the trainer", "lr": "--learning_rate"}
     problems = check_keywords(optimizer_class, arguments, "optimizer_args", own)
     if problems:
         raise ConfigError(problems)
     groups = [{"lr": options.learning_rate, **group} for group in parameter_groups]
-    arguments = {**(known.defaults if known else {}), **arguments}
+    arguments = {**known.defaults, **arguments}
     if name == "Adafactor":
         groups, arguments = _adafactor(groups, arguments)
     elif name == "AdamW":
         arguments = _fused_where_possible(groups, arguments)
-    elif known and known.finds_own_lr:
+    elif known.finds_own_lr:
         _check_free_learning_rate(name, groups)
     return _construct(optimizer_class, groups, arguments)
+
+
+def _import_optimizer(known: KnownOptimizer) -> type[Optimizer]:
+    found = import_class(known.path, FLAG, known.requirement or None)
+    if not issubclass(found, Optimizer):
+        raise ConfigError(f"--{FLAG} {known.path}: is not a torch.optim.Optimizer.")
+    return found
 
 
 def _construct(
@@ -270,6 +275,12 @@ def _check_free_learning_rate(name: str, groups: list[dict[str, Any]]) -> None:
             name,
             min(rates),
         )
+
+
+def found_rates(optimizer: Optimizer) -> list[float]:
+    """Per group, the rate d * lr that D-Adaptation or Prodigy arrived at; empty for the others."""
+    groups = _unwrapped(optimizer).param_groups
+    return [float(group["d"] * group["lr"]) for group in groups if "d" in group]
 
 
 # ---- train and eval mode ---------------------------------------------------------------------------

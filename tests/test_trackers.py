@@ -172,6 +172,7 @@ def test_wandb_receives_the_numbers_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     trackers = create(tmp_path, {"seed": 1}, log_with="wandb", log_config=True, wandb_run_name="n")
     trackers.log(1, {"loss/current": 0.25})
+    trackers.log(2, {"loss/current": 0.5})  # wandb takes step 1 as finished only now
     run = trackers.writers[1].run
     assert run.summary["loss/current"] == 0.25 and run.config["seed"] == 1 and run.name == "n"
     trackers.close()
