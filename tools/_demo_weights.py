@@ -45,6 +45,8 @@ def dit_scale(name: str, shape: tuple[int, ...]) -> float | None:
     gain = 1.0
     if re.search(r"adaln_modulation.*\.2\.|t_embedder\.1\.linear_2|final_layer\.linear", name):
         gain = 0.5
+    elif re.search(r"^net\.blocks\..*cross_attn\.v_proj", name):
+        gain = 4.0  # a caption's few rows are averaged with hundreds of zero rows
     return gain * shape[1] ** -0.5
 
 
