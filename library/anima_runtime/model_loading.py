@@ -50,7 +50,7 @@ def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
         raise ModelFileError(f"{path}: is a folder, expected a .safetensors file with {what}.")
     try:
         with safe_open(path, "pt") as file:
-            slices = {key: file.get_slice(key) for key in file.keys()}
+            slices = {key: file.get_slice(key) for key in sorted(file.keys())}
             shapes = {key: tuple(piece.get_shape()) for key, piece in slices.items()}
             return shapes, {key: piece.get_dtype() for key, piece in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
     if disable_mmap:
         return load_bytes(Path(path).read_bytes())
     with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}
+        return {key: file.get_tensor(key) for key in sorted(file.keys())}
 
 
 def refuse_other_files(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
