@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from library.anima_runtime.tokenizer_assets import encode
 from library.strategy_base import (
     LatentsCachingStrategy,
     TextEncoderOutputsCachingStrategy,
@@ -93,8 +92,8 @@ class AnimaTokenizeStrategy(TokenizeStrategy):
     def tokenize(self, caption: str) -> AnimaTokens:
         """The ids of one caption. "" gives Qwen's pad token and T5's </s>, one token each."""
         text = unescape(caption)
-        qwen_ids = encode(self.qwen_tokenizer, text) or [self.qwen_tokenizer.pad_token_id]
-        t5_ids = encode(self.t5_tokenizer, text)
+        qwen_ids = self.qwen_tokenizer(text).input_ids or [self.qwen_tokenizer.pad_token_id]
+        t5_ids = self.t5_tokenizer(text).input_ids
         kept_qwen = qwen_ids[: self.qwen_max_length]
         kept_t5 = t5_ids
         if self.t5_max_length is not None and len(t5_ids) > self.t5_max_length:

@@ -212,7 +212,10 @@ def _load(kind: TokenizerKind, path: Path) -> PreTrainedTokenizerBase:
             f"the {kind.name} tokenizer in {source} does not work: {'; '.join(problems)}."
             f" The files are damaged or of another kind. {_how_to_get(kind, path)}"
         )
-    tokenizer.model_max_length = UNLIMITED  # captions are cut by the user's limits only
+    # ComfyUI's behaviour, whatever the files say: nothing is cut, and a special token spelled in a
+    # caption is that token.
+    tokenizer.model_max_length = UNLIMITED
+    tokenizer.split_special_tokens = False
     return tokenizer
 
 
@@ -246,14 +249,9 @@ def _add_qwen_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.add_tokens(added)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text: uncut, special tokens spelled in it recognised, as ComfyUI does."""
-    return tokenizer(text, truncation=False, split_special_tokens=False).input_ids
-
-
 def _smoke_problems(kind: TokenizerKind, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What is wrong with the encoding of a plain caption; finds toy tokenizers of any size."""
-    ids = encode(tokenizer, SMOKE_TEXT)
+    ids = tokenizer(SMOKE_TEXT).input_ids
     if kind is QWEN:
         if tokenizer.decode(ids) != SMOKE_TEXT:
             return [f"{SMOKE_TEXT!r} becomes {ids}, which reads {tokenizer.decode(ids)!r}"]
@@ -287,7 +285,7 @@ def _known_id_problems(kind: TokenizerKind, tokenizer: PreTrainedTokenizerBase) 
     if len(tokenizer) != kind.real_length:
         problems.append(f"it has {len(tokenizer)} tokens, expected {kind.real_length}")
     for text, expected in kind.known_ids.items():
-        found = encode(tokenizer, text)
+        found = tokenizer(text).input_ids
         if found != list(expected):
             problems.append(f"{text!r} becomes {found[:12]}, expected {list(expected)}")
     return problems
@@ -300,7 +298,7 @@ def _range_problems(tokenizer: PreTrainedTokenizerBase, table_rows: int) -> list
     reachable = {
         token: i
         for token, i in outside.items()
-        if token not in added or i in encode(tokenizer, f"a {token} b")
+        if token not in added or i in tokenizer(f"a {token} b").input_ids
     }
     if not reachable:
         return []
