@@ -223,32 +223,32 @@ def add_noise(
     """
     if clean.dtype in (torch.float16, torch.bfloat16):
         clean = clean.float()
-    s = per_sample(sigma, clean)
+    s = _per_sample(sigma, clean)
     seen = noise if input_extra is None else noise + input_extra
     return NoisyLatents((1 - s) * clean + s * seen, noise - clean, sigma)
 
 
 def clean_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The image end of the straight line through `noisy` with slope `velocity`."""
-    return noisy - per_sample(sigma, noisy) * velocity
+    return noisy - _per_sample(sigma, noisy) * velocity
 
 
 def noise_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
     """The noise end of the straight line through `noisy` with slope `velocity`."""
-    return noisy + (1 - per_sample(sigma, noisy)) * velocity
+    return noisy + (1 - _per_sample(sigma, noisy)) * velocity
 
 
 def velocity_from_clean(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
     """The slope of the line from `clean` to `noisy`; sigma must be above 0."""
-    return (noisy - clean) / per_sample(sigma, noisy)
+    return (noisy - clean) / _per_sample(sigma, noisy)
 
 
 def velocity_from_noise(noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """The slope of the line from `noisy` to `noise`; sigma must be below 1."""
-    return (noise - noisy) / (1 - per_sample(sigma, noisy))
+    return (noise - noisy) / (1 - _per_sample(sigma, noisy))
 
 
-def per_sample(values: Tensor, like: Tensor) -> Tensor:
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     """values (B,) shaped to broadcast over `like` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
 

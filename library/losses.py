@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from library.flow_matching import per_sample
-
 LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
 
@@ -43,7 +41,7 @@ def elementwise_loss(
     if settings.loss_type == "l1":
         return error.abs()
     assert settings.loss_type in LOSS_TYPES, settings.loss_type
-    c = per_sample(huber_threshold(sigma, settings), error)
+    c = huber_threshold(sigma, settings).view(-1, *[1] * (error.ndim - 1))
     smooth = 2 * error**2 / (torch.sqrt(error**2 + c**2) + c)  # without the cancellation of a - c
     return c * smooth if settings.loss_type == "huber" else smooth
 
