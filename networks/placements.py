@@ -124,6 +124,10 @@ def adapter_as_file(base: nn.Module, factors: Mapping[str, Tensor], dropout: Dro
         alpha = stored_alpha(factors, rank)
         return LoRA(base.in_features, base.out_features, rank, alpha, dropout)
     shape = lokr_shape_of(factors)
+    product = (shape.l * shape.k, shape.m * shape.n)
+    if product != (base.out_features, base.in_features):
+        expected = (base.out_features, base.in_features)
+        raise ValueError(f"has factors of a weight of shape {product}, expected {expected}")
     return LoKr(shape, stored_alpha(factors, shape.rank), dropout)
 
 

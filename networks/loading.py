@@ -1,0 +1,59 @@
+"""From the network flags to adapters for a model: fresh, from a file, or merged into the base."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from networks.network import AdapterNetwork, NetworkModule
+
+if TYPE_CHECKING:
+    from library.run_config import NetworkOptions
+
+logger = logging.getLogger(__name__)
+
+
+def make_network(
+    module: NetworkModule, options: NetworkOptions, kwargs: Mapping[str, Any], model: nn.Module
+) -> AdapterNetwork:
+    """The adapters for `model`, not yet attached: fresh, or as --network_weights has them."""
+    if options.network_weights and options.dim_from_weights:
+        network, _ = module.create_network_from_weights(
+            1.0, options.network_weights, None, None, model, **kwargs
+        )
+        return network
+    network = module.create_network(
+        1.0, options.network_dim, options.network_alpha, None, None, model,
+        neuron_dropout=options.network_dropout, **kwargs,
+    )  # fmt: skip
+    if options.network_weights:
+        network.load_weights(options.network_weights)
+    return network
+
+
+def merge_base_weights(module: NetworkModule, options: NetworkOptions, model: nn.Module) -> None:
+    """Add each file of --base_weights to the base model, at its multiplier (1 where none is given)."""
+    multipliers = list(options.base_weights_multiplier or [])
+    for index, file in enumerate(options.base_weights or []):
+        strength = multipliers[index] if index < len(multipliers) else 1.0
+        network, _ = module.create_network_from_weights(
+            strength, file, None, None, model, for_inference=True
+        )
+        network.merge_to(None, model, None)
+        logger.info("base_weights: merged %s at strength %g", file, strength)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence this package's loggers, for a trial whose messages come again in earnest."""
+    parent = logging.getLogger("networks")
+    level = parent.level
+    parent.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        parent.setLevel(level)
