@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ NO_LINEARS = ("none",)
 MODULES = {"LoRA": "networks.lora_anima", "LoKr": "networks.lokr_anima"}
 DEFAULT_DIM = 4
 
-# Component -> how its modules are recognised, first match first. Its rate is the argument <name>_lr.
+# Component -> how its modules are recognised, first match first. Its rate: <name>_lr.
 COMPONENTS: dict[str, Callable[[str], bool]] = {
     "llm_adapter": lambda path: path.startswith(LLM_ADAPTER),
     "self_attn": lambda path: ".self_attn." in path,
@@ -98,12 +98,19 @@ class AdapterArguments:
                 problems.append(Problem("is empty. Write none to train norms only.", name))
         for pattern, value in values.get("network_reg_dims", ()):
             if value < 0 or not float(value).is_integer():
-                problems.append(Problem("expected whole ranks.", f"network_reg_dims {pattern}={value:g}"))
-        for pattern, value in (*values.get("network_reg_lrs", ()), *values.get("network_reg_alphas", ())):
+                problems.append(
+                    Problem("expected whole ranks.", f"network_reg_dims {pattern}={value:g}")
+                )
+        for pattern, value in (
+            *values.get("network_reg_lrs", ()),
+            *values.get("network_reg_alphas", ()),
+        ):
             if value < 0:
                 problems.append(Problem("expected 0 or more.", f"{pattern}={value:g}"))
         if values.get("norm_export", "diff") not in NORM_EXPORTS:
-            problems.append(Problem("expected diff or omit.", f"norm_export={values['norm_export']}"))
+            problems.append(
+                Problem("expected diff or omit.", f"norm_export={values['norm_export']}")
+            )
         return problems
 
     @property
@@ -170,21 +177,39 @@ def read_plan(
 
     names: (aliases, names that belong elsewhere).  Raises ConfigError with every problem.
     """
+    (dim, alpha, neuron), problems = read_flags(dims, max_dim)
+    try:
+        arguments = parse_arguments(
+            cls, values, aliases=names[0], elsewhere={**ELSEWHERE, **names[1]}
+        )
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems, source=SOURCE)
+    dropout = Dropout(neuron or 0.0, arguments.rank_dropout, arguments.module_dropout)
+    return Plan(arguments, int(dim or DEFAULT_DIM), alpha, dropout)
+
+
+def read_flags(
+    dims: tuple[Any, Any, Any], max_dim: int | None
+) -> tuple[list[float | None], list[Problem]]:
+    """network_dim, network_alpha and network_dropout as numbers, and what is wrong with them."""
     problems: list[Problem] = []
-    numbers = {}
+    numbers: list[float | None] = []
     for flag, value in zip(("--network_dim", "--network_alpha", "--network_dropout"), dims):
         try:
-            numbers[flag] = None if value is None else read_number(value)
+            numbers.append(None if value is None else read_number(value))
         except ValueError as error:
+            numbers.append(None)
             problems.append(Problem(f"{error}.", f"{flag} {value}"))
-    dim, alpha, neuron = (numbers.get(f"--network_{n}") for n in ("dim", "alpha", "dropout"))
+    dim, alpha, neuron = numbers
     if dim is not None and (dim < 1 or not float(dim).is_integer()):
         problems.append(Problem("expected a whole number of 1 or more.", f"--network_dim {dim:g}"))
     if dim is not None and max_dim and dim >= max_dim:
         problems.append(
             Problem(
-                "asks for full matrices, which is LoKr: use --network_module networks.lokr_anima, or "
-                "a rank such as 16.",
+                "asks for full matrices, which is LoKr: use --network_module networks.lokr_anima, "
+                "or a rank such as 16.",
                 f"--network_dim {dim:.0f}",
             )
         )
@@ -192,14 +217,7 @@ def read_plan(
         problems.append(Problem("expected 0 (the rank) or more.", f"--network_alpha {alpha:g}"))
     if neuron is not None and not 0 <= neuron < 1:
         problems.append(Problem("expected 0 <= p < 1.", f"--network_dropout {neuron:g}"))
-    try:
-        arguments = parse_arguments(cls, values, aliases=names[0], elsewhere={**ELSEWHERE, **names[1]})
-    except ConfigError as error:
-        problems += error.problems
-    if problems:
-        raise ConfigError(problems, source=SOURCE)
-    dropout = Dropout(neuron or 0.0, arguments.rank_dropout, arguments.module_dropout)
-    return Plan(arguments, int(dim or DEFAULT_DIM), alpha, dropout)
+    return numbers, problems
 
 
 def adaptable_modules(unet: nn.Module) -> tuple[dict[str, nn.Linear], dict[str, nn.Module]]:
@@ -223,7 +241,9 @@ def make_network(
     check_component_rates(selection, plan.arguments)
     report(selection, plan.arguments)
     placements = place_on_targets(selection, make_adapter, rates_of(plan.arguments))
-    matches = {pattern.removeprefix("target_modules "): n for pattern, n in selection.matches.items()}
+    matches = {
+        pattern.removeprefix("target_modules "): n for pattern, n in selection.matches.items()
+    }
     settings = settings_of(kind, plan, {**linears, **norms}, matches)
     return AdapterNetwork(placements, settings, multiplier)
 
@@ -239,13 +259,15 @@ def make_network_as_file(
     linears, norms = adaptable_modules(unet)
     modules = {**linears, **norms}
     file = decode_tensors(tensors, modules, source)
-    settings = settings_of(kind, plan, modules, {})
+    settings = replace(settings_of(kind, plan, modules, {}), dim=None)
     check_kind(file, settings, source)
     adapters = adapters_as_file(file, modules, plan.dropout, source)
     arguments = plan.arguments
     chosen = {path: module for path, module in norms.items() if path in adapters}
     if arguments.train_norm and not for_inference:
-        rules = TargetRules((), arguments.exclude_patterns, prefixes=arguments.target_rules().prefixes)
+        rules = TargetRules(
+            (), arguments.exclude_patterns, prefixes=arguments.target_rules().prefixes
+        )
         chosen |= {target.path: target.module for target in select_targets({}, norms, rules).norms}
     own = {path: module for path, module in linears.items() if path in adapters}
     rules = TargetRules(("*",) if own else (), lrs=arguments.network_reg_lrs)
@@ -278,6 +300,7 @@ def settings_of(
 ) -> NetworkSettings:
     return NetworkSettings(
         kind,
+        dim=plan.dim,
         modules=MODULES,
         network_args=plan.arguments.effective(),
         matches=matches,
@@ -301,7 +324,9 @@ def check_component_rates(selection: Selection, arguments: AdapterArguments) -> 
 
 def report(selection: Selection, arguments: AdapterArguments) -> None:
     if arguments.loraplus_text_encoder_lr_ratio:
-        logger.warning("loraplus_text_encoder_lr_ratio has no effect: text encoders are not trained")
+        logger.warning(
+            "loraplus_text_encoder_lr_ratio has no effect: text encoders are not trained"
+        )
     if arguments.verbose:
         for target in (*selection.linears, *selection.norms):
             logger.info("adapted: %s", target.path)

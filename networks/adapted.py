@@ -1,7 +1,7 @@
 """Adapted layers: subclasses that take a base module's place and carry its adapter as a child.
 
-They hold the base's own Parameter objects under the base's own names, so checkpoint keys, `.to`, DDP,
-checkpointing and compile see the model they know. `release()` gives the original module back.
+They hold the base's own Parameter objects under the base's own names, so checkpoint keys, `.to`,
+DDP, checkpointing and compile see the model they know. `release()` gives the original module back.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class AdaptedNorm(nn.Module):
 def merged_parameters(
     base: nn.Module, adapter: Adapter, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
-    """What each parameter that the adapter changes becomes at its strength: float32, on `device`."""
+    """What each parameter that the adapter changes becomes at its strength; float32."""
     merged = {}
     for name, change in adapter.changes().items():
         parameter = getattr(base, name).detach()

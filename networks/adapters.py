@@ -1,8 +1,8 @@
-"""The holders of factors: LoRA, LoKr and NormDelta. Each initializes, drops out, applies and gives its delta.
+"""The holders of factors, LoRA, LoKr and NormDelta: initialize, drop out, apply, give the delta.
 
-Factors are float32 Parameters whatever the base dtype and are cast to the input's dtype at use. Dropout
-draws masks from the global torch RNG (the one that checkpointing rewinds) and never skips a branch, so
-every factor has a gradient on every rank.
+Factors are float32 Parameters whatever the base dtype and are cast to the input's dtype at use.
+Dropout draws masks from the global torch RNG (the one that checkpointing rewinds) and never skips a
+branch, so every factor has a gradient on every rank.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class LoRA(LinearAdapter):
 
 
 class LoKr(LinearAdapter):
-    """delta = scale * kron(w1, w2), applied by its factors; see LoKrShape for which are factored."""
+    """delta = scale * kron(w1, w2), applied by its factors; LoKrShape says which are factored."""
 
     kind = "LoKr"
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 def parse_network_args(strings: Sequence[str] | None) -> dict[str, str]:
-    """["key=value", ...] -> {key: value}. Raises ConfigError for a word without = and for repeats."""
+    """["key=value", ...] -> {key: value}. ConfigError for a word without = and for repeats."""
     values: dict[str, str] = {}
     problems = []
     for string in strings or ():
@@ -142,7 +142,7 @@ def read_pairs(value: Any) -> Pairs:
 
 
 def split_outside_brackets(text: str) -> list[str]:
-    """Split at commas that are not inside (), [] or {}, so that regexes such as a{1,2} stay whole."""
+    """Split at commas that are not inside (), [] or {}: regexes such as a{1,2} stay whole."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([{") - (letter in ")]}")

@@ -1,7 +1,8 @@
 """File formats of adapters: module path + factor <-> key, and reading and writing the files.
 
-The only place that knows key spellings. Flattened names (lora_unet_a_b_c) are decoded by lookup among
-the model's module names, since underscores do not invert. Exports are always in ComfyUI's spelling.
+The only place that knows key spellings. Flattened names (lora_unet_a_b_c) are decoded by lookup
+among the model's module names, since underscores do not invert. Exports are always in ComfyUI's
+spelling.
 """
 
 from __future__ import annotations
@@ -20,9 +21,14 @@ from library.errors import AdapterFileError, Problem
 from library.utils import atomic_write
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
-FORMAT_PREFIXES = {COMFY: "diffusion_model.", KOHYA: "lora_unet_", PEFT: "base_model.model.", BARE: ""}
+FORMAT_PREFIXES = {
+    COMFY: "diffusion_model.",
+    KOHYA: "lora_unet_",
+    PEFT: "base_model.model.",
+    BARE: "",
+}
 
-# Accepted on reading, the longest that leads to a known module first; all others before none at all.
+# Accepted on reading, longest first; the first that leads to a known module wins.
 DOTTED_PREFIXES = (
     "base_model.model.diffusion_model.",
     "model.diffusion_model.",
@@ -79,7 +85,7 @@ FOREIGN_ENDINGS = {
 
 @dataclass(frozen=True)
 class FileKey:
-    """What a key of a file names. whole: the tensor is the module's own weight, not a difference."""
+    """What a key names. whole: the tensor is the module's own weight, not a difference."""
 
     path: str
     factor: str
@@ -146,7 +152,7 @@ def split_factor(key: str) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class DecodedFile:
-    """A file's tensors by module path and factor; `whole` names the (path, factor)s stored whole."""
+    """A file's tensors by module path and factor; `whole`: which are no differences."""
 
     modules: Mapping[str, Mapping[str, Tensor]]
     keys: Mapping[tuple[str, str], str]
@@ -164,10 +170,8 @@ class DecodedFile:
         return " and ".join(kinds) or "norm"
 
 
-def decode_tensors(
-    tensors: Mapping[str, Tensor], paths: Iterable[str], source: str
-) -> DecodedFile:
-    """Sort a file's tensors by module. Raises AdapterFileError naming every key that fits nowhere."""
+def decode_tensors(tensors: Mapping[str, Tensor], paths: Iterable[str], source: str) -> DecodedFile:
+    """Sort a file's tensors by module. Raises AdapterFileError with every key that fits nowhere."""
     decoder = KeyDecoder(paths)
     modules: dict[str, dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], str] = {}
@@ -194,10 +198,12 @@ def decode_tensors(
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, read into memory (a mapped file stays locked on Windows)."""
+    """All tensors of a safetensors file, in memory (a mapped file stays locked on Windows)."""
     path = Path(file)
     if not path.is_file():
-        raise AdapterFileError(f"{path}: no such file. Give the path of a .safetensors adapter file.")
+        raise AdapterFileError(
+            f"{path}: no such file. Give the path of a .safetensors adapter file."
+        )
     try:
         return safetensors.torch.load(path.read_bytes())
     except safetensors.SafetensorError as error:
@@ -207,7 +213,9 @@ def read_tensors(file: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
-def write_tensors(file: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(
+    file: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
     """Write a safetensors file whole or not at all; sd-scripts' two hashes join the metadata.
 
     Raises AdapterFileError, naming the keys, when a tensor is not finite; nothing is written then.
@@ -227,8 +235,8 @@ def write_tensors(file: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 def tensor_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
     """sshs_model_hash and sshs_legacy_hash, as sd-scripts computes them before it saves.
 
-    The first is the sha256 of the tensor data alone. The second, AUTOMATIC1111's old 8 digits, covers
-    64 KiB at 1 MiB of the file as it would be with only the ss_* entries in its header.
+    The first is the sha256 of the tensor data alone. The second, AUTOMATIC1111's old 8 digits,
+    covers 64 KiB at 1 MiB of the file as it would be with only the ss_* entries in its header.
     """
     own = {name: value for name, value in metadata.items() if name.startswith("ss_")}
     data = safetensors.torch.save(dict(tensors), own)

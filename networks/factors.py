@@ -1,7 +1,8 @@
-"""Adapter algebra: what factors mean as a dense delta, how to apply them without it, and their scale.
+"""Adapter algebra: what factors mean as a dense delta, how to apply them without it, their scale.
 
-Pure functions. w1 (l, m) and w2 (k, n) stand for kron(w1, w2) of shape (l*k, m*n); w2 is passed as the
-matrices that are applied in turn, [w2] or [w2_b, w2_a], so that the factored form has no case of its own.
+Pure functions. w1 (l, m) and w2 (k, n) stand for kron(w1, w2) of shape (l*k, m*n); w2 is passed
+as the matrices that are applied in turn, [w2] or [w2_b, w2_a], so that the factored form has no
+case of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def adapter_scale(alpha: float, rank: int | None) -> float:
 
 
 def forces_full_matrix(network_dim: int) -> bool:
-    """Whether `network_dim` is the sentinel that asks LoKr for full factors, as LyCORIS users write it."""
+    """Whether `network_dim` is the sentinel by which LyCORIS users ask for full factors."""
     return network_dim >= FULL_MATRIX_DIM
 
 
@@ -88,8 +89,8 @@ def _matrix(name: str, rows: int, columns: int, rank: int | None) -> dict[str, t
 def factorize(dimension: int, factor: int = -1) -> tuple[int, int]:
     """Two numbers (small, large) whose product is `dimension`, as LyCORIS chooses them.
 
-    A factor that divides the dimension is one of the two. Otherwise the pair is the one nearest to a
-    square whose smaller number is at most `factor`; -1 means no limit.
+    A factor that divides the dimension is one of the two. Otherwise the pair is the one nearest
+    to a square whose smaller number is at most `factor`; -1 means no limit.
     """
     if factor > 0 and dimension % factor == 0:
         return min(factor, dimension // factor), max(factor, dimension // factor)
@@ -107,7 +108,7 @@ def lokr_shape(
     out_features: int, in_features: int, rank: int, factor: int, *, decompose_both: bool = False,
     full_matrix: bool = False,
 ) -> LoKrShape:  # fmt: skip
-    """The factor sizes LyCORIS gives a Linear; a matrix is factored where its rank is under half its side."""
+    """The sizes LyCORIS gives a Linear; a matrix with a side over twice the rank is factored."""
     l, k = factorize(out_features, factor)
     m, n = factorize(in_features, factor)
     factor_w1 = decompose_both and not full_matrix and rank < max(l, m) / 2
@@ -128,9 +129,9 @@ def product(matrices: Sequence[Tensor]) -> Tensor:
 def lokr_apply(x: Tensor, w1: Tensor, w2: Sequence[Tensor]) -> Tensor:
     """x @ kron(w1, w2).T without building the product; x (..., m*n) -> (..., l*k).
 
-    w1 acts across groups and w2 inside them, so they commute: w1 is mixed in where that is cheapest,
-    usually where the rows are narrowest. With one group (factor 1) and w2 full there is nothing to
-    regroup, and the matrix itself is the cheaper form.
+    w1 acts across groups and w2 inside them, so they commute: w1 is mixed in where that is
+    cheapest, usually where the rows are narrowest. With one group (factor 1) and w2 full there is
+    nothing to regroup, and the matrix itself is the cheaper form.
     """
     if w1.numel() == 1 and len(w2) == 1:
         return F.linear(x, w1 * w2[0])

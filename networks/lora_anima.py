@@ -39,7 +39,7 @@ def create_network(
     multiplier: float, network_dim: int | None, network_alpha: float | None, vae: Any,
     text_encoder: Any, unet: nn.Module, neuron_dropout: float | None = None, **kwargs: Any,
 ) -> AdapterNetwork:  # fmt: skip
-    """A fresh LoRA network for `unet`; rank 4 when network_dim is None, alpha 0 or None is the rank."""
+    """A fresh LoRA network for `unet`; network_dim None is 4, alpha 0 or None is the rank."""
     plan = _plan(network_dim, network_alpha, neuron_dropout, kwargs)
 
     def make_adapter(target: Target) -> LoRA:

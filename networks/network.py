@@ -34,6 +34,7 @@ class NetworkSettings:
     """What a network is beside its adapters.
 
     kind:         LoRA or LoKr
+    dim:          the rank that was asked for; None where a file decided
     modules:      kind -> the --network_module that makes it, for messages
     network_args: the effective arguments, for the metadata
     matches:      pattern -> how many modules it matched
@@ -41,6 +42,7 @@ class NetworkSettings:
     """
 
     kind: str
+    dim: int | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     network_args: Mapping[str, str] = field(default_factory=dict)
     matches: Mapping[str, int] = field(default_factory=dict)
@@ -75,7 +77,7 @@ class AdapterNetwork:
         apply_text_encoder: bool = True,
         apply_unet: bool = True,
     ) -> None:
-        """Freeze the whole of `unet` and put every adapter in its place; text encoders have none."""
+        """Freeze the whole of `unet` and put every adapter in place; text encoders have none."""
         if not apply_unet:
             return
         assert self.model is None, "this network is already attached"
@@ -128,7 +130,7 @@ class AdapterNetwork:
     def prepare_optimizer_params(
         self, text_encoder_lr: Any, unet_lr: float | None, learning_rate: float | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
-        """Optimizer groups and their names, one per learning rate; without any rate: no "lr" entry."""
+        """Optimizer groups, one per rate, and their names; without any rate: no "lr" entry."""
         default = learning_rate if unet_lr is None else unet_lr
         groups: dict[tuple[str, float | None], list[nn.Parameter]] = {}
         for placement in self.trained():
@@ -149,8 +151,7 @@ class AdapterNetwork:
     def cast_trainables(self, dtype: torch.dtype) -> None:
         """Hold the factors in another dtype, by the user's explicit choice (full_bf16)."""
         logger.warning(
-            "the trained factors are kept in %s: updates much smaller than a value are rounded away",
-            dtype,
+            "the factors are kept in %s: updates much smaller than a value are rounded away", dtype
         )
         for placement in self.placements:
             placement.adapter.to(dtype)
@@ -165,7 +166,9 @@ class AdapterNetwork:
             raise AssertionError(f"trainable tensors and adapters differ: {difference[:8]}")
         wrong = sorted(n for n, p in actual.items() if p.dtype != self.trainable_dtype)
         if wrong:
-            raise AssertionError(f"trained in another dtype than {self.trainable_dtype}: {wrong[:8]}")
+            raise AssertionError(
+                f"trained in another dtype than {self.trainable_dtype}: {wrong[:8]}"
+            )
 
     # ---- files ---------------------------------------------------------------------------------
 
@@ -188,7 +191,9 @@ class AdapterNetwork:
                 continue
             adapter = placement.adapter
             for name, factor in adapter.factors().items():
-                tensors[encode(placement.path, name)] = factor.detach().to("cpu", dtype).contiguous()
+                tensors[encode(placement.path, name)] = (
+                    factor.detach().to("cpu", dtype).contiguous()
+                )
             if isinstance(adapter, LinearAdapter):
                 tensors[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
         return tensors
@@ -234,8 +239,8 @@ class AdapterNetwork:
     ) -> None:
         """Add the adapters (filled from `weights_sd`, if given) to the base weights for good.
 
-        Computed in float32 on `device`, stored in `dtype` or the weights' own. Everything is checked
-        to be finite before the first weight changes.
+        Computed in float32 on `device`, stored in `dtype` or the weights' own. Everything is
+        checked to be finite before the first weight changes.
         """
         if weights_sd is not None:
             self.fill_from(weights_sd, "weights to merge")
@@ -244,7 +249,9 @@ class AdapterNetwork:
         for placement, base in places:
             for name, merged in merged_parameters(base, placement.adapter, device).items():
                 if not torch.isfinite(merged.to(dtype or getattr(base, name).dtype)).all():
-                    problems.append(Problem("would become NaN or infinity.", f"{placement.path}.{name}"))
+                    problems.append(
+                        Problem("would become NaN or infinity.", f"{placement.path}.{name}")
+                    )
         if problems:
             raise AdapterFileError(problems, source="weights to merge, nothing was changed")
         for placement, base in places:
@@ -275,6 +282,18 @@ class AdapterNetwork:
                 parameter.data = original
 
     # ---- describing ----------------------------------------------------------------------------
+
+    @property
+    def dim(self) -> int | None:
+        """The rank, for the metadata: as asked for, else the one most adapters have."""
+        ranks = Counter(p.adapter.rank for p in self.placements if not p.is_norm)
+        return self.settings.dim or (ranks.most_common(1)[0][0] if ranks else None)
+
+    @property
+    def alpha(self) -> float | None:
+        """The alpha that most adapters train with and write; None when only norms train."""
+        alphas = Counter(p.adapter.alpha for p in self.placements if not p.is_norm)
+        return alphas.most_common(1)[0][0] if alphas else None
 
     @property
     def network_args(self) -> dict[str, str]:
@@ -343,7 +362,7 @@ REQUIRED_NAMES = ("create_network", "create_network_from_weights", "check_networ
 
 
 def check_network_module(module: ModuleType) -> NetworkModule:
-    """`module`, if it offers all that NetworkModule names. Raises ConfigError naming what is missing."""
+    """`module`, if it offers all of NetworkModule. Raises ConfigError naming what is missing."""
     missing = [name for name in REQUIRED_NAMES if not callable(getattr(module, name, None))]
     if missing:
         raise ConfigError(

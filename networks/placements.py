@@ -1,7 +1,7 @@
-"""Adapters with their places in a model: made for chosen targets or to fit a file, and filled from one.
+"""Adapters with their places in a model: made for chosen targets or to fit a file, filled from one.
 
-A file is checked as a whole before anything is filled: every key that does not belong and every shape
-that does not fit is named in one error.
+A file is checked as a whole before anything is filled: every key that does not belong and every
+shape that does not fit is named in one error.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def new_norm_delta(base: nn.Module) -> NormDelta:
 
 
 def fill(placements: Sequence[Placement], file: DecodedFile, source: str) -> None:
-    """Copy a file's factors and alphas into the adapters. Raises AdapterFileError before any copy."""
+    """Copy a file's factors and alphas into the adapters; AdapterFileError before any copy."""
     by_path = {placement.path: placement for placement in placements}
     problems = []
     for path, factors in file.modules.items():
@@ -186,7 +186,7 @@ def fill(placements: Sequence[Placement], file: DecodedFile, source: str) -> Non
 def misfits(placement: Placement | None, factors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """(factor, what is wrong) for each factor that the placement cannot take."""
     if placement is None:
-        advice = "this module is not adapted in this run (see target_modules, train_norm, exclude_patterns)."
+        advice = "this run does not adapt this module (see target_modules, train_norm)."
         return [(factor, advice) for factor in factors]
     expected = {name: tuple(p.shape) for name, p in placement.adapter.factors().items()}
     found = {name: tuple(tensor.shape) for name, tensor in factors.items() if name != ALPHA}

@@ -81,7 +81,7 @@ class PatternTally:
         return bool(found)
 
     def unmatched(self, paths: Iterable[str]) -> list[Problem]:
-        """One problem per pattern that matched nothing, with a name it may have been meant to be."""
+        """One problem per pattern that matched nothing, with the name nearest to it."""
         parts = sorted({part for path in paths for part in name_parts(path)})
         problems = []
         for option, patterns in self.options.items():
@@ -89,7 +89,9 @@ class PatternTally:
                 if not self.counts[option, pattern]:
                     near = nearest_name(pattern.removeprefix("transformer."), parts)
                     hint = f" Did you mean {near}?" if near else UNMATCHED_HINTS[option]
-                    problems.append(Problem(f"matches no module of the model.{hint}", f"{option} {pattern!r}"))
+                    problems.append(
+                        Problem(f"matches no module of the model.{hint}", f"{option} {pattern!r}")
+                    )
         return problems
 
 
@@ -150,7 +152,9 @@ def check_regexes(rules: TargetRules) -> None:
         raise ConfigError(problems, source="network_args")
 
 
-def apply_reg_rules(path: str, module: nn.Module, rules: TargetRules, tally: PatternTally) -> Target:
+def apply_reg_rules(
+    path: str, module: nn.Module, rules: TargetRules, tally: PatternTally
+) -> Target:
     rank = first_value("network_reg_dims", rules.dims, path, tally)
     alpha = first_value("network_reg_alphas", rules.alphas, path, tally)
     lr = first_value("network_reg_lrs", rules.lrs, path, tally)

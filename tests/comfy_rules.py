@@ -33,9 +33,13 @@ def path_of(key):
     assert key.startswith(PREFIX), f"ComfyUI drops {key}"
     for ending in (".lora_down.weight", ".lora_up.weight"):
         key = key.removesuffix(ending)
-    return key.removeprefix(PREFIX).removesuffix(".alpha").partition(".lokr_")[0].removesuffix(
-        ".w_norm"
-    ).removesuffix(".b_norm")
+    return (
+        key.removeprefix(PREFIX)
+        .removesuffix(".alpha")
+        .partition(".lokr_")[0]
+        .removesuffix(".w_norm")
+        .removesuffix(".b_norm")
+    )
 
 
 def lokr_difference(take, alpha):

@@ -1,4 +1,4 @@
-"""networks.lora_anima and lokr_anima on the model at true size, without its weights (meta device)."""
+"""networks.lora_anima and lokr_anima on the model at true size, without weights (meta device)."""
 
 import pytest
 import torch
@@ -102,6 +102,16 @@ def test_metadata_arguments_are_effective_and_are_texts(model):
         "exclude_patterns": r".*\.27\..*", "mlp_lr": "1e-05", "lokr_factor": "4",
         "lokr_full_matrix": "false", "lokr_decompose_both": "false",
     }  # fmt: skip
+
+
+def test_the_metadata_has_the_rank_and_alpha_that_train(model):
+    assert (created(model, dim=None, alpha=0).dim, created(model, dim=None, alpha=0).alpha) == (
+        4,
+        4,
+    )
+    sentinel = created(model, lokr_anima, dim=100_000, alpha=100_000)
+    assert (sentinel.dim, sentinel.alpha) == (100_000, 1.0)
+    assert created(model, target_modules="none").alpha is None
 
 
 def test_the_summary_says_what_is_adapted_and_what_each_pattern_matched(model):

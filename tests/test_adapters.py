@@ -74,13 +74,21 @@ def test_multiplier_zero_gives_the_base_output_exactly(kind):
 def test_adopting_keeps_the_parameter_objects_and_keys_and_release_gives_the_original(kind):
     layer, base = adopted(kind)
     assert layer.weight is base.weight and layer.bias is base.bias
-    assert set(layer.state_dict()) == {"weight", "bias", *(f"adapter.{n}" for n in layer.adapter.factors())}
+    assert set(layer.state_dict()) == {
+        "weight",
+        "bias",
+        *(f"adapter.{n}" for n in layer.adapter.factors()),
+    }
     assert layer.release() is base
     assert type(base) is nn.Linear
 
 
 def test_a_new_adapter_changes_nothing_and_only_its_last_factor_is_zero():
-    shapes = [lokr_shape(20, 12, 2, 4), lokr_shape(20, 12, 9, 4), lokr_shape(20, 12, 1, 4, decompose_both=True)]
+    shapes = [
+        lokr_shape(20, 12, 2, 4),
+        lokr_shape(20, 12, 9, 4),
+        lokr_shape(20, 12, 1, 4, decompose_both=True),
+    ]
     for adapter in [LoRA(12, 20, 3, 1.0), *(LoKr(shape, 1.0) for shape in shapes)]:
         assert not adapter.delta().any()
         zeros = [name for name, factor in adapter.factors().items() if not factor.any()]
@@ -88,7 +96,7 @@ def test_a_new_adapter_changes_nothing_and_only_its_last_factor_is_zero():
         assert all(factor.dtype == torch.float32 for factor in adapter.factors().values())
 
 
-# ---- dtypes, autocast, checkpointing --------------------------------------------------------------
+# ---- dtypes, autocast, checkpointing ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)

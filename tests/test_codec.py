@@ -96,7 +96,12 @@ def test_a_flattened_name_that_two_modules_share_is_an_error():
 
 def test_all_unknown_and_doubled_keys_are_named_in_one_error():
     one = torch.zeros(1)
-    names = ["x.alpha", "blocks.0.self_attn.q_proj.alpha", "lora_unet_blocks_0_self_attn_q_proj.alpha", "y"]
+    names = [
+        "x.alpha",
+        "blocks.0.self_attn.q_proj.alpha",
+        "lora_unet_blocks_0_self_attn_q_proj.alpha",
+        "y",
+    ]
     with pytest.raises(AdapterFileError) as caught:
         decode_tensors(dict.fromkeys(names, one), PATHS, "some.safetensors")
     assert "3 problems in some.safetensors" in str(caught.value)

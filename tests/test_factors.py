@@ -37,7 +37,8 @@ def test_applying_lokr_factors_equals_the_dense_delta(l, m, k, n, rank):
     torch.testing.assert_close(factored, dense)
     weights = torch.randn_like(dense)
     for mine, theirs in zip(
-        torch.autograd.grad(factored, tensors, weights), torch.autograd.grad(dense, tensors, weights)
+        torch.autograd.grad(factored, tensors, weights),
+        torch.autograd.grad(dense, tensors, weights),
     ):
         torch.testing.assert_close(mine, theirs)
 
@@ -74,7 +75,7 @@ def test_the_product_is_never_built_except_with_factor_one():
     assert sizes[8] <= 128 and sizes[1] >= 64 * 64
 
 
-# ---- the scale rule, one test per sentence --------------------------------------------------------
+# ---- the scale rule, one test per sentence ---------------------------------------------------
 
 
 def test_scale_is_alpha_over_rank():

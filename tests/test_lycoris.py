@@ -1,4 +1,4 @@
-"""LoKr against the lycoris-lora package: factorization, shapes, and the delta of the same factors."""
+"""LoKr against the lycoris-lora package: factorization, shapes, the delta of the same factors."""
 
 import itertools
 
@@ -42,7 +42,13 @@ def test_delta_equals_that_of_lycoris_for_the_same_factors(
     options = dict(FORMS[form])
     rank = options.pop("rank")
     theirs = lokr_module.LokrModule(
-        "x", nn.Linear(in_features, out_features, bias=False), 1.0, rank, alpha, factor=factor, **options
+        "x",
+        nn.Linear(in_features, out_features, bias=False),
+        1.0,
+        rank,
+        alpha,
+        factor=factor,
+        **options,
     )
     shape = lokr_shape(out_features, in_features, rank, factor, **options)
     mine = LoKr(shape, training_alpha(alpha, rank))
@@ -57,7 +63,8 @@ def test_delta_equals_that_of_lycoris_for_the_same_factors(
 
 # Every (out, in) that is adapted by default at true size: DiT, then LLM adapter.
 TRUE_LAYERS = [
-    (2048, 2048), (2048, 1024), (8192, 2048), (2048, 8192), (1024, 1024), (4096, 1024), (1024, 4096),
+    (2048, 2048), (2048, 1024), (8192, 2048), (2048, 8192),
+    (1024, 1024), (4096, 1024), (1024, 4096),
 ]  # fmt: skip
 
 
@@ -69,6 +76,8 @@ def test_shapes_are_those_of_lycoris_for_every_layer_of_the_true_model(out_featu
                 "x", nn.Linear(in_features, out_features, bias=False), 1.0, rank, 1.0,
                 factor=factor, decompose_both=both,
             )  # fmt: skip
-        expected = {n: tuple(p.shape) for n, p in theirs.named_parameters() if n.startswith("lokr_")}
+        expected = {
+            n: tuple(p.shape) for n, p in theirs.named_parameters() if n.startswith("lokr_")
+        }
         mine = lokr_shape(out_features, in_features, rank, factor, decompose_both=both)
         assert mine.factors() == expected

@@ -158,7 +158,9 @@ def test_merged_adds_the_adapters_and_restores_every_bit():
     state, live = copy.deepcopy(model.state_dict()), loss_of(model).item()
     with pytest.raises(RuntimeError, match="inside"), network.merged():
         assert loss_of(model).item() == pytest.approx(live, rel=0.1)
-        assert not torch.equal(model.blocks[0].self_attn.q_proj.weight, state["blocks.0.self_attn.q_proj.weight"])
+        assert not torch.equal(
+            model.blocks[0].self_attn.q_proj.weight, state["blocks.0.self_attn.q_proj.weight"]
+        )
         raise RuntimeError("inside")
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert loss_of(model).item() == live
