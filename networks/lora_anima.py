@@ -81,7 +81,13 @@ def _plan(
     dim: int | None, alpha: float | None, neuron_dropout: float | None, kwargs: Mapping[str, Any]
 ) -> Plan:
     dims = (dim, alpha, neuron_dropout)
-    return read_plan(AdapterArguments, dims, kwargs, ({}, ELSEWHERE), max_dim=FULL_MATRIX_DIM)
+    plan = read_plan(AdapterArguments, dims, kwargs, ({}, ELSEWHERE), max_dim=FULL_MATRIX_DIM)
+    ranks = plan.arguments.network_reg_dims
+    too_large = [pattern for pattern, rank in ranks if rank >= FULL_MATRIX_DIM]
+    if too_large:
+        message = "asks for full matrices, which only networks.lokr_anima has."
+        raise ConfigError([Problem(message, f"network_reg_dims {p!r}") for p in too_large])
+    return plan
 
 
 def report_beyond_official(network: AdapterNetwork, *, adapter_was_asked_for: bool) -> None:

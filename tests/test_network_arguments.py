@@ -99,3 +99,5 @@ def test_a_lora_of_dim_100000_is_an_error_and_a_lokr_is_not():
     assert "networks.lokr_anima" in problems(lora_anima, 100_000)[0]
     assert problems(lokr_anima, 100_000) == []
     assert problems(lora_anima, 99_999) == []
+    assert "full matrices" in problems(lora_anima, network_reg_dims="a=100000,b=4")[0]
+    assert problems(lokr_anima, network_reg_dims="a=100000") == []
