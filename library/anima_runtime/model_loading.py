@@ -66,7 +66,7 @@ def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in sorted(file.keys())}
 
 
-def refuse_other_files(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
+def refuse_quantised(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
     """Quantised weights are refused with the reason."""
     marked = [key for key in dtypes if key.rpartition(".")[2] in QUANTISED_KEYS]
     stored = [key for key, dtype in dtypes.items() if dtype not in FLOATS]
@@ -145,7 +145,7 @@ def inspect_transformer(
     prefix = key_mapping.transformer_prefix(shapes)
     if prefix is None:
         raise wrong_kind(path, DIT, shapes)
-    refuse_other_files(path, DIT, dtypes)
+    refuse_quantised(path, DIT, dtypes)
     found = key_mapping.transformer_entries(shapes, prefix)
     if llm_adapter_path:
         found = replace_adapter(found, adapter_shapes(llm_adapter_path))
@@ -164,7 +164,7 @@ def inspect_transformer(
 def adapter_shapes(path: str | Path) -> Shapes:
     what = "an LLM adapter"
     shapes, dtypes = read_header(path, what)
-    refuse_other_files(path, what, dtypes)
+    refuse_quantised(path, what, dtypes)
     entries = key_mapping.adapter_entries(shapes)
     if not entries:
         raise wrong_kind(path, what, shapes)
@@ -202,6 +202,16 @@ def load_transformer(
 # ---- VAE ---------------------------------------------------------------------------------------
 
 VAE = "the Qwen-Image VAE, e.g. qwen_image_vae.safetensors"
+WAN_MARK, DIFFUSERS_MARK = "decoder.head.0.gamma", "decoder.norm_out.gamma"
+
+
+def inspect_vae(path: str | Path) -> bool:
+    """Whether a VAE file has the original Wan 2.1 layout, from its header; raises for other files."""
+    shapes, dtypes = read_header(vae_file(path), VAE)
+    if WAN_MARK not in shapes and DIFFUSERS_MARK not in shapes:
+        raise wrong_kind(path, VAE, shapes)
+    refuse_quantised(path, VAE, dtypes)
+    return WAN_MARK in shapes
 
 
 def load_vae(
@@ -215,17 +225,12 @@ def load_vae(
     from diffusers import AutoencoderKLQwenImage
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-    path = vae_file(path)
-    shapes, dtypes = read_header(path, VAE)
-    original, converted = "decoder.head.0.gamma", "decoder.norm_out.gamma"
-    if original not in shapes and converted not in shapes:
-        raise wrong_kind(path, VAE, shapes)
-    refuse_other_files(path, VAE, dtypes)
-    tensors = read_tensors(path, disable_mmap)
-    if original in shapes:
+    is_original = inspect_vae(path)
+    tensors = read_tensors(vae_file(path), disable_mmap)
+    if is_original:
         tensors = convert_wan_vae_to_diffusers(tensors)
     with torch.device("meta"):
-        network = AutoencoderKLQwenImage(base_dim=tensors[converted].shape[0])
+        network = AutoencoderKLQwenImage(base_dim=tensors[DIFFUSERS_MARK].shape[0])
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     check_entries(path, shapes_of(network), found)
     fill(network, tensors, device, dtype)
@@ -243,6 +248,19 @@ def vae_file(path: str | Path) -> Path:
 QWEN = "the Qwen3-0.6B text encoder, e.g. qwen_3_06b_base.safetensors"
 
 
+def inspect_qwen(path: str | Path) -> Shapes:
+    """Name and shape of every tensor Qwen3Model needs, from the headers; raises for other files."""
+    shapes: Shapes = {}
+    for file in qwen_files(path):
+        found, dtypes = read_header(file, QWEN)
+        refuse_quantised(file, QWEN, dtypes)
+        shapes.update(found)
+    named = key_mapping.qwen_entries(shapes)
+    if "layers.0.self_attn.q_norm.weight" not in named:
+        raise wrong_kind(path, QWEN, shapes)
+    return named
+
+
 def load_qwen(
     path: str | Path,
     *,
@@ -254,16 +272,9 @@ def load_qwen(
     from transformers import Qwen3Config, Qwen3Model
     from transformers.utils.logging import disable_progress_bar
 
-    files = qwen_files(path)
-    shapes, tensors = {}, {}
-    for file in files:
-        found, dtypes = read_header(file, QWEN)
-        refuse_other_files(file, QWEN, dtypes)
-        shapes.update(found)
-    named = key_mapping.qwen_entries(shapes)
-    if "layers.0.self_attn.q_norm.weight" not in named:
-        raise wrong_kind(path, QWEN, shapes)
-    for file in files:
+    named = inspect_qwen(path)
+    tensors: dict[str, Tensor] = {}
+    for file in qwen_files(path):
         tensors.update(key_mapping.qwen_entries(read_tensors(file, disable_mmap)))
     config_file = Path(path) / "config.json"
     if config_file.is_file():

@@ -1,0 +1,234 @@
+"""Train a LoRA or LoKr on Anima.
+
+accelerate launch anima_train_network.py --config_file train_args.toml --dataset_config dataset.toml
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from library.anima_backend.modelling.dit import Anima
+from library.anima_runtime import model_loading, tokenizer_assets
+from library.anima_runtime.config_adapter import AnimaConfig, adapt, flow_notes
+from library.anima_runtime.flow_training import predict_velocity
+from library.config_file import Parser, read_config
+from library.config_util import DatasetGroupConfig, load_dataset_config
+from library.errors import ConfigError, Problem, UserError, run_main
+from library.flow_matching import NoisyLatents
+from library.optimizers import check_optimizer
+from library.options import add_flags
+from library.run_config import GROUPS as SHARED_GROUPS
+from library.run_config import TrainConfig
+from library.schedulers import check_schedule
+from library.strategy_anima import (
+    AnimaConditioning,
+    AnimaLatentsCachingStrategy,
+    AnimaTextEncoderOutputsCachingStrategy,
+    AnimaTextEncodingStrategy,
+    AnimaTokenizeStrategy,
+)
+from library.trackers import check_logging
+from library.utils import file_fingerprint, setup_logging
+from train_network import NetworkTrainer
+
+logger = logging.getLogger(__name__)
+
+GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
+
+
+class LoadedOnUse:
+    """A model that is loaded when something is first asked of it: a complete cache costs no loading."""
+
+    def __init__(self, load: Callable[[], nn.Module]) -> None:
+        self._load = load
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            self.model = self._load()
+            return self.model
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+
+class AnimaNetworkTrainer(NetworkTrainer):
+    """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
+
+    def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig, anima: AnimaConfig) -> None:
+        super().__init__(cfg, datasets)
+        self.anima = anima
+
+    # ---- checks --------------------------------------------------------------------------------
+
+    def assert_extra_args(self) -> list[Problem]:
+        """The model files too, by their headers: what they are and whether they fit."""
+        problems = super().assert_extra_args()
+        for inspect, *paths in (
+            (self.inspect_transformer, self.anima.anima_transformer, self.anima.llm_adapter_path),
+            (model_loading.inspect_vae, self.cfg.paths.vae),
+            (self.inspect_qwen, self.anima.qwen),
+        ):
+            try:
+                inspect(*paths)
+            except UserError as error:
+                problems += error.problems
+        return problems
+
+    def inspect_transformer(self, path: str, llm_adapter_path: str | None) -> None:
+        self.params, _ = model_loading.inspect_transformer(path, llm_adapter_path)
+
+    def inspect_qwen(self, path: str) -> None:
+        self.qwen_rows = model_loading.inspect_qwen(path)["embed_tokens.weight"][0]
+
+    def empty_model(self) -> Anima:
+        with torch.device("meta"):
+            return Anima(self.params)
+
+    def network_kwargs(self) -> dict[str, Any]:
+        return {**super().network_kwargs(), **self.anima.network_kwargs()}
+
+    # ---- models --------------------------------------------------------------------------------
+
+    def load_target_model(self) -> Anima:
+        logger.info("loading the DiT from %s", self.anima.anima_transformer)
+        return model_loading.load_transformer(
+            self.anima.anima_transformer,
+            device=self.accelerator.device,
+            dtype=self.weight_dtype,
+            llm_adapter_path=self.anima.llm_adapter_path,
+            attention_backend=self.anima.attention_backend,
+            disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
+        )
+
+    def load_vae(self) -> nn.Module:
+        return self.load_encoder(model_loading.load_vae, self.cfg.paths.vae, self.vae_dtype)
+
+    def load_qwen(self) -> nn.Module:
+        return self.load_encoder(model_loading.load_qwen, self.anima.qwen, self.weight_dtype)
+
+    def load_encoder(
+        self, load: Callable[..., nn.Module], path: str, dtype: torch.dtype
+    ) -> nn.Module:
+        logger.info("loading %s", path)
+        mmap_off = self.cfg.cache.disable_mmap_load_safetensors
+        return load(path, device=self.accelerator.device, dtype=dtype, disable_mmap=mmap_off)
+
+    @property
+    def vae_dtype(self) -> torch.dtype:
+        """The run's precision, unless --no_half_vae asks for float32."""
+        return torch.float32 if self.cfg.cache.no_half_vae else self.weight_dtype
+
+    # ---- strategies ----------------------------------------------------------------------------
+
+    def get_tokenize_strategy(self) -> AnimaTokenizeStrategy:
+        anima = self.anima
+        self.qwen_folder = tokenizer_assets.find_qwen_tokenizer_dir(
+            anima.qwen_tokenizer_dir, anima.qwen
+        )
+        self.t5_folder = tokenizer_assets.find_t5_tokenizer_dir(
+            anima.t5_tokenizer_dir, anima.anima_transformer
+        )
+        qwen = tokenizer_assets.load_qwen_tokenizer(self.qwen_folder)
+        t5 = tokenizer_assets.load_t5_tokenizer(self.t5_folder)
+        tokenizer_assets.check_tokenizer("qwen", qwen, self.qwen_rows)
+        tokenizer_assets.check_tokenizer("t5", t5, self.params.llm_adapter.vocab)
+        return AnimaTokenizeStrategy(
+            qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length
+        )
+
+    def get_text_encoding_strategy(self) -> AnimaTextEncodingStrategy:
+        return AnimaTextEncodingStrategy(
+            self.tokenize_strategy,
+            LoadedOnUse(self.load_qwen),
+            empty_caption=self.anima.empty_caption,
+        )
+
+    def get_latents_caching_strategy(self) -> AnimaLatentsCachingStrategy:
+        identity = f"{path_fingerprint(self.cfg.paths.vae)} {self.vae_dtype}"
+        return AnimaLatentsCachingStrategy(LoadedOnUse(self.load_vae), identity)
+
+    def get_text_encoder_outputs_caching_strategy(self) -> AnimaTextEncoderOutputsCachingStrategy:
+        anima = self.anima
+        files = (anima.qwen, self.qwen_folder, self.t5_folder)
+        lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
+        parts = (*map(path_fingerprint, files), *lengths, self.weight_dtype)
+        return AnimaTextEncoderOutputsCachingStrategy(
+            self.tokenize_strategy, self.get_text_encoding_strategy(), " ".join(map(str, parts))
+        )
+
+    # ---- the step and the file -----------------------------------------------------------------
+
+    def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:
+        return predict_velocity(self.model, noisy, conditioning)
+
+    def finish(self) -> None:
+        super().finish()
+        self.tokenize_strategy.report()
+
+
+def path_fingerprint(path: str | Path) -> str:
+    """Identity of a file, or of all files of a folder."""
+    path = Path(path)
+    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
+    return "+".join(map(file_fingerprint, files))
+
+
+def setup_parser() -> Parser:
+    """Every flag of the trainer."""
+    parser = Parser(prog="anima_train_network.py", description=__doc__)
+    for group in GROUPS:
+        add_flags(parser, group)
+    return parser
+
+
+def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]:
+    """Everything the user wrote, checked; all problems of flags and both files in one ConfigError."""
+    loaded = read_config(setup_parser(), argv, GROUPS)
+    problems = list(loaded.problems)
+    train = TrainConfig(**{name: loaded.groups[group] for name, group in SHARED_GROUPS.items()})
+    train, anima, more = adapt(train, loaded.groups[AnimaConfig], loaded.explicit)
+    datasets = None
+    if not problems:
+        problems += [
+            *more,
+            *train.check(),
+            *check_optimizer(train.optimizer, train.schedule),
+            *check_schedule(train.schedule),
+            *check_logging(train.logging),
+        ]
+    if train.files.dataset_config:
+        try:
+            fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
+            datasets = load_dataset_config(train.files.dataset_config, fallbacks)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    notes = [*loaded.notes, *flow_notes(train.flow, anima, loaded.explicit)]
+    return train, datasets, anima, notes
+
+
+def make_trainer(argv: Sequence[str]) -> AnimaNetworkTrainer:
+    """The trainer for a command line, not yet started; messages are set up and notes are given."""
+    train, datasets, anima, notes = load_run(argv)
+    log = train.logging
+    setup_logging(log.console_log_level, log.console_log_file, log.console_log_simple)
+    for note in notes:
+        logger.warning(note)
+    return AnimaNetworkTrainer(train, datasets, anima)
+
+
+def main() -> None:
+    make_trainer(sys.argv[1:]).train()
+
+
+if __name__ == "__main__":
+    run_main(main)

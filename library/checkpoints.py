@@ -1,0 +1,83 @@
+"""Which adapter files a run writes, when, and which of its own it deletes; names as sd-scripts'."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+from library.errors import Problem
+from library.run_config import SaveOptions
+
+EXTENSION = ".safetensors"
+
+
+def output_name(options: SaveOptions, default: str) -> str:
+    """--output_name, or sd-scripts' default for this kind of file."""
+    return options.output_name or default
+
+
+class CheckpointPlan:
+    """Says at each step and epoch what is due; epochs count from 1 here, as in the file names."""
+
+    def __init__(self, options: SaveOptions, epochs: int) -> None:
+        self.folder = Path(options.output_dir)
+        self.options = options
+        self.epochs = epochs
+        self.every_n_epochs = options.save_every_n_epochs
+        if options.save_n_epoch_ratio:
+            self.every_n_epochs = max(1, math.floor(epochs / options.save_n_epoch_ratio))
+
+    def step_file(self, step: int) -> Path:
+        return self.folder / f"{output_name(self.options, 'at')}-step{step:08d}{EXTENSION}"
+
+    def epoch_file(self, epoch: int) -> Path:
+        return self.folder / f"{output_name(self.options, 'epoch')}-{epoch:06d}{EXTENSION}"
+
+    def final_file(self) -> Path:
+        return self.folder / f"{output_name(self.options, 'last')}{EXTENSION}"
+
+    def due_at_step(self, step: int) -> Path | None:
+        """The file to write after update `step` (from 1), or None."""
+        every = self.options.save_every_n_steps
+        return self.step_file(step) if every and step % every == 0 else None
+
+    def due_after_epoch(self, epoch: int) -> Path | None:
+        """The file to write after epoch `epoch`, or None; the last epoch is the final file's."""
+        every = self.every_n_epochs
+        return (
+            self.epoch_file(epoch) if every and epoch % every == 0 and epoch < self.epochs else None
+        )
+
+    def stale_at_step(self, step: int) -> Path | None:
+        """The step file that --save_last_n_steps lets go after the one of `step` is written."""
+        every, keep = self.options.save_every_n_steps, self.options.save_last_n_steps
+        if not every or keep is None:
+            return None
+        oldest = step - keep - 1
+        stale = oldest - oldest % every
+        return self.step_file(stale) if stale > 0 else None
+
+    def stale_after_epoch(self, epoch: int) -> Path | None:
+        """The epoch file that --save_last_n_epochs lets go after the one of `epoch` is written."""
+        keep = self.options.save_last_n_epochs
+        if not self.every_n_epochs or keep is None:
+            return None
+        stale = epoch - self.every_n_epochs * keep
+        return self.epoch_file(stale) if stale > 0 else None
+
+
+def check_output_dir(path: str) -> list[Problem]:
+    """Whether files can be written to `path`, which need not exist yet; nothing is left behind."""
+    where = f"output_dir = {path}"
+    folder = Path(path)
+    while not folder.exists() and folder.parent != folder:
+        folder = folder.parent
+    if not folder.is_dir():
+        return [Problem(f"{folder} is a file, expected a folder.", where)]
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return []
+    except OSError as error:
+        message = f"{folder} cannot be written to ({error.strerror}). Choose another output_dir."
+        return [Problem(message, where)]

@@ -1,0 +1,613 @@
+"""The flags of every family as frozen groups of options: one field, one flag.
+
+A table, not logic. Names, types and defaults are sd-scripts'; where ours differ, the help says so.
+What an option does not do here is declared with it: `ignored` or `refused`, with the reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from library.errors import Problem
+from library.options import above, at_least, between, flag, steps_or_fraction
+
+LATER = "not available yet in this version"
+NOT_SD = "belongs to Stable Diffusion models and means nothing here"
+FLOW = "is defined for noise-predicting models with a beta schedule; this is rectified flow"
+
+SCHEDULES = (
+    "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, "
+    "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, adafactor[:lr]"
+)
+OPTIMIZERS = (
+    "AdamW (default), AdamW8bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit, Lion, Lion8bit, "
+    "PagedLion8bit, SGDNesterov, SGDNesterov8bit, DAdaptation, DAdaptAdamPreprint, DAdaptAdaGrad, "
+    "DAdaptAdam, DAdaptAdan, DAdaptAdanIP, DAdaptLion, DAdaptSGD, Prodigy, Adafactor, "
+    "RAdamScheduleFree, AdamWScheduleFree, SGDScheduleFree, or a dotted class path"
+)
+SAMPLERS = (
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm_2",
+    "dpm_2_a",
+    "dpmsolver",
+    "dpmsolver++",
+    "dpmsingle",
+    "k_lms",
+    "k_euler",
+    "k_euler_a",
+    "k_dpm_2",
+    "k_dpm_2_a",
+)
+DYNAMO = (
+    "eager",
+    "aot_eager",
+    "inductor",
+    "aot_ts_nvfuser",
+    "nvprims_nvfuser",
+    "cudagraphs",
+    "ofi",
+    "fx2trt",
+    "onnxrt",
+    "tensort",
+    "ipex",
+    "tvm",
+)
+RESAMPLING = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+OFFLOAD = ("cpu", "nvme", "None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """Configuration files"""
+
+    config_file: str | None = flag(None, "TOML file with any of these flags; the command line wins")
+    output_config: bool = flag(
+        False, "write what differs from the defaults to --config_file and exit"
+    )
+    dataset_config: str | None = flag(None, "TOML file that describes the pictures")
+    check_only: bool = flag(False, "check everything and exit without training", refused=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPaths:
+    """Base model"""
+
+    pretrained_model_name_or_path: str | None = flag(None, "the base model's .safetensors file")
+    vae: str | None = flag(None, "the VAE's .safetensors file")
+    v2: bool = flag(False, "Stable Diffusion 2", ignored=NOT_SD)
+    v_parameterization: bool = flag(False, "v-prediction", ignored=NOT_SD)
+    tokenizer_cache_dir: str | None = flag(None, "folder for CLIP tokenizers", ignored=NOT_SD)
+    clip_skip: int | None = flag(None, "CLIP layers to skip", ignored=NOT_SD)
+    max_token_length: int | None = flag(
+        None, "CLIP's length", choices=(75, 150, 225), ignored=NOT_SD
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Data; every value is the fallback of the key of the same meaning in the dataset file"""
+
+    resolution: str | None = flag(None, 'training area: "1024" or "width,height"')
+    train_batch_size: int = flag(1, "pictures per micro-step", check=at_least(1))
+    dataset_repeats: int = flag(1, "times each picture counts per epoch", check=at_least(1))
+    caption_extension: str = flag(".txt", "extension of caption files (sd-scripts: .caption)")
+    caption_extention: str | None = flag(None, "old misspelling of caption_extension", hidden=True)
+    shuffle_caption: bool = flag(False, "a new order of the tags every time")
+    caption_separator: str = flag(",", "what separates tags")
+    keep_tokens: int = flag(0, "leading tags that keep their place", check=at_least(0))
+    keep_tokens_separator: str = flag("", "mark between fixed head, tags and fixed tail")
+    secondary_separator: str | None = flag(None, "separator inside tags that stay together")
+    enable_wildcard: bool = flag(False, "{a|b} choices and multi-line captions")
+    caption_prefix: str | None = flag(None, "text before every caption")
+    caption_suffix: str | None = flag(None, "text after every caption")
+    caption_dropout_rate: float = flag(
+        0.0, "share of samples trained without caption", check=between(0, 1)
+    )
+    caption_dropout_every_n_epochs: int = flag(
+        0, "every n epochs train without captions", check=at_least(0)
+    )
+    caption_tag_dropout_rate: float = flag(0.0, "share of tags left out", check=between(0, 1))
+    token_warmup_min: int = flag(1, "tags at the start of the tag warm-up", check=at_least(0))
+    token_warmup_step: float = flag(
+        0, "steps, or fraction of the run, until all tags are used", check=at_least(0)
+    )
+    flip_aug: bool = flag(False, "mirror pictures at random")
+    enable_bucket: bool = flag(False, "batches of several shapes")
+    min_bucket_reso: int = flag(256, "smallest side of a bucket", check=at_least(16))
+    max_bucket_reso: int = flag(1024, "largest side of a bucket", check=at_least(16))
+    bucket_reso_steps: int = flag(64, "sides of buckets are multiples of this", check=at_least(16))
+    bucket_no_upscale: bool = flag(False, "never enlarge a picture")
+    resize_interpolation: str | None = flag(
+        None, "resampling; area when shrinking, lanczos when enlarging unless given",
+        choices=RESAMPLING,
+    )  # fmt: skip
+    cache_info: bool = flag(
+        False,
+        "remember sizes and captions in each folder",
+        ignored=f"{LATER}; folders are read anew",
+    )
+    debug_dataset: bool = flag(False, "show what the dataset gives and exit", refused=LATER)
+    max_data_loader_n_workers: int = flag(
+        8,
+        "most processes that decode pictures; none run when latents are cached",
+        check=at_least(0),
+    )
+    persistent_data_loader_workers: bool = flag(False, "keep those processes between epochs")
+    train_data_dir: str | None = flag(
+        None, "folder of <repeats>_<class> folders",
+        refused=f"{LATER}; describe the folders in --dataset_config",
+    )  # fmt: skip
+    reg_data_dir: str | None = flag(None, "folder of regularisation pictures", refused=LATER)
+    in_json: str | None = flag(None, "metadata file of captions", refused=LATER)
+    dataset_class: str | None = flag(
+        None, "class path of a dataset of your own", refused="datasets are described in TOML here"
+    )
+    color_aug: bool = flag(False, "change colours at random", refused=LATER)
+    random_crop: bool = flag(False, "crop at random", refused=LATER)
+    face_crop_aug_range: str | None = flag(None, "crop around faces", refused=LATER)
+    alpha_mask: bool = flag(False, "use transparency as loss mask", refused=LATER)
+    conditioning_data_dir: str | None = flag(None, "folder of loss masks", refused=LATER)
+    skip_image_resolution: str | None = flag(
+        None, "leave out pictures up to this size", refused=LATER
+    )
+    weighted_captions: bool = flag(
+        False, "weights in captions, (tag:1.3)",
+        refused="captions reach the model as ComfyUI would send them, without weights",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Caches of encoder outputs"""
+
+    cache_latents: bool = flag(False, "encode every picture once, before training")
+    cache_latents_to_disk: bool = flag(False, "the same, kept beside the pictures")
+    vae_batch_size: int = flag(1, "pictures per VAE call while caching", check=at_least(1))
+    skip_cache_check: bool = flag(False, "trust cache files by name and shape")
+    skip_latents_validity_check: bool = flag(False, "old name of skip_cache_check", hidden=True)
+    cache_text_encoder_outputs: bool = flag(
+        False, "encode every caption of the run once, shuffled and dropped ones included"
+    )
+    cache_text_encoder_outputs_to_disk: bool = flag(False, "the same, kept beside the pictures")
+    text_encoder_batch_size: int | None = flag(
+        None, "captions per text encoder call",
+        ignored="captions are encoded one at a time, so that a cached value has no neighbours",
+    )  # fmt: skip
+    no_half_vae: bool = flag(False, "run the VAE in float32")
+    lowram: bool = flag(
+        False, "load models to the GPU", ignored="models are mapped, which needs no RAM"
+    )
+    highvram: bool = flag(
+        False, "keep cached GPU blocks", ignored="blocks are given back once, after caching"
+    )
+    disable_mmap_load_safetensors: bool = flag(
+        False, "read base models into memory, do not map them"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Adapters"""
+
+    network_module: str | None = flag(None, "the kind of adapter")
+    network_dim: int | None = flag(None, "rank, 4 if not given", check=at_least(1))
+    network_alpha: float = flag(1.0, "scale = alpha / rank; 0 means the rank", check=at_least(0))
+    network_dropout: float | None = flag(None, "dropout of adapter inputs", check=between(0, 0.999))
+    network_args: tuple[str, ...] | None = flag(None, "key=value arguments of the kind of adapter")
+    network_weights: str | None = flag(None, "adapter file to start from")
+    dim_from_weights: bool = flag(False, "take the rank from --network_weights")
+    base_weights: tuple[str, ...] | None = flag(None, "adapter files merged into the base first")
+    base_weights_multiplier: tuple[float, ...] | None = flag(
+        None, "their strengths, 1 if not given"
+    )
+    scale_weight_norms: float | None = flag(None, "limit of each adapter's norm", refused=LATER)
+    unet_lr: float | None = flag(None, "learning rate of the adapters", check=at_least(0))
+    text_encoder_lr: tuple[float, ...] | None = flag(
+        None, "learning rate of the text encoder", refused="the text encoder is frozen here"
+    )
+    network_train_unet_only: bool = flag(False, "leave the text encoder alone (always so here)")
+    network_train_text_encoder_only: bool = flag(
+        False, "train only the text encoder", refused="the text encoder is frozen here"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Optimizer"""
+
+    optimizer_type: str = flag("", OPTIMIZERS)
+    use_8bit_adam: bool = flag(False, "old form of optimizer_type = AdamW8bit")
+    use_lion_optimizer: bool = flag(False, "old form of optimizer_type = Lion")
+    learning_rate: float = flag(2e-6, "step size of the optimizer", check=at_least(0))
+    max_grad_norm: float = flag(
+        1.0, "clip gradients at this norm; 0 does not clip", check=at_least(0)
+    )
+    optimizer_args: tuple[str, ...] | None = flag(None, "key=value arguments of the optimizer")
+    fused_backward_pass: bool = flag(
+        False, "update during the backward pass", ignored="saves nothing on adapters"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Learning-rate schedule"""
+
+    lr_scheduler: str = flag("constant", SCHEDULES)
+    lr_scheduler_type: str = flag("", "class path of a schedule of your own")
+    lr_scheduler_args: tuple[str, ...] | None = flag(None, "key=value arguments of the schedule")
+    lr_warmup_steps: float = flag(
+        0, "warm-up: steps, fraction of the run, or percentage", read=steps_or_fraction
+    )
+    lr_decay_steps: float = flag(
+        0, "decay: steps, fraction of the run, or percentage", read=steps_or_fraction
+    )
+    lr_scheduler_num_cycles: float = flag(1, "cycles or restarts, also halves", check=at_least(0))
+    lr_scheduler_power: float = flag(1.0, "power of polynomial")
+    lr_scheduler_timescale: int | None = flag(None, "time scale of inverse_sqrt", check=at_least(1))
+    lr_scheduler_min_lr_ratio: float | None = flag(
+        None, "floor, as a share of the learning rate", check=between(0, 1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Length of the run, memory of a step"""
+
+    max_train_steps: int = flag(1600, "updates", check=at_least(1))
+    max_train_epochs: int | None = flag(
+        None, "epochs; wins over max_train_steps", check=at_least(1)
+    )
+    gradient_accumulation_steps: int = flag(1, "micro-steps per update", check=at_least(1))
+    seed: int | None = flag(None, "seed of everything random; drawn and shown if not given")
+    gradient_checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory")
+    cpu_offload_checkpointing: bool = flag(False, "checkpointing that keeps block inputs in RAM")
+    unsloth_offload_checkpointing: bool = flag(False, "the same as cpu_offload_checkpointing")
+    blocks_to_swap: int | None = flag(
+        None, "blocks parked in RAM", check=at_least(0),
+        ignored=f"{LATER}: all blocks stay on the card; gradient_checkpointing saves most memory",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """Precision and speed"""
+
+    mixed_precision: str = flag("no", "precision of the base model", choices=("no", "fp16", "bf16"))
+    full_bf16: bool = flag(False, "adapters in bf16 too: small updates are lost")
+    full_fp16: bool = flag(
+        False, "adapters in fp16 too", refused="updates would be lost; leave adapters in float32"
+    )
+    fp8_base: bool = flag(False, "base model in fp8", refused=LATER)
+    fp8_base_unet: bool = flag(False, "denoiser in fp8", refused=LATER)
+    cuda_allow_tf32: bool = flag(False, "allow TF32 products")
+    cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
+    deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
+    torch_compile: bool = flag(False, "compile the model", ignored=LATER)
+    dynamo_backend: str = flag(
+        "inductor", "backend of torch_compile", choices=DYNAMO, ignored=LATER
+    )
+    compile: bool = flag(False, "compile each block", ignored=LATER)
+    compile_backend: str = flag("inductor", "backend of compile", ignored=LATER)
+    compile_mode: str = flag(
+        "default", "mode of compile", ignored=LATER,
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    )  # fmt: skip
+    compile_dynamic: str | None = flag(
+        None, "dynamic shapes", choices=("true", "false", "auto"), ignored=LATER
+    )
+    compile_fullgraph: bool = flag(False, "one graph per block", ignored=LATER)
+    compile_cache_size_limit: int | None = flag(None, "graphs kept", ignored=LATER)
+    mem_eff_attn: bool = flag(False, "attention of Stable Diffusion's U-Net", ignored=NOT_SD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions:
+    """Noise"""
+
+    timestep_sampling: str = flag(
+        "sigmoid",
+        "how sigma is drawn",
+        choices=("sigma", "uniform", "sigmoid", "shift", "flux_shift"),
+    )
+    sigmoid_scale: float = flag(1.0, "spread of sigmoid, shift and flux_shift", check=above(0))
+    discrete_flow_shift: float = flag(
+        1.0, "shift of shift and sigma; 3 leans to noise", check=above(0)
+    )
+    weighting_scheme: str = flag(
+        "uniform", "loss weight (sigma_sqrt, cosmap), or density of sigma (logit_normal, mode)",
+        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"),
+    )  # fmt: skip
+    logit_mean: float = flag(0.0, "mean of logit_normal")
+    logit_std: float = flag(1.0, "spread of logit_normal", check=above(0))
+    mode_scale: float = flag(1.29, "scale of mode")
+    min_timestep: int | None = flag(None, "lowest timestep, 0 to 1000", check=between(0, 1000))
+    max_timestep: int | None = flag(None, "highest timestep, 0 to 1000", check=between(0, 1000))
+    noise_offset: float | None = flag(None, "extra noise per channel")
+    noise_offset_random_strength: bool = flag(False, "draw its strength in [0, noise_offset]")
+    ip_noise_gamma: float | None = flag(None, "extra noise in the input alone")
+    ip_noise_gamma_random_strength: bool = flag(False, "draw its strength in [0, ip_noise_gamma]")
+    multires_noise_iterations: int | None = flag(None, "pyramid noise", ignored=FLOW)
+    multires_noise_discount: float = flag(0.3, "decay of pyramid noise", ignored=FLOW)
+    adaptive_noise_scale: float | None = flag(None, "noise offset by latents' mean", ignored=FLOW)
+    zero_terminal_snr: bool = flag(False, "rescale the beta schedule", ignored=FLOW)
+    show_timesteps: str | None = flag(
+        None, "plot the draw and exit", choices=("console", "image"), refused=LATER
+    )
+    show_timesteps_resolution: str | None = flag(None, "its resolution", ignored=LATER)
+    show_timesteps_offset: float | None = flag(None, "its offset", ignored=LATER)
+
+    def problems(self) -> list[Problem]:
+        lowest, highest = self.min_timestep or 0, self.max_timestep
+        if lowest >= (1000 if highest is None else highest):
+            return [Problem("expected less than max_timestep (1000).", f"min_timestep = {lowest}")]
+        return []
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Options that the chosen sampling does not read."""
+        method, scheme = self.timestep_sampling, self.weighting_scheme
+        unread = []
+        if method not in ("sigmoid", "shift", "flux_shift"):
+            unread.append("sigmoid_scale")
+        if method not in ("shift", "sigma"):
+            unread.append("discrete_flow_shift")
+        if (method, scheme) != ("sigma", "logit_normal"):
+            unread += ["logit_mean", "logit_std"]
+        if (method, scheme) != ("sigma", "mode"):
+            unread.append("mode_scale")
+        if method != "sigma" and scheme in ("logit_normal", "mode"):
+            unread.append("weighting_scheme")
+        return tuple(unread)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Loss"""
+
+    loss_type: str = flag("l2", "kind of loss", choices=("l1", "l2", "huber", "smooth_l1"))
+    huber_schedule: str = flag(
+        "snr", "threshold by sigma", choices=("constant", "exponential", "snr")
+    )
+    huber_c: float = flag(0.1, "threshold of huber and smooth_l1", check=above(0))
+    huber_scale: float = flag(1.0, "factor of the threshold", check=above(0))
+    prior_loss_weight: float = flag(
+        1.0, "weight of regularisation pictures", ignored=f"{LATER}: there are no such pictures"
+    )
+    masked_loss: bool = flag(False, "loss inside a mask only", refused=LATER)
+    min_snr_gamma: float | None = flag(None, "weight by SNR", ignored=FLOW)
+    debiased_estimation_loss: bool = flag(False, "debiased estimation", ignored=FLOW)
+    v_pred_like_loss: float | None = flag(None, "v-prediction weight", ignored=FLOW)
+    scale_v_pred_loss_like_noise_pred: bool = flag(False, "scale v-prediction loss", ignored=FLOW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveOptions:
+    """Files"""
+
+    output_dir: str | None = flag(None, "folder of the trained files")
+    output_name: str | None = flag(None, "their name")
+    save_precision: str | None = flag(
+        None, "precision of the file", choices=("float", "fp16", "bf16")
+    )
+    save_every_n_epochs: int | None = flag(None, "write a file every n epochs", check=at_least(1))
+    save_every_n_steps: int | None = flag(None, "write a file every n steps", check=at_least(1))
+    save_n_epoch_ratio: int | None = flag(None, "write at least n files", check=at_least(1))
+    save_last_n_epochs: int | None = flag(None, "keep the last n epoch files", check=at_least(1))
+    save_last_n_steps: int | None = flag(None, "keep files of the last n steps", check=at_least(0))
+    save_model_as: str = flag("safetensors", "kind of file", choices=("safetensors", "ckpt", "pt"))
+    no_metadata: bool = flag(False, "write only the metadata other tools need")
+    huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
+    huggingface_repo_type: str | None = flag(None, "its type", ignored=LATER)
+    huggingface_path_in_repo: str | None = flag(None, "path inside it", ignored=LATER)
+    huggingface_token: str | None = flag(None, "token of the upload", ignored=LATER)
+    huggingface_repo_visibility: str | None = flag(None, "public or private", ignored=LATER)
+    async_upload: bool = flag(False, "upload beside training", ignored=LATER)
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if not self.output_dir:
+            found.append(Problem("is needed: the folder for the trained files.", "output_dir"))
+        if self.output_name and ("/" in self.output_name or "\\" in self.output_name):
+            message = "expected a name without folders; use output_dir for the folder."
+            found.append(Problem(message, f"output_name = {self.output_name}"))
+        if self.save_model_as != "safetensors":
+            message = "only safetensors is written: .ckpt and .pt files can run code when opened."
+            found.append(Problem(message, f"save_model_as = {self.save_model_as}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """States"""
+
+    save_state: bool = flag(False, "write a state with every file", refused=LATER)
+    save_state_on_train_end: bool = flag(False, "write a state at the end", refused=LATER)
+    save_last_n_epochs_state: int | None = flag(None, "keep states of n epochs", ignored=LATER)
+    save_last_n_steps_state: int | None = flag(None, "keep states of n steps", ignored=LATER)
+    save_state_to_huggingface: bool = flag(False, "upload states", refused=LATER)
+    resume: str | None = flag(None, "state to go on from", refused=LATER)
+    resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
+    resume_allow: tuple[str, ...] | None = flag(None, "differences allowed", ignored=LATER)
+    resume_ignore_optimizer_mismatch: bool = flag(False, "restart the optimizer", ignored=LATER)
+    initial_epoch: int | None = flag(None, "epoch to start at", refused=LATER)
+    initial_step: int | None = flag(None, "step to start at", refused=LATER)
+    skip_until_initial_step: bool = flag(False, "pass over earlier data", refused=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions:
+    """Previews"""
+
+    sample_prompts: str | None = flag(None, "file of prompts", ignored=LATER)
+    sample_every_n_steps: int | None = flag(None, "previews every n steps", ignored=LATER)
+    sample_every_n_epochs: int | None = flag(None, "previews every n epochs", ignored=LATER)
+    sample_at_first: bool = flag(False, "previews before training", ignored=LATER)
+    sample_sampler: str = flag("ddim", "sampler", choices=SAMPLERS, ignored=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions:
+    """Validation"""
+
+    validation_split: float = flag(0.0, "share of pictures held out", refused=LATER)
+    validation_seed: int | None = flag(None, "seed of the split", ignored=LATER)
+    validate_every_n_steps: int | None = flag(None, "validate every n steps", ignored=LATER)
+    validate_every_n_epochs: int | None = flag(None, "validate every n epochs", ignored=LATER)
+    max_validation_steps: int | None = flag(None, "most batches of a validation", ignored=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Logs"""
+
+    logging_dir: str | None = flag(None, "root of the logs; <output_dir>/logs if not given")
+    log_with: str = flag(
+        "tensorboard", "where numbers go", choices=("none", "tensorboard", "wandb", "all")
+    )
+    log_prefix: str | None = flag(
+        None, "start of the run folder's name; <output_name>_ if not given"
+    )
+    log_every_n_steps: int = flag(
+        10, "write the steps' numbers every n steps, all of them", check=at_least(1)
+    )
+    log_tracker_name: str | None = flag(None, "name of the tracker; network_train if not given")
+    log_tracker_config: str | None = flag(None, "TOML with the trackers' own settings")
+    log_config: bool = flag(False, "log the settings too")
+    wandb_run_name: str | None = flag(None, "name of the wandb run")
+    wandb_api_key: str | None = flag(None, "wandb key")
+    auto_start_tensorboard: bool = flag(False, "serve TensorBoard during the run")
+    tensorboard_host: str = flag("127.0.0.1", "its address")
+    tensorboard_port: int = flag(6006, "its port, or the next free one", check=between(1, 65535))
+    tensorboard_logdir: str = flag("", "folder it shows; the root of the logs if not given")
+    console_log_level: str | None = flag(
+        None, "detail of messages", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    )
+    console_log_file: str | None = flag(None, "file for messages instead of the console")
+    console_log_simple: bool = flag(False, "messages without time and level")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorOptions:
+    """Monitoring"""
+
+    monitor_memory: bool = flag(
+        True, "watch memory", names=("--anima_monitor_memory",), ignored=LATER
+    )
+    monitor_alert_policy: str = flag(
+        "warn", "what an alert does", names=("--anima_monitor_alert_policy",),
+        choices=("warn", "raise"), ignored=LATER,
+    )  # fmt: skip
+    monitor_memory_warn_ratio: float = flag(
+        0.95, "share of memory", names=("--anima_monitor_memory_warn_ratio",), ignored=LATER
+    )
+    monitor_loss_spike_ratio: float = flag(
+        3.0, "jump of the loss", names=("--anima_monitor_loss_spike_ratio",), ignored=LATER
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataOptions:
+    """Metadata"""
+
+    training_comment: str | None = flag(None, "free text")
+    metadata_title: str | None = flag(None, "title; output_name if not given")
+    metadata_author: str | None = flag(None, "author")
+    metadata_description: str | None = flag(None, "description")
+    metadata_license: str | None = flag(None, "licence")
+    metadata_tags: str | None = flag(None, "tags, separated by commas")
+    metadata_usage_hint: str | None = flag(None, "how to use it")
+    metadata_thumbnail: str | None = flag(None, "picture file or data: URL")
+    metadata_merged_from: str | None = flag(None, "files it was merged from")
+    metadata_trigger_phrase: str | None = flag(None, "trigger words")
+    metadata_preprocessor: str | None = flag(None, "preprocessor")
+    metadata_is_negative_embedding: str | None = flag(None, "true for a negative embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedOptions:
+    """Several processes"""
+
+    ddp_timeout: int | None = flag(None, "minutes to wait for other processes", check=at_least(1))
+    ddp_gradient_as_bucket_view: bool = flag(False, "DDP: gradients as views of buckets")
+    ddp_static_graph: bool = flag(False, "DDP: the graph never changes")
+    deepspeed: bool = flag(False, "use DeepSpeed", refused=LATER)
+    zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), ignored=LATER)
+    offload_optimizer_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
+    offload_optimizer_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)
+    offload_param_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
+    offload_param_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)
+    zero3_init_flag: bool = flag(False, "ZeRO", ignored=LATER)
+    zero3_save_16bit_model: bool = flag(False, "ZeRO", ignored=LATER)
+    fp16_master_weights_and_gradients: bool = flag(False, "ZeRO", ignored=LATER)
+
+
+GROUPS = {
+    "files": ConfigOptions,
+    "paths": ModelPaths,
+    "data": DataOptions,
+    "cache": CacheOptions,
+    "network": NetworkOptions,
+    "optimizer": OptimizerOptions,
+    "schedule": ScheduleOptions,
+    "loop": LoopOptions,
+    "precision": PrecisionOptions,
+    "flow": FlowOptions,
+    "loss": LossOptions,
+    "save": SaveOptions,
+    "resume": ResumeOptions,
+    "preview": PreviewOptions,
+    "validation": ValidationOptions,
+    "logging": LoggingOptions,
+    "monitor": MonitorOptions,
+    "metadata": MetadataOptions,
+    "distributed": DistributedOptions,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The shared configuration of a run, one group each."""
+
+    files: ConfigOptions
+    paths: ModelPaths
+    data: DataOptions
+    cache: CacheOptions
+    network: NetworkOptions
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    loop: LoopOptions
+    precision: PrecisionOptions
+    flow: FlowOptions
+    loss: LossOptions
+    save: SaveOptions
+    resume: ResumeOptions
+    preview: PreviewOptions
+    validation: ValidationOptions
+    logging: LoggingOptions
+    monitor: MonitorOptions
+    metadata: MetadataOptions
+    distributed: DistributedOptions
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name."""
+        groups = (getattr(self, field.name) for field in fields(self))
+        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+
+    def check(self) -> list[Problem]:
+        """What is wrong between groups."""
+        found = []
+        if not self.files.dataset_config:
+            message = "is needed: a TOML file that describes the pictures."
+            found.append(Problem(message, "dataset_config"))
+        if self.network.dim_from_weights and not self.network.network_weights:
+            found.append(Problem("needs network_weights.", "dim_from_weights"))
+        strengths = self.network.base_weights_multiplier or ()
+        if len(strengths) > len(self.network.base_weights or ()):
+            found.append(Problem("has more numbers than base_weights.", "base_weights_multiplier"))
+        return found

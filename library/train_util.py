@@ -1,0 +1,139 @@
+"""Preparing a run: the accelerator, the seed, the arithmetic of steps and epochs.
+
+The name is kept because sd-scripts users look here; nothing else moves in.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+
+from library.errors import ConfigError
+from library.flow_matching import NoiseSettings, Noising, SigmaSampling
+from library.run_config import FlowOptions, TrainConfig
+from library.utils import position_seed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
+    """The run's accelerator.
+
+    Autocast stays off: models and adapters choose their dtypes themselves, which costs no casts that
+    nobody asked for. Mixed precision still reaches accelerate, since fp16 needs its gradient scaler.
+    The loop owns accumulation, so accelerate's own must be 1 whatever the environment says.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        AutocastKwargs,
+        DistributedDataParallelKwargs,
+        GradScalerKwargs,
+        InitProcessGroupKwargs,
+    )
+
+    handlers = [
+        AutocastKwargs(enabled=False),
+        GradScalerKwargs(),
+        DistributedDataParallelKwargs(
+            gradient_as_bucket_view=cfg.distributed.ddp_gradient_as_bucket_view,
+            static_graph=cfg.distributed.ddp_static_graph,
+        ),
+    ]
+    if cfg.distributed.ddp_timeout:
+        timeout = timedelta(minutes=cfg.distributed.ddp_timeout)
+        handlers.append(InitProcessGroupKwargs(timeout=timeout))
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    wanted = cfg.precision.mixed_precision
+    if asked not in (None, "", wanted):
+        logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
+                       asked, wanted)  # fmt: skip
+    accelerator = Accelerator(
+        gradient_accumulation_steps=1, mixed_precision=wanted, kwargs_handlers=handlers
+    )
+    accelerator.gradient_accumulation_steps = 1
+    if wanted == "fp16" and accelerator.device.type != "cuda":
+        raise ConfigError(
+            f"mixed_precision = fp16 needs a CUDA device; this run would use "
+            f"{accelerator.device.type}. Use bf16 or no."
+        )
+    return accelerator
+
+
+def prepare_torch(cfg: TrainConfig) -> None:
+    """Apply the process-wide torch settings that the flags ask for."""
+    if cfg.precision.cuda_allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if cfg.precision.cuda_cudnn_benchmark:
+        torch.backends.cudnn.benchmark = True
+    if cfg.precision.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def choose_seed(seed: int | None) -> int:
+    """`seed`, or one drawn now and logged, so that the run can be repeated."""
+    if seed is not None:
+        return seed
+    seed = random.SystemRandom().randrange(2**31)
+    logger.info("seed not given: using %d", seed)
+    return seed
+
+
+def seed_dropout(seed: int, rank: int, step: int, micro_step: int) -> None:
+    """Seed the global RNG from the position: the one that checkpointing rewinds, so dropout's."""
+    torch.manual_seed(position_seed(seed, "dropout", rank, step, micro_step))
+
+
+def make_noising(flow: FlowOptions) -> Noising:
+    """The path's settings from the flags; timesteps of 0 to 1000 become sigma here, and only here."""
+    sampling = SigmaSampling(
+        method=flow.timestep_sampling,
+        sigmoid_scale=flow.sigmoid_scale,
+        shift=flow.discrete_flow_shift,
+        weighting_scheme=flow.weighting_scheme,
+        logit_mean=flow.logit_mean,
+        logit_std=flow.logit_std,
+        mode_scale=flow.mode_scale,
+        min_sigma=(flow.min_timestep or 0) / 1000,
+        max_sigma=(1000 if flow.max_timestep is None else flow.max_timestep) / 1000,
+    )
+    noise = NoiseSettings(
+        offset=flow.noise_offset or 0.0,
+        random_offset=flow.noise_offset_random_strength,
+        perturbation=flow.ip_noise_gamma or 0.0,
+        random_perturbation=flow.ip_noise_gamma_random_strength,
+    )
+    return Noising(sampling, noise)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How long the run is. A short window at the end of an epoch is an update of its own."""
+
+    batches_per_epoch: int
+    steps_per_epoch: int
+    total_steps: int
+    epochs: int
+
+    @staticmethod
+    def make(batches_per_epoch: int, accumulation: int, cfg: TrainConfig) -> StepPlan:
+        """From this rank's micro-batches per epoch; max_train_epochs wins over max_train_steps."""
+        steps_per_epoch = math.ceil(batches_per_epoch / accumulation)
+        if cfg.loop.max_train_epochs is not None:
+            total = cfg.loop.max_train_epochs * steps_per_epoch
+        else:
+            total = cfg.loop.max_train_steps
+        return StepPlan(
+            batches_per_epoch, steps_per_epoch, total, math.ceil(total / steps_per_epoch)
+        )

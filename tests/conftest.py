@@ -1,0 +1,37 @@
+"""Fixtures shared by the suite: the demo, made once, and a trainer run in this process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items):
+    """A test marked gpu is skipped where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """The demo's models and pictures, as tools/make_demo.py makes them."""
+    folder = tmp_path_factory.mktemp("demo")
+    command = [sys.executable, "tools/make_demo.py", "--output", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def run_folder(demo, tmp_path) -> Path:
+    """A folder with the demo's pictures (a copy: caches are written beside them)."""
+    (tmp_path / "pictures").mkdir()
+    for picture in (demo / "pictures").iterdir():
+        (tmp_path / "pictures" / picture.name).write_bytes(picture.read_bytes())
+    return tmp_path

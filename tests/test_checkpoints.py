@@ -1,0 +1,55 @@
+"""File names, what is due and what is deleted, against sd-scripts' documented behaviour."""
+
+import pytest
+
+from library.checkpoints import CheckpointPlan, check_output_dir
+from library.run_config import SaveOptions
+
+
+def plan(epochs=10, **options):
+    return CheckpointPlan(SaveOptions(output_dir="out", **options), epochs)
+
+
+def test_names_are_those_of_sd_scripts():
+    named = plan(output_name="saber")
+    assert named.step_file(10).name == "saber-step00000010.safetensors"
+    assert named.epoch_file(3).name == "saber-000003.safetensors"
+    assert named.final_file().name == "saber.safetensors"
+    assert plan().step_file(10).name == "at-step00000010.safetensors"
+    assert plan().epoch_file(3).name == "epoch-000003.safetensors"
+    assert plan().final_file().name == "last.safetensors"
+
+
+def test_a_file_is_due_every_n_steps_and_every_n_epochs_but_not_after_the_last():
+    steps = plan(save_every_n_steps=5)
+    assert [step for step in range(1, 21) if steps.due_at_step(step)] == [5, 10, 15, 20]
+    epochs = plan(epochs=6, save_every_n_epochs=2)
+    assert [epoch for epoch in range(1, 7) if epochs.due_after_epoch(epoch)] == [2, 4]
+
+
+def test_epoch_ratio_makes_at_least_that_many_files():
+    ratio = plan(epochs=10, save_n_epoch_ratio=3)
+    assert [epoch for epoch in range(1, 11) if ratio.due_after_epoch(epoch)] == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    "keep, step, stale",
+    [(10, 5, None), (10, 15, None), (10, 20, 5), (10, 25, 10), (0, 10, 5), (None, 50, None)],
+)
+def test_step_files_older_than_save_last_n_steps_go(keep, step, stale):
+    steps = plan(save_every_n_steps=5, save_last_n_steps=keep)
+    assert steps.stale_at_step(step) == (steps.step_file(stale) if stale else None)
+
+
+def test_only_the_last_n_epoch_files_stay():
+    epochs = plan(save_every_n_epochs=2, save_last_n_epochs=2)
+    assert [epochs.stale_after_epoch(epoch) for epoch in (2, 4)] == [None, None]
+    assert epochs.stale_after_epoch(6) == epochs.epoch_file(2)
+    assert epochs.stale_after_epoch(8) == epochs.epoch_file(4)
+
+
+def test_an_output_folder_that_is_a_file_is_a_problem_and_nothing_is_left_behind(tmp_path):
+    (tmp_path / "taken").write_text("x")
+    assert "is a file" in check_output_dir(str(tmp_path / "taken" / "deeper"))[0].message
+    assert check_output_dir(str(tmp_path / "new" / "deeper")) == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]

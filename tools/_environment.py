@@ -1,0 +1,156 @@
+"""The environment that the README's two commands share: Python, .venv, torch, requirements.
+
+Standard library only: this runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+SUPPORTED = ((3, 10), (3, 13))
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
+CPU_TORCH = "torch==2.13.0"
+
+commands_run: list[str] = []
+"""Every command started through `run`, as one could type it."""
+
+
+class StepFailed(Exception):
+    """A command ended with an error; the text says which and what to do."""
+
+
+def python_problem(version: tuple[int, int]) -> str | None:
+    """Why this Python cannot be used, in one sentence, or None."""
+    lowest, highest = SUPPORTED
+    if lowest <= version <= highest:
+        return None
+    return (
+        f"Python {version[0]}.{version[1]} is not supported: install Python 3.11, 3.12 or 3.13 "
+        f"(3.10 works with older releases of the libraries) and run the command with it. "
+        f"/ 不支持此 Python 版本，请安装 3.11、3.12 或 3.13。"
+    )
+
+
+def torch_install_command(os_name: str, driver: bool, reachable: bool) -> list[str]:
+    """The pip arguments that install the right torch.
+
+    os_name: platform.system(); driver: an NVIDIA driver is there; reachable: PyTorch's public CPU
+    index answers. PyPI's torch has CUDA on Linux but not on Windows.
+    """
+    if driver and os_name == "Windows":
+        return ["install", "torch", "--index-url", CUDA_INDEX]
+    if driver and os_name == "Linux":
+        return ["install", "torch"]
+    if reachable and os_name != "Darwin":
+        return ["install", "torch", "--index-url", CPU_INDEX]
+    return ["install", CPU_TORCH]
+
+
+def has_nvidia_driver() -> bool:
+    """Whether nvidia-smi is there and lists a card."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    listing = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
+    return listing.returncode == 0 and "GPU" in listing.stdout
+
+
+def index_answers(url: str = CPU_INDEX, seconds: float = 5.0) -> bool:
+    """Whether `url` answers within `seconds`."""
+    request = urllib.request.Request(f"{url}/torch/", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=seconds):
+            return True
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+def venv_python() -> Path:
+    inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    return VENV / inside
+
+
+def plain_environment() -> dict[str, str]:
+    """The user's environment, without the path that the tools' own restart added."""
+    env = dict(os.environ)
+    kept = [p for p in env.pop("PYTHONPATH", "").split(os.pathsep) if p and Path(p) != ROOT]
+    if kept:
+        env["PYTHONPATH"] = os.pathsep.join(kept)
+    return env
+
+
+def run(command: Sequence[str | Path], *, advice: str = "") -> None:
+    """Run a command in the project's root, showing it first; a failure raises StepFailed."""
+    words = [str(word) for word in command]
+    shown = subprocess.list2cmdline(words).replace(str(ROOT) + os.sep, "")
+    commands_run.append(shown)
+    print(f"\n$ {shown}", flush=True)
+    code = subprocess.run(words, cwd=ROOT, env=plain_environment(), check=False).returncode
+    if code:
+        raise StepFailed(f"This command ended with exit code {code}:\n  {shown}\n{advice}".rstrip())
+
+
+def answers(python: Path, code: str) -> bool:
+    """Whether `python -c code` succeeds, without output."""
+    command = [str(python), "-c", code]
+    return subprocess.run(command, capture_output=True, env=plain_environment()).returncode == 0
+
+
+def prepare(requirements: Sequence[str], *, install: bool) -> Path:
+    """Make .venv with torch and the requirements files, and return its Python.
+
+    install False: the current environment is used as it is.
+    """
+    problem = python_problem(sys.version_info[:2])
+    if problem:
+        raise StepFailed(problem)
+    if not install:
+        return Path(sys.executable)
+    python = venv_python()
+    if not (python.exists() and answers(python, "import pip")):
+        run([sys.executable, "-m", "venv", "--clear", VENV], advice="Is the venv module installed?")
+    if not answers(python, "import torch"):
+        driver = has_nvidia_driver()
+        reachable = not driver and index_answers()
+        pip = torch_install_command(platform.system(), driver, reachable)
+        run([python, "-m", "pip", *pip], advice="Is the network up, and is there 5 GB of disk?")
+    for file in requirements:
+        run([python, "-m", "pip", "install", "-q", "-r", file], advice="Is the network up?")
+    return python
+
+
+def say_device(python: Path) -> None:
+    """Print which torch was found and whether it sees a CUDA device."""
+    code = (
+        "import torch; ok = torch.cuda.is_available();"
+        "print(f'torch {torch.__version__}, torch.cuda.is_available() = {ok}',"
+        " torch.cuda.get_device_name(0) if ok else '(the CPU is used / 使用 CPU)')"
+    )
+    subprocess.run([str(python), "-c", code], env=plain_environment(), check=True)
+    if has_nvidia_driver() and not answers(python, "import torch; assert torch.cuda.is_available()"):
+        print(
+            "An NVIDIA card is there but this torch cannot use it: reinstall torch for your driver,"
+            " see https://pytorch.org/get-started/locally/ / 检测到显卡但 torch 无法使用，请重装 torch。"
+        )
+
+
+def main_guarded(main) -> int:
+    """Run a tool's main; a failed step is told in its own words, without a traceback."""
+    try:
+        return main() or 0
+    except StepFailed as failure:
+        print(f"\n{failure}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,500 @@
+"""NetworkTrainer: the stages of a run and its loop, for any model family.
+
+A family subclasses it and fills in the hooks (anima_train_network.py does). `train()` is the table of
+contents. Names of the hooks are sd-scripts'; what they take and return is typed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import math
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from library import losses, metadata
+from library.bucket_sampler import BucketBatchSampler
+from library.caches import LatentsCache, TextCache, cache_latents, cache_text
+from library.checkpoints import CheckpointPlan, check_output_dir
+from library.config_util import DatasetGroupConfig
+from library.data_types import Batch, StepResult, TrainState
+from library.dataset_scan import scan
+from library.datasets import TrainDataset, collate
+from library.device_utils import clean_memory_on_device, precision_dtype
+from library.errors import EXIT_USER_ERROR, ConfigError, Problem, UserError
+from library.flow_matching import NoisyLatents
+from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
+from library.run_config import TrainConfig
+from library.schedulers import create_scheduler
+from library.step_logs import StepLogs
+from library.strategy_base import (
+    LatentsCachingStrategy,
+    TextEncoderOutputsCachingStrategy,
+    TextEncodingStrategy,
+    TokenizeStrategy,
+)
+from library.trackers import create_trackers
+from library.train_util import (
+    StepPlan,
+    choose_seed,
+    make_noising,
+    prepare_accelerator,
+    prepare_torch,
+    seed_dropout,
+)
+from library.utils import position_seed
+from networks.arguments import parse_network_args
+from networks.loading import make_network, merge_base_weights, quiet
+from networks.network import NetworkModule, check_network_module
+
+logger = logging.getLogger(__name__)
+
+BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
+
+
+class NetworkTrainer:
+    """Trains adapters on a frozen model. Each stage sets what the later ones read."""
+
+    def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
+        self.cfg = cfg
+        self.datasets = datasets
+        self.state = TrainState()
+
+    def train(self) -> None:
+        """The whole run, from pictures on disk to the exported file."""
+        self.prepare_process()
+        self.check()
+        self.prepare_data()
+        self.cache_inputs()
+        self.load_models()
+        self.attach_network()
+        self.prepare_optimization()
+        self.start_logs()
+        self.run_epochs()
+        self.finish()
+
+    # ---- hooks a family fills in ---------------------------------------------------------------
+
+    def assert_extra_args(self) -> list[Problem]:
+        """What is wrong between flags, model files and the output folder, before any heavy work."""
+        return check_output_dir(self.cfg.save.output_dir)
+
+    def empty_model(self) -> nn.Module:
+        """The denoiser on the meta device: all its modules, no memory."""
+        raise NotImplementedError
+
+    def load_target_model(self) -> nn.Module:
+        """The denoiser, frozen, on the accelerator's device."""
+        raise NotImplementedError
+
+    def get_tokenize_strategy(self) -> TokenizeStrategy:
+        raise NotImplementedError
+
+    def get_text_encoding_strategy(self) -> TextEncodingStrategy:
+        raise NotImplementedError
+
+    def get_latents_caching_strategy(self) -> LatentsCachingStrategy:
+        raise NotImplementedError
+
+    def get_text_encoder_outputs_caching_strategy(self) -> TextEncoderOutputsCachingStrategy:
+        raise NotImplementedError
+
+    def call_unet(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:
+        """The model's prediction, float32; the one place the model is called."""
+        raise NotImplementedError
+
+    def network_kwargs(self) -> dict[str, Any]:
+        """Arguments of the network: --network_args, and what a family adds from its own flags."""
+        return parse_network_args(self.cfg.network.network_args)
+
+    def update_metadata(self, entries: dict[str, str]) -> None:
+        """Add the family's entries to the exported metadata."""
+
+    # ---- stages --------------------------------------------------------------------------------
+
+    def prepare_process(self) -> None:
+        """Establish the accelerator, the seed and the settings of the path."""
+        prepare_torch(self.cfg)
+        self.accelerator = prepare_accelerator(self.cfg)
+        self.seed = choose_seed(self.cfg.loop.seed)
+        self.noising = make_noising(self.cfg.flow)
+        self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
+        self.is_main = self.accelerator.is_main_process
+
+    def check(self) -> None:
+        """Establish that flags, model files and adapters fit together; all problems in one error."""
+        net = self.cfg.network
+        self.network_module = load_network_module(net.network_module)
+        problems = self.network_module.check_network_args(
+            net.network_dim, net.network_alpha, net.network_dropout, **self.network_kwargs()
+        )
+        problems = [*problems, *self.assert_extra_args()]
+        if problems:
+            raise ConfigError(problems)
+        with torch.device("meta"), quiet():
+            make_network(self.network_module, net, self.network_kwargs(), self.empty_model())
+
+    def prepare_data(self) -> None:
+        """Establish the catalogue of pictures, the order of batches and the length of the run."""
+        self.catalogue = scan(self.datasets)
+        self.sampler = BucketBatchSampler(
+            self.catalogue,
+            seed=self.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        accumulation = self.cfg.loop.gradient_accumulation_steps
+        self.plan = StepPlan.make(len(self.sampler), accumulation, self.cfg)
+        self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs)
+        for line in self.catalogue.notes:
+            logger.warning(line)
+        for line in self.catalogue.describe():
+            logger.info(line)
+
+    def cache_inputs(self) -> None:
+        """Establish the dataset: latents and text outputs cached as asked, their encoders freed."""
+        self.tokenize_strategy = self.get_tokenize_strategy()
+        with self.accelerator.local_main_process_first():
+            latents = self.cache_latents() if self.cfg.cache.cache_latents else None
+            texts = self.cache_text() if self.cfg.cache.cache_text_encoder_outputs else None
+        clean_memory_on_device(self.accelerator.device)
+        self.latents_strategy = self.get_latents_caching_strategy()  # loads only when it is used
+        self.text_strategy = self.get_text_encoding_strategy()
+        self.dataset = self.make_dataset(latents=latents, texts=texts)
+        for cached, what in ((latents, "VAE"), (texts, "text encoder")):
+            if cached is None:
+                logger.info("The %s stays in memory: its outputs are not cached.", what)
+
+    def make_dataset(self, **caches: Any) -> TrainDataset:
+        return TrainDataset(
+            self.catalogue,
+            seed=self.seed,
+            max_train_steps=self.plan.total_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            **caches,
+        )
+
+    def cache_latents(self) -> LatentsCache:
+        """Encode every picture once; the VAE is freed when this returns."""
+        cache = self.cfg.cache
+        return cache_latents(
+            self.catalogue,
+            self.get_latents_caching_strategy(),
+            to_disk=cache.cache_latents_to_disk,
+            batch_size=cache.vae_batch_size,
+            skip_check=cache.skip_cache_check,
+        )
+
+    def cache_text(self) -> TextCache:
+        """Encode every caption the run will use once, shuffled and dropped ones included."""
+        dataset = self.make_dataset()
+        folders = {
+            dataset.caption_of(request): self.catalogue.images[request.index].path.parent
+            for epoch in range(self.plan.epochs)
+            for batch in self.sampler.batches(epoch)
+            for request in batch
+        }
+        cache = self.cfg.cache
+        return cache_text(
+            folders,
+            self.get_text_encoder_outputs_caching_strategy(),
+            to_disk=cache.cache_text_encoder_outputs_to_disk,
+            skip_check=cache.skip_cache_check,
+        )
+
+    def load_models(self) -> None:
+        """Establish the frozen model on its device, --base_weights merged in."""
+        self.model = self.load_target_model()
+        merge_base_weights(self.network_module, self.cfg.network, self.model)
+
+    def attach_network(self) -> None:
+        """Establish the adapters inside the model, and gradient checkpointing around them."""
+        torch.manual_seed(position_seed(self.seed, "adapters"))  # the same factors on every rank
+        network = make_network(
+            self.network_module, self.cfg.network, self.network_kwargs(), self.model
+        )
+        network.apply_to(None, self.model, apply_text_encoder=False, apply_unet=True)
+        network.prepare_grad_etc(None, self.model)
+        if self.cfg.precision.full_bf16:
+            network.cast_trainables(torch.bfloat16)
+        loop = self.cfg.loop
+        offload = loop.cpu_offload_checkpointing or loop.unsloth_offload_checkpointing
+        if loop.gradient_checkpointing or offload:
+            self.model.enable_gradient_checkpointing(cpu_offload=offload)
+        self.network = network
+        for line in network.summary():
+            logger.info(line)
+
+    def prepare_optimization(self) -> None:
+        """Establish optimizer and schedule over the trainables, wrapped by accelerate."""
+        options = self.cfg.optimizer
+        groups, self.group_names = self.network.prepare_optimizer_params(
+            None, self.cfg.network.unet_lr, options.learning_rate
+        )
+        optimizer = create_optimizer(options, groups)
+        self.scheduler = create_scheduler(
+            self.cfg.schedule, optimizer, total_steps=self.plan.total_steps
+        )
+        self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.network.check_trainables()
+
+    def start_logs(self) -> None:
+        """Establish trackers and metadata, and say what is about to run."""
+        cfg, plan = self.cfg, self.plan
+        self.logs = StepLogs(window=plan.steps_per_epoch)
+        self.metadata = metadata.RunMetadata(self.start_metadata(), cfg.save.no_metadata)
+        self.trackers = create_trackers(
+            cfg.logging if self.is_main else None,
+            output_dir=cfg.save.output_dir,
+            output_name=cfg.save.output_name,
+            config=cfg.flat(),
+        )
+        logger.info(
+            "%d samples per epoch (pictures x repeats), %d batches, %d steps",
+            self.catalogue.num_samples, plan.batches_per_epoch, plan.steps_per_epoch,
+        )  # fmt: skip
+        logger.info(
+            "%d epochs, %d steps in all; accumulation %d, processes %d, precision %s, device %s",
+            plan.epochs, plan.total_steps, cfg.loop.gradient_accumulation_steps,
+            self.accelerator.num_processes, cfg.precision.mixed_precision, self.accelerator.device,
+        )  # fmt: skip
+        for line in self.trackers.describe():
+            logger.info(line)
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def run_epochs(self) -> None:
+        loader = self.make_loader()
+        optimizer_train_mode(self.optimizer)
+        self.bar = tqdm(
+            total=self.plan.total_steps, unit="step", bar_format=BAR, disable=not self.is_main
+        )
+        with self.bar:
+            for epoch in range(self.state.epoch, self.plan.epochs):
+                self.state.epoch = epoch
+                self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
+                self.network.on_epoch_start(None, self.model)
+                self.train_epoch(loader, epoch)
+                self.after_epoch(epoch + 1)
+            self.write_logs()
+
+    def make_loader(self) -> DataLoader:
+        """Batches in the sampler's order; with cached latents without workers, which only cost."""
+        options = self.cfg.data
+        workers = min(options.max_data_loader_n_workers, os.cpu_count() or 1)
+        if self.dataset.latents is not None:
+            workers = 0
+        return DataLoader(
+            self.dataset,
+            batch_sampler=self.sampler,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=options.persistent_data_loader_workers and workers > 0,
+        )
+
+    def train_epoch(self, loader: DataLoader, epoch: int) -> None:
+        """Every window of the epoch, until the run's last step."""
+        self.sampler.set_epoch(epoch, start_batch=self.state.batch_in_epoch)
+        for window in self.windows(loader):
+            self.train_step(window)
+            self.after_step()
+            if self.state.step >= self.plan.total_steps:
+                break
+        self.state.batch_in_epoch = 0
+
+    def windows(self, loader: DataLoader) -> Iterator[list[Batch]]:
+        """The micro-batches of each update; the last window of an epoch may be short."""
+        window: list[Batch] = []
+        for batch in loader:
+            window.append(batch)
+            if len(window) == self.cfg.loop.gradient_accumulation_steps:
+                yield window
+                window = []
+        if window:
+            yield window
+
+    def train_step(self, window: list[Batch]) -> None:
+        """One update from the micro-batches of a window."""
+        last, loss = len(window) - 1, 0.0
+        for micro_step, batch in enumerate(window):
+            with self.sync_gradients(last_of_window=micro_step == last):
+                seed_dropout(self.seed, self.accelerator.process_index, self.state.step, micro_step)
+                result = self.process_batch(batch.to(self.accelerator.device))
+                self.accelerator.backward(result.loss / len(window))
+            loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
+        rates = self.scheduler.get_last_lr()  # before the schedule moves on
+        norm = self.update()
+        self.state.step += 1
+        self.state.batch_in_epoch += len(window)
+        self.state.samples_seen += sum(len(batch.keys) for batch in window)
+        self.logs.add(
+            self.state.step,
+            {"loss/current": loss, "norm/grad": norm},
+            {f"lr/{name}": float(rate) for name, rate in zip(self.group_names, rates)},
+        )
+
+    def sync_gradients(self, last_of_window: bool) -> contextlib.AbstractContextManager:
+        """Ranks exchange gradients once per update, not per micro-step."""
+        if last_of_window:
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(self.model)
+
+    def process_batch(self, batch: Batch, sigma: Tensor | None = None) -> StepResult:
+        """Condition, predict, compare: the loss of one micro-batch. sigma (B,) is drawn if None."""
+        latents = batch.latents
+        if latents is None:
+            latents = self.encode_images_to_latents(batch.pixels)
+        prediction, noisy = self.get_noise_pred_and_target(
+            latents, self.get_conditioning(batch), batch.seeds, sigma
+        )
+        elements = losses.elementwise_loss(prediction, noisy.velocity, noisy.sigma, self.cfg.loss)
+        per_sample = losses.reduce_to_samples(elements, batch.loss_mask)
+        weight = batch.loss_weight * self.noising.loss_weight(noisy.sigma)
+        return StepResult(
+            loss=(per_sample * weight).mean(),
+            per_sample=per_sample.detach(),
+            sigma=noisy.sigma,
+            keys=batch.keys,
+        )
+
+    def encode_images_to_latents(self, pixels: Tensor) -> Tensor:
+        return self.latents_strategy.encode(pixels).to(self.accelerator.device)
+
+    def get_conditioning(self, batch: Batch) -> Any:
+        """From the cached outputs, or from the captions now, one at a time as the cache does."""
+        outputs = batch.text
+        if outputs is None:
+            tokens = [self.tokenize_strategy.tokenize(caption) for caption in batch.captions]
+            outputs = [self.text_strategy.encode_tokens(each) for each in tokens]
+        return self.text_strategy.collate(outputs).to(self.accelerator.device)
+
+    def get_noise_pred_and_target(
+        self,
+        latents: Tensor,
+        conditioning: Any,
+        seeds: tuple[int, ...],
+        sigma: Tensor | None = None,
+    ) -> tuple[Tensor, NoisyLatents]:
+        """Draw sigma unless given, noise the latents, predict."""
+        noisy = self.noising.draw(latents, seeds, sigma)
+        return self.call_unet(noisy, conditioning), noisy
+
+    def update(self) -> Tensor:
+        """Clip, step, advance the schedule once; returns the gradient norm, on the device."""
+        limit = self.cfg.optimizer.max_grad_norm or float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.network.get_trainable_params(), limit)
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    # ---- after a step, after an epoch ----------------------------------------------------------
+
+    def after_step(self) -> None:
+        step = self.state.step
+        self.bar.update()
+        if step % self.cfg.logging.log_every_n_steps == 0:
+            self.write_logs()
+        if file := self.checkpoints.due_at_step(step):
+            self.save(file, self.checkpoints.stale_at_step(step))
+
+    def after_epoch(self, epoch: int) -> None:
+        if file := self.checkpoints.due_after_epoch(epoch):
+            self.save(file, self.checkpoints.stale_after_epoch(epoch))
+
+    def write_logs(self) -> None:
+        """The one host synchronisation: read what the steps left on the device and write it."""
+        rows = self.logs.flush()
+        for step, values in rows:
+            self.trackers.log(step, values)
+            if not math.isfinite(values["loss/current"]):
+                raise UserError(
+                    f"The loss of step {step} is not a finite number. Nothing was saved after it. "
+                    "Lower learning_rate, raise lr_warmup_steps, or use mixed_precision = bf16."
+                )
+        if rows:
+            latest = rows[-1][1]
+            rate = max(value for name, value in latest.items() if name.startswith("lr/"))
+            self.bar.set_postfix_str(
+                f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
+            )
+
+    def save(self, file: Path, stale: Path | None = None) -> None:
+        """Export the adapters to `file` on rank 0; then delete `stale`, if it is there."""
+        self.write_logs()
+        self.accelerator.wait_for_everyone()
+        if not self.is_main:
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        dtype = precision_dtype(self.cfg.save.save_precision or "float")
+        with optimizer_eval_mode(self.optimizer):
+            self.network.save_weights(str(file), dtype, self.metadata.at(self.state))
+        logger.info("saved %s", file)
+        if stale is not None and stale.exists():
+            stale.unlink()
+            logger.info("removed %s", stale)
+
+    def start_metadata(self) -> dict[str, str]:
+        """What is known of the run before its first step."""
+        cfg, plan, net = self.cfg, self.plan, self.network
+        optimizer = type(self.optimizer.optimizer)
+        facts = {
+            "session_id": uuid.uuid4().int % 2**32,
+            "training_started_at": metadata.timestamp(),
+            "seed": self.seed,
+            "num_epochs": plan.epochs,
+            "num_batches_per_epoch": plan.batches_per_epoch,
+            "max_train_steps": plan.total_steps,
+            "optimizer": f"{optimizer.__module__}.{optimizer.__name__}",
+            "network_dim": net.dim,
+            "network_alpha": net.alpha,
+            "network_args": json.dumps(net.network_args),
+        }
+        entries = metadata.run_metadata(cfg, self.catalogue, facts)
+        resolution = self.catalogue.group.datasets[0].resolution
+        title = cfg.save.output_name or "last"
+        entries.update(metadata.modelspec(cfg.metadata, title=title, resolution=resolution))
+        self.update_metadata(entries)
+        return entries
+
+    def finish(self) -> None:
+        """The final export and the end of the logs."""
+        self.save(self.checkpoints.final_file())
+        self.trackers.close()
+        self.accelerator.end_training()
+        if self.is_main:
+            logger.info("done: %d steps, %s", self.state.step, self.checkpoints.final_file())
+
+
+def load_network_module(name: str) -> NetworkModule:
+    """The module given as --network_module, checked at once for all that it must offer."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--network_module {name}: no such module ({error}).") from error
+    return check_network_module(module)
+
+
+def main() -> int:
+    """Explain: a model family's own entry trains; this file is what they share."""
+    print("train_network.py holds the trainer that model families share; run a family's entry:")
+    for entry in sorted(Path(__file__).parent.glob("*_train_network.py")):
+        files = "--config_file train_args.toml --dataset_config dataset.toml"
+        print(f"  accelerate launch {entry.name} {files}")
+    return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())
