@@ -22,6 +22,7 @@ from library.config_file import Parser, read_config
 from library.config_util import DatasetGroupConfig, load_dataset_config
 from library.errors import ConfigError, Problem, UserError, run_main
 from library.flow_matching import NoisyLatents
+from library.metadata import FileHashes, legacy_hash
 from library.optimizers import check_optimizer
 from library.options import add_flags
 from library.run_config import GROUPS as SHARED_GROUPS
@@ -169,8 +170,32 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:
         return predict_velocity(self.model, noisy, conditioning)
 
-    def finish(self) -> None:
-        super().finish()
+    def update_metadata(self, entries: dict[str, str]) -> None:
+        """Say that this is Anima, which files it was trained on, and how text was read."""
+        anima = self.anima
+        for role, path in self.base_files().items():
+            entries[f"ss_{role}_name"] = Path(path).name
+            if digest := self.hashes.get(role):
+                entries[f"ss_new_{role}_hash"] = digest
+        entries.update({
+            "ss_base_model_version": "anima",
+            "ss_sd_model_hash": legacy_hash(anima.anima_transformer),
+            "ss_qwen3_max_token_length": str(anima.qwen_max_length),
+            "ss_t5_max_token_length": str(anima.t5_max_length),
+            "ss_empty_caption": anima.empty_caption,
+            "modelspec.architecture": "anima/lora",
+            "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
+        })  # fmt: skip
+
+    def base_files(self) -> dict[str, str]:
+        """The base models by the names that metadata has for them."""
+        anima = self.anima
+        return {"sd_model": anima.anima_transformer, "vae": self.cfg.paths.vae, "qwen3": anima.qwen}
+
+    def cache_inputs(self) -> None:
+        """Base models are hashed for the metadata meanwhile."""
+        self.hashes = FileHashes(self.base_files() if self.is_main else {})
+        super().cache_inputs()
         self.tokenize_strategy.report()
 
 

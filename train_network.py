@@ -8,59 +8,37 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
-import math
-import os
 import sys
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from library import losses, metadata
+from library import losses, metadata, strategy_base, train_util
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, TextCache, cache_latents, cache_text
 from library.checkpoints import CheckpointPlan, check_output_dir
 from library.config_util import DatasetGroupConfig
 from library.data_types import Batch, StepResult, TrainState
 from library.dataset_scan import scan
-from library.datasets import TrainDataset, collate
+from library.datasets import TrainDataset, captions_of_run
 from library.device_utils import clean_memory_on_device, precision_dtype
-from library.errors import EXIT_USER_ERROR, ConfigError, Problem, UserError
+from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoisyLatents
 from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
 from library.run_config import TrainConfig
 from library.schedulers import create_scheduler
-from library.step_logs import StepLogs
-from library.strategy_base import (
-    LatentsCachingStrategy,
-    TextEncoderOutputsCachingStrategy,
-    TextEncodingStrategy,
-    TokenizeStrategy,
-)
+from library.step_logs import RunProgress
 from library.trackers import create_trackers
-from library.train_util import (
-    StepPlan,
-    choose_seed,
-    make_noising,
-    prepare_accelerator,
-    prepare_torch,
-    seed_dropout,
-)
-from library.utils import position_seed
+from library.utils import log_lines, position_seed
 from networks.arguments import parse_network_args
 from networks.loading import make_network, merge_base_weights, quiet
 from networks.network import NetworkModule, check_network_module
 
 logger = logging.getLogger(__name__)
-
-BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
 
 
 class NetworkTrainer:
@@ -73,6 +51,12 @@ class NetworkTrainer:
 
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
+        self.prepare()
+        self.run_epochs()
+        self.finish()
+
+    def prepare(self) -> None:
+        """Everything before the first step, one large model in memory at a time."""
         self.prepare_process()
         self.check()
         self.prepare_data()
@@ -81,8 +65,6 @@ class NetworkTrainer:
         self.attach_network()
         self.prepare_optimization()
         self.start_logs()
-        self.run_epochs()
-        self.finish()
 
     # ---- hooks a family fills in ---------------------------------------------------------------
 
@@ -98,16 +80,18 @@ class NetworkTrainer:
         """The denoiser, frozen, on the accelerator's device."""
         raise NotImplementedError
 
-    def get_tokenize_strategy(self) -> TokenizeStrategy:
+    def get_tokenize_strategy(self) -> strategy_base.TokenizeStrategy:
         raise NotImplementedError
 
-    def get_text_encoding_strategy(self) -> TextEncodingStrategy:
+    def get_text_encoding_strategy(self) -> strategy_base.TextEncodingStrategy:
         raise NotImplementedError
 
-    def get_latents_caching_strategy(self) -> LatentsCachingStrategy:
+    def get_latents_caching_strategy(self) -> strategy_base.LatentsCachingStrategy:
         raise NotImplementedError
 
-    def get_text_encoder_outputs_caching_strategy(self) -> TextEncoderOutputsCachingStrategy:
+    def get_text_encoder_outputs_caching_strategy(
+        self,
+    ) -> strategy_base.TextEncoderOutputsCachingStrategy:
         raise NotImplementedError
 
     def call_unet(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:
@@ -125,10 +109,10 @@ class NetworkTrainer:
 
     def prepare_process(self) -> None:
         """Establish the accelerator, the seed and the settings of the path."""
-        prepare_torch(self.cfg)
-        self.accelerator = prepare_accelerator(self.cfg)
-        self.seed = choose_seed(self.cfg.loop.seed)
-        self.noising = make_noising(self.cfg.flow)
+        train_util.prepare_torch(self.cfg)
+        self.accelerator = train_util.prepare_accelerator(self.cfg)
+        self.seed = train_util.choose_seed(self.cfg.loop.seed)
+        self.noising = train_util.make_noising(self.cfg.flow)
         self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
         self.is_main = self.accelerator.is_main_process
 
@@ -136,10 +120,9 @@ class NetworkTrainer:
         """Establish that flags, model files and adapters fit together; all problems in one error."""
         net = self.cfg.network
         self.network_module = load_network_module(net.network_module)
-        problems = self.network_module.check_network_args(
-            net.network_dim, net.network_alpha, net.network_dropout, **self.network_kwargs()
-        )
-        problems = [*problems, *self.assert_extra_args()]
+        dims = net.network_dim, net.network_alpha, net.network_dropout
+        problems = self.network_module.check_network_args(*dims, **self.network_kwargs())
+        problems += self.assert_extra_args()
         if problems:
             raise ConfigError(problems)
         with torch.device("meta"), quiet():
@@ -155,12 +138,10 @@ class NetworkTrainer:
             world_size=self.accelerator.num_processes,
         )
         accumulation = self.cfg.loop.gradient_accumulation_steps
-        self.plan = StepPlan.make(len(self.sampler), accumulation, self.cfg)
+        self.plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
         self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs)
-        for line in self.catalogue.notes:
-            logger.warning(line)
-        for line in self.catalogue.describe():
-            logger.info(line)
+        log_lines(logger, self.catalogue.notes, logging.WARNING)
+        log_lines(logger, self.catalogue.describe())
 
     def cache_inputs(self) -> None:
         """Establish the dataset: latents and text outputs cached as asked, their encoders freed."""
@@ -198,16 +179,9 @@ class NetworkTrainer:
 
     def cache_text(self) -> TextCache:
         """Encode every caption the run will use once, shuffled and dropped ones included."""
-        dataset = self.make_dataset()
-        folders = {
-            dataset.caption_of(request): self.catalogue.images[request.index].path.parent
-            for epoch in range(self.plan.epochs)
-            for batch in self.sampler.batches(epoch)
-            for request in batch
-        }
         cache = self.cfg.cache
         return cache_text(
-            folders,
+            captions_of_run(self.make_dataset(), self.sampler, self.plan.epochs),
             self.get_text_encoder_outputs_caching_strategy(),
             to_disk=cache.cache_text_encoder_outputs_to_disk,
             skip_check=cache.skip_cache_check,
@@ -233,8 +207,7 @@ class NetworkTrainer:
         if loop.gradient_checkpointing or offload:
             self.model.enable_gradient_checkpointing(cpu_offload=offload)
         self.network = network
-        for line in network.summary():
-            logger.info(line)
+        log_lines(logger, network.summary())
 
     def prepare_optimization(self) -> None:
         """Establish optimizer and schedule over the trainables, wrapped by accelerate."""
@@ -252,7 +225,6 @@ class NetworkTrainer:
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = self.cfg, self.plan
-        self.logs = StepLogs(window=plan.steps_per_epoch)
         self.metadata = metadata.RunMetadata(self.start_metadata(), cfg.save.no_metadata)
         self.trackers = create_trackers(
             cfg.logging if self.is_main else None,
@@ -260,76 +232,48 @@ class NetworkTrainer:
             output_name=cfg.save.output_name,
             config=cfg.flat(),
         )
-        logger.info(
-            "%d samples per epoch (pictures x repeats), %d batches, %d steps",
-            self.catalogue.num_samples, plan.batches_per_epoch, plan.steps_per_epoch,
+        log_lines(logger, [*plan.describe(cfg, self.accelerator), *self.trackers.describe()])
+
+    def start_metadata(self) -> dict[str, str]:
+        optimizer = type(self.optimizer.optimizer)
+        entries = metadata.start_entries(
+            self.cfg, self.catalogue, self.plan, self.network,
+            seed=self.seed, optimizer=f"{optimizer.__module__}.{optimizer.__name__}",
         )  # fmt: skip
-        logger.info(
-            "%d epochs, %d steps in all; accumulation %d, processes %d, precision %s, device %s",
-            plan.epochs, plan.total_steps, cfg.loop.gradient_accumulation_steps,
-            self.accelerator.num_processes, cfg.precision.mixed_precision, self.accelerator.device,
-        )  # fmt: skip
-        for line in self.trackers.describe():
-            logger.info(line)
+        self.update_metadata(entries)
+        return entries
 
     # ---- the loop ------------------------------------------------------------------------------
 
     def run_epochs(self) -> None:
-        loader = self.make_loader()
+        loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
         optimizer_train_mode(self.optimizer)
-        self.bar = tqdm(
-            total=self.plan.total_steps, unit="step", bar_format=BAR, disable=not self.is_main
-        )
-        with self.bar:
-            for epoch in range(self.state.epoch, self.plan.epochs):
-                self.state.epoch = epoch
-                self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
-                self.network.on_epoch_start(None, self.model)
-                self.train_epoch(loader, epoch)
-                self.after_epoch(epoch + 1)
-            self.write_logs()
-
-    def make_loader(self) -> DataLoader:
-        """Batches in the sampler's order; with cached latents without workers, which only cost."""
-        options = self.cfg.data
-        workers = min(options.max_data_loader_n_workers, os.cpu_count() or 1)
-        if self.dataset.latents is not None:
-            workers = 0
-        return DataLoader(
-            self.dataset,
-            batch_sampler=self.sampler,
-            collate_fn=collate,
-            num_workers=workers,
-            persistent_workers=options.persistent_data_loader_workers and workers > 0,
-        )
+        self.progress = RunProgress(self.trackers, self.plan, visible=self.is_main)
+        for epoch in range(self.state.epoch, self.plan.epochs):
+            self.state.epoch = epoch
+            self.progress.start_epoch(epoch)
+            self.network.on_epoch_start(None, self.model)
+            self.train_epoch(loader, epoch)
+            self.after_epoch(epoch + 1)
 
     def train_epoch(self, loader: DataLoader, epoch: int) -> None:
         """Every window of the epoch, until the run's last step."""
         self.sampler.set_epoch(epoch, start_batch=self.state.batch_in_epoch)
-        for window in self.windows(loader):
+        for window in train_util.windows(loader, self.cfg.loop.gradient_accumulation_steps):
             self.train_step(window)
             self.after_step()
             if self.state.step >= self.plan.total_steps:
                 break
         self.state.batch_in_epoch = 0
 
-    def windows(self, loader: DataLoader) -> Iterator[list[Batch]]:
-        """The micro-batches of each update; the last window of an epoch may be short."""
-        window: list[Batch] = []
-        for batch in loader:
-            window.append(batch)
-            if len(window) == self.cfg.loop.gradient_accumulation_steps:
-                yield window
-                window = []
-        if window:
-            yield window
-
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
         last, loss = len(window) - 1, 0.0
         for micro_step, batch in enumerate(window):
-            with self.sync_gradients(last_of_window=micro_step == last):
-                seed_dropout(self.seed, self.accelerator.process_index, self.state.step, micro_step)
+            with self.sync_gradients(micro_step == last):
+                train_util.seed_dropout(
+                    self.seed, self.accelerator.process_index, self.state.step, micro_step
+                )
                 result = self.process_batch(batch.to(self.accelerator.device))
                 self.accelerator.backward(result.loss / len(window))
             loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
@@ -338,7 +282,7 @@ class NetworkTrainer:
         self.state.step += 1
         self.state.batch_in_epoch += len(window)
         self.state.samples_seen += sum(len(batch.keys) for batch in window)
-        self.logs.add(
+        self.progress.add(
             self.state.step,
             {"loss/current": loss, "norm/grad": norm},
             {f"lr/{name}": float(rate) for name, rate in zip(self.group_names, rates)},
@@ -346,9 +290,7 @@ class NetworkTrainer:
 
     def sync_gradients(self, last_of_window: bool) -> contextlib.AbstractContextManager:
         """Ranks exchange gradients once per update, not per micro-step."""
-        if last_of_window:
-            return contextlib.nullcontext()
-        return self.accelerator.no_sync(self.model)
+        return contextlib.nullcontext() if last_of_window else self.accelerator.no_sync(self.model)
 
     def process_batch(self, batch: Batch, sigma: Tensor | None = None) -> StepResult:
         """Condition, predict, compare: the loss of one micro-batch. sigma (B,) is drawn if None."""
@@ -404,9 +346,8 @@ class NetworkTrainer:
 
     def after_step(self) -> None:
         step = self.state.step
-        self.bar.update()
         if step % self.cfg.logging.log_every_n_steps == 0:
-            self.write_logs()
+            self.progress.write()
         if file := self.checkpoints.due_at_step(step):
             self.save(file, self.checkpoints.stale_at_step(step))
 
@@ -414,26 +355,9 @@ class NetworkTrainer:
         if file := self.checkpoints.due_after_epoch(epoch):
             self.save(file, self.checkpoints.stale_after_epoch(epoch))
 
-    def write_logs(self) -> None:
-        """The one host synchronisation: read what the steps left on the device and write it."""
-        rows = self.logs.flush()
-        for step, values in rows:
-            self.trackers.log(step, values)
-            if not math.isfinite(values["loss/current"]):
-                raise UserError(
-                    f"The loss of step {step} is not a finite number. Nothing was saved after it. "
-                    "Lower learning_rate, raise lr_warmup_steps, or use mixed_precision = bf16."
-                )
-        if rows:
-            latest = rows[-1][1]
-            rate = max(value for name, value in latest.items() if name.startswith("lr/"))
-            self.bar.set_postfix_str(
-                f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
-            )
-
     def save(self, file: Path, stale: Path | None = None) -> None:
         """Export the adapters to `file` on rank 0; then delete `stale`, if it is there."""
-        self.write_logs()
+        self.progress.write()
         self.accelerator.wait_for_everyone()
         if not self.is_main:
             return
@@ -446,33 +370,10 @@ class NetworkTrainer:
             stale.unlink()
             logger.info("removed %s", stale)
 
-    def start_metadata(self) -> dict[str, str]:
-        """What is known of the run before its first step."""
-        cfg, plan, net = self.cfg, self.plan, self.network
-        optimizer = type(self.optimizer.optimizer)
-        facts = {
-            "session_id": uuid.uuid4().int % 2**32,
-            "training_started_at": metadata.timestamp(),
-            "seed": self.seed,
-            "num_epochs": plan.epochs,
-            "num_batches_per_epoch": plan.batches_per_epoch,
-            "max_train_steps": plan.total_steps,
-            "optimizer": f"{optimizer.__module__}.{optimizer.__name__}",
-            "network_dim": net.dim,
-            "network_alpha": net.alpha,
-            "network_args": json.dumps(net.network_args),
-        }
-        entries = metadata.run_metadata(cfg, self.catalogue, facts)
-        resolution = self.catalogue.group.datasets[0].resolution
-        title = cfg.save.output_name or "last"
-        entries.update(metadata.modelspec(cfg.metadata, title=title, resolution=resolution))
-        self.update_metadata(entries)
-        return entries
-
     def finish(self) -> None:
         """The final export and the end of the logs."""
         self.save(self.checkpoints.final_file())
-        self.trackers.close()
+        self.progress.close()
         self.accelerator.end_training()
         if self.is_main:
             logger.info("done: %d steps, %s", self.state.step, self.checkpoints.final_file())
@@ -491,8 +392,7 @@ def main() -> int:
     """Explain: a model family's own entry trains; this file is what they share."""
     print("train_network.py holds the trainer that model families share; run a family's entry:")
     for entry in sorted(Path(__file__).parent.glob("*_train_network.py")):
-        files = "--config_file train_args.toml --dataset_config dataset.toml"
-        print(f"  accelerate launch {entry.name} {files}")
+        print(f"  accelerate launch {entry.name} --config_file A.toml --dataset_config B.toml")
     return EXIT_USER_ERROR
 
 

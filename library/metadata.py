@@ -11,18 +11,22 @@ import hashlib
 import json
 import mimetypes
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from library.data_types import TrainState
 from library.dataset_scan import Catalogue
 from library.errors import ConfigError
 from library.run_config import MetadataOptions, TrainConfig
+
+if TYPE_CHECKING:
+    from library.train_util import StepPlan
 
 MINIMUM_KEYS = (
     "ss_base_model_version",
@@ -64,7 +68,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def legacy_hash(path: str | Path) -> str:
-    """The 8 hexadecimal digits by which older tools know a checkpoint: sha256 of 64 KiB at 1 MiB."""
+    """The 8 digits by which older tools know a checkpoint: sha256 of 64 KiB from 1 MiB on."""
     with open(path, "rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
@@ -213,3 +217,26 @@ def minimum(metadata: Mapping[str, str]) -> dict[str, str]:
 def timestamp() -> str:
     """Seconds since 1970, as sd-scripts writes start and end of a run."""
     return str(time.time())
+
+
+def start_entries(
+    cfg: TrainConfig, catalogue: Catalogue, plan: StepPlan, network: Any, **facts: Any
+) -> dict[str, str]:
+    """What is known of a run before its first step. facts: further ss_* entries, without ss_."""
+    run = {
+        "session_id": uuid.uuid4().int % 2**32,
+        "training_started_at": timestamp(),
+        "num_epochs": plan.epochs,
+        "num_batches_per_epoch": plan.batches_per_epoch,
+        "max_train_steps": plan.total_steps,
+        "network_dim": network.dim,
+        "network_alpha": network.alpha,
+        "network_args": json.dumps(network.network_args),
+        **facts,
+    }
+    resolution = catalogue.group.datasets[0].resolution
+    title = cfg.save.output_name or "last"
+    return {
+        **run_metadata(cfg, catalogue, run),
+        **modelspec(cfg.metadata, title=title, resolution=resolution),
+    }

@@ -9,15 +9,20 @@ import logging
 import math
 import os
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.data import DataLoader
 
+from library.bucket_sampler import BucketBatchSampler
+from library.data_types import Batch
+from library.datasets import TrainDataset, collate
 from library.errors import ConfigError
 from library.flow_matching import NoiseSettings, Noising, SigmaSampling
-from library.run_config import FlowOptions, TrainConfig
+from library.run_config import DataOptions, FlowOptions, TrainConfig
 from library.utils import position_seed
 
 if TYPE_CHECKING:
@@ -117,6 +122,34 @@ def make_noising(flow: FlowOptions) -> Noising:
     return Noising(sampling, noise)
 
 
+def make_loader(
+    dataset: TrainDataset, sampler: BucketBatchSampler, data: DataOptions
+) -> DataLoader:
+    """Batches in the sampler's order; without worker processes for cached latents: they only cost."""
+    workers = min(data.max_data_loader_n_workers, os.cpu_count() or 1)
+    if dataset.latents is not None:
+        workers = 0
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=data.persistent_data_loader_workers and workers > 0,
+    )
+
+
+def windows(loader: Iterable[Batch], length: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each update; the last window of an epoch may be short."""
+    window: list[Batch] = []
+    for batch in loader:
+        window.append(batch)
+        if len(window) == length:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """How long the run is. A short window at the end of an epoch is an update of its own."""
@@ -137,3 +170,13 @@ class StepPlan:
         return StepPlan(
             batches_per_epoch, steps_per_epoch, total, math.ceil(total / steps_per_epoch)
         )
+
+    def describe(self, cfg: TrainConfig, accelerator: Accelerator) -> list[str]:
+        """Lines for the log: what is about to run."""
+        length = f"{self.batches_per_epoch} batches, {self.steps_per_epoch} steps"
+        device = f"{accelerator.num_processes} x {accelerator.device}"
+        accumulation = cfg.loop.gradient_accumulation_steps
+        return [
+            f"epochs: {self.epochs} of {length}; steps in all: {self.total_steps}",
+            f"accumulation: {accumulation}; precision: {cfg.precision.mixed_precision}; on {device}",
+        ]

@@ -31,6 +31,11 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
     root.setLevel(level or "INFO")
 
 
+def log_lines(logger: logging.Logger, lines: Iterable[str], level: int = logging.INFO) -> None:
+    for line in lines:
+        logger.log(level, line)
+
+
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
@@ -42,11 +47,19 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        os.chmod(temporary, 0o666 & ~current_umask())  # safetensors writes for the owner alone
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def current_umask() -> int:
+    """The process's mask of permission bits; asking for it means setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def nearest_name(name: str, candidates: Iterable[str]) -> str | None:

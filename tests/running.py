@@ -19,7 +19,6 @@ BASE = {
     "seed": 7,
     "cache_latents": True,
     "cache_text_encoder_outputs": True,
-    "log_with": "none",
     "log_every_n_steps": 1,
 }
 
