@@ -59,7 +59,7 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
         handlers.append(InitProcessGroupKwargs(timeout=timeout))
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
     wanted = cfg.precision.mixed_precision
-    if asked not in (None, "", wanted):
+    if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
         logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
                        asked, wanted)  # fmt: skip
     accelerator = Accelerator(

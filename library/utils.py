@@ -1,4 +1,4 @@
-"""Small helpers that need the standard library only."""
+"""Small helpers that need the standard library only (and tqdm, whose bars messages must not break)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tqdm import tqdm
+
 from library.errors import UserError
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Messages on standard error, above a progress bar that is being drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=sys.stderr):
+            super().emit(record)
 
 
 def setup_logging(level: str | None = None, file: str | None = None, simple: bool = False) -> None:
@@ -22,13 +32,14 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
     """
     template = "%(message)s" if simple else "%(asctime)s %(levelname)-7s %(message)s"
     try:
-        handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
+        handler = logging.FileHandler(file, encoding="utf-8") if file else ConsoleHandler()
     except OSError as error:
         raise UserError(f"--console_log_file {file}: cannot be written ({error}).") from error
     handler.setFormatter(logging.Formatter(template, datefmt="%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level or "INFO")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are not used here
 
 
 def log_lines(logger: logging.Logger, lines: Iterable[str], level: int = logging.INFO) -> None:

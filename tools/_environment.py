@@ -81,6 +81,12 @@ def venv_python() -> Path:
     return VENV / inside
 
 
+def accelerate(python: Path) -> list[str | Path]:
+    """The accelerate command that belongs to `python`."""
+    beside = shutil.which("accelerate", path=str(python.parent))
+    return [beside] if beside else [python, "-m", "accelerate.commands.accelerate_cli"]
+
+
 def plain_environment() -> dict[str, str]:
     """The user's environment, without the path that the tools' own restart added."""
     env = dict(os.environ)
@@ -104,7 +110,8 @@ def run(command: Sequence[str | Path], *, advice: str = "") -> None:
 def answers(python: Path, code: str) -> bool:
     """Whether `python -c code` succeeds, without output."""
     command = [str(python), "-c", code]
-    return subprocess.run(command, capture_output=True, env=plain_environment()).returncode == 0
+    env = plain_environment()
+    return subprocess.run(command, capture_output=True, env=env, check=False).returncode == 0
 
 
 def prepare(requirements: Sequence[str], *, install: bool) -> Path:
@@ -138,7 +145,9 @@ def say_device(python: Path) -> None:
         " torch.cuda.get_device_name(0) if ok else '(the CPU is used / 使用 CPU)')"
     )
     subprocess.run([str(python), "-c", code], env=plain_environment(), check=True)
-    if has_nvidia_driver() and not answers(python, "import torch; assert torch.cuda.is_available()"):
+    if has_nvidia_driver() and not answers(
+        python, "import torch; assert torch.cuda.is_available()"
+    ):
         print(
             "An NVIDIA card is there but this torch cannot use it: reinstall torch for your driver,"
             " see https://pytorch.org/get-started/locally/ / 检测到显卡但 torch 无法使用，请重装 torch。"

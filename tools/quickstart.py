@@ -71,15 +71,19 @@ Commands that ran / 运行过的命令:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--no-install", action="store_true", help="use the current environment as it is")
+    parser.add_argument(
+        "--no-install", action="store_true", help="use the current environment as it is"
+    )
     args = parser.parse_args()
     started = time.monotonic()
     python = environment.prepare(["requirements.txt"], install=not args.no_install)
     environment.say_device(python)
     run([python, "tools/make_demo.py"])
-    run([python, "-m", "accelerate.commands.launch", "anima_train_network.py",
+    run([*environment.accelerate(python), "launch", "anima_train_network.py",
          "--config_file", TRAIN_CONFIG, "--dataset_config", DATASET_CONFIG])  # fmt: skip
-    summary = check_result(OUTPUT / f"{NAME}.safetensors", OUTPUT / f"{NAME}-step00000010.safetensors")
+    summary = check_result(
+        OUTPUT / f"{NAME}.safetensors", OUTPUT / f"{NAME}-step00000010.safetensors"
+    )
     print(closing_words(summary, time.monotonic() - started))
     return 0
 
