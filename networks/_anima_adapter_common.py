@@ -241,9 +241,9 @@ def make_network(
     check_component_rates(selection, plan.arguments)
     report(selection, plan.arguments)
     placements = place_on_targets(selection, make_adapter, rates_of(plan.arguments))
-    matches = {
-        pattern.removeprefix("target_modules "): n for pattern, n in selection.matches.items()
-    }
+    asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
+    default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS)
+    matches = {pattern: n for pattern, n in asked.items() if pattern not in default}
     settings = settings_of(kind, plan, {**linears, **norms}, matches)
     return AdapterNetwork(placements, settings, multiplier)
 

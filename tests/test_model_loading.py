@@ -178,7 +178,7 @@ def test_qwen_loads_from_a_hugging_face_folder_as_from_the_single_file(tmp_path)
 def gradients(dit):
     v = golden_vectors()
     parameter = dit.get_parameter("blocks.0.self_attn.q_proj.weight").requires_grad_(True)
-    text = dict(qwen_hidden=v["in.qwen_hidden.a"], t5_ids=v["in.t5_ids.a"])
+    text = {"qwen_hidden": v["in.qwen_hidden.a"], "t5_ids": v["in.t5_ids.a"]}
     dit(v["in.x.sq"][:, :, 0], v["in.t.sq"], **text).pow(2).mean().backward()
     return parameter.grad
 

@@ -14,7 +14,9 @@ from tools import _environment as environment
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--no-install", action="store_true", help="use the current environment as it is")
+    parser.add_argument(
+        "--no-install", action="store_true", help="use the current environment as it is"
+    )
     parser.add_argument("--all", action="store_true", help="also the tests marked slow")
     args, for_pytest = parser.parse_known_args()
     files = ["requirements.txt", "tests/requirements.txt"]
