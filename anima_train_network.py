@@ -100,6 +100,9 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.anima.anima_transformer)
+        if self.weight_dtype == torch.float32:
+            size = 4 * sum(parameter.numel() for parameter in self.empty_model().parameters()) / 1e9
+            logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         return model_loading.load_transformer(
             self.anima.anima_transformer,
             device=self.accelerator.device,
@@ -208,7 +211,8 @@ def path_fingerprint(path: str | Path) -> str:
 
 def setup_parser() -> Parser:
     """Every flag of the trainer."""
-    parser = Parser(prog="anima_train_network.py", description=__doc__)
+    usage = "accelerate launch anima_train_network.py --config_file FILE --dataset_config FILE ..."
+    parser = Parser(prog="anima_train_network.py", usage=usage, description=__doc__)
     for group in GROUPS:
         add_flags(parser, group)
     return parser

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
@@ -121,10 +122,9 @@ def fill(
     dtype: torch.dtype,
 ) -> None:
     """Make `tensors` the network's own, one by one in dtype on device; the network becomes frozen."""
-    network.load_state_dict(
-        {name: tensor.to(device=device, dtype=dtype) for name, tensor in tensors.items()},
-        assign=True,
-    )
+    with tqdm(tensors.items(), desc="loading", unit="tensor", delay=1.0, leave=False) as named:
+        own = {name: tensor.to(device=device, dtype=dtype) for name, tensor in named}
+    network.load_state_dict(own, assign=True)
     network.requires_grad_(False).eval()
 
 
