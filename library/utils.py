@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from library.errors import UserError
 
+HANDLER = "the program's own messages"
+
 
 class ConsoleHandler(logging.StreamHandler):
     """Messages on standard error, above a progress bar that is being drawn there."""
@@ -37,7 +39,10 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
         raise UserError(f"--console_log_file {file}: cannot be written ({error}).") from error
     handler.setFormatter(logging.Formatter(template, datefmt="%H:%M:%S"))
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    for earlier in [h for h in root.handlers if h.name == HANDLER]:
+        root.removeHandler(earlier)
+    handler.name = HANDLER
+    root.addHandler(handler)
     root.setLevel(level or "INFO")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are not used here
 

@@ -1,5 +1,6 @@
 """Fixtures shared by the suite: the demo, made once, and a trainer run in this process."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,16 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """A program's main() sets the root logger up; the next test finds it as it was."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")
