@@ -1,0 +1,396 @@
+"""The layers as data, and every import of the product checked against them.
+
+This is the one test that reads source text: who imports whom is a property of the text.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
+LAYERS = {
+    0: "library/errors library/utils library/device_utils library/user_classes "
+    "library/__init__ library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
+    "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
+    1: "library/flow_matching library/losses library/buckets library/captions library/images "
+    "library/dataset_keys library/anima_backend/modelling/* networks/factors",
+    2: "library/data_types library/options library/run_config library/run_config_* "
+    "library/flag_table library/legacy_flags library/config_file library/config_util",
+    3: "library/dataset_scan library/datasets library/bucket_sampler library/caches "
+    "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
+    "networks/network networks/arguments networks/placements networks/loading",
+    4: "library/optimizers library/schedulers library/checkpoints library/metadata "
+    "library/trackers library/step_logs library/monitor library/prompts library/sampling "
+    "library/validation library/adapter_files library/train_util",
+    5: "library/anima_runtime/* library/anima_models library/strategy_anima "
+    "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
+    6: "train_network anima_train_network",
+    7: "tools/* tools/bench/*",
+}
+HIGHEST_IMPORT = {"train_network.py": 4}  # the trainer is an entry, but knows no family
+
+# Imports inside one layer: (folder, chain, why). A name may import every name further right.
+SIDEWAYS = [
+    ("library", "datasets, strategy_base -> caches", "who fills and who reads the caches"),
+    ("library", "sampling -> prompts", "a preview is drawn from a prompt"),
+    ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
+    ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
+    ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
+    ("library", "user_classes -> utils -> errors", "helpers that report to the user"),
+    ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
+    ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
+    ("library", "config_file -> run_config", "which flags a file may set"),
+    ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
+    ("networks", "network -> placements -> targets, codec, adapters", "adapters put in place"),
+    ("networks", "loading -> network", "the network the trainer asked for"),
+    ("networks", "lora_anima, lokr_anima -> _anima_adapter_common", "the family's targets"),
+    (
+        "library/anima_backend/modelling",
+        "dit -> layers, llm_adapter -> rope, attention, params",
+        "the network, from page to parts",
+    ),
+    (".", "anima_train_network -> train_network", "the hooks and the loop"),
+]
+
+# Imported where they are used, so that --help and configuration errors do not wait for them.
+HEAVY_OR_OPTIONAL = (
+    "accelerate transformers diffusers tensorboard torch.utils.tensorboard modelscope "
+    "huggingface_hub bitsandbytes xformers flash_attn wandb schedulefree prodigyopt"
+)
+NEVER_AT_TOP = set(HEAVY_OR_OPTIONAL.split())
+IN_FUNCTIONS = NEVER_AT_TOP | {
+    "tomlkit",  # only --output_config needs it
+    "tomli",  # the tomllib of Python 3.10
+    "tokenizers",  # make_demo: training the demo's tokenizers
+    "sentencepiece",  # make_demo, as well
+    "tqdm",  # make_demo: runs up to here without the requirements
+}
+BACKEND_IMPORTS = {
+    "vae.py": {"diffusers"},
+    "attention.py": {"xformers"},  # the optional backend it chooses
+}
+DYNAMIC_IMPORTS = {
+    "train_network.py",  # --network_module
+    "library/user_classes.py",  # --optimizer_type, --lr_scheduler_type: a class by its dotted name
+}
+STANDARD_LIBRARY_ONLY = ("_environment", "_launch", "quickstart", "run_tests")  # before installing
+FLAG_TABLES = ("library/run_config.py", "library/run_config_*.py", "library/legacy_flags.py")
+MAX_LINES, MAX_FUNCTION_LINES = 400, 60
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module: `module` is a project file ("library/utils.py") or a dotted name."""
+
+    module: str
+    line: int
+    in_function: bool
+    typing_only: bool
+
+    @property
+    def is_project(self) -> bool:
+        return self.module.endswith(".py")
+
+    def is_of(self, packages) -> bool:
+        return any(f"{self.module}.".startswith(f"{package}.") for package in packages)
+
+
+def product_files() -> list[str]:
+    found = list(ROOT.glob("*.py"))
+    for folder in ("library", "networks", "tools"):
+        found += (ROOT / folder).rglob("*.py")
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+FILES = product_files()
+
+
+def source(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def layer_of(path: str) -> int | None:
+    """The layer of a file, by the first pattern that matches its whole path; None: not placed."""
+    for layer, patterns in LAYERS.items():
+        for pattern in patterns.split():
+            if path.count("/") == pattern.count("/") and fnmatch(path, f"{pattern}.py"):
+                return layer
+    return None
+
+
+def sideways_pairs() -> set[tuple[str, str]]:
+    pairs = set()
+    for folder, chain, _ in SIDEWAYS:
+        links = [
+            [(Path(folder) / f"{name}.py").as_posix() for name in link.split(", ")]
+            for link in chain.split(" -> ")
+        ]
+        for position, link in enumerate(links):
+            later = [name for names in links[position + 1 :] for name in names]
+            pairs |= {(left, right) for left in link for right in later}
+    return pairs
+
+
+SIDEWAYS_PAIRS = sideways_pairs()
+
+
+def project_file(dotted: str, importer: str) -> str | None:
+    """The product's file a dotted name stands for; a tool's bare name is one beside it."""
+    for folder in (Path(), Path(importer).parent):
+        path = folder / dotted.replace(".", "/")
+        for candidate in (f"{path.as_posix()}.py", f"{path.as_posix()}/__init__.py"):
+            if candidate in FILES:
+                return candidate
+    return None
+
+
+def imported_names(node: ast.AST, importer: str) -> list[str]:
+    """The modules a statement imports: of `from a import b`, a.b when that is a project file."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    package = ".".join(Path(importer).parts[: -node.level]) if node.level else ""
+    base = ".".join(part for part in (package, node.module) if part)
+    names = [f"{base}.{alias.name}" for alias in node.names]
+    return [name if project_file(name, importer) else base for name in names]
+
+
+def imports_of(path: str, text: str) -> list[Import]:
+    found = []
+
+    def visit(node: ast.AST, in_function: bool, typing_only: bool) -> None:
+        for name in dict.fromkeys(imported_names(node, path)):
+            module = project_file(name, path) or name
+            found.append(Import(module, node.lineno, in_function, typing_only))
+        in_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        guarded = node.body if isinstance(node, ast.If) and is_type_checking(node.test) else []
+        for child in ast.iter_child_nodes(node):
+            visit(child, in_function, typing_only or child in guarded)
+
+    visit(ast.parse(text), False, False)
+    return found
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def runtime_imports() -> Iterator[tuple[str, Import]]:
+    for path in FILES:
+        for found in imports_of(path, source(path)):
+            if not found.typing_only:
+                yield path, found
+
+
+def layer_problem(path: str, found: Import) -> str | None:
+    """What is wrong with one import between project files, or None."""
+    if not found.is_project or found.typing_only:
+        return None
+    layer, other = layer_of(path), layer_of(found.module)
+    if layer is None or other is None:
+        return None  # the test of the table names it
+    place = f"{path}:{found.line} (layer {layer}) imports {found.module} (layer {other})"
+    if other > HIGHEST_IMPORT.get(path, layer):
+        return f"{place}: upward"
+    helper = layer == 7 and Path(found.module).name.startswith("_")
+    if other == layer and not helper and (path, found.module) not in SIDEWAYS_PAIRS:
+        return f"{place}: sideways, not in a chain"
+    return None
+
+
+def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every name in the code with its line: bound, read, imported; not the text of strings."""
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "name", "asname", "arg", "module", "names"):
+            value = getattr(node, field, None)
+            for name in value if isinstance(value, list) else [value]:
+                if isinstance(name, str):
+                    yield name, getattr(node, "lineno", 0)
+
+
+def is_agnostic(path: str) -> bool:
+    layer = layer_of(path)
+    family = path.startswith("library/anima_backend/")
+    return path == "train_network.py" or (layer is not None and layer <= 4 and not family)
+
+
+def report(problems: list[str]) -> None:
+    assert not problems, "\n" + "\n".join(problems)
+
+
+def test_every_file_has_a_layer():
+    report([f"{path}: not in the table of layers" for path in FILES if layer_of(path) is None])
+
+
+def test_imports_point_down_or_along_a_chain():
+    problems = [layer_problem(path, found) for path, found in runtime_imports()]
+    report([problem for problem in problems if problem])
+
+
+@pytest.mark.parametrize(
+    "path, text, wrong",
+    [
+        ("library/caches.py", "from library.strategy_anima import X", "upward"),
+        ("library/caches.py", "def f():\n    import library.optimizers", "upward"),
+        ("library/caches.py", "from library import datasets", "sideways"),
+        ("library/caches.py", "from . import datasets", "sideways"),
+        ("library/datasets.py", "from library import caches", None),
+        ("networks/network.py", "from networks.adapters import LoRA", None),
+        ("networks/adapters.py", "from networks.network import AdapterNetwork", "sideways"),
+        ("train_network.py", "import library.anima_models", "upward"),
+        ("train_network.py", "import anima_train_network", "upward"),
+        ("anima_train_network.py", "import train_network, library.anima_models", None),
+        ("anima_train_network.py", "from tools import make_demo", "upward"),
+        ("tools/make_demo.py", "import _launch", None),
+        ("tools/make_demo.py", "import quickstart", "sideways"),
+        ("library/caches.py", "if TYPE_CHECKING:\n    import library.optimizers", None),
+        (
+            "library/caches.py",
+            "if TYPE_CHECKING:\n    0\nelse:\n    import train_network",
+            "upward",
+        ),
+    ],
+)
+def test_the_check_sees_wrong_imports(path, text, wrong):
+    problems = [layer_problem(path, found) for found in imports_of(path, text)]
+    assert problems
+    assert any(wrong in (problem or "") for problem in problems) if wrong else not any(problems)
+
+
+DECLARATIONS = [path for path in FILES if layer_of(path) == 2]
+
+
+@pytest.mark.parametrize("path", DECLARATIONS)
+def test_declarations_import_only_the_standard_library(path):
+    third_party = [
+        f"{path}:{found.line} imports {found.module}"
+        for found in imports_of(path, source(path))
+        if not (found.in_function or found.typing_only or found.is_project)
+        and not found.is_of(sys.stdlib_module_names | {"tomli"})
+    ]
+    report(third_party)
+
+
+@pytest.mark.parametrize("path", DECLARATIONS)
+def test_declarations_load_without_torch(path):
+    module = path.removesuffix(".py").replace("/", ".")
+    heavy = ("torch", "accelerate", "transformers", "diffusers")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr
+
+
+def test_heavy_and_optional_packages_are_not_imported_at_the_top():
+    report(
+        [
+            f"{path}:{found.line} imports {found.module} at the top"
+            for path, found in runtime_imports()
+            if not found.in_function and found.is_of(NEVER_AT_TOP)
+        ]
+    )
+
+
+def test_functions_import_only_heavy_and_optional_packages():
+    report(
+        [
+            f"{path}:{found.line} imports {found.module} inside a function"
+            for path, found in runtime_imports()
+            if found.in_function and not found.is_of(IN_FUNCTIONS)
+        ]
+    )
+
+
+def test_agnostic_code_never_names_the_family():
+    report(
+        [
+            f"{path}:{line} {name}"
+            for path in filter(is_agnostic, FILES)
+            for name, line in identifiers(ast.parse(source(path)))
+            if "anima" in name.lower()
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("import library.anima_models", True),
+        ("from library.anima_models import load", True),
+        ("from library import strategy_anima as s", True),
+        ("def f(anima): ...", True),
+        ("class AnimaThing: ...", True),
+        ("x.anima_flag", True),
+        ("f(anima=1)", True),
+        ("def f():\n    global ANIMA", True),
+        ("'anima'", False),
+    ],
+)
+def test_the_check_sees_the_familys_name(text, found):
+    assert any("anima" in name.lower() for name, _ in identifiers(ast.parse(text))) is found
+
+
+def test_the_backend_imports_torch_and_itself():
+    folder = "library/anima_backend/"
+    wrong = []
+    for path in (path for path in FILES if path.startswith(folder)):
+        allowed = sys.stdlib_module_names | {"torch"} | BACKEND_IMPORTS.get(Path(path).name, set())
+        for found in imports_of(path, source(path)):
+            if not (found.module.startswith(folder) or found.is_of(allowed)):
+                wrong.append(f"{path}:{found.line} imports {found.module}")
+    report(wrong)
+
+
+def test_the_first_tools_need_nothing_installed():
+    first = {f"tools/{name}.py" for name in STANDARD_LIBRARY_ONLY} | {"tools/__init__.py"}
+    report(
+        [
+            f"{path}:{found.line} imports {found.module}"
+            for path, found in runtime_imports()
+            if path in first
+            and found.module not in first
+            and not found.is_of(sys.stdlib_module_names)
+        ]
+    )
+
+
+def test_modules_are_imported_by_name_only_where_the_user_names_them():
+    wrong = []
+    for path in FILES:
+        for name, line in identifiers(ast.parse(source(path))):
+            if name in ("import_module", "__import__") and path not in DYNAMIC_IMPORTS:
+                wrong.append(f"{path}:{line} {name}")
+    report(wrong)
+
+
+def test_importing_calls_nothing_for_its_effect():
+    wrong = []
+    for path in (path for path in FILES if layer_of(path) != 7):  # tools restart themselves
+        for node in ast.parse(source(path)).body:
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+                wrong.append(f"{path}:{node.lineno} {ast.unparse(node)}")
+    report(wrong)
+
+
+def test_files_and_functions_are_short():
+    wrong = []
+    for path in FILES:
+        text = source(path)
+        lines = len(text.splitlines())
+        if lines > MAX_LINES and not any(fnmatch(path, table) for table in FLAG_TABLES):
+            wrong.append(f"{path}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    wrong.append(f"{path}:{node.lineno} {node.name}: {lines} lines")
+    report(wrong)
