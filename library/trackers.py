@@ -23,6 +23,11 @@ from library.user_classes import check_keywords, is_installed
 if TYPE_CHECKING:
     from library.run_config import LoggingOptions
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
 logger = logging.getLogger(__name__)
 
 LOG_WITH = {
@@ -166,10 +171,6 @@ def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:
     """Per tracker, further arguments from --log_tracker_config. Raises ConfigError."""
     if not options.log_tracker_config:
         return {}
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
     path = Path(options.log_tracker_config)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))

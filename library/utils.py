@@ -60,7 +60,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     temporary file is removed and the old file stays.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~current_umask())  # safetensors writes for the owner alone

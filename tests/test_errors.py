@@ -179,10 +179,7 @@ def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
     "name",
     [
         "n" * 250,
-        pytest.param(
-            "絵" * 80,  # 240 bytes: a legal name
-            marks=pytest.mark.xfail(reason="80 characters are kept, not 80 bytes", strict=True),
-        ),
+        "絵" * 80,  # 240 bytes: a legal name
     ],
 )
 def test_a_file_with_a_long_name_can_be_written(tmp_path, name):

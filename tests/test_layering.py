@@ -68,7 +68,6 @@ HEAVY_OR_OPTIONAL = (
 NEVER_AT_TOP = set(HEAVY_OR_OPTIONAL.split())
 IN_FUNCTIONS = NEVER_AT_TOP | {
     "tomlkit",  # only --output_config needs it
-    "tomli",  # the tomllib of Python 3.10
     "tokenizers",  # make_demo: training the demo's tokenizers
     "sentencepiece",  # make_demo, as well
     "tqdm",  # make_demo: runs up to here without the requirements
