@@ -66,6 +66,8 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
         gradient_accumulation_steps=1, mixed_precision=wanted, kwargs_handlers=handlers
     )
     accelerator.gradient_accumulation_steps = 1
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)  # one process tells what all of them do
     if wanted == "fp16" and accelerator.device.type != "cuda":
         raise ConfigError(
             f"mixed_precision = fp16 needs a CUDA device; this run would use "
@@ -87,10 +89,12 @@ def prepare_torch(cfg: TrainConfig) -> None:
 
 
 def choose_seed(seed: int | None) -> int:
-    """`seed`, or one drawn now and logged, so that the run can be repeated."""
+    """`seed`, or one drawn now by the first process and logged, so that the run can be repeated."""
     if seed is not None:
         return seed
-    seed = random.SystemRandom().randrange(2**31)
+    from accelerate.utils import broadcast_object_list
+
+    seed = broadcast_object_list([random.SystemRandom().randrange(2**31)])[0]
     logger.info("seed not given: using %d", seed)
     return seed
 
