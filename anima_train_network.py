@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_runtime import model_loading, tokenizer_assets
-from library.anima_runtime.config_adapter import AnimaConfig, adapt, flow_notes
+from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
-from library.config_file import Parser, read_config
+from library.config_file import Parser, read_config, write_config
 from library.config_util import DatasetGroupConfig, load_dataset_config
 from library.errors import ConfigError, Problem, UserError, run_main
 from library.flow_matching import NoisyLatents
@@ -221,28 +221,33 @@ def setup_parser() -> Parser:
 def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]:
     """Everything the user wrote, checked; all problems of flags and both files in one ConfigError."""
     loaded = read_config(setup_parser(), argv, GROUPS)
-    problems = list(loaded.problems)
     train = TrainConfig(**{name: loaded.groups[group] for name, group in SHARED_GROUPS.items()})
-    train, anima, more = adapt(train, loaded.groups[AnimaConfig], loaded.explicit)
+    if train.files.output_config:
+        loaded.require()
+        print(f"written: {write_config(loaded)}")
+        sys.exit()
+    train, anima, problems = adapt(train, loaded.groups[AnimaConfig], loaded.explicit)
+    loaded.add([
+        *problems,
+        *train.check(),
+        *check_optimizer(train.optimizer, train.schedule),
+        *check_schedule(train.schedule),
+        *check_logging(train.logging),
+    ])  # fmt: skip
     datasets = None
-    if not problems:
-        problems += [
-            *more,
-            *train.check(),
-            *check_optimizer(train.optimizer, train.schedule),
-            *check_schedule(train.schedule),
-            *check_logging(train.logging),
-        ]
     if train.files.dataset_config:
         try:
             fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
             datasets = load_dataset_config(train.files.dataset_config, fallbacks)
         except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    notes = [*loaded.notes, *flow_notes(train.flow, anima, loaded.explicit)]
-    return train, datasets, anima, notes
+            loaded.add(error.problems)
+    loaded.require()
+    return (
+        train,
+        datasets,
+        anima,
+        [*loaded.notes, *run_notes(train, anima, loaded.explicit, datasets)],
+    )
 
 
 def make_trainer(argv: Sequence[str]) -> AnimaNetworkTrainer:

@@ -1,22 +1,32 @@
 """train_args.toml and the command line -> groups of options, with every problem in one error.
 
 Sections of the TOML are flattened, as sd-scripts does, but values get the type and the choices of
-their flag, misspelt names are errors, and each problem says where it stands.
+their flag, misspelt names are errors, and each problem says where it stands. The command line is read
+here too, since argparse would end at its first problem; argparse only writes --help.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from library.dataset_keys import KEYS as DATASET_KEYS
 from library.errors import ConfigError, Problem
-from library.options import Flag, all_flags, build, convert, group_problems, value_problem
-from library.utils import nearest_name
+from library.options import (
+    Flag,
+    all_flags,
+    build,
+    convert,
+    flags_of,
+    group_problems,
+    value_problem,
+)
+from library.utils import atomic_write, nearest_name
 
 try:
     import tomllib
@@ -26,220 +36,362 @@ except ModuleNotFoundError:  # Python 3.10
 COMMAND_LINE = "the command line"
 ROOT_STYLE_SECTIONS = {"model", "training"}
 CONVERTER = "tools/convert_anima_root_to_kohya.py"
+OF_COMMAND_LINE = ("config_file", "output_config")
 
 
-@dataclass
-class LoadedConfig:
-    """What was read: groups by their class, what the user set, and what to tell once."""
+class Parser(argparse.ArgumentParser):
+    """Writes --help."""
 
-    groups: dict[type, Any]
-    explicit: frozenset[str]
-    notes: tuple[str, ...]
-    problems: list[Problem] = field(default_factory=list)
-
-    def require(self, more: Sequence[Problem] = ()) -> None:
-        """Raise ConfigError with all problems, these and `more`."""
-        if problems := [*self.problems, *more]:
-            raise ConfigError(problems)
+    def __init__(self, **keywords: Any) -> None:
+        shape = argparse.RawDescriptionHelpFormatter
+        super().__init__(allow_abbrev=False, formatter_class=shape, **keywords)
 
 
 @dataclass
 class Given:
-    """A value the user gave: where, and as text or as a TOML value."""
+    """A value the user gave: under which name, where it stands, as text or as a TOML value."""
 
     value: Any
+    name: str
     where: str
     source: str
     from_text: bool
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are collected instead of ending the program."""
+@dataclass
+class LoadedConfig:
+    """What was read: groups by their class, what the user set, and what to tell once.
 
-    def __init__(self, **keywords: Any) -> None:
-        super().__init__(allow_abbrev=False, **keywords)
-        self.complaints: list[str] = []
+    explicit: flags that were set to a usable value, be it the default
+    broken:   flags that were set to something unusable: what follows from their absence is no news
+    """
 
-    def error(self, message: str) -> NoReturn:
-        self.complaints.append(message)
-        raise argparse.ArgumentError(None, message)
+    groups: dict[type, Any]
+    explicit: frozenset[str]
+    notes: tuple[str, ...]
+    problems: list[Problem] = field(default_factory=list)
+    given: dict[str, Given] = field(default_factory=dict)
+    broken: frozenset[str] = frozenset()
+    source: str = COMMAND_LINE
+
+    def add(self, found: Iterable[Problem]) -> None:
+        """Add the problems of checks between flags, each with its line, but not mere consequences."""
+        self.problems += [self.locate(p) for p in found if not self.is_consequence(p)]
+
+    def is_consequence(self, problem: Problem) -> bool:
+        """Whether the problem may come from a default that stands in for a value not understood."""
+        elsewhere = problem.source and not problem.source.startswith("--")
+        if elsewhere and "is missing" not in problem.message:
+            return False  # another file's own problem
+        text = f"{problem.where} {problem.source} {problem.message}"
+        return not self.broken.isdisjoint(re.findall(r"\w+", text))
+
+    def locate(self, problem: Problem) -> Problem:
+        """The problem with the line or the flag it is about, where its own place names a flag."""
+        if problem.source and not problem.source.startswith("--"):
+            return problem
+        name = re.match(r"\w*", problem.source.lstrip("-") or problem.where)[0]
+        if name not in self.given:
+            return replace(problem, where=problem.where or name, source=self.source)
+        item = self.given[name]
+        detail = f"{problem.where}: " if problem.source and problem.where else ""
+        return Problem(detail + problem.message, item.where, item.source)
+
+    def require(self) -> None:
+        """Raise ConfigError with all problems."""
+        if self.problems:
+            raise ConfigError(sorted(dict.fromkeys(self.problems), key=line_number))
 
 
 def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> LoadedConfig:
-    """Defaults < TOML < command line. Nothing is raised: problems are in the result."""
-    flags = all_flags(groups)
-    problems: list[Problem] = []
-    typed = parse_command_line(parser, argv, flags, problems)
-    file = typed.get("config_file")
-    in_file, notes = read_file(file.value, flags, problems) if file else ({}, [])
+    """Defaults < TOML < command line. Nothing is raised: problems are in the result.
+
+    --help is answered here. With --output_config the file is yet to be written, so it is not read.
+    """
+    if "--help" in argv or "-h" in argv:
+        parser.exit(message=parser.format_help())
+    reader = Reader(all_flags(groups))
+    typed = reader.read_command_line(argv)
+    writes = "output_config" in typed and typed["output_config"].value != "false"
+    in_file = {}
+    if "config_file" in typed and not writes:
+        in_file = reader.read_file(with_suffix(typed["config_file"].value))
     given = {**in_file, **typed}
-    values = convert_all(given, flags, problems)
+    values = reader.convert_all(given)
     built = {group: build(group, values) for group in groups}
-    if not problems:
-        problems += group_problems(built.values())
-    explicit = frozenset(name for name, v in values.items() if v != flags[name].default)
-    for name in sorted(explicit):
-        if reason := flags[name].ignored:
-            notes.append(f"{flags[name].names[0]} has no effect: {reason}.")
-    return LoadedConfig(built, frozenset(values), tuple(notes), problems)
+    source = next((item.source for item in in_file.values()), COMMAND_LINE)
+    for dest, value in values.items():
+        if (reason := reader.flags[dest].ignored) and reader.flags[dest].asks(value):
+            reader.notes.append(f"{given[dest].name} has no effect: {reason}.")
+    broken, explicit = frozenset(reader.broken), frozenset(values)
+    loaded = LoadedConfig(
+        built, explicit, tuple(reader.notes), reader.problems, given, broken, source
+    )
+    if not writes:  # what is written may still be incomplete
+        loaded.add(group_problems(list(built.values())))
+    return loaded
 
 
-def parse_command_line(
-    parser: Parser, argv: Sequence[str], flags: dict[str, Flag], problems: list[Problem]
-) -> dict[str, Given]:
-    """The flags that were typed; those that are unknown, with the nearest name, become problems."""
-    try:
-        namespace, unknown = parser.parse_known_args(argv)
-    except argparse.ArgumentError:
-        problems += [Problem(f"{text}.", "", COMMAND_LINE) for text in parser.complaints]
-        return {}
-    names = [name for flag_ in flags.values() for name in flag_.names]
-    for word in unknown:
-        name = word.partition("=")[0]
-        if word.startswith("--"):
-            near = nearest_name(name, names)
-            hint = f" Did you mean {near}?" if near else ""
-            problems.append(Problem(f"no such option.{hint}", name, COMMAND_LINE))
+def line_number(problem: Problem) -> float:
+    """Where a problem stands in its file; what has no line comes last."""
+    number = re.match(r"line (\d+)", problem.where)
+    return int(number[1]) if number else math.inf
+
+
+def with_suffix(name: str) -> Path:
+    """The file meant by --config_file; `.toml` may be left out."""
+    return Path(name if name.endswith(".toml") else f"{name}.toml")
+
+
+class Reader:
+    """Reads the command line and the file, collecting problems and notes on the way."""
+
+    def __init__(self, flags: dict[str, Flag]) -> None:
+        self.flags = flags
+        self.by_name = {name.removeprefix("--"): f for f in flags.values() for name in f.names}
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        self.broken: set[str] = set()
+
+    def problem(self, message: str, where: str, source: str, name: str | None = "") -> None:
+        """name: the flag that is without a usable value now, if one is known."""
+        self.problems.append(Problem(message, where, source))
+        if flag_ := self.by_name.get((name or "").removeprefix("--").removeprefix("no-")):
+            self.broken |= {flag_.dest, *(each.removeprefix("--") for each in flag_.names)}
+
+    # ---- the command line ------------------------------------------------------------------------
+
+    def read_command_line(self, argv: Sequence[str]) -> dict[str, Given]:
+        """The flags that were typed, the last of each name."""
+        found: dict[str, Given] = {}
+        for name, words in split_options(argv):
+            plain = name.removeprefix("--")
+            item = Given(words, name, " ".join([name, *words]), COMMAND_LINE, True)
+            if not name:
+                self.problem("does not belong to an option.", item.where, COMMAND_LINE)
+            elif name.startswith("--") and plain in self.by_name:
+                self.typed(found, self.by_name[plain], item)
+            elif name.startswith("--no-") and self.is_switch(name):
+                flag_ = self.by_name[plain.removeprefix("no-")]
+                item.name, item.value = f"--{plain.removeprefix('no-')}", ["false", *words]
+                self.typed(found, flag_, item)
+            else:
+                self.unknown_typed(name)
+        return found
+
+    def is_switch(self, name: str) -> bool:
+        flag_ = self.by_name.get(name.removeprefix("--no-"))
+        return flag_ is not None and flag_.is_switch
+
+    def typed(self, found: dict[str, Given], flag_: Flag, item: Given) -> None:
+        """Take the words of one option, if their number is right."""
+        words = item.value
+        if flag_.is_switch and not words:
+            words = ["true"]
+        if not flag_.many and len(words) != 1:
+            message = f"expected one value, got {len(words)}. Put a text with spaces in quotes."
+            message = "takes no value." if flag_.is_switch else message
+            self.problem(message if words else "expected a value.", *place(item))
+            return
+        item.value = words if flag_.many else words[0]
+        self.take(found, flag_, item, repeats=True)
+
+    def unknown_typed(self, name: str) -> None:
+        names = [name for f in self.flags.values() for name in f.names]
+        names += [f"--no-{name[2:]}" for f in self.flags.values() if f.is_negatable
+                  for name in f.names]  # fmt: skip
+        longer = next((each for each in names if each.startswith(f"{name}_")), None)
+        near = longer or nearest_name(name, names)
+        hint = f" Did you mean {near}?" if near else ""
+        self.problem(f"no such option.{hint}", name, COMMAND_LINE, near)
+
+    def take(
+        self, found: dict[str, Given], flag_: Flag, item: Given, repeats: bool = False
+    ) -> None:
+        """Keep a value; two names of one flag, or one name twice in a file, may not differ.
+
+        A true switch stays on beside a false one under an old name. repeats: the last of a name wins
+        """
+        before = found.get(flag_.dest)
+        if before is None or (repeats and before.name == item.name):
+            found[flag_.dest] = item
+        elif before.value == item.value:
+            return
+        elif flag_.is_switch and before.name != item.name:
+            found[flag_.dest] = max(before, item, key=lambda each: str(each.value).lower())
         else:
-            problems.append(Problem("does not belong to an option.", word, COMMAND_LINE))
-    return {
-        dest: Given(value, f"{flags[dest].names[0]} {shown(value)}", COMMAND_LINE, True)
-        for dest, value in vars(namespace).items()
-    }
+            self.problem(f"contradicts {before.where}. Keep one.", *place(item))
 
+    # ---- the file ----------------------------------------------------------------------------------
 
-def shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value))
-    return str(value)
+    def read_file(self, path: Path) -> dict[str, Given]:
+        """The values of a TOML file by flag; keys that belong to other programs become notes."""
+        text, document = self.parse(path)
+        sections = {key for key, value in (document or {}).items() if isinstance(value, dict)}
+        if ROOT_STYLE_SECTIONS <= sections:
+            self.problem(root_style_message(path), "", str(path))
+        if document is None or ROOT_STYLE_SECTIONS <= sections:
+            self.broken |= {*self.flags, *self.by_name}  # nothing is known of any flag
+            return {}
+        lines = key_lines(text)
+        found: dict[str, Given] = {}
+        for section, key, value in flatten(document):
+            where = lines.get((section, key)) or lines.get(("", key), key)
+            if key in self.by_name:
+                item = Given(value, key, where, str(path), False)
+                self.take(found, self.by_name[key], item)
+            else:
+                self.unknown_key(key, value, where, str(path))
+        for name in sections & set(self.by_name):
+            if self.by_name[name].many:
+                message = f'is a list here. Write {name} = ["key=value", ...].'
+                self.problem(message, lines.get((name, ""), name), str(path), name)
+        for dest in OF_COMMAND_LINE:
+            if dest in found:
+                self.notes.append(f"{path}: {dest} has no effect: it belongs on the command line.")
+                del found[dest]
+        return found
 
-
-# ---- the file --------------------------------------------------------------------------------
-
-
-def read_file(
-    name: str, flags: dict[str, Flag], problems: list[Problem]
-) -> tuple[dict[str, Given], list[str]]:
-    """The values of a TOML file by flag, and notes on keys that belong to other programs."""
-    path = Path(name if name.endswith(".toml") else f"{name}.toml")
-    document = parse_toml(path, problems)
-    if ROOT_STYLE_SECTIONS <= {key for key, value in document.items() if isinstance(value, dict)}:
-        problems.append(root_style_problem(path))
-        return {}, []
-    lines = key_lines(path) if document else {}
-    by_name = {n.removeprefix("--"): f.dest for f in flags.values() for n in f.names}
-    found: dict[str, Given] = {}
-    notes = []
-    for key, value in flatten(document):
-        where = lines.get(key, key)
-        if key in by_name:
-            found[by_name[key]] = Given(value, where, str(path), False)
-        elif near := nearest_name(key, by_name):
-            problems.append(Problem(f"no such option. Did you mean {near}?", where, str(path)))
+    def unknown_key(self, key: str, value: Any, where: str, source: str) -> None:
+        """A misspelt flag or a key of dataset.toml is a problem, anything else a note."""
+        near = nearest_name(key, self.by_name)
+        if key in DATASET_KEYS or key in ("datasets", "subsets"):
+            flag_ = DATASET_KEYS[key].flag if key in DATASET_KEYS else None
+            instead = f"; the flag of that meaning is {flag_}" if flag_ else ""
+            self.problem(f"belongs in the dataset file{instead}.", where, source)
+        elif near and not isinstance(value, dict):
+            self.problem(f"no such option. Did you mean {near}?", where, source, near)
         else:
-            notes.append(f"{path}: {key} is not an option of this trainer and was ignored.")
-    return found, notes
+            self.notes.append(f"{source}: {key} is not an option of this trainer and was ignored.")
+
+    def parse(self, path: Path) -> tuple[str, dict[str, Any] | None]:
+        """The file's text and its content; None, with a problem, when it cannot be read."""
+        text = ""
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+            return text, tomllib.loads(text)
+        except FileNotFoundError:
+            message = f"no such file. It is looked for in {Path.cwd()}."
+            self.problem(message, f"--config_file {path}", COMMAND_LINE)
+        except OSError as error:
+            self.problem(f"cannot be read ({error.strerror}).", "", str(path))
+        except UnicodeDecodeError:
+            message = "is not UTF-8 text. Save it as UTF-8 (Notepad: Save as, Encoding UTF-8)."
+            self.problem(message, "", str(path))
+        except tomllib.TOMLDecodeError as error:
+            message = f"is not valid TOML: {error}.{toml_hint(text, str(error))}"
+            self.problem(message, "", str(path))
+        return text, None
+
+    # ---- values ------------------------------------------------------------------------------------
+
+    def convert_all(self, given: dict[str, Given]) -> dict[str, Any]:
+        """Values of the right type by dest; the others become problems."""
+        values = {}
+        for dest, item in given.items():
+            flag_ = self.flags[dest]
+            try:
+                value = convert(flag_, item.value, item.from_text)
+                complaint = value_problem(flag_, value)
+            except ValueError as error:
+                complaint = f"expected {error}."
+            if complaint:
+                self.problem(complaint, *place(item))
+            else:
+                values[dest] = value
+        return values
 
 
-def parse_toml(path: Path, problems: list[Problem]) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        problems.append(Problem("no such file.", f"--config_file {path}", COMMAND_LINE))
-    except (OSError, UnicodeDecodeError) as error:
-        problems.append(Problem(f"cannot be read as UTF-8 text ({error}).", "", str(path)))
-    except tomllib.TOMLDecodeError as error:
-        problems.append(Problem(f"not valid TOML: {error}.{toml_hint(path, error)}", "", str(path)))
-    return {}
+def place(item: Given) -> tuple[str, str, str]:
+    return item.where, item.source, item.name
 
 
-def toml_hint(path: Path, error: Exception) -> str:
-    """A backslash in double quotes is the usual cause on Windows."""
-    line = re.search(r"line (\d+)", str(error))
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    text = lines[int(line[1]) - 1] if line and int(line[1]) <= len(lines) else ""
-    if "\\" in text and '"' in text:
-        return " Write Windows paths in single quotes, 'C:\\models\\a.safetensors', or with /."
-    return ""
+def split_options(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each option with the words after it; "" for words before the first. -0.1 is a word.
+
+    `--name=value` gives value as the first word.
+    """
+    found: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if re.match(r"--?[A-Za-z]", word):
+            name, equals, value = word.partition("=")
+            found.append((name, [value] if equals else []))
+        else:
+            if not found:
+                found.append(("", []))
+            found[-1][1].append(word)
+    return found
 
 
-def flatten(document: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Top-level keys, and the keys of sections, whose names mean nothing."""
+def flatten(document: dict[str, Any]) -> list[tuple[str, str, Any]]:
+    """(section, key, value) of top-level keys and of sections, whose names mean nothing."""
     found = []
     for key, value in document.items():
-        found += list(value.items()) if isinstance(value, dict) else [(key, value)]
+        inner = value.items() if isinstance(value, dict) else [(key, value)]
+        found += [(key if isinstance(value, dict) else "", name, each) for name, each in inner]
     return found
 
 
-def key_lines(path: Path) -> dict[str, str]:
-    """key -> 'line 14  learning_rate = "1e-4"', where a line starts with the key."""
-    found = {}
-    for number, text in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if match := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", text):
-            found.setdefault(match[1], f"line {number}  {text.strip()[:60]}")
+def key_lines(text: str) -> dict[tuple[str, str], str]:
+    """(section, key) -> 'line 14  learning_rate = "1e-4"', where a line starts with the key.
+
+    Key "" is the section's header.
+    """
+    found: dict[tuple[str, str], str] = {}
+    section = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        shown = f"line {number}  {line.strip()[:60]}"
+        if header := re.match(r"\s*\[+\s*[\"']?([\w.-]+)[\"']?\s*\]+\s*(#|$)", line):
+            section = header[1]
+            found.setdefault((section, ""), shown)
+        elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line):
+            found.setdefault((section, key[1]), shown)
     return found
 
 
-def root_style_problem(path: Path) -> Problem:
+def toml_hint(text: str, error: str) -> str:
+    """The line in question; a backslash in double quotes is the usual cause on Windows."""
+    number = re.search(r"line (\d+)", error)
+    line = text.splitlines()[int(number[1]) - 1].strip() if number else ""
+    shown = f" The line: {line}" if line else ""
+    if "\\" in line and '"' in line:
+        shown += "  Write Windows paths in single quotes, 'C:\\models\\a.safetensors', or with /."
+    return shown
+
+
+def root_style_message(path: Path) -> str:
     """A configuration of the earlier trainer is recognised and pointed to its converter."""
     if (Path(__file__).resolve().parent.parent / CONVERTER).exists():
-        advice = f"Convert it: python {CONVERTER} --input {path}"
+        advice = f'Convert it: python {CONVERTER} --input "{path}"'
     else:
         advice = "Write train_args.toml and dataset.toml as in configs/examples/; see README.md."
-    return Problem(
-        f"is a root-style configuration (it has [model] and [training]), not train_args.toml. {advice}",
-        "",
-        str(path),
+    return (
+        f"is a root-style configuration (it has [model] and [training]), not train_args.toml. "
+        f"{advice}"
     )
 
 
-# ---- values ----------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
-def convert_all(
-    given: dict[str, Given], flags: dict[str, Flag], problems: list[Problem]
-) -> dict[str, Any]:
-    """Values of the right type by dest; the others become problems."""
-    values = {}
-    for dest, item in given.items():
-        flag_ = flags[dest]
-        try:
-            value = convert(flag_, item.value, item.from_text)
-        except ValueError as error:
-            problems.append(Problem(f"expected {error}.", item.where, item.source))
-            continue
-        complaint = value_problem(flag_, value)
-        if not complaint and flag_.refused and value not in (flag_.default, False, None, ""):
-            complaint = f"is refused: {flag_.refused}."
-        if complaint:
-            problems.append(Problem(complaint, item.where, item.source))
-        else:
-            values[dest] = value
-    return values
-
-
-# ---- writing ---------------------------------------------------------------------------------
-
-
-def write_config(path: str, loaded: LoadedConfig) -> Path:
-    """--output_config: write what differs from the defaults; refuses to overwrite."""
+def write_config(loaded: LoadedConfig) -> Path:
+    """--output_config: write what differs from the defaults to --config_file; never overwrites."""
     import tomlkit
 
-    target = Path(path if path.endswith(".toml") else f"{path}.toml")
+    if "config_file" not in loaded.given:
+        raise ConfigError("--output_config: name the file to write with --config_file.")
+    target = with_suffix(loaded.given["config_file"].value)
     if target.exists():
         raise ConfigError(f"--output_config: {target} exists already. Name another --config_file.")
     document = tomlkit.document()
     for group, values in loaded.groups.items():
-        for flag_ in all_flags([group]).values():
+        for flag_ in flags_of(group):
             value = getattr(values, flag_.dest)
-            if value != flag_.default and flag_.dest not in ("config_file", "output_config"):
-                key = flag_.names[0].removeprefix("--")
-                document[key] = list(value) if flag_.many else value
-    target.write_text(tomlkit.dumps(document), encoding="utf-8")
+            if value != flag_.default and flag_.dest not in OF_COMMAND_LINE:
+                document[flag_.names[0].removeprefix("--")] = list(value) if flag_.many else value
+    try:
+        with atomic_write(target) as temporary:
+            temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--output_config: {target} cannot be written ({error}).") from error
     return target
-
-
-def command_line() -> list[str]:
-    return sys.argv[1:]

@@ -28,6 +28,7 @@ class Flag:
 
     names:   flags as typed; the first is the one shown
     check:   what is wrong with a value of the right type, as a sentence, or None
+    off:     values that ask for nothing, beside the default, false, "" and an empty list
     ignored: the reason why it has no effect here; named once when set
     refused: the reason why setting it is an error
     read:    from text or a TOML value to the field's value; ValueError says what was expected
@@ -39,9 +40,10 @@ class Flag:
     default: Any
     help: str
     names: tuple[str, ...] = ()
-    choices: tuple[str, ...] | None = None
+    choices: tuple[Any, ...] | None = None
     many: bool = False
     check: Callable[[Any], str | None] | None = None
+    off: tuple[Any, ...] = ()
     read: Callable[[Any], Any] | None = None
     ignored: str = ""
     refused: str = ""
@@ -53,13 +55,24 @@ class Flag:
 
     @property
     def is_negatable(self) -> bool:
-        """Whether there is a --no-... form: for switches that are on unless said otherwise."""
+        """Whether --help shows its --no-... form: switches that are on unless said otherwise."""
         return self.is_switch and self.default is not False
+
+    def asks(self, value: Any) -> bool:
+        """Whether a value asks for anything: false, nothing, 0 for no number and the default do not."""
+        if value is False or value is None or value == self.default or value in self.off:
+            return False
+        if isinstance(value, tuple):
+            return any(value)
+        return value != "" and not (value == 0 and not self.default)
 
 
 def flag(default: Any, help: str, **declared: Any) -> Any:
     """A dataclass field that is a flag; see Flag for what can be declared."""
     return dataclasses.field(default=default, metadata={KEY: {"help": help, **declared}})
+
+
+# ---- checks and readers ----------------------------------------------------------------------
 
 
 def at_least(lowest: float) -> Callable[[Any], str | None]:
@@ -79,17 +92,45 @@ def between(lowest: float, highest: float) -> Callable[[Any], str | None]:
 
 def steps_or_fraction(value: Any) -> float | int:
     """Steps (a whole number), a fraction of the run (below 1) or a percentage ("10%")."""
+    percent = isinstance(value, str) and value.strip().endswith("%")
     if isinstance(value, str):
-        text = value.strip()
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        value = float(value.strip().rstrip("%")) / (100 if percent else 1)
+    if isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ValueError
-    if value >= 1 and value != int(value):
+    if value >= 1 and (percent or value != int(value)):
         raise ValueError
     return int(value) if value >= 1 else float(value)
 
 
-steps_or_fraction.expected = "a whole number of steps, a fraction below 1, or a percentage like 10%"
+steps_or_fraction.expected = "whole steps, a fraction below 1, or a percentage like 10% below 100%"
+
+
+def size(value: Any) -> str:
+    """One or two whole numbers as text: 1024, "1024", "1024,768", [1024, 768] -> "1024,768"."""
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = parts if isinstance(parts, list) else [parts]
+    if len(parts) not in (1, 2) or any(isinstance(part, (bool, float)) for part in parts):
+        raise ValueError
+    edges = [int(part) for part in parts]
+    if min(edges) < 1:
+        raise ValueError
+    return ",".join(map(str, edges))
+
+
+size.expected = 'a whole number or "width,height"'
+
+
+def word(value: Any) -> str:
+    """Text; true and false may stand without quotes."""
+    if not isinstance(value, (bool, str)):
+        raise ValueError
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+word.expected = "text in quotes"
+
+
+# ---- a group's flags -------------------------------------------------------------------------
 
 
 def flags_of(group: type) -> tuple[Flag, ...]:
@@ -104,6 +145,17 @@ def flags_of(group: type) -> tuple[Flag, ...]:
     return tuple(found)
 
 
+def all_flags(groups: Iterable[type]) -> dict[str, Flag]:
+    """Every flag by dest. A dest or a name that is declared twice is our mistake."""
+    found: dict[str, Flag] = {}
+    for flag_ in (f for group in groups for f in flags_of(group)):
+        assert flag_.dest not in found, f"{flag_.dest} is declared twice"
+        found[flag_.dest] = flag_
+    names = [name for flag_ in found.values() for name in flag_.names]
+    assert len(names) == len(set(names)), "a name is declared twice"
+    return found
+
+
 def plain_type(hint: Any) -> tuple[type, bool]:
     """The type of a value, and whether it is a list: `tuple[str, ...] | None` is (str, True)."""
     origin = typing.get_origin(hint)
@@ -114,7 +166,7 @@ def plain_type(hint: Any) -> tuple[type, bool]:
 
 
 def add_flags(parser: argparse.ArgumentParser, group: type) -> None:
-    """Add a group's flags. Values stay text: types are checked with those of the TOML file."""
+    """Show a group's flags in --help; what is typed is read by config_file, with the TOML's values."""
     section = parser.add_argument_group((group.__doc__ or group.__name__).split("\n")[0])
     for flag_ in flags_of(group):
         shown = argparse.SUPPRESS if flag_.hidden else help_text(flag_)
@@ -123,7 +175,7 @@ def add_flags(parser: argparse.ArgumentParser, group: type) -> None:
             action = argparse.BooleanOptionalAction
             section.add_argument(*flag_.names, action=action, **common)
         elif flag_.is_switch:
-            section.add_argument(*flag_.names, action="store_const", const=True, **common)
+            section.add_argument(*flag_.names, action="store_true", **common)
         else:
             metavar = flag_.type.__name__.upper()
             nargs = "*" if flag_.many else None
@@ -142,11 +194,19 @@ def help_text(flag_: Flag) -> str:
     return " ".join(parts).replace("%", "%%")
 
 
+# ---- a value ---------------------------------------------------------------------------------
+
+
 def convert(flag_: Flag, value: Any, from_text: bool) -> Any:
-    """A value from the command line (text) or from TOML as the flag's type; ValueError if it is not."""
+    """A value from the command line (text) or from TOML as the flag's type; ValueError if it is not.
+
+    A number alone may stand for a list of one.
+    """
     if flag_.many:
+        if flag_.type is not str and isinstance(value, (int, float)):
+            value = [value]
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"a list, e.g. {flag_.dest} = [...]")
+            raise ValueError(f"a list: {flag_.dest} = [...]")
         return tuple(convert_one(flag_, item, from_text) for item in value)
     return convert_one(flag_, value, from_text)
 
@@ -155,12 +215,10 @@ def convert_one(flag_: Flag, value: Any, from_text: bool) -> Any:
     if flag_.read is not None:
         try:
             return flag_.read(value)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(flag_.read.expected) from error
     if flag_.type is bool:
-        if not isinstance(value, bool):
-            raise ValueError("true or false")
-        return value
+        return convert_switch(value, from_text)
     if flag_.type is str:
         if not isinstance(value, str):
             raise ValueError("text in quotes")
@@ -168,22 +226,35 @@ def convert_one(flag_: Flag, value: Any, from_text: bool) -> Any:
     return convert_number(flag_, value, from_text)
 
 
+def convert_switch(value: Any, from_text: bool) -> bool:
+    if from_text and str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    if not isinstance(value, bool):
+        hint = ", got text. Remove the quotes" if isinstance(value, str) and not from_text else ""
+        raise ValueError(f"true or false{hint}")
+    return value
+
+
 def convert_number(flag_: Flag, value: Any, from_text: bool) -> int | float:
+    """Numbers of TOML, or text of the command line; a whole number may be written 1e3 or 10.0."""
     expected = "a whole number" if flag_.type is int else "a number"
     if isinstance(value, str) and not from_text:
         raise ValueError(f"{expected}, got text. Remove the quotes")
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(expected)
     try:
-        number = float(value)
-        whole = int(value) if flag_.type is int else None
+        number = int(value) if isinstance(value, str) and flag_.type is int else value
+    except ValueError:
+        number = value  # perhaps written as a decimal
+    try:
+        number = number if isinstance(number, int) and flag_.type is int else float(number)
     except (ValueError, OverflowError) as error:
         raise ValueError(expected) from error
     if not math.isfinite(number):
         raise ValueError(f"{expected} that is finite")
-    if whole is not None and whole != number:
+    if flag_.type is int and number != int(number):
         raise ValueError(expected)
-    return number if whole is None else whole
+    return flag_.type(number)
 
 
 def value_problem(flag_: Flag, value: Any) -> str | None:
@@ -195,6 +266,8 @@ def value_problem(flag_: Flag, value: Any) -> str | None:
             return f"expected one of {', '.join(map(str, flag_.choices))}.{hint}"
         if flag_.check and (complaint := flag_.check(item)):
             return complaint
+    if flag_.refused and flag_.asks(value):
+        return f"is refused: {flag_.refused}."
     return None
 
 
@@ -204,16 +277,20 @@ def build(group: type[T], values: dict[str, Any]) -> T:
     return group(**{name: value for name, value in values.items() if name in names})
 
 
-def group_problems(groups: Iterable[Any]) -> list[Problem]:
+def group_problems(groups: Sequence[Any]) -> list[Problem]:
     """What each group finds wrong between its own fields (its `problems` method, where it has one)."""
     return [p for group in groups if hasattr(group, "problems") for p in group.problems()]
 
 
-def all_flags(groups: Sequence[type]) -> dict[str, Flag]:
-    """Every flag by dest. A dest in two groups is our mistake."""
-    found: dict[str, Flag] = {}
+def effect_notes(groups: Sequence[Any], explicit: Iterable[str]) -> list[str]:
+    """One line for each option that was set and that the others leave without effect.
+
+    A group tells them by its `unread` property, {name: reason}.
+    """
+    notes = []
     for group in groups:
-        for flag_ in flags_of(group):
-            assert flag_.dest not in found, f"{flag_.dest} is declared twice"
-            found[flag_.dest] = flag_
-    return found
+        flags = {flag_.dest: flag_ for flag_ in flags_of(type(group))}
+        for name, reason in getattr(group, "unread", {}).items():
+            if name in explicit and flags[name].asks(getattr(group, name)):
+                notes.append(f"{flags[name].names[0]} has no effect: {reason}.")
+    return notes

@@ -6,15 +6,26 @@ What an option does not do here is declared with it: `ignored` or `refused`, wit
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from library.errors import Problem
-from library.options import above, at_least, between, flag, steps_or_fraction
+from library.options import (
+    above,
+    at_least,
+    between,
+    effect_notes,
+    flag,
+    size,
+    steps_or_fraction,
+    word,
+)
 
 LATER = "not available yet in this version"
-NOT_SD = "belongs to Stable Diffusion models and means nothing here"
-FLOW = "is defined for noise-predicting models with a beta schedule; this is rectified flow"
+NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
+FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
 
 SCHEDULES = (
     "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, "
@@ -66,7 +77,9 @@ OFFLOAD = ("cpu", "nvme", "None")
 class ConfigOptions:
     """Configuration files"""
 
-    config_file: str | None = flag(None, "TOML file with any of these flags; the command line wins")
+    config_file: str | None = flag(
+        None, "TOML file with any of these flags; the command line wins; .toml may be left out"
+    )
     output_config: bool = flag(
         False, "write what differs from the defaults to --config_file and exit"
     )
@@ -93,11 +106,13 @@ class ModelPaths:
 class DataOptions:
     """Data; every value is the fallback of the key of the same meaning in the dataset file"""
 
-    resolution: str | None = flag(None, 'training area: "1024" or "width,height"')
+    resolution: str | None = flag(None, 'training area: 1024 or "width,height"', read=size)
     train_batch_size: int = flag(1, "pictures per micro-step", check=at_least(1))
     dataset_repeats: int = flag(1, "times each picture counts per epoch", check=at_least(1))
-    caption_extension: str = flag(".txt", "extension of caption files (sd-scripts: .caption)")
-    caption_extention: str | None = flag(None, "old misspelling of caption_extension", hidden=True)
+    caption_extension: str = flag(
+        ".txt", "extension of caption files (sd-scripts: .caption)",
+        names=("--caption_extension", "--caption_extention"),
+    )  # fmt: skip
     shuffle_caption: bool = flag(False, "a new order of the tags every time")
     caption_separator: str = flag(",", "what separates tags")
     keep_tokens: int = flag(0, "leading tags that keep their place", check=at_least(0))
@@ -140,11 +155,12 @@ class DataOptions:
     )
     persistent_data_loader_workers: bool = flag(False, "keep those processes between epochs")
     train_data_dir: str | None = flag(
-        None, "folder of <repeats>_<class> folders",
-        refused=f"{LATER}; describe the folders in --dataset_config",
-    )  # fmt: skip
-    reg_data_dir: str | None = flag(None, "folder of regularisation pictures", refused=LATER)
-    in_json: str | None = flag(None, "metadata file of captions", refused=LATER)
+        None, "folder of <repeats>_<class> folders; not read beside dataset_config"
+    )
+    reg_data_dir: str | None = flag(
+        None, "folder of regularisation pictures; not read beside dataset_config"
+    )
+    in_json: str | None = flag(None, "metadata file of captions; not read beside dataset_config")
     dataset_class: str | None = flag(
         None, "class path of a dataset of your own", refused="datasets are described in TOML here"
     )
@@ -154,12 +170,17 @@ class DataOptions:
     alpha_mask: bool = flag(False, "use transparency as loss mask", refused=LATER)
     conditioning_data_dir: str | None = flag(None, "folder of loss masks", refused=LATER)
     skip_image_resolution: str | None = flag(
-        None, "leave out pictures up to this size", refused=LATER
+        None, "leave out pictures up to this size", read=size, refused=LATER
     )
     weighted_captions: bool = flag(
         False, "weights in captions, (tag:1.3)",
         refused="captions reach the model as ComfyUI would send them, without weights",
     )  # fmt: skip
+
+    @property
+    def unread(self) -> dict[str, str]:
+        names = ("train_data_dir", "reg_data_dir", "in_json")
+        return dict.fromkeys(names, "dataset_config names the folders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,8 +190,10 @@ class CacheOptions:
     cache_latents: bool = flag(False, "encode every picture once, before training")
     cache_latents_to_disk: bool = flag(False, "the same, kept beside the pictures")
     vae_batch_size: int = flag(1, "pictures per VAE call while caching", check=at_least(1))
-    skip_cache_check: bool = flag(False, "trust cache files by name and shape")
-    skip_latents_validity_check: bool = flag(False, "old name of skip_cache_check", hidden=True)
+    skip_cache_check: bool = flag(
+        False, "trust cache files by name and shape",
+        names=("--skip_cache_check", "--skip_latents_validity_check"),
+    )  # fmt: skip
     cache_text_encoder_outputs: bool = flag(
         False, "encode every caption of the run once, shuffled and dropped ones included"
     )
@@ -189,6 +212,18 @@ class CacheOptions:
     disable_mmap_load_safetensors: bool = flag(
         False, "read base models into memory, do not map them"
     )
+
+    def __post_init__(self) -> None:
+        """Keeping a cache on disk means caching, as in sd-scripts."""
+        for name in ("cache_latents", "cache_text_encoder_outputs"):
+            object.__setattr__(self, name, getattr(self, name) or getattr(self, f"{name}_to_disk"))
+
+    @property
+    def unread(self) -> dict[str, str]:
+        unread = {} if self.cache_latents else {"vae_batch_size": "latents are not cached"}
+        if not (self.cache_latents_to_disk or self.cache_text_encoder_outputs_to_disk):
+            unread["skip_cache_check"] = "there are no caches on disk"
+        return unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +244,31 @@ class NetworkOptions:
     scale_weight_norms: float | None = flag(None, "limit of each adapter's norm", refused=LATER)
     unet_lr: float | None = flag(None, "learning rate of the adapters", check=at_least(0))
     text_encoder_lr: tuple[float, ...] | None = flag(
-        None, "learning rate of the text encoder", refused="the text encoder is frozen here"
-    )
+        None, "learning rate of the text encoder, which is frozen: only 0, or for no effect with "
+        "network_train_unet_only", check=at_least(0),
+    )  # fmt: skip
     network_train_unet_only: bool = flag(False, "leave the text encoder alone (always so here)")
     network_train_text_encoder_only: bool = flag(
         False, "train only the text encoder", refused="the text encoder is frozen here"
     )
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if self.dim_from_weights and not self.network_weights:
+            found.append(Problem("needs network_weights.", "dim_from_weights"))
+        if len(self.base_weights_multiplier or ()) > len(self.base_weights or ()):
+            found.append(Problem("has more numbers than base_weights.", "base_weights_multiplier"))
+        if any(self.text_encoder_lr or ()) and not self.network_train_unet_only:
+            message = "the text encoder is frozen here. Remove it, or set network_train_unet_only."
+            found.append(Problem(message, "text_encoder_lr"))
+        return found
+
+    @property
+    def unread(self) -> dict[str, str]:
+        unread = {"text_encoder_lr": "the text encoder is frozen here"}
+        if self.dim_from_weights:
+            unread["network_dim"] = "dim_from_weights takes the rank from network_weights"
+        return unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +285,9 @@ class OptimizerOptions:
     optimizer_args: tuple[str, ...] | None = flag(None, "key=value arguments of the optimizer")
     fused_backward_pass: bool = flag(
         False, "update during the backward pass", ignored="saves nothing on adapters"
+    )
+    blockwise_fused_optimizers: bool = flag(
+        False, "one optimizer per block", ignored="is for training whole models; adapters are small"
     )
 
 
@@ -273,6 +330,12 @@ class LoopOptions:
         ignored=f"{LATER}: all blocks stay on the card; gradient_checkpointing saves most memory",
     )  # fmt: skip
 
+    @property
+    def unread(self) -> dict[str, str]:
+        if self.max_train_epochs is None:
+            return {}
+        return {"max_train_steps": "max_train_epochs decides how long the run is"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionOptions:
@@ -299,11 +362,20 @@ class PrecisionOptions:
         choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
     )  # fmt: skip
     compile_dynamic: str | None = flag(
-        None, "dynamic shapes", choices=("true", "false", "auto"), ignored=LATER
+        None, "dynamic shapes", choices=("true", "false", "auto"), read=word, ignored=LATER
     )
     compile_fullgraph: bool = flag(False, "one graph per block", ignored=LATER)
     compile_cache_size_limit: int | None = flag(None, "graphs kept", ignored=LATER)
-    mem_eff_attn: bool = flag(False, "attention of Stable Diffusion's U-Net", ignored=NOT_SD)
+    mem_eff_attn: bool = flag(
+        False, "attention of Stable Diffusion's U-Net",
+        ignored=f"{NOT_SD}; gradient_checkpointing saves memory",
+    )  # fmt: skip
+
+    def problems(self) -> list[Problem]:
+        if self.full_bf16 and self.mixed_precision != "bf16":
+            message = "needs mixed_precision = bf16."
+            return [Problem(message, "full_bf16 = true")]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +411,7 @@ class FlowOptions:
     show_timesteps: str | None = flag(
         None, "plot the draw and exit", choices=("console", "image"), refused=LATER
     )
-    show_timesteps_resolution: str | None = flag(None, "its resolution", ignored=LATER)
+    show_timesteps_resolution: str | None = flag(None, "its resolution", read=size, ignored=LATER)
     show_timesteps_offset: float | None = flag(None, "its offset", ignored=LATER)
 
     def problems(self) -> list[Problem]:
@@ -349,21 +421,27 @@ class FlowOptions:
         return []
 
     @property
-    def without_effect(self) -> tuple[str, ...]:
+    def unread(self) -> dict[str, str]:
         """Options that the chosen sampling does not read."""
         method, scheme = self.timestep_sampling, self.weighting_scheme
-        unread = []
+        names = []
         if method not in ("sigmoid", "shift", "flux_shift"):
-            unread.append("sigmoid_scale")
+            names.append("sigmoid_scale")
         if method not in ("shift", "sigma"):
-            unread.append("discrete_flow_shift")
-        if (method, scheme) != ("sigma", "logit_normal"):
-            unread += ["logit_mean", "logit_std"]
-        if (method, scheme) != ("sigma", "mode"):
-            unread.append("mode_scale")
+            names.append("discrete_flow_shift")
         if method != "sigma" and scheme in ("logit_normal", "mode"):
-            unread.append("weighting_scheme")
-        return tuple(unread)
+            names.append("weighting_scheme")
+        unread = dict.fromkeys(names, f"timestep_sampling is {method}")
+        density = "timestep_sampling = sigma with weighting_scheme = "
+        if (method, scheme) != ("sigma", "logit_normal"):
+            reason = f"it belongs to {density}logit_normal"
+            unread |= dict.fromkeys(("logit_mean", "logit_std"), reason)
+        if (method, scheme) != ("sigma", "mode"):
+            unread["mode_scale"] = f"it belongs to {density}mode"
+        for strength in ("noise_offset", "ip_noise_gamma"):
+            if not getattr(self, strength):
+                unread[f"{strength}_random_strength"] = f"{strength} is not set"
+        return unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -380,10 +458,19 @@ class LossOptions:
         1.0, "weight of regularisation pictures", ignored=f"{LATER}: there are no such pictures"
     )
     masked_loss: bool = flag(False, "loss inside a mask only", refused=LATER)
-    min_snr_gamma: float | None = flag(None, "weight by SNR", ignored=FLOW)
+    min_snr_gamma: float | None = flag(
+        None, "weight by SNR", ignored=f"{FLOW}; weighting_scheme = sigma_sqrt or cosmap weights it"
+    )
     debiased_estimation_loss: bool = flag(False, "debiased estimation", ignored=FLOW)
     v_pred_like_loss: float | None = flag(None, "v-prediction weight", ignored=FLOW)
     scale_v_pred_loss_like_noise_pred: bool = flag(False, "scale v-prediction loss", ignored=FLOW)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        if self.loss_type in ("huber", "smooth_l1"):
+            return {}
+        names = ("huber_schedule", "huber_c", "huber_scale")
+        return dict.fromkeys(names, f"loss_type is {self.loss_type}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,6 +508,17 @@ class SaveOptions:
             found.append(Problem(message, f"save_model_as = {self.save_model_as}"))
         return found
 
+    @property
+    def unread(self) -> dict[str, str]:
+        unread = {}
+        if self.save_n_epoch_ratio:
+            unread["save_every_n_epochs"] = "save_n_epoch_ratio decides"
+        elif not self.save_every_n_epochs:
+            unread["save_last_n_epochs"] = "save_every_n_epochs is not set"
+        if not self.save_every_n_steps:
+            unread["save_last_n_steps"] = "save_every_n_steps is not set"
+        return unread
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
@@ -435,7 +533,7 @@ class ResumeOptions:
     resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
     resume_allow: tuple[str, ...] | None = flag(None, "differences allowed", ignored=LATER)
     resume_ignore_optimizer_mismatch: bool = flag(False, "restart the optimizer", ignored=LATER)
-    initial_epoch: int | None = flag(None, "epoch to start at", refused=LATER)
+    initial_epoch: int | None = flag(None, "epoch to start at, from 1", off=(1,), refused=LATER)
     initial_step: int | None = flag(None, "step to start at", refused=LATER)
     skip_until_initial_step: bool = flag(False, "pass over earlier data", refused=LATER)
 
@@ -444,7 +542,11 @@ class ResumeOptions:
 class PreviewOptions:
     """Previews"""
 
-    sample_prompts: str | None = flag(None, "file of prompts", ignored=LATER)
+    sample_prompts: str | None = flag(
+        None,
+        "file of prompts",
+        ignored=f"{LATER}; save_every_n_steps gives files to try in ComfyUI",
+    )
     sample_every_n_steps: int | None = flag(None, "previews every n steps", ignored=LATER)
     sample_every_n_epochs: int | None = flag(None, "previews every n epochs", ignored=LATER)
     sample_at_first: bool = flag(False, "previews before training", ignored=LATER)
@@ -491,6 +593,20 @@ class LoggingOptions:
     console_log_file: str | None = flag(None, "file for messages instead of the console")
     console_log_simple: bool = flag(False, "messages without time and level")
 
+    @property
+    def unread(self) -> dict[str, str]:
+        unread = {}
+        if self.log_with not in ("wandb", "all"):
+            names = ("wandb_run_name", "wandb_api_key")
+            unread = dict.fromkeys(names, f"log_with is {self.log_with}")
+        if self.log_with == "none":
+            names = ("logging_dir", "log_prefix", "log_config", "log_tracker_name")
+            unread |= dict.fromkeys((*names, "log_tracker_config"), "log_with is none")
+        if not self.auto_start_tensorboard:
+            names = ("tensorboard_host", "tensorboard_port", "tensorboard_logdir")
+            unread |= dict.fromkeys(names, "auto_start_tensorboard is off")
+        return unread
+
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorOptions:
@@ -526,7 +642,15 @@ class MetadataOptions:
     metadata_merged_from: str | None = flag(None, "files it was merged from")
     metadata_trigger_phrase: str | None = flag(None, "trigger words")
     metadata_preprocessor: str | None = flag(None, "preprocessor")
-    metadata_is_negative_embedding: str | None = flag(None, "true for a negative embedding")
+    metadata_is_negative_embedding: str | None = flag(
+        None, "true for a negative embedding", read=word
+    )
+
+    def problems(self) -> list[Problem]:
+        picture = self.metadata_thumbnail
+        if picture and not picture.startswith("data:") and not Path(picture).is_file():
+            return [Problem("expected a picture file or a data: URL.", "metadata_thumbnail")]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -601,13 +725,21 @@ class TrainConfig:
 
     def check(self) -> list[Problem]:
         """What is wrong between groups."""
-        found = []
-        if not self.files.dataset_config:
-            message = "is needed: a TOML file that describes the pictures."
-            found.append(Problem(message, "dataset_config"))
-        if self.network.dim_from_weights and not self.network.network_weights:
-            found.append(Problem("needs network_weights.", "dim_from_weights"))
-        strengths = self.network.base_weights_multiplier or ()
-        if len(strengths) > len(self.network.base_weights or ()):
-            found.append(Problem("has more numbers than base_weights.", "base_weights_multiplier"))
+        if self.files.dataset_config:
+            return []
+        message = "is needed: a TOML file that describes the pictures."
+        found = [Problem(message, "dataset_config")]
+        for name in ("train_data_dir", "reg_data_dir", "in_json"):
+            if getattr(self.data, name):
+                message = f"is {LATER}. Name the folder in dataset_config."
+                found.append(Problem(message, name))
+        return found
+
+    def notes(self, explicit: Collection[str]) -> list[str]:
+        """One line for each option that was set and that others leave without effect."""
+        groups = [getattr(self, field.name) for field in fields(self)]
+        found = effect_notes(groups, explicit)
+        given = [f.name for f in fields(self.metadata) if getattr(self.metadata, f.name)]
+        if self.save.no_metadata and (names := [name for name in given if name in explicit]):
+            found += [f"--{name} has no effect: no_metadata is set." for name in names]
         return found

@@ -7,16 +7,43 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from library.config_util import DatasetGroupConfig
+from library.dataset_keys import KEYS, split_numbers
+from library.dataset_keys import convert as convert_key
 from library.errors import Problem
-from library.options import above, at_least, flag
+from library.options import above, at_least, effect_notes, flag
 from library.run_config import LATER, FlowOptions, TrainConfig
+from networks.arguments import read_bool
 
 MODULES = ("networks.lora_anima", "networks.lokr_anima")
 FETCH = (
     "tokenizers are not fetched yet in this version; the error for a missing one says how to get it"
 )
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
+OTHER_MODULES = {
+    "networks.lora": MODULES[0],
+    "networks.loha": None,
+    "networks.lokr": MODULES[1],
+}
 LYCORIS_ALGOS = {"lora": MODULES[0], "locon": MODULES[0], "lokr": MODULES[1]}
+LYCORIS_DEFAULTS = {"factor": "-1", "train_norm": "false"}
+LYCORIS_ARGS = {
+    "factor": "lokr_factor",
+    "full_matrix": "lokr_full_matrix",
+    "decompose_both": "lokr_decompose_both",
+    "rank_dropout": "lokr_rank_dropout",
+    "module_dropout": "lokr_module_dropout",
+    "train_norm": "train_norm",
+    "train_llm_adapter": "train_llm_adapter",
+}
+LORA_ARGS = ("rank_dropout", "module_dropout", "train_norm", "train_llm_adapter")
+FLOW_ALIASES = {
+    "anima_timestep_sampling": "timestep_sampling",
+    "anima_sigmoid_scale": "sigmoid_scale",
+    "anima_flow_shift": "discrete_flow_shift",
+    "anima_noise_offset": "noise_offset",
+}
+"""Anima's names of shared options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +100,10 @@ class AnimaConfig:
         None, "rate of the feed-forward layers; 0 freezes", check=at_least(0)
     )
     mod_lr: float | None = flag(None, "rate of the modulation layers; 0 freezes", check=at_least(0))
-    vae_chunk_size: int | None = flag(None, "rows per VAE call", ignored=f"{LATER}")
+    vae_chunk_size: int | None = flag(
+        None, "rows per VAE call",
+        ignored=f"{LATER}; vae_batch_size = 1 and cache_latents use least memory",
+    )  # fmt: skip
     vae_disable_cache: bool = flag(
         False, "no temporal cache in the VAE", ignored="a single picture never uses that cache"
     )
@@ -127,14 +157,27 @@ class AnimaConfig:
                 "is not supported: torch's own attention has flash kernels. Use torch or xformers."
             )
             found.append(Problem(message, f"attn_mode = {self.attn_mode}"))
-        chosen = {name for name in (self.anima_attention_backend, self.attn_mode) if name}
-        chosen = {"torch" if name == "sdpa" else name for name in chosen}
-        if len(chosen) > 1 or ("torch" in chosen and (self.xformers or self.xfomers)):
-            message = "name different backends. Keep one."
-            found.append(Problem(message, "anima_attention_backend, attn_mode, xformers"))
+        asked = {
+            "anima_attention_backend": self.anima_attention_backend,
+            "attn_mode": "torch" if self.attn_mode == "sdpa" else self.attn_mode,
+            "xformers": "xformers" if self.xformers or self.xfomers else None,
+        }
+        named = [name for name, backend in asked.items() if backend]
+        if len({asked[name] for name in named}) > 1:
+            message = f"{' and '.join(named)} name different backends. Keep one."
+            found.append(Problem(message, named[0]))
         if not self.qwen:
             found.append(Problem("is needed: the Qwen3-0.6B file or folder.", "qwen"))
         return found
+
+    @property
+    def unread(self) -> dict[str, str]:
+        unread = {}
+        if self.attention_backend == "xformers":
+            unread["sdpa"] = "xformers is chosen"
+        if self.qwen3_max_token_length and self.t5_max_token_length:
+            unread["anima_seq_len"] = "both kinds of tokens have a limit of their own"
+        return unread
 
 
 def adapt(
@@ -151,18 +194,11 @@ def adapt(
     if module not in MODULES:
         problems.append(network_module_problem(module, train.network.network_args or ()))
     network = dataclasses.replace(train.network, network_module=module)
-    args = dict(item.partition("=")[::2] for item in network.network_args or ())
-    in_args = args.get("train_norm", "").strip().lower()
-    if in_args and "train_norm" in explicit and (in_args in ("true", "1")) != anima.train_norm:
-        message = f"differs from the flag train_norm = {str(anima.train_norm).lower()}. Keep one."
-        problems.append(Problem(message, f"network_args train_norm={in_args}"))
-    if in_args and "train_norm" not in explicit:
-        anima = dataclasses.replace(
-            anima, train_norm=in_args in ("true", "1", "yes", "y", "on", "t")
-        )
+    train_norm = adapt_train_norm(network.network_args or (), anima, explicit, problems)
     flow = adapt_flow(train.flow, anima, explicit, problems)
     train = dataclasses.replace(train, paths=paths, network=network, flow=flow)
-    return train, dataclasses.replace(anima, anima_transformer=transformer), problems
+    anima = dataclasses.replace(anima, anima_transformer=transformer, train_norm=train_norm)
+    return train, anima, problems
 
 
 def paths_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
@@ -178,22 +214,63 @@ def paths_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
     return found
 
 
-def network_module_problem(module: str, network_args: Collection[str]) -> Problem:
-    """Why a network module is not taken, and the line to write instead."""
-    where = f"network_module = {module}"
-    if module != "lycoris.kohya":
-        return Problem(f"expected {MODULES[0]} (LoRA) or {MODULES[1]} (LoKr).", where)
-    args = dict(item.partition("=")[::2] for item in network_args)
-    ours = LYCORIS_ALGOS.get(args.pop("algo", "lora").strip().lower())
-    if ours is None:
-        return Problem(
-            f"LyCORIS is not used here, and of its kinds only LoRA ({MODULES[0]}) and LoKr "
-            f"({MODULES[1]}) exist.",
-            where,
+def arguments_of(network_args: Collection[str]) -> dict[str, str]:
+    pairs = (item.partition("=")[::2] for item in network_args)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def adapt_train_norm(
+    network_args: Collection[str],
+    anima: AnimaConfig,
+    explicit: Collection[str],
+    problems: list[Problem],
+) -> bool:
+    """train_norm of the flag or of network_args, which may not differ."""
+    args = arguments_of(network_args)
+    if "train_norm" not in args:
+        return anima.train_norm
+    given = f"train_norm={args['train_norm']}"
+    try:
+        wanted = read_bool(args["train_norm"])
+    except ValueError as error:
+        problems.append(Problem(f"{given}: {error}.", "network_args"))
+        return anima.train_norm
+    if "train_norm" in explicit and wanted != anima.train_norm:
+        flag_ = f"train_norm = {str(anima.train_norm).lower()}"
+        problems.append(
+            Problem(f"{given} differs from the flag {flag_}. Keep one.", "network_args")
         )
-    kept = [f'"{key}={value}"' for key, value in args.items() if key != "preset"]
-    lines = f'network_module = "{ours}"' + (f", network_args = [{', '.join(kept)}]" if kept else "")
-    return Problem(f"LyCORIS is not used here: its layers are built in. Write {lines}.", where)
+    return wanted
+
+
+def network_module_problem(module: str, network_args: Collection[str]) -> Problem:
+    """Why a network module is not taken, and the lines to write instead."""
+    where = f"network_module = {module}"
+    if module == "lycoris.kohya":
+        return Problem(lycoris_message(arguments_of(network_args)), where)
+    near = OTHER_MODULES.get(module)
+    advice = f" Write {near}." if near else ""
+    return Problem(f"expected {MODULES[0]} (LoRA) or {MODULES[1]} (LoKr).{advice}", where)
+
+
+def lycoris_message(args: dict[str, str]) -> str:
+    """The lines that train the same here, LyCORIS's own defaults included; what has no counterpart."""
+    algo = args.pop("algo", "lora").lower()
+    ours = LYCORIS_ALGOS.get(algo)
+    if ours is None:
+        return (
+            f"LyCORIS is not used here, and {algo} does not exist: only LoRA ({MODULES[0]}) and "
+            f"LoKr ({MODULES[1]})."
+        )
+    names = LYCORIS_ARGS if ours == MODULES[1] else {name: name for name in LORA_ARGS}
+    wanted = {**LYCORIS_DEFAULTS, **args}
+    kept = [f'"{names[key]}={value}"' for key, value in wanted.items() if key in names]
+    lost = [key for key in args if key not in names and key not in ("dropout", "factor")]
+    lines = [f'network_module = "{ours}"', f"network_args = [{', '.join(kept)}]"]
+    if "dropout" in args:
+        lines.append(f"network_dropout = {args['dropout']}")
+    message = f"LyCORIS is not used here: its layers are built in. Write {' and '.join(lines)}."
+    return message + (f" Without counterpart: {', '.join(lost)}." if lost else "")
 
 
 def adapt_flow(
@@ -201,19 +278,18 @@ def adapt_flow(
 ) -> FlowOptions:
     """The fork's names for how sigma is drawn, in the shared options; both given and different: error."""
     ours: dict[str, Any] = {}
-    if anima.anima_timestep_sampling:
-        plain = {"logit_normal": "sigmoid", "uniform": "uniform"}
-        ours["timestep_sampling"] = plain[anima.anima_timestep_sampling]
+    for name, shared in FLOW_ALIASES.items():
+        if (value := getattr(anima, name)) is not None:
+            ours[shared] = value
+    if ours.get("timestep_sampling") == "logit_normal":
+        ours["timestep_sampling"] = "sigmoid"
+        if flow.timestep_sampling == "shift" and anima.anima_flow_shift is None:
+            ours["timestep_sampling"] = "shift"  # a logit-normal that is shifted: no contradiction
     if anima.anima_flow_shift not in (None, 1.0):
-        ours["discrete_flow_shift"] = anima.anima_flow_shift
         if ours.get("timestep_sampling") == "uniform":
             message = "has no effect with anima_timestep_sampling = uniform. Use logit_normal."
             problems.append(Problem(message, f"anima_flow_shift = {anima.anima_flow_shift}"))
         ours["timestep_sampling"] = "shift"
-    if anima.anima_sigmoid_scale is not None:
-        ours["sigmoid_scale"] = anima.anima_sigmoid_scale
-    if anima.anima_noise_offset is not None:
-        ours["noise_offset"] = anima.anima_noise_offset
     for name, value in ours.items():
         if name in explicit and getattr(flow, name) != value:
             message = f"is {getattr(flow, name)}, but Anima's own flag asks for {value}. Keep one."
@@ -221,14 +297,43 @@ def adapt_flow(
     return dataclasses.replace(flow, **ours)
 
 
-def flow_notes(flow: FlowOptions, anima: AnimaConfig, explicit: Collection[str]) -> list[str]:
-    """One line for each set option that the chosen sampling does not read."""
-    aliases: Mapping[str, str] = {
-        "sigmoid_scale": "anima_sigmoid_scale",
-        "discrete_flow_shift": "anima_flow_shift",
-    }
+# ---- what to tell once ---------------------------------------------------------------------------
+
+
+def run_notes(
+    train: TrainConfig,
+    anima: AnimaConfig,
+    explicit: Collection[str],
+    datasets: DatasetGroupConfig,
+) -> list[str]:
+    """One line for each option that was set and has no effect in this run, by the adapted options."""
+    aliases = {shared: name for name, shared in FLOW_ALIASES.items() if name in explicit}
+    notes = train.notes({*explicit, *aliases})
+    for shared, name in aliases.items():
+        notes = [note.replace(f"--{shared} ", f"--{name} ", 1) for note in notes]
     return [
-        f"{name}: no effect with timestep_sampling = {flow.timestep_sampling}"
-        for name in flow.without_effect
-        if name in explicit or aliases.get(name) in explicit
+        *notes,
+        *effect_notes([anima], explicit),
+        *dataset_notes(train.flat(), explicit, datasets),
     ]
+
+
+def dataset_notes(
+    options: Mapping[str, Any], explicit: Collection[str], datasets: DatasetGroupConfig
+) -> list[str]:
+    """Flags that the dataset file overrides everywhere, or that no dataset reads without buckets."""
+    tables = [*datasets.datasets, *(s for each in datasets.datasets for s in each.subsets)]
+    bucketed = any(each.enable_bucket for each in datasets.datasets)
+    notes = []
+    for key, known in KEYS.items():
+        name = key if known.flag == "=" else known.flag
+        holders = [table for table in tables if hasattr(table, key)]
+        value = options.get(name)
+        if name not in explicit or not holders or value in (None, False, known.default):
+            continue
+        value = convert_key(known, split_numbers(value) if known.kind == "size" else value)
+        if all(getattr(table, key) != value for table in holders):
+            notes.append(f"--{name} has no effect: {datasets.source} sets {key} everywhere.")
+        elif "bucket_" in key and key != "enable_bucket" and not bucketed:
+            notes.append(f"--{name} has no effect: enable_bucket is off.")
+    return notes
