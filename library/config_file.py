@@ -109,7 +109,8 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     --help is answered here. With --output_config the file is yet to be written, so it is not read.
     """
     if "--help" in argv or "-h" in argv:
-        parser.exit(message=parser.format_help())
+        parser.print_help()
+        parser.exit()
     reader = Reader(all_flags(groups))
     typed = reader.read_command_line(argv)
     writes = "output_config" in typed and typed["output_config"].value != "false"

@@ -188,7 +188,7 @@ class CacheOptions:
     """Caches of encoder outputs"""
 
     cache_latents: bool = flag(False, "encode every picture once, before training")
-    cache_latents_to_disk: bool = flag(False, "the same, kept beside the pictures")
+    cache_latents_to_disk: bool = flag(False, "the same, kept beside the pictures; implies it")
     vae_batch_size: int = flag(1, "pictures per VAE call while caching", check=at_least(1))
     skip_cache_check: bool = flag(
         False, "trust cache files by name and shape",
@@ -197,7 +197,9 @@ class CacheOptions:
     cache_text_encoder_outputs: bool = flag(
         False, "encode every caption of the run once, shuffled and dropped ones included"
     )
-    cache_text_encoder_outputs_to_disk: bool = flag(False, "the same, kept beside the pictures")
+    cache_text_encoder_outputs_to_disk: bool = flag(
+        False, "the same, kept beside the pictures; implies it"
+    )
     text_encoder_batch_size: int | None = flag(
         None, "captions per text encoder call",
         ignored="captions are encoded one at a time, so that a cached value has no neighbours",

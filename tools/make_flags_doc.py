@@ -1,0 +1,112 @@
+"""Write docs/flags.md from the flag table.
+
+python tools/make_flags_doc.py [--check]
+
+--check writes nothing and exits 1 when the file differs.
+"""
+
+import sys
+
+if (
+    __name__ == "__main__" and not __package__
+):  # run by path: start again, so that library/ is found
+    import _launch
+
+    sys.exit(_launch.as_module(__file__))
+
+import argparse
+from pathlib import Path
+
+from library.anima_runtime.config_adapter import AnimaConfig
+from library.errors import run_main
+from library.options import Flag, flags_of
+from library.run_config import GROUPS
+from library.utils import atomic_write
+
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
+INTRODUCTION = """\
+# Flags / 参数
+
+<!-- Written by tools/make_flags_doc.py from the flag table; edit the table, not this file. -->
+
+**中文。** 下表是 `anima_train_network.py` 的全部参数，由程序中的参数表自动生成。每个参数既可以写在
+命令行里，也可以写在 `--config_file` 的 TOML 文件里（去掉 `--`；分节名没有意义）。优先级：默认值 <
+TOML < 命令行。名称、类型和默认值与 sd-scripts 相同；不同之处在说明中写明。
+
+- 开关写 `--名称` 打开，`--no-名称` 关闭；TOML 中写 `true` 或 `false`。
+- 列表在命令行中用空格分开，在 TOML 中写成 `["a=1", "b=2"]`。
+- Windows 路径在 TOML 中请用单引号：`'C:\\models\\a.safetensors'`，或者用 `/`。
+- 状态一栏：“effective” 有效；“no effect” 可以写，但不起作用，设置时会提示一次；“refused” 设置即报错，
+  因为忽略它会改变训练结果。
+- 拼错的名称会报错并给出最接近的名称。所有错误一次列出，退出码为 2。
+
+**English.** These are all flags of `anima_train_network.py`, generated from the program's own table. A flag
+can stand on the command line or, without `--`, in the TOML file of `--config_file`, whose section names
+mean nothing. Defaults < TOML < command line. Names, types and defaults are those of sd-scripts; where ours
+differ, the meaning says so.
+
+- A switch is turned on by `--name` and off by `--no-name`; in TOML, `true` or `false`.
+- A list is separated by spaces on the command line and written `["a=1", "b=2"]` in TOML.
+- Write Windows paths in TOML in single quotes, `'C:\\models\\a.safetensors'`, or with `/`.
+- State: *effective*; *no effect*: accepted, and named once when set; *refused*: an error when set, because
+  leaving it out silently would change what is trained.
+- A misspelt name is an error that offers the nearest one. All problems are listed at once; the exit code
+  is 2.
+"""
+HEADER = "| flag | type | default | choices | state | meaning |\n|---|---|---|---|---|---|\n"
+
+
+def document() -> str:
+    """The whole file."""
+    parts = [INTRODUCTION]
+    for group in (*GROUPS.values(), AnimaConfig):
+        title = (group.__doc__ or group.__name__).split("\n")[0]
+        rows = "".join(map(row, flags_of(group)))
+        parts.append(f"\n## {title}\n\n{HEADER}{rows}")
+    return "".join(parts)
+
+
+def row(flag: Flag) -> str:
+    """One flag as a line of its group's table."""
+    cells = (
+        ", ".join(f"`{name}`" for name in flag.names),
+        kind(flag),
+        "" if flag.default in (None, "") else f"`{shown(flag.default)}`",
+        ", ".join(f"`{choice}`" for choice in flag.choices or ()),
+        state(flag),
+        flag.help,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def kind(flag: Flag) -> str:
+    names = {bool: "switch", int: "whole number", float: "number", str: "text"}
+    return names[flag.type] + (" list" if flag.many else "")
+
+
+def shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def state(flag: Flag) -> str:
+    if flag.refused:
+        return f"refused: {flag.refused}"
+    return f"no effect: {flag.ignored}" if flag.ignored else "effective"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="compare only")
+    options = parser.parse_args()
+    if options.check:
+        same = TARGET.exists() and TARGET.read_text(encoding="utf-8") == document()
+        print(f"{TARGET} is up to date" if same else f"{TARGET} differs; run this without --check")
+        return 0 if same else 1
+    with atomic_write(TARGET) as temporary:
+        temporary.write_text(document(), encoding="utf-8", newline="\n")
+    print(f"written: {TARGET}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
