@@ -1,8 +1,8 @@
 """train_args.toml and the command line -> groups of options, with every problem in one error.
 
 Sections of the TOML are flattened, as sd-scripts does, but values get the type and the choices of
-their flag, misspelt names are errors, and each problem says where it stands. The command line is read
-here too, since argparse would end at its first problem; argparse only writes --help.
+their flag, misspelt names are errors, and each problem says where it stands. The command line is
+read here too, since argparse would end at its first problem; argparse only writes --help.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class LoadedConfig:
     source: str = COMMAND_LINE
 
     def add(self, found: Iterable[Problem]) -> None:
-        """Add the problems of checks between flags, each with its line, but not mere consequences."""
+        """Add what checks between flags found, each with its line, but not mere consequences."""
         self.problems += [self.locate(p) for p in found if not self.is_consequence(p)]
 
     def is_consequence(self, problem: Problem) -> bool:
@@ -211,7 +211,7 @@ class Reader:
     ) -> None:
         """Keep a value; two names of one flag, or one name twice in a file, may not differ.
 
-        A true switch stays on beside a false one under an old name. repeats: the last of a name wins
+        A true switch stays on beside a false one of an old name. repeats: the last of a name wins
         """
         before = found.get(flag_.dest)
         if before is None or (repeats and before.name == item.name):
@@ -223,7 +223,7 @@ class Reader:
         else:
             self.problem(f"contradicts {before.where}. Keep one.", *place(item))
 
-    # ---- the file ----------------------------------------------------------------------------------
+    # ---- the file --------------------------------------------------------------------------------
 
     def read_file(self, path: Path) -> dict[str, Given]:
         """The values of a TOML file by flag; keys that belong to other programs become notes."""
@@ -284,7 +284,7 @@ class Reader:
             self.problem(message, "", str(path))
         return text, None
 
-    # ---- values ------------------------------------------------------------------------------------
+    # ---- values ----------------------------------------------------------------------------------
 
     def convert_all(self, given: dict[str, Given]) -> dict[str, Any]:
         """Values of the right type by dest; the others become problems."""

@@ -1,7 +1,7 @@
 """One dataclass field = one flag: the parser, the object and the documentation come from the field.
 
-A flag without effect here says so in its declaration, with the reason: it is accepted, and named once
-when the user sets it; or it is refused, where silence would change what is trained.
+A flag without effect here says so in its declaration, with the reason: it is accepted, and named
+once when the user sets it; or it is refused, where silence would change what is trained.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Flag:
         return self.is_switch and self.default is not False
 
     def asks(self, value: Any) -> bool:
-        """Whether a value asks for anything: false, nothing, 0 for no number and the default do not."""
+        """Whether a value asks for anything: false, nothing and the default do not."""
         if value is False or value is None or value == self.default or value in self.off:
             return False
         if isinstance(value, tuple):
@@ -166,7 +166,7 @@ def plain_type(hint: Any) -> tuple[type, bool]:
 
 
 def add_flags(parser: argparse.ArgumentParser, group: type) -> None:
-    """Show a group's flags in --help; what is typed is read by config_file, with the TOML's values."""
+    """Show a group's flags in --help; config_file reads what is typed."""
     section = parser.add_argument_group((group.__doc__ or group.__name__).split("\n")[0])
     for flag_ in flags_of(group):
         shown = argparse.SUPPRESS if flag_.hidden else help_text(flag_)
@@ -198,7 +198,7 @@ def help_text(flag_: Flag) -> str:
 
 
 def convert(flag_: Flag, value: Any, from_text: bool) -> Any:
-    """A value from the command line (text) or from TOML as the flag's type; ValueError if it is not.
+    """A value of the command line (text) or of TOML as the flag's type; else ValueError.
 
     A number alone may stand for a list of one.
     """
@@ -278,7 +278,7 @@ def build(group: type[T], values: dict[str, Any]) -> T:
 
 
 def group_problems(groups: Sequence[Any]) -> list[Problem]:
-    """What each group finds wrong between its own fields (its `problems` method, where it has one)."""
+    """What each group finds wrong between its own fields (its `problems` method, if any)."""
     return [p for group in groups if hasattr(group, "problems") for p in group.problems()]
 
 

@@ -58,6 +58,13 @@ def run_files(run_folder, demo):
     return write
 
 
+def write_bare_dataset(folder: Path) -> None:
+    """A dataset file that leaves everything but the pictures to the flags."""
+    image_dir = json.dumps(str(folder / "pictures"))
+    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {image_dir}\n"
+    (folder / "dataset.toml").write_text(text, encoding="utf-8")
+
+
 # ---- where values come from ------------------------------------------------------------------
 
 
@@ -359,8 +366,7 @@ def test_a_run_as_it_should_be_has_no_notes(run_files):
 
 def test_bucket_sizes_without_buckets_are_named(run_files, run_folder):
     argv = run_files(min_bucket_reso=64, resolution=128)
-    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {json.dumps(str(run_folder / 'pictures'))}"
-    (run_folder / "dataset.toml").write_text(text, encoding="utf-8")
+    write_bare_dataset(run_folder)
     assert load_run(argv)[3] == ["--min_bucket_reso has no effect: enable_bucket is off."]
 
 
@@ -369,8 +375,7 @@ def test_flags_fill_what_the_dataset_file_leaves_open(run_files, run_folder):
         resolution="128,192", train_batch_size=3, dataset_repeats=2, caption_extention=".caption",
         keep_tokens_separator="|||", token_warmup_step=10, caption_dropout_rate=1, flip_aug=True,
     )  # fmt: skip
-    text = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = {json.dumps(str(run_folder / 'pictures'))}"
-    (run_folder / "dataset.toml").write_text(text, encoding="utf-8")
+    write_bare_dataset(run_folder)
     _, group, _, notes = load_run(argv)
     (dataset,) = group.datasets
     (subset,) = dataset.subsets
@@ -395,7 +400,8 @@ def test_a_written_config_reads_back_the_same(tmp_path):
     words = ["--vae", paths[0], "--qwen", paths[1], "--output_name", "n", "--seed", "5",
              "--learning_rate", "1e-5", "--network_args", "a=1", *paths, "--no-train_norm",
              "--lr_warmup_steps", "10%", "--cache_latents", "--base_weights_multiplier", "0.5", "1",
-             "--console_log_file", paths[2], "--log_prefix", paths[4], "--logging_dir", paths[3]]  # fmt: skip
+             "--console_log_file", paths[2], "--log_prefix", paths[4],
+             "--logging_dir", paths[3]]  # fmt: skip
     before = read(*words, "--output_config", "--config_file", str(tmp_path / "out"))
     written = write_config(before)
     assert written == tmp_path / "out.toml"

@@ -254,7 +254,7 @@ def network_module_problem(module: str, network_args: Collection[str]) -> Proble
 
 
 def lycoris_message(args: dict[str, str]) -> str:
-    """The lines that train the same here, LyCORIS's own defaults included; what has no counterpart."""
+    """The lines that train the same here, with LyCORIS's defaults; what has no counterpart."""
     algo = args.pop("algo", "lora").lower()
     ours = LYCORIS_ALGOS.get(algo)
     if ours is None:
@@ -276,7 +276,7 @@ def lycoris_message(args: dict[str, str]) -> str:
 def adapt_flow(
     flow: FlowOptions, anima: AnimaConfig, explicit: Collection[str], problems: list[Problem]
 ) -> FlowOptions:
-    """The fork's names for how sigma is drawn, in the shared options; both given and different: error."""
+    """The fork's names for how sigma is drawn, in the shared options; two values: error."""
     ours: dict[str, Any] = {}
     for name, shared in FLOW_ALIASES.items():
         if (value := getattr(anima, name)) is not None:
@@ -306,7 +306,7 @@ def run_notes(
     explicit: Collection[str],
     datasets: DatasetGroupConfig,
 ) -> list[str]:
-    """One line for each option that was set and has no effect in this run, by the adapted options."""
+    """One line for each option that was set and has no effect in this run."""
     aliases = {shared: name for name, shared in FLOW_ALIASES.items() if name in explicit}
     notes = train.notes({*explicit, *aliases})
     for shared, name in aliases.items():
@@ -321,7 +321,7 @@ def run_notes(
 def dataset_notes(
     options: Mapping[str, Any], explicit: Collection[str], datasets: DatasetGroupConfig
 ) -> list[str]:
-    """Flags that the dataset file overrides everywhere, or that no dataset reads without buckets."""
+    """Flags that the dataset file overrides everywhere; sizes of buckets where there are none."""
     tables = [*datasets.datasets, *(s for each in datasets.datasets for s in each.subsets)]
     bucketed = any(each.enable_bucket for each in datasets.datasets)
     notes = []
