@@ -24,7 +24,11 @@ SETTINGS = {
         "optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"],
     },
     "prodigy": {"optimizer_type": "Prodigy", "learning_rate": 1.0},
-    "schedule-free": {"optimizer_type": "radam_schedulefree", "save_every_n_steps": 2},
+    "schedule-free": {  # RAdam moves nothing in its first five steps
+        "optimizer_type": "radam_schedulefree",
+        "save_every_n_steps": 4,
+        "max_train_steps": 12,
+    },
     "adamw schedule-free": {"optimizer_type": "AdamWScheduleFree"},
     "dotted path": {
         "optimizer_type": "torch.optim.NAdam",
@@ -48,7 +52,7 @@ SETTINGS = {
 def test_it_trains_and_exports(demo, run_folder, name):
     trainer = train(demo, run_folder, SETTINGS[name])
     losses = losses_of(trainer)
-    assert len(losses) == 4 and all(map(math.isfinite, losses))
+    assert len(losses) == trainer.plan.total_steps and all(map(math.isfinite, losses))
     exported = load_file(run_folder / "out" / "run.safetensors")
     moved = [value for key, value in exported.items() if key.endswith(".lora_up.weight")]
     assert moved and all(torch.any(value != 0) for value in moved)
