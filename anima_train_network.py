@@ -67,8 +67,6 @@ class AnimaNetworkTrainer(NetworkTrainer):
         super().__init__(cfg, datasets)
         self.anima = anima
 
-    # ---- checks --------------------------------------------------------------------------------
-
     def assert_extra_args(self) -> list[Problem]:
         """The model files too, by their headers: what they are and whether they fit."""
         problems = super().assert_extra_args()
@@ -95,8 +93,6 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def network_kwargs(self) -> dict[str, Any]:
         return {**super().network_kwargs(), **self.anima.network_kwargs()}
-
-    # ---- models --------------------------------------------------------------------------------
 
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.anima.anima_transformer)
@@ -129,8 +125,6 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def vae_dtype(self) -> torch.dtype:
         """The run's precision, unless --no_half_vae asks for float32."""
         return torch.float32 if self.cfg.cache.no_half_vae else self.weight_dtype
-
-    # ---- strategies ----------------------------------------------------------------------------
 
     def get_tokenize_strategy(self) -> AnimaTokenizeStrategy:
         anima = self.anima
@@ -167,8 +161,6 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return AnimaTextEncoderOutputsCachingStrategy(
             self.tokenize_strategy, self.get_text_encoding_strategy(), " ".join(map(str, parts))
         )
-
-    # ---- the step and the file -----------------------------------------------------------------
 
     def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:
         return predict_velocity(self.model, noisy, conditioning)

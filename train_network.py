@@ -66,8 +66,6 @@ class NetworkTrainer:
         self.prepare_optimization()
         self.start_logs()
 
-    # ---- hooks a family fills in ---------------------------------------------------------------
-
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
         return check_output_dir(self.cfg.save.output_dir)
@@ -104,8 +102,6 @@ class NetworkTrainer:
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Add the family's entries to the exported metadata."""
-
-    # ---- stages --------------------------------------------------------------------------------
 
     def prepare_process(self) -> None:
         """Establish the accelerator, the seed and the settings of the path."""
@@ -243,8 +239,6 @@ class NetworkTrainer:
         self.update_metadata(entries)
         return entries
 
-    # ---- the loop ------------------------------------------------------------------------------
-
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
         optimizer_train_mode(self.optimizer)
@@ -341,8 +335,6 @@ class NetworkTrainer:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-    # ---- after a step, after an epoch ----------------------------------------------------------
 
     def after_step(self) -> None:
         step = self.state.step

@@ -97,9 +97,6 @@ class Tally:
         logger.info("%s: %d reused, %d encoded%s", what, self.reused, self.encoded, rebuilt)
 
 
-# ---- latents -------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class LatentsJob:
     """One picture to encode, and its file per flip (None when kept in memory)."""
@@ -259,9 +256,6 @@ def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[F
     yield from waiting
 
 
-# ---- text ----------------------------------------------------------------------------------------
-
-
 def cache_text(
     captions: Mapping[str, Path],
     strategy: TextEncoderOutputsCachingStrategy,
@@ -301,9 +295,6 @@ def text_file(caption: str, folder: Path, identity: str) -> CacheFile:
     """Named by the text alone, so that another encoder replaces the file instead of adding one."""
     name = f"text_{_hash('text', caption)}.safetensors"
     return CacheFile(Path(folder) / FOLDER / name, _hash("text", caption, identity))
-
-
-# ---- files ---------------------------------------------------------------------------------------
 
 
 def _hash(*parts: object) -> str:

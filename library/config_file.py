@@ -160,8 +160,6 @@ class Reader:
         if flag_ := self.by_name.get((name or "").removeprefix("--").removeprefix("no-")):
             self.broken |= {flag_.dest, *(each.removeprefix("--") for each in flag_.names)}
 
-    # ---- the command line ------------------------------------------------------------------------
-
     def read_command_line(self, argv: Sequence[str]) -> dict[str, Given]:
         """The flags that were typed, the last of each name."""
         found: dict[str, Given] = {}
@@ -223,8 +221,6 @@ class Reader:
         else:
             self.problem(f"contradicts {before.where}. Keep one.", *place(item))
 
-    # ---- the file --------------------------------------------------------------------------------
-
     def read_file(self, path: Path) -> dict[str, Given]:
         """The values of a TOML file by flag; keys that belong to other programs become notes."""
         text, document = self.parse(path)
@@ -283,8 +279,6 @@ class Reader:
             message = f"is not valid TOML: {error}.{toml_hint(text, str(error))}"
             self.problem(message, "", str(path))
         return text, None
-
-    # ---- values ----------------------------------------------------------------------------------
 
     def convert_all(self, given: dict[str, Given]) -> dict[str, Any]:
         """Values of the right type by dest; the others become problems."""
@@ -370,9 +364,6 @@ def root_style_message(path: Path) -> str:
         f"is a root-style configuration (it has [model] and [training]), not train_args.toml. "
         f"{advice}"
     )
-
-
-# ---- writing -------------------------------------------------------------------------------------
 
 
 def write_config(loaded: LoadedConfig) -> Path:

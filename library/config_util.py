@@ -109,8 +109,6 @@ class _Reader:
         names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*path, key)]
         return self.lines.get((path, key)) or "".join(names).strip(".")
 
-    # ---- tables ------------------------------------------------------------------------------
-
     def read(self, document: dict, fallbacks: Mapping[str, Any]) -> tuple[DatasetConfig, ...]:
         for name in document:
             if name not in ("general", "datasets"):
@@ -193,8 +191,6 @@ class _Reader:
         near = nearest_name(name, ("general", "datasets"))
         hint = f" Did you mean {near}?" if near else " Known: [general] and [[datasets]]."
         self.problem(f"no such section.{hint}", self.where((name,)) if near else where)
-
-    # ---- configurations ----------------------------------------------------------------------
 
     def dataset(self, table: dict, path: tuple, outer: list[Entries]) -> DatasetConfig | None:
         chain = [self.entries(table, path), *outer]
@@ -292,9 +288,6 @@ def _folder_problem(name: str) -> str | None:
         if inner
         else message
     )
-
-
-# ---- the file ------------------------------------------------------------------------------------
 
 
 def _parse(path: Path) -> tuple[str, dict]:

@@ -101,9 +101,6 @@ class Noising:
         return loss_weight(sigma, self.sampling.weighting_scheme)
 
 
-# ---- drawing sigma -------------------------------------------------------------------------------
-
-
 def sample_sigma(
     seeds: Sequence[int], latent_size: tuple[int, int], sampling: SigmaSampling
 ) -> Tensor:
@@ -165,9 +162,6 @@ def flux_shift(latent_size: tuple[int, int]) -> float:
     return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
 
 
-# ---- noise ---------------------------------------------------------------------------------------
-
-
 def noise_like(latents: Tensor, seeds: Sequence[int]) -> Tensor:
     """Gaussian noise (B, C, H, W), float32 on the device of `latents`, one draw per sample.
 
@@ -211,9 +205,6 @@ def _strengths(strength: float, random: bool, seeds: Sequence[int], purpose: str
     return strength * torch.cat(factors).view(-1, 1, 1, 1)
 
 
-# ---- the path and its conversions ----------------------------------------------------------------
-
-
 def add_noise(
     clean: Tensor, noise: Tensor, sigma: Tensor, *, input_extra: Tensor | None = None
 ) -> NoisyLatents:
@@ -251,9 +242,6 @@ def velocity_from_noise(noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     """values (B,) shaped to broadcast over `like` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
-
-
-# ---- weights -------------------------------------------------------------------------------------
 
 
 def loss_weight(sigma: Tensor, weighting_scheme: str) -> Tensor:

@@ -80,9 +80,6 @@ ALIASES = {
 }
 
 
-# ---- names -----------------------------------------------------------------------------------------
-
-
 def optimizer_name(options: OptimizerOptions) -> str:
     """The table's name of the chosen optimizer, or what was written when it is not in the table."""
     if options.use_8bit_adam:
@@ -115,9 +112,6 @@ def _torch_names() -> list[str]:
         return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
 
     return [name for name in dir(torch.optim) if not name.startswith("_") and is_optimizer(name)]
-
-
-# ---- checks before anything heavy ------------------------------------------------------------------
 
 
 def check_optimizer(options: OptimizerOptions, schedule: ScheduleOptions) -> list[Problem]:
@@ -167,9 +161,6 @@ def _check_schedule_of_schedule_free(name: str, schedule: ScheduleOptions) -> li
             f"AdamWScheduleFree and SGDScheduleFree take optimizer_args warmup_steps=N."
         )
     return [Problem(message, source="schedule") for message in found]
-
-
-# ---- making it -------------------------------------------------------------------------------------
 
 
 def create_optimizer(
@@ -281,9 +272,6 @@ def found_rates(optimizer: Optimizer) -> list[float]:
     """Per group, the rate d * lr that D-Adaptation or Prodigy arrived at; empty for the others."""
     groups = _unwrapped(optimizer).param_groups
     return [float(group["d"] * group["lr"]) for group in groups if "d" in group]
-
-
-# ---- train and eval mode ---------------------------------------------------------------------------
 
 
 def optimizer_train_mode(optimizer: Optimizer) -> None:

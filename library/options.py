@@ -72,9 +72,6 @@ def flag(default: Any, help: str, **declared: Any) -> Any:
     return dataclasses.field(default=default, metadata={KEY: {"help": help, **declared}})
 
 
-# ---- checks and readers ----------------------------------------------------------------------
-
-
 def at_least(lowest: float) -> Callable[[Any], str | None]:
     return lambda value: None if value >= lowest else f"expected {lowest} or more."
 
@@ -128,9 +125,6 @@ def word(value: Any) -> str:
 
 
 word.expected = "text in quotes"
-
-
-# ---- a group's flags -------------------------------------------------------------------------
 
 
 def flags_of(group: type) -> tuple[Flag, ...]:
@@ -192,9 +186,6 @@ def help_text(flag_: Flag) -> str:
     if flag_.ignored or flag_.refused:
         parts.append("[no effect here]" if flag_.ignored else "[refused]")
     return " ".join(parts).replace("%", "%%")
-
-
-# ---- a value ---------------------------------------------------------------------------------
 
 
 def convert(flag_: Flag, value: Any, from_text: bool) -> Any:

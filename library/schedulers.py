@@ -72,9 +72,6 @@ UNSET = {
 """The values that mean "not asked for"."""
 
 
-# ---- checks ----------------------------------------------------------------------------------------
-
-
 def check_schedule(options: ScheduleOptions) -> list[Problem]:
     """What is wrong with the choice of schedule, found without importing a library."""
     arguments, problems = parse_assignments(options.lr_scheduler_args, "lr_scheduler_args")
@@ -129,9 +126,6 @@ def ignored_options(options: ScheduleOptions) -> list[str]:
         for option, unset in UNSET.items()
         if option not in read and getattr(options, option) not in (None, unset)
     ]
-
-
-# ---- making it -------------------------------------------------------------------------------------
 
 
 def create_scheduler(

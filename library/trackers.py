@@ -121,9 +121,6 @@ def create_trackers(
     return Trackers(run_dir, tuple(writers), _start_server(options, root, run_dir))
 
 
-# ---- names -----------------------------------------------------------------------------------------
-
-
 def log_root(logging_dir: str | None, output_dir: str | Path | None) -> Path:
     """The folder of all runs' logs: --logging_dir, else <output_dir>/logs, else logs."""
     if logging_dir:
@@ -142,9 +139,6 @@ def run_name(log_prefix: str | None, output_name: str | None, now: datetime) -> 
 def file_name_part(text: str) -> str:
     """Text as part of a file name on any system: letters and digits of any script stay."""
     return re.sub(r"[^\w.+-]+", "_", text).strip("._ ")[:80] or "run"
-
-
-# ---- checks ----------------------------------------------------------------------------------------
 
 
 def check_logging(options: LoggingOptions) -> list[Problem]:
@@ -176,9 +170,6 @@ def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"--log_tracker_config {path}: cannot be read ({error}).") from error
-
-
-# ---- writers ---------------------------------------------------------------------------------------
 
 
 class JsonLines:
@@ -239,8 +230,6 @@ class WeightsAndBiases:
     def close(self) -> None:
         self.run.finish()
 
-
-# ---- the server ------------------------------------------------------------------------------------
 
 GUARD = """
 import os, subprocess, sys, threading

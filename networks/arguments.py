@@ -84,9 +84,6 @@ def unknown_argument(name: str, known: Sequence[str], elsewhere: Mapping[str, st
     return Problem(f"no such argument. Did you mean {near}?{note}", name)
 
 
-# ---- readers: a value, text or typed -> the field's type; ValueError says what was expected ------
-
-
 def read_bool(value: Any) -> bool:
     word = str(value).strip().lower()
     if word in TRUE_WORDS or word in FALSE_WORDS:

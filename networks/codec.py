@@ -194,9 +194,6 @@ def decode_tensors(tensors: Mapping[str, Tensor], paths: Iterable[str], source: 
     return DecodedFile(modules, keys, frozenset(whole))
 
 
-# ---- files -----------------------------------------------------------------------------------
-
-
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, in memory (a mapped file stays locked on Windows)."""
     path = Path(file)

@@ -19,9 +19,6 @@ from torch import Tensor
 FULL_MATRIX_DIM = 100_000
 
 
-# ---- scale rules -----------------------------------------------------------------------------
-
-
 def training_alpha(alpha: float | None, rank: int) -> float:
     """The alpha that is trained and written: `alpha`, or the rank when it is 0 or not given."""
     return float(alpha) if alpha else float(rank)
@@ -37,9 +34,6 @@ def forces_full_matrix(network_dim: int) -> bool:
     return network_dim >= FULL_MATRIX_DIM
 
 
-# ---- LoRA ------------------------------------------------------------------------------------
-
-
 def lora_delta(down: Tensor, up: Tensor) -> Tensor:
     """down (R, in), up (out, R) -> (out, in)."""
     return up @ down
@@ -48,9 +42,6 @@ def lora_delta(down: Tensor, up: Tensor) -> Tensor:
 def lora_apply(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
     """x @ lora_delta(down, up).T; x (..., in) -> (..., out)."""
     return F.linear(F.linear(x, down), up)
-
-
-# ---- LoKr ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

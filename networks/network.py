@@ -68,8 +68,6 @@ class AdapterNetwork:
         self.model: nn.Module | None = None
         self.set_multiplier(multiplier)
 
-    # ---- attaching -----------------------------------------------------------------------------
-
     def apply_to(
         self,
         text_encoders: Any,
@@ -108,8 +106,6 @@ class AdapterNetwork:
         self.multiplier = float(multiplier)
         for placement in self.placements:
             placement.adapter.multiplier = self.multiplier
-
-    # ---- training ------------------------------------------------------------------------------
 
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
         """Establish what trains, whatever requires_grad_ calls came before."""
@@ -170,8 +166,6 @@ class AdapterNetwork:
                 f"trained in another dtype than {self.trainable_dtype}: {wrong[:8]}"
             )
 
-    # ---- files ---------------------------------------------------------------------------------
-
     def save_weights(
         self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None
     ) -> None:
@@ -226,8 +220,6 @@ class AdapterNetwork:
         check_kind(file, self.settings, source)
         fill(self.placements, file, source)
 
-    # ---- merging -------------------------------------------------------------------------------
-
     @torch.no_grad()
     def merge_to(
         self,
@@ -281,8 +273,6 @@ class AdapterNetwork:
             for parameter, original in kept:
                 parameter.data = original
 
-    # ---- describing ----------------------------------------------------------------------------
-
     @property
     def dim(self) -> int | None:
         """The rank, for the metadata: as asked for, else the one most adapters have."""
@@ -331,9 +321,6 @@ def check_kind(file: DecodedFile, settings: NetworkSettings, source: str) -> Non
     else:
         advice = "A file holds one kind."
     raise AdapterFileError(f"{source}: a {file.kind} file, not a {settings.kind}. {advice}")
-
-
-# ---- network modules -------------------------------------------------------------------------
 
 
 class NetworkModule(Protocol):

@@ -79,9 +79,6 @@ class GroupRates:
         return "", None
 
 
-# ---- making ----------------------------------------------------------------------------------
-
-
 def place_on_targets(
     selection: Selection, make_adapter: Callable[[Target], LinearAdapter], rates: GroupRates
 ) -> list[Placement]:
@@ -161,9 +158,6 @@ def stored_alpha(factors: Mapping[str, Tensor], rank: int | None) -> float:
 
 def new_norm_delta(base: nn.Module) -> NormDelta:
     return NormDelta(base.weight.numel(), bias=getattr(base, "bias", None) is not None)
-
-
-# ---- filling ---------------------------------------------------------------------------------
 
 
 def fill(placements: Sequence[Placement], file: DecodedFile, source: str) -> None:

@@ -96,9 +96,6 @@ def test_a_new_adapter_changes_nothing_and_only_its_last_factor_is_zero():
         assert all(factor.dtype == torch.float32 for factor in adapter.factors().values())
 
 
-# ---- dtypes, autocast, checkpointing ---------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_stay_float32_over_a_bf16_base_and_get_float32_gradients(kind):
     layer, _ = adopted(kind, dtype=torch.bfloat16)
@@ -154,9 +151,6 @@ def test_a_deep_copy_is_independent():
         copied.weight.zero_()
     assert layer.adapter.lora_up.any() and layer.weight.any()
     assert copied.release().weight is copied.weight is not base.weight
-
-
-# ---- dropout -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,9 +209,6 @@ def test_a_mask_holds_zeros_and_the_inverse_of_what_is_kept():
     mask = keep_mask((10_000,), 0.25, torch.zeros(1), rescale=True)
     assert mask.unique().tolist() == pytest.approx([0, 4 / 3])
     assert mask.mean().item() == pytest.approx(1, abs=0.05)
-
-
-# ---- norms -------------------------------------------------------------------------------------
 
 
 def adopted_norm(name, dtype=torch.float32):

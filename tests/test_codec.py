@@ -122,9 +122,6 @@ def test_the_kind_of_a_file_is_told_from_its_factors(keys, kind):
     assert decode_tensors(tensors, PATHS, "f").kind == kind
 
 
-# ---- files -----------------------------------------------------------------------------------
-
-
 def test_the_model_hash_is_of_the_tensor_data_alone(tmp_path):
     tensors = {"b": torch.arange(6.0), "a": torch.ones(2, 3)}
     write_tensors(tmp_path / "a.safetensors", tensors, {"ss_x": "1", "other": "y"})

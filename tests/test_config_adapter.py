@@ -47,9 +47,6 @@ def notes_of(*words: str) -> list[str]:
     return run_notes(train, anima, loaded.explicit, NO_DATA)
 
 
-# ---- paths -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["anima_transformer", "pretrained_model_name_or_path"])
 def test_either_name_of_the_dit_sets_both(name):
     train, anima, problems = adapted(needed=[f"--{name}", "a", *NEEDED[2:]])
@@ -78,9 +75,6 @@ def test_one_limit_of_tokens_holds_for_both_kinds_unless_each_has_its_own():
     assert adapted()[1].qwen_max_length is adapted()[1].t5_max_length is None
     _, anima, _ = adapted("--anima_seq_len", "512", "--t5_max_token_length", "256")
     assert (anima.qwen_max_length, anima.t5_max_length) == (512, 256)
-
-
-# ---- attention -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -127,9 +121,6 @@ def test_attention_that_is_not_here_names_what_is(mode):
 
 def test_sdpa_beside_xformers_is_named():
     assert notes_of("--sdpa", "--xformers") == ["--sdpa has no effect: xformers is chosen."]
-
-
-# ---- how sigma is drawn ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,9 +190,6 @@ def test_every_alias_is_a_flag_and_means_a_shared_option():
     for name, shared in FLOW_ALIASES.items():
         assert getattr(AnimaConfig(), name) is None
         assert hasattr(FlowOptions(), shared)
-
-
-# ---- adapters --------------------------------------------------------------------------------
 
 
 def test_lora_is_the_default_module():
@@ -305,9 +293,6 @@ def test_component_rates_reach_the_network_when_given():
     kwargs = adapted("--llm_adapter_lr", "0", "--mod_lr", "1e-5")[1].network_kwargs()
     assert (kwargs["llm_adapter_lr"], kwargs["mod_lr"]) == (0.0, 1e-5)
     assert "mlp_lr" not in kwargs
-
-
-# ---- the dataset file and flags --------------------------------------------------------------
 
 
 def group(**settings) -> DatasetGroupConfig:

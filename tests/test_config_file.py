@@ -65,9 +65,6 @@ def write_bare_dataset(folder: Path) -> None:
     (folder / "dataset.toml").write_text(text, encoding="utf-8")
 
 
-# ---- where values come from ------------------------------------------------------------------
-
-
 def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(tmp_path):
     text = "max_train_steps = 20\nseed = 1\n"
     loaded = read("--seed", "2", toml_text=text, folder=tmp_path)
@@ -146,9 +143,6 @@ def test_a_cache_on_disk_is_a_cache():
     assert cache.cache_latents
     assert not cache.cache_text_encoder_outputs
     assert CacheOptions(cache_text_encoder_outputs_to_disk=True).cache_text_encoder_outputs
-
-
-# ---- what is wrong, and where ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -280,9 +274,6 @@ def test_a_problem_found_between_flags_stands_at_its_line(run_files):
     assert places == ["optimizer_args", "timestep_sampling"]
 
 
-# ---- files that cannot be read ---------------------------------------------------------------
-
-
 def only_problem(loaded: LoadedConfig) -> str:
     (problem,) = loaded.problems
     return format_problems("ConfigError", [problem])
@@ -325,9 +316,6 @@ def test_a_root_style_file_is_recognised(tmp_path):
 def test_an_empty_file_is_a_file(tmp_path):
     loaded = read(toml_text="", folder=tmp_path)
     assert all("is needed" in p.message for p in loaded.problems)
-
-
-# ---- notes -----------------------------------------------------------------------------------
 
 
 def test_each_flag_without_effect_is_one_note_with_its_reason(tmp_path):
@@ -392,9 +380,6 @@ def test_notes_are_warnings_of_the_log(run_files, capsys):
     assert capsys.readouterr().err.count("--v2 has no effect") == 1
 
 
-# ---- --output_config -------------------------------------------------------------------------
-
-
 def test_a_written_config_reads_back_the_same(tmp_path):
     paths = ["C:\\x\\new", "it's C:\\uni", 'a "b"', "训练\\x", "tail\\"]
     words = ["--vae", paths[0], "--qwen", paths[1], "--output_name", "n", "--seed", "5",
@@ -445,9 +430,6 @@ def test_output_config_inside_a_file_is_named(tmp_path):
 
 def test_groups_outside_the_file_keep_their_defaults():
     assert read().groups[SaveOptions] == SaveOptions()
-
-
-# ---- the program -----------------------------------------------------------------------------
 
 
 def test_a_problem_ends_the_program_with_code_2_and_loads_no_model_library(tmp_path):

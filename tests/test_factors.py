@@ -75,9 +75,6 @@ def test_the_product_is_never_built_except_with_factor_one():
     assert sizes[8] <= 128 and sizes[1] >= 64 * 64
 
 
-# ---- the scale rule, one test per sentence ---------------------------------------------------
-
-
 def test_scale_is_alpha_over_rank():
     assert adapter_scale(8, 16) == 0.5
     assert adapter_scale(100000, 16) == 6250

@@ -41,9 +41,6 @@ def latents64(*shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-# ---- the path -----------------------------------------------------------------------------------
-
-
 @pytest.mark.golden
 def test_noising_and_velocity_equal_the_reference_tensors(golden):
     noisy = add_noise(golden["fm.x0"], golden["fm.noise"], golden["fm.sigma"])
@@ -92,9 +89,6 @@ def test_half_precision_latents_are_noised_in_float32():
     )
     assert noisy.latents.dtype == torch.float32
     torch.testing.assert_close(noisy.latents, torch.full((1, 1, 2, 2), 0.999), rtol=0, atol=1e-7)
-
-
-# ---- sigma --------------------------------------------------------------------------------------
 
 
 def test_sigma_is_float32_in_range_and_a_function_of_the_seed_alone():
@@ -175,9 +169,6 @@ def test_a_range_squeezes_the_distribution_linearly(method):
     assert part.min() >= 0.2 and part.max() <= 0.7
 
 
-# ---- noise --------------------------------------------------------------------------------------
-
-
 def test_noise_is_normal_and_the_same_for_a_seed_in_any_batch():
     latents = torch.zeros(3, 16, 32, 32)
     noise = noise_like(latents, [1, 2, 3])
@@ -229,9 +220,6 @@ def test_a_given_sigma_is_used_and_the_noise_stays():
     second = Noising().draw(clean, [1, 2], torch.tensor([0.25, 0.75]))
     assert torch.equal(second.sigma, torch.tensor([0.25, 0.75]))
     torch.testing.assert_close(first.velocity, second.velocity, rtol=0, atol=0)
-
-
-# ---- weights ------------------------------------------------------------------------------------
 
 
 def test_loss_weights_equal_their_formulas():

@@ -86,9 +86,6 @@ def test_the_snr_threshold_is_its_definition_by_signal_to_noise_ratio():
     torch.testing.assert_close(huber_threshold(sigma, settings("huber", "snr")), expected)
 
 
-# ---- masks --------------------------------------------------------------------------------------
-
-
 def test_without_a_mask_each_sample_is_its_own_mean():
     elements, _ = pair(3, 4, 5, 6)
     torch.testing.assert_close(reduce_to_samples(elements), elements.mean((1, 2, 3)))

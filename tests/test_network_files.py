@@ -177,9 +177,6 @@ def test_a_forks_whole_norm_weights_become_differences(tmp_path):
         torch.testing.assert_close(loaded_changes[placement.path], placement.adapter.w_norm)
 
 
-# ---- partial and unsuitable files ---------------------------------------------------------------
-
-
 def test_targets_that_a_file_does_not_hold_start_fresh_and_are_named_once(tmp_path, caplog):
     small = trained("lora", target_modules="llm_adapter.blocks.*", train_norm=False)
     small.save_weights(tmp_path / "a.safetensors", None, None)
@@ -276,9 +273,6 @@ def test_a_lokr_whose_product_is_not_the_layers_shape_is_refused(tmp_path):
         from_file("lokr low", tmp_path / "a.safetensors")
 
 
-# ---- saving ----------------------------------------------------------------------------------
-
-
 def test_metadata_is_kept_as_given_beside_the_hashes(tmp_path):
     metadata = {"ss_network_dim": "3", "modelspec.architecture": "Anima"}
     trained("lora").save_weights(tmp_path / "a.safetensors", torch.bfloat16, metadata)
@@ -338,9 +332,6 @@ def test_a_norms_bias_is_exported_as_b_norm_and_reloads(tmp_path):
     other = norm_network(nn.LayerNorm(4))
     other.load_weights(tmp_path / "a.safetensors")
     assert torch.equal(other.placements[0].adapter.b_norm, torch.arange(4.0))
-
-
-# ---- merging ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -166,9 +166,6 @@ def test_merged_adds_the_adapters_and_restores_every_bit():
     assert loss_of(model).item() == live
 
 
-# ---- groups ----------------------------------------------------------------------------------
-
-
 def rates(network, unet_lr=None, learning_rate=1e-4):
     groups, names = network.prepare_optimizer_params(None, unet_lr, learning_rate)
     return {name: group["lr"] for name, group in zip(names, groups)}

@@ -140,9 +140,6 @@ def test_old_switches_choose_and_exclude():
     assert "--use_8bit_adam and --optimizer_type" in problem.message
 
 
-# ---- mistakes -----------------------------------------------------------------------------------
-
-
 def test_an_unknown_name_offers_the_nearest():
     (problem,) = check_optimizer(options("Prodgy"), schedule())
     assert "Did you mean Prodigy?" in problem.message
@@ -216,9 +213,6 @@ def test_the_rate_that_prodigy_finds_can_be_logged():
     assert found_rates(torch.optim.AdamW(parameters)) == []
 
 
-# ---- Adafactor ----------------------------------------------------------------------------------
-
-
 def test_adafactor_sets_its_own_step_unless_told_otherwise(caplog):
     groups = [{"params": [tensor], "lr": 1e-3} for tensor in make_parameters()]
     with caplog.at_level(logging.WARNING):
@@ -235,9 +229,6 @@ def test_the_adafactor_schedule_needs_adafactor_with_its_own_step():
     assert check_optimizer(options("Adafactor"), follows) == []
     assert len(check_optimizer(options("Adafactor", ["relative_step=False"]), follows)) == 1
     assert len(check_optimizer(options("AdamW"), follows)) == 1
-
-
-# ---- modes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["AdamWScheduleFree", "RAdamScheduleFree", "SGDScheduleFree"])

@@ -149,9 +149,6 @@ def test_a_state_continues_the_curve():
     assert second.get_last_lr()[0] / LR == pytest.approx(whole[38])
 
 
-# ---- classes by path -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", ["StepLR", "torch.optim.lr_scheduler.StepLR"])
 def test_a_class_by_its_path(path):
     chosen = options(
@@ -178,9 +175,6 @@ def test_mistakes_in_a_class_path_or_its_arguments_are_named():
         make("ReduceLROnPlateau")
     with pytest.raises(ConfigError, match="not a learning-rate schedule"):
         make("torch.nn.Linear")
-
-
-# ---- checks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,9 +227,6 @@ def test_a_warm_up_as_long_as_the_run_is_said_and_rises_to_its_end(name, caplog)
     found = curve(options(name, lr_warmup_steps=10), total=10)
     assert found[:10] == pytest.approx([step / 10 for step in range(10)])
     assert "never reached" in caplog.text
-
-
-# ---- Adafactor -------------------------------------------------------------------------------------
 
 
 def test_adafactor_with_its_own_step_reports_its_own_rate(caplog):

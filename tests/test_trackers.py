@@ -55,9 +55,6 @@ def read_events(folder):
     return events
 
 
-# ---- names --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "prefix, name, expected",
     [
@@ -76,9 +73,6 @@ def test_the_root_is_the_first_of_three():
     assert log_root("here", "out") == Path("here")
     assert log_root(None, "out") == Path("out/logs")
     assert log_root(None, None) == Path("logs")
-
-
-# ---- writing ------------------------------------------------------------------------------------
 
 
 def test_numbers_reach_the_event_files_and_the_json_lines(tmp_path):
@@ -134,9 +128,6 @@ def test_tracker_settings_come_from_a_file(tmp_path):
     assert event_file.name.endswith(".mine")
 
 
-# ---- mistakes -----------------------------------------------------------------------------------
-
-
 def test_mistakes_in_the_tracker_settings_are_named(tmp_path):
     file = tmp_path / "trackers.toml"
     file.write_text("[tensorbord]\nflush_secs = 1\n", encoding="utf-8")
@@ -176,9 +167,6 @@ def test_wandb_receives_the_numbers_offline(tmp_path, monkeypatch):
     run = trackers.writers[1].run
     assert run.summary["loss/current"] == 0.25 and run.config["seed"] == 1 and run.name == "n"
     trackers.close()
-
-
-# ---- the server ---------------------------------------------------------------------------------
 
 
 def test_the_next_free_port_is_taken():

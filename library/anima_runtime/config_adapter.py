@@ -297,9 +297,6 @@ def adapt_flow(
     return dataclasses.replace(flow, **ours)
 
 
-# ---- what to tell once ---------------------------------------------------------------------------
-
-
 def run_notes(
     train: TrainConfig,
     anima: AnimaConfig,

@@ -39,9 +39,6 @@ QWEN_NORM_EPS = 1e-6
 Shapes = dict[str, tuple[int, ...]]
 
 
-# ---- reading safetensors ---------------------------------------------------------------------
-
-
 def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
     """Shape and dtype name of every tensor of a safetensors file, from its header alone."""
     path = Path(path)
@@ -132,8 +129,6 @@ def shapes_of(network: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-# ---- DiT ---------------------------------------------------------------------------------------
-
 DIT = "Anima's DiT, e.g. anima-base-v1.0.safetensors"
 
 
@@ -199,8 +194,6 @@ def load_transformer(
     return network
 
 
-# ---- VAE ---------------------------------------------------------------------------------------
-
 VAE = "the Qwen-Image VAE, e.g. qwen_image_vae.safetensors"
 WAN_MARK, DIFFUSERS_MARK = "decoder.head.0.gamma", "decoder.norm_out.gamma"
 
@@ -242,8 +235,6 @@ def vae_file(path: str | Path) -> Path:
     inside = Path(path) / "diffusion_pytorch_model.safetensors"
     return inside if Path(path).is_dir() and inside.is_file() else Path(path)
 
-
-# ---- Qwen3 -------------------------------------------------------------------------------------
 
 QWEN = "the Qwen3-0.6B text encoder, e.g. qwen_3_06b_base.safetensors"
 
