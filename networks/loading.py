@@ -23,8 +23,9 @@ def make_network(
     """The adapters for `model`, not yet attached: fresh, or as --network_weights has them."""
     if options.network_weights and options.dim_from_weights:
         network, _ = module.create_network_from_weights(
-            1.0, options.network_weights, None, None, model, **kwargs
-        )
+            1.0, options.network_weights, None, None, model,
+            neuron_dropout=options.network_dropout, **kwargs,
+        )  # fmt: skip
         return network
     network = module.create_network(
         1.0, options.network_dim, options.network_alpha, None, None, model,

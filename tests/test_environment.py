@@ -1,5 +1,6 @@
 """The README's commands: which torch, which Python, and what counts as a good result."""
 
+import ast
 import socket
 import struct
 
@@ -8,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from tools import _environment as environment
-from tools import quickstart
+from tools import _launch
+from tools import _quickstart as quickstart
 from tools._environment import CPU_INDEX, CUDA_INDEX, StepFailed, torch_install_command
 
 
@@ -32,12 +34,12 @@ def test_which_torch_is_installed(os_name, driver, reachable, expected):
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12), (3, 13)])
 def test_supported_pythons_pass(version):
-    assert environment.python_problem(version) is None
+    assert _launch.python_problem(version) is None
 
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 14)])
 def test_other_pythons_get_one_sentence_naming_the_versions(version):
-    sentence = environment.python_problem(version)
+    sentence = _launch.python_problem(version)
     assert "3.11, 3.12 or 3.13" in sentence and "\n" not in sentence
 
 
@@ -84,3 +86,14 @@ def test_the_reader_agrees_with_the_format(tmp_path):
 def test_a_command_that_fails_is_named(capfd):
     with pytest.raises(StepFailed, match="exit code 3"):
         environment.run(["python", "-c", "raise SystemExit(3)"])
+
+
+def test_an_old_python_can_read_the_readmes_two_commands():
+    """No annotations, f-strings or other syntax that would end in a SyntaxError there."""
+    for name in ("quickstart", "run_tests", "_launch"):
+        source = (environment.ROOT / "tools" / f"{name}.py").read_text(encoding="utf-8")
+        ast.parse(source, feature_version=(3, 7))
+        kinds = {type(node) for node in ast.walk(ast.parse(source))}
+        assert not kinds & {ast.JoinedStr, ast.AnnAssign, ast.NamedExpr}
+        functions = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]
+        assert all(f.returns is None for f in functions)

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.running import model_paths
 from tools import _environment as environment
-from tools import quickstart
+from tools import _quickstart as quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
 

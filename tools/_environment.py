@@ -17,7 +17,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-SUPPORTED = ((3, 10), (3, 13))
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
 CPU_TORCH = "torch==2.13.0"
@@ -28,18 +27,6 @@ commands_run: list[str] = []
 
 class StepFailed(Exception):
     """A command ended with an error; the text says which and what to do."""
-
-
-def python_problem(version: tuple[int, int]) -> str | None:
-    """Why this Python cannot be used, in one sentence, or None."""
-    lowest, highest = SUPPORTED
-    if lowest <= version <= highest:
-        return None
-    return (
-        f"Python {version[0]}.{version[1]} is not supported: install Python 3.11, 3.12 or 3.13 "
-        f"(3.10 works with older releases of the libraries) and run the command with it. "
-        f"/ 不支持此 Python 版本，请安装 3.11、3.12 或 3.13。"
-    )
 
 
 def torch_install_command(os_name: str, driver: bool, reachable: bool) -> list[str]:
@@ -119,9 +106,6 @@ def prepare(requirements: Sequence[str], *, install: bool) -> Path:
 
     install False: the current environment is used as it is.
     """
-    problem = python_problem(sys.version_info[:2])
-    if problem:
-        raise StepFailed(problem)
     if not install:
         return Path(sys.executable)
     python = venv_python()

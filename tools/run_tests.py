@@ -1,31 +1,11 @@
-"""One command to the whole test suite, in the environment that quickstart makes."""
+"""One command to the whole test suite, in the environment that quickstart makes.
+
+The work is in _run_tests.py; this file is one that every Python can read.
+"""
 
 import sys
 
-if __name__ == "__main__" and not __package__:  # run by path: start again as a module
-    import _launch
-
-    sys.exit(_launch.as_module(__file__))
-
-import argparse
-
-from tools import _environment as environment
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--no-install", action="store_true", help="use the current environment as it is"
-    )
-    parser.add_argument("--all", action="store_true", help="also the tests marked slow")
-    args, for_pytest = parser.parse_known_args()
-    files = ["requirements.txt", "tests/requirements.txt"]
-    python = environment.prepare(files, install=not args.no_install)
-    environment.say_device(python)
-    chosen = [] if args.all else ["-m", "not slow"]
-    environment.run([python, "-m", "pytest", *chosen, *for_pytest])
-    return 0
-
+import _launch
 
 if __name__ == "__main__":
-    sys.exit(environment.main_guarded(main))
+    sys.exit(_launch.as_module(__file__, "_run_tests"))
