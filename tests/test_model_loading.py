@@ -1,5 +1,6 @@
 """Which files load, how, and what is said of those that do not."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -248,3 +249,25 @@ def test_importing_the_loaders_imports_no_model_library():
     )
     root = Path(__file__).resolve().parents[1]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+@pytest.mark.parametrize(
+    "function, signature",
+    [
+        (
+            load_anima_transformer,
+            "(path, *, device, dtype, llm_adapter_path, attention_backend)",
+        ),
+        (load_anima_vae, "(path, *, device, dtype)"),
+        (load_anima_qwen_model, "(path, *, device, dtype)"),
+        (Anima.preprocess_text_embeds, "(self, qwen_hidden, t5_ids, *, qwen_mask, t5_mask)"),
+        (
+            Anima.forward,
+            "(self, latents, sigma, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, context)",
+        ),
+    ],
+)
+def test_others_can_rely_on_these_signatures(function, signature):
+    parameters = inspect.signature(function).parameters.values()
+    plain = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
+    assert str(inspect.Signature(plain)) == signature

@@ -171,3 +171,22 @@ def test_training_continues_from_network_weights(demo, run_folder):
     before, after = load_file(first), exported(run_folder)
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[key], after[key]) for key in before)
+
+
+def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
+    argv = config_files(demo, run_folder, {"max_train_steps": None, "max_train_epochs": 1})
+    more = run_folder / "more"
+    more.mkdir()
+    for picture in list((run_folder / "pictures").glob("0[12]_*")):
+        (more / picture.name).write_bytes(picture.read_bytes())
+    with open(run_folder / "dataset.toml", "a", encoding="utf-8") as file:
+        file.write(
+            f'[[datasets.subsets]]\nimage_dir = "{more}"\nnum_repeats = 2\n'
+            "[[datasets]]\nresolution = [64, 192]\nbatch_size = 3\n"
+            f'[[datasets.subsets]]\nimage_dir = "{more}"\n'
+        )
+    trainer = make_trainer(argv)
+    trainer.train()
+    sizes = {tuple(batch.latents.shape[-2:]) for (batch,) in windows_of_first_epoch(trainer)}
+    assert sizes == {(16, 16), (24, 8)}
+    assert trainer.state.samples_seen == 12 + 2 * 2 + 2
