@@ -6,10 +6,10 @@ height and width. Latents are 4-D everywhere outside the models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from library.buckets import CropPlan
 
@@ -77,6 +77,8 @@ class Sample:
 class Batch:
     """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,)."""
 
+    IMAGE_TENSORS: ClassVar = ("loss_weight", "pixels", "latents", "loss_mask")
+
     keys: tuple[str, ...]
     seeds: tuple[int, ...]
     captions: tuple[str, ...]
@@ -88,17 +90,15 @@ class Batch:
 
     def to(self, device: object) -> Batch:
         """The same batch with its image tensors and weights on `device` (text stays where it is)."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def pin_memory(self) -> Batch:
+        """What a loader calls so that `to` need not wait for a GPU."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
 
-        return replace(
-            self,
-            loss_weight=move(self.loss_weight),
-            pixels=move(self.pixels),
-            latents=move(self.latents),
-            loss_mask=move(self.loss_mask),
-        )
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {name: getattr(self, name) for name in self.IMAGE_TENSORS}
+        return replace(self, **{n: None if v is None else change(v) for n, v in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from library.device_utils import to_device
 from library.utils import position_seed
 
 SAMPLING_METHODS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
@@ -94,7 +95,7 @@ class Noising:
             sigma = sample_sigma(seeds, (clean.shape[-2], clean.shape[-1]), self.sampling)
         noise = offset_noise(noise_like(clean, seeds), seeds, self.noise)
         extra = input_perturbation(noise, seeds, self.noise)
-        return add_noise(clean, noise, sigma.to(clean.device), input_extra=extra)
+        return add_noise(clean, noise, to_device(sigma, clean.device), input_extra=extra)
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """The weight (B,) of each sample's loss."""
@@ -167,7 +168,7 @@ def noise_like(latents: Tensor, seeds: Sequence[int]) -> Tensor:
 
     The same seed gives the same noise on any rank, in any batch, on any device.
     """
-    return _normal_each(latents.shape[1:], seeds, "noise").to(latents.device)
+    return to_device(_normal_each(latents.shape[1:], seeds, "noise"), latents.device)
 
 
 def offset_noise(noise: Tensor, seeds: Sequence[int], settings: NoiseSettings) -> Tensor:
@@ -177,7 +178,7 @@ def offset_noise(noise: Tensor, seeds: Sequence[int], settings: NoiseSettings) -
     shape = (noise.shape[1], 1, 1)
     draw = _normal_each(shape, seeds, "offset")
     strength = _strengths(settings.offset, settings.random_offset, seeds, "offset strength")
-    return noise + (strength * draw).to(noise)
+    return noise + to_device((strength * draw).to(noise.dtype), noise.device)
 
 
 def input_perturbation(
@@ -190,7 +191,7 @@ def input_perturbation(
     strength = _strengths(
         settings.perturbation, settings.random_perturbation, seeds, "perturbation strength"
     )
-    return (strength * draw).to(noise)
+    return to_device((strength * draw).to(noise.dtype), noise.device)
 
 
 def _normal_each(shape: Sequence[int], seeds: Sequence[int], purpose: str) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from library.device_utils import to_device
 from library.strategy_base import (
     LatentsCachingStrategy,
     TextEncoderOutputsCachingStrategy,
@@ -56,10 +57,10 @@ class AnimaConditioning:
     def to(self, device: torch.device | str) -> AnimaConditioning:
         """The same conditioning on `device`."""
         return AnimaConditioning(
-            qwen_hidden=self.qwen_hidden.to(device, non_blocking=True),
-            qwen_mask=self.qwen_mask.to(device, non_blocking=True),
-            t5_ids=self.t5_ids.to(device, non_blocking=True),
-            t5_mask=self.t5_mask.to(device, non_blocking=True),
+            qwen_hidden=to_device(self.qwen_hidden, device),
+            qwen_mask=to_device(self.qwen_mask, device),
+            t5_ids=to_device(self.t5_ids, device),
+            t5_mask=to_device(self.t5_mask, device),
         )
 
 

@@ -139,6 +139,7 @@ def make_loader(
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=data.persistent_data_loader_workers and workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -190,3 +190,17 @@ def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
     sizes = {tuple(batch.latents.shape[-2:]) for (batch,) in windows_of_first_epoch(trainer)}
     assert sizes == {(16, 16), (24, 8)}
     assert trainer.state.samples_seen == 12 + 2 * 2 + 2
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_waits_between_log_points(demo, run_folder):
+    settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16"}
+    trainer = stages_before_the_loop(make_trainer(config_files(demo, run_folder, settings)))
+    windows = windows_of_first_epoch(trainer)
+    trainer.train_step(windows[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for window in windows[1:4]:
+            trainer.train_step(window)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
