@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,49 +16,106 @@ from tqdm import tqdm
 from library.errors import UserError
 
 if TYPE_CHECKING:
+    from library.data_types import StepResult
+    from library.monitor import Monitor
     from library.trackers import Trackers
     from library.train_util import StepPlan
 
 
+@dataclass(frozen=True)
+class StepSamples:
+    """The samples of one step over its micro-steps, in one order: picture keys, losses, sigmas."""
+
+    keys: Sequence[str] = ()
+    losses: Sequence[float] = ()
+    sigmas: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step, read. values: by log key; a monitor adds its own before they are written."""
+
+    step: int
+    values: dict[str, float]
+    samples: StepSamples = StepSamples()
+
+
+@dataclass(frozen=True)
+class UnreadStep:
+    """One step whose tensors are still where they were computed. losses, sigmas: (B,) per micro-step."""
+
+    step: int
+    scalars: Mapping[str, Tensor]
+    numbers: Mapping[str, float]
+    keys: tuple[str, ...]
+    losses: tuple[Tensor, ...]
+    sigmas: tuple[Tensor, ...]
+
+    def tensors(self) -> list[Tensor]:
+        """In the order in which `read` takes their values."""
+        return [*self.scalars.values(), *self.losses, *self.sigmas]
+
+    def read(self, values: Iterator[float]) -> StepRow:
+        scalars = {name: next(values) for name in self.scalars}
+        losses, sigmas = (tuple(islice(values, len(self.keys))) for _ in range(2))
+        return StepRow(
+            self.step, {**scalars, **self.numbers}, StepSamples(self.keys, losses, sigmas)
+        )
+
+
 class StepLogs:
-    """Buffers scalars per step without reading them; `flush` is the one host synchronisation.
+    """Buffers steps without reading them; `flush` is the one host synchronisation.
 
     window: number of steps in the running mean of the loss
     """
 
     def __init__(self, window: int) -> None:
         self.recent: deque[float] = deque(maxlen=window)
-        self.steps: list[int] = []
-        self.tensors: list[dict[str, Tensor]] = []
-        self.numbers: list[dict[str, float]] = []
+        self.unread: list[UnreadStep] = []
 
-    def add(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
-        """Keep one step's scalar tensors (detached, any device) and plain numbers."""
-        self.steps.append(step)
-        self.tensors.append(dict(tensors))
-        self.numbers.append(dict(numbers))
+    def add(
+        self,
+        step: int,
+        scalars: Mapping[str, Tensor],
+        numbers: Mapping[str, float],
+        results: Sequence[StepResult] = (),
+    ) -> None:
+        """Keep one step: scalar tensors (detached, any device), plain numbers, samples' losses."""
+        keys = tuple(key for result in results for key in result.keys)
+        losses = tuple(result.per_sample for result in results)  # not the loss: it holds a graph
+        sigmas = tuple(result.sigma for result in results)
+        self.unread.append(UnreadStep(step, dict(scalars), dict(numbers), keys, losses, sigmas))
 
-    def flush(self) -> list[tuple[int, dict[str, float]]]:
-        """All rows since the last flush, with the running mean as loss/average; empties the buffer."""
-        flat = [value.float() for row in self.tensors for value in row.values()]
-        values = iter(torch.stack(flat).tolist() if flat else [])
-        rows = []
-        for step, tensors, numbers in zip(self.steps, self.tensors, self.numbers):
-            row = {name: next(values) for name in tensors}
-            self.recent.append(row["loss/current"])
-            row["loss/average"] = sum(self.recent) / len(self.recent)
-            rows.append((step, {**row, **numbers}))
-        self.steps, self.tensors, self.numbers = [], [], []
+    def flush(self) -> list[StepRow]:
+        """All steps since the last flush; empties the buffer.
+
+        loss/average is the running mean of the losses that are finite, so that one lost step does
+        not hide the others.
+        """
+        flat = [t.float().reshape(-1) for unread in self.unread for t in unread.tensors()]
+        values = iter(torch.cat(flat).tolist() if flat else [])
+        rows = [unread.read(values) for unread in self.unread]
+        self.unread = []
+        for row in rows:
+            if math.isfinite(row.values["loss/current"]):
+                self.recent.append(row.values["loss/current"])
+            mean = sum(self.recent) / len(self.recent) if self.recent else math.nan
+            row.values["loss/average"] = mean
         return rows
 
 
 class RunProgress:
-    """What the user sees of the loop: the progress bar, and the trackers fed at log points."""
+    """What the user sees of the loop: the progress bar, and the trackers fed at log points.
+
+    monitor: judges what is read, and may end the run; without one everything is only shown
+    """
 
     BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
 
-    def __init__(self, trackers: Trackers, plan: StepPlan, visible: bool) -> None:
-        self.trackers, self.plan = trackers, plan
+    def __init__(
+        self, trackers: Trackers, plan: StepPlan, visible: bool, monitor: Monitor | None = None
+    ) -> None:
+        self.trackers, self.plan, self.monitor = trackers, plan, monitor
         self.logs = StepLogs(window=plan.steps_per_epoch)
         self.bar = tqdm(
             total=plan.total_steps, unit="step", bar_format=self.BAR, disable=not visible
@@ -66,27 +125,36 @@ class RunProgress:
         """epoch counts from 0."""
         self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
 
-    def add(self, step: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, float]) -> None:
+    def add(
+        self,
+        step: int,
+        scalars: Mapping[str, Tensor],
+        numbers: Mapping[str, float],
+        results: Sequence[StepResult] = (),
+    ) -> None:
         """Count a step and keep its values on the device: reading them here would stall every step."""
-        self.logs.add(step, tensors, numbers)
+        self.logs.add(step, scalars, numbers, results)
         self.bar.update()
 
     def write(self) -> None:
-        """Read and write all steps since the last call. Raises UserError for a loss that is not finite."""
+        """Read, judge and write all steps since the last call. Raises AlertError as the monitor does."""
         rows = self.logs.flush()
-        for step, values in rows:
-            self.trackers.log(step, values)
-            if not math.isfinite(values["loss/current"]):
-                raise UserError(
-                    f"The loss of step {step} is not a finite number. Nothing was saved after it. "
-                    "Lower learning_rate, raise lr_warmup_steps, or use mixed_precision = bf16."
-                )
-        if rows:
-            latest = rows[-1][1]
-            rate = max(value for name, value in latest.items() if name.startswith("lr/"))
-            self.bar.set_postfix_str(
-                f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
-            )
+        if not rows:
+            return
+        alerts = self.monitor.judge(rows) if self.monitor else []
+        for row in rows:
+            self.trackers.log(row.step, row.values)
+        latest = rows[-1].values
+        rate = max(value for name, value in latest.items() if name.startswith("lr/"))
+        self.bar.set_postfix_str(
+            f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
+        )
+        if self.monitor:
+            try:
+                self.monitor.act(alerts)
+            except UserError:
+                self.close()  # else the event file would lack the very steps that ended the run
+                raise
 
     def close(self) -> None:
         self.bar.close()
