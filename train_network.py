@@ -28,6 +28,7 @@ from library.datasets import TrainDataset, captions_of_run
 from library.device_utils import clean_memory_on_device, precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoisyLatents
+from library.monitor import Monitor
 from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
 from library.run_config import TrainConfig
 from library.schedulers import create_scheduler
@@ -52,8 +53,9 @@ class NetworkTrainer:
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
         self.prepare()
-        self.run_epochs()
-        self.finish()
+        with self.monitor.saving_first(self.save, self.checkpoints.step_file, self.state):
+            self.run_epochs()
+            self.finish()
 
     def prepare(self) -> None:
         """Everything before the first step, one large model in memory at a time."""
@@ -217,6 +219,7 @@ class NetworkTrainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.network.check_trainables()
+        self.monitor = Monitor(self.cfg.monitor, self.optimizer, self.accelerator.device)
 
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
@@ -242,7 +245,7 @@ class NetworkTrainer:
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
         optimizer_train_mode(self.optimizer)
-        self.progress = RunProgress(self.trackers, self.plan, visible=self.is_main)
+        self.progress = RunProgress(self.trackers, self.plan, self.is_main, self.monitor)
         for epoch in range(self.state.epoch, self.plan.epochs):
             self.state.epoch = epoch
             self.progress.start_epoch(epoch)
@@ -262,7 +265,7 @@ class NetworkTrainer:
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
-        last, loss = len(window) - 1, 0.0
+        last, loss, results = len(window) - 1, 0.0, []
         for micro_step, batch in enumerate(window):
             with self.sync_gradients(micro_step == last):
                 train_util.seed_dropout(
@@ -270,6 +273,7 @@ class NetworkTrainer:
                 )
                 result = self.process_batch(batch.to(self.accelerator.device))
                 self.accelerator.backward(result.loss / len(window))
+            results.append(result)
             loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
         rates = self.scheduler.get_last_lr()  # before the schedule moves on
         norm = self.update()
@@ -280,6 +284,7 @@ class NetworkTrainer:
             self.state.step,
             {"loss/current": loss, "norm/grad": norm},
             {f"lr/{name}": float(rate) for name, rate in zip(self.group_names, rates)},
+            results,
         )
 
     def sync_gradients(self, last_of_window: bool) -> contextlib.AbstractContextManager:
@@ -330,7 +335,7 @@ class NetworkTrainer:
         """Clip, step, advance the schedule once; returns the gradient norm, on the device."""
         limit = self.cfg.optimizer.max_grad_norm or float("inf")
         norm = self.accelerator.clip_grad_norm_(self.network.get_trainable_params(), limit)
-        self.optimizer.step()
+        self.monitor.guard.step(norm)  # never with a gradient that is not finite
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -338,7 +343,7 @@ class NetworkTrainer:
 
     def after_step(self) -> None:
         step = self.state.step
-        if step % self.cfg.logging.log_every_n_steps == 0:
+        if step % self.cfg.logging.log_every_n_steps == 0 or self.monitor.must_stop:
             self.progress.write()
         if file := self.checkpoints.due_at_step(step):
             self.save(file, self.checkpoints.stale_at_step(step))

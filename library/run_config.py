@@ -615,18 +615,20 @@ class MonitorOptions:
     """Monitoring"""
 
     monitor_memory: bool = flag(
-        True, "watch memory", names=("--anima_monitor_memory",), ignored=LATER
+        True, "watch the device's and the host's memory", names=("--anima_monitor_memory",)
     )
     monitor_alert_policy: str = flag(
-        "warn", "what an alert does", names=("--anima_monitor_alert_policy",),
-        choices=("warn", "raise"), ignored=LATER,
+        "warn", "an alert warns, or saves the weights and ends the run",
+        names=("--anima_monitor_alert_policy",), choices=("warn", "raise"),
     )  # fmt: skip
     monitor_memory_warn_ratio: float = flag(
-        0.95, "share of memory", names=("--anima_monitor_memory_warn_ratio",), ignored=LATER
-    )
+        0.95, "alert when more than this share of the memory is needed", check=between(0, 1),
+        names=("--anima_monitor_memory_warn_ratio",),
+    )  # fmt: skip
     monitor_loss_spike_ratio: float = flag(
-        3.0, "jump of the loss", names=("--anima_monitor_loss_spike_ratio",), ignored=LATER
-    )
+        3.0, "alert when the loss is this many times what is usual at like sigma", check=above(0),
+        names=("--anima_monitor_loss_spike_ratio",),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
