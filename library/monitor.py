@@ -37,8 +37,8 @@ NAMES_SHOWN = 3
 ADVICE = {
     "nonfinite_loss": "Lower learning_rate, raise lr_warmup_steps or use mixed_precision = bf16; "
     "if it is always the same pictures, look at them and delete their caches.",
-    "nonfinite_gradient": "The loss itself is finite: lower learning_rate, or use "
-    "mixed_precision = no to see whether the precision is the cause.",
+    "nonfinite_gradient": "If no process reports its loss as well, lower learning_rate, "
+    "or use mixed_precision = no to see whether the precision is the cause.",
     "loss_spike": "Look at the pictures and their captions; if they are in order, lower "
     "learning_rate or raise anima_monitor_loss_spike_ratio.",
     "memory_near_limit": "Lower batch_size or the resolution, set gradient_checkpointing, close "
@@ -285,6 +285,8 @@ class Monitor:
         self, save: Callable[[Path], None], file_of: Callable[[int], Path], state: TrainState
     ) -> Iterator[None]:
         """While inside, an alert that ends the run has the weights of its step saved first."""
+        from accelerate.utils import wait_for_everyone
+
         try:
             yield
         except AlertError as error:
@@ -293,6 +295,7 @@ class Monitor:
                 end = f"The weights of step {state.step} are in {file}."
             except UserError as failed:
                 end = f"The weights could not be saved ({failed})."
+            wait_for_everyone()  # a launcher ends the first process when another is gone
             only = error.problems[0]
             raise AlertError(replace(only, message=f"{only.message} {end}")) from None
 
