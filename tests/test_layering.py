@@ -29,7 +29,7 @@ LAYERS = {
     "networks/network networks/arguments networks/placements networks/loading",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
-    "library/validation library/adapter_files library/train_util",
+    "library/validation library/adapter_files library/train_util library/run_report",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -44,6 +44,13 @@ SIDEWAYS = [
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
+    ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),
+    (
+        "library/anima_runtime",
+        "doctor -> estimates, config_adapter -> model_loading, tokenizer_assets -> key_mapping",
+        "a report asks all the parts",
+    ),
+    ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
     ("library", "user_classes -> utils -> errors", "helpers that report to the user"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
