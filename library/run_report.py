@@ -26,7 +26,7 @@ import torch
 from library.checkpoints import CheckpointPlan
 from library.config_file import LoadedConfig
 from library.dataset_scan import Catalogue
-from library.errors import DatasetError, Problem, UserError
+from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError
 from library.optimizers import optimizer_name
 from library.options import Flag
 from library.run_config import TrainConfig
@@ -383,14 +383,14 @@ def result(page: Page, failures: Sequence[UserError], warnings: Iterable[str]) -
         for text in warnings:
             page.line(f"  {text}")
     page.heading("Result", "结论")
-    told: list[str] = []
+    told: list[UserError] = []
     for failure in failures:
-        if str(failure) not in told:
-            told.append(str(failure))
+        if not set(failure.problems) <= {p for earlier in told for p in earlier.problems}:
+            told.append(failure)
     if not told:
         page.line("  The run would start. / 可以开始训练。")
         return 0
     page.line("  The run would fail. / 训练会失败：")
-    for text in told:
-        page.line(text)
-    return 2
+    for failure in told:
+        page.line(str(failure))
+    return EXIT_USER_ERROR

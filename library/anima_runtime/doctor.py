@@ -312,7 +312,7 @@ def describe_file(path: str) -> str:
     stored = ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common())
     prefix = key_mapping.transformer_prefix(shapes)
     parts = [
-        key_mapping.guess_kind(shapes),
+        key_mapping.guess_kind(shapes).partition(",")[0],
         size_text(size),
         f"{sum(map(prod, shapes.values())):,} parameters",
         stored,
