@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
-from library.anima_runtime import model_loading, tokenizer_assets
+from library.anima_runtime import doctor, model_loading, tokenizer_assets
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
@@ -252,8 +252,14 @@ def make_trainer(argv: Sequence[str]) -> AnimaNetworkTrainer:
     return AnimaNetworkTrainer(train, datasets, anima)
 
 
-def main() -> None:
-    make_trainer(sys.argv[1:]).train()
+def main() -> int:
+    argv = sys.argv[1:]
+    if doctor.is_asked(argv):
+        text, code = doctor.report(argv, load_run, AnimaNetworkTrainer)
+        doctor.show(text)
+        return code
+    make_trainer(argv).train()
+    return 0
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class ConfigOptions:
         False, "write what differs from the defaults to --config_file and exit"
     )
     dataset_config: str | None = flag(None, "TOML file that describes the pictures")
-    check_only: bool = flag(False, "check everything and exit without training", refused=LATER)
+    check_only: bool = flag(False, "report on the run, as tools/doctor.py does, and exit")
 
 
 @dataclass(frozen=True, kw_only=True)
