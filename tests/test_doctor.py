@@ -197,6 +197,24 @@ def test_it_runs_from_another_folder_as_a_process(demo, run_folder, tmp_path_fac
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.parametrize("settings, code", [({}, 0), ({"vae": "gone.safetensors"}, 2)])
+def test_the_trainer_gives_the_same_report_with_check_only(demo, run_folder, settings, code):
+    argv = config_files(demo, run_folder, settings)
+    command = [sys.executable, "anima_train_network.py", *argv, "--check_only"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONUTF8": "1"}, check=False,
+    )  # fmt: skip
+    expected, _ = report([*argv, "--check_only"])
+    start = "== Options that were set"  # free memory before it differs from moment to moment
+    shown, wanted = done.stdout.partition(start)[2], expected.partition(start)[2]
+    assert done.returncode == code and line_of(done.stdout, "check_only").endswith("effective")
+    assert [line for line in shown.splitlines() if "free" not in line] == [
+        line for line in wanted.splitlines() if "free" not in line
+    ]
+    assert not (run_folder / "out").exists()
+
+
 def test_without_arguments_it_describes_the_machine_and_says_what_is_needed(tmp_path):
     done, text = process(tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
