@@ -72,7 +72,9 @@ def format_problems(kind: str, problems: Sequence[Problem]) -> str:
         heading = f"{count} in {source}" if source else count
         lines.append(f"{kind}: {heading}" if not lines else heading)
         width = min(40, max(len(p.where) for p in group))
-        lines += [f"  {p.where:<{width}}  {p.message}" if width else f"  {p.message}" for p in group]
+        lines += [
+            f"  {p.where:<{width}}  {p.message}" if width else f"  {p.message}" for p in group
+        ]
     return "\n".join(lines)
 
 

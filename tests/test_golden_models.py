@@ -2,13 +2,16 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from library.anima_backend.modelling.layers import sinusoid
 from library.anima_backend.modelling.rope import image_rope
+from library.anima_backend.modelling.vae import QwenImageVAE
 from library.flow_matching import clean_from_velocity
 from tests.tiny import (
     assert_matches_golden,
+    golden,
     golden_vectors,
     rel_l2,
     tiny_qwen,
@@ -168,18 +171,33 @@ def test_a_batch_of_pictures_encodes_as_each_alone():
     torch.testing.assert_close(vae.encode(images)[1:], vae.encode(images[1:]), atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_the_single_frame_convolutions_equal_the_3d_ones():
+def vae_with_3d_convolutions():
     from diffusers import AutoencoderKLQwenImage
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-    from safetensors.torch import load_file
-
-    from library.anima_backend.modelling.vae import QwenImageVAE
-    from tests.tiny import golden
 
     whole = AutoencoderKLQwenImage(base_dim=4).eval()
     whole.load_state_dict(
         convert_wan_vae_to_diffusers(load_file(golden("qwen_image_vae_tiny.safetensors")))
     )
-    expected = QwenImageVAE(whole, single_frame=False).encode(V["in.image"])
-    torch.testing.assert_close(tiny_vae().encode(V["in.image"]), expected, atol=1e-5, rtol=1e-5)
+    return QwenImageVAE(whole, single_frame=False)
+
+
+@torch.no_grad()
+def test_the_single_frame_convolutions_equal_the_3d_ones_both_ways():
+    folded, whole, latents = tiny_vae(), vae_with_3d_convolutions(), frame("out.vae.latent")
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(folded.encode(V["in.image"]), whole.encode(V["in.image"]), **close)
+    torch.testing.assert_close(folded.decode(latents), whole.decode(latents), **close)
+
+
+@torch.no_grad()
+def test_decoded_pixels_are_not_clamped():
+    """The reference picture lies within [-1, 1] and cannot tell; a stronger last layer leaves it."""
+    folded, whole, latents = tiny_vae(), vae_with_3d_convolutions(), frame("out.vae.latent")
+    for vae in (folded, whole):
+        vae.network.decoder.conv_out.weight.mul_(3)
+    raw = (latents * whole.std + whole.mean)[:, :, None]
+    clamped = whole.network.decode(raw).sample[:, :, 0]  # diffusers' own decode
+    decoded = folded.decode(latents)
+    assert clamped.max() == 1 and decoded.max() > 1.1
+    torch.testing.assert_close(decoded.clamp(-1, 1), clamped, atol=1e-4, rtol=1e-4)

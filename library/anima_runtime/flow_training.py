@@ -8,7 +8,9 @@ from library.flow_matching import NoisyLatents
 from library.strategy_anima import AnimaConditioning
 
 
-def predict_velocity(dit: nn.Module, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:
+def predict_velocity(
+    dit: nn.Module, noisy: NoisyLatents, conditioning: AnimaConditioning
+) -> Tensor:
     """The DiT's velocity for noisy latents, (B, 16, H, W), float32.
 
     The LLM adapter runs inside this one call, so that gradients reach it and several processes see

@@ -19,6 +19,9 @@ TOLERATED = re.compile(
 )
 """Keys without prefix that hold nothing the network needs."""
 
+OTHER_PARTS = ("text_encoders.", "vae.", "first_stage_model.", "cond_stage_model.", "conditioner.")
+"""The other models of an all-in-one checkpoint, beside the DiT's prefix."""
+
 T = TypeVar("T")
 
 
@@ -34,9 +37,21 @@ def strip_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 
 def transformer_entries(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """A DiT checkpoint's entries by module name, the tolerated ones left out."""
-    named = strip_prefix(entries, prefix)
-    return {name: value for name, value in named.items() if not TOLERATED.fullmatch(name)}
+    """A DiT checkpoint's entries by module name, the tolerated ones left out.
+
+    What is neither under `prefix` nor of another model keeps a name that no module has, so that it
+    is reported and not dropped.
+    """
+    named = {}
+    for key, value in entries.items():
+        name = key.removeprefix(prefix)
+        if TOLERATED.fullmatch(name):
+            continue
+        if key.startswith(prefix):
+            named[name] = value
+        elif not key.startswith(OTHER_PARTS):
+            named[f"{key} (not under {prefix})"] = value
+    return named
 
 
 def adapter_entries(entries: Mapping[str, T]) -> dict[str, T]:
@@ -53,8 +68,11 @@ def adapter_entries(entries: Mapping[str, T]) -> dict[str, T]:
 
 def qwen_entries(entries: Mapping[str, T]) -> dict[str, T]:
     """Qwen3's entries by the names of transformers' Qwen3Model; a tied lm_head is left out."""
-    named = strip_prefix(entries, "model.") or dict(entries)
-    return {key: value for key, value in named.items() if key != "lm_head.weight"}
+    return {
+        key.removeprefix("model."): value
+        for key, value in entries.items()
+        if key != "lm_head.weight"
+    }
 
 
 def guess_kind(keys: Iterable[str]) -> str:
@@ -64,11 +82,12 @@ def guess_kind(keys: Iterable[str]) -> str:
         (r"(lora_down|lora_up|lora_A|lora_B|lokr_w|hada_w)", "a LoRA or LoKr, not a base model"),
         (r"(^|\.)x_embedder\.proj\.1\.weight", "an Anima DiT"),
         (r"(^|\n)(model\.)?layers\.0\.self_attn\.q_norm\.weight", "a Qwen3 text encoder"),
-        (r"decoder\.(middle\.0\.residual|mid_block)", "a VAE"),
         (
             r"(first_stage_model|conditioner\.embedders|cond_stage_model)\.",
             "a Stable Diffusion model",
         ),
+        (r"(^|\.|\n)input_blocks\.0\.|(^|\n)down_blocks\.0\.resnets\.", "a Stable Diffusion UNet"),
+        (r"decoder\.(middle\.0\.residual|mid_block|mid\.block_1)", "a VAE"),
         (r"double_blocks\.0\.", "a FLUX-like model"),
         (r"text_model\.encoder\.", "a CLIP text encoder"),
         (r"encoder\.block\.0\.layer\.0\.SelfAttention", "a T5 text encoder"),

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load as load_bytes
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from library.anima_backend.modelling.dit import Anima
-from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.params import DiTParams, count_blocks
 from library.anima_backend.modelling.vae import QwenImageVAE
 from library.anima_runtime import key_mapping
 from library.errors import ModelFileError
@@ -32,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
 QUANTISED_KEYS = ("comfy_quant", "scaled_fp8", "weight_scale", "scale_weight", "scale_input")
-FLOATS = ("F64", "F32", "F16", "BF16")
+FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16
+}  # fmt: skip
 QWEN_ROPE_THETA = 1e6
 QWEN_NORM_EPS = 1e-6
 
@@ -57,15 +58,40 @@ def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
 
 
 def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
-    """Every tensor of a file; mapped, or read into memory (mapped files are locked on Windows)."""
+    """Every float tensor of a file that read_header accepts; mapped, or read into memory.
+
+    Mapped files are locked on Windows, and slow on some network drives.
+    """
     if disable_mmap:
-        return load_bytes(Path(path).read_bytes())
+        return read_into_memory(Path(path))
     with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in sorted(file.keys())}
+        floats = [key for key in sorted(file.keys()) if file.get_slice(key).get_dtype() in FLOATS]
+        return {key: file.get_tensor(key) for key in floats}
+
+
+def read_into_memory(path: Path) -> dict[str, Tensor]:
+    """The same without a map. Each tensor is read to its place: safetensors' own `load` takes the
+    whole file as bytes and then copies it, which is twice the memory.
+    """
+    tensors = {}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for key, entry in sorted(header.items()):
+            if entry["dtype"] not in FLOATS:
+                continue
+            begin, end = entry["data_offsets"]
+            data = torch.empty(end - begin, dtype=torch.uint8)
+            file.seek(8 + length + begin)
+            if file.readinto(data.numpy()) != end - begin:
+                raise ModelFileError("was cut while it was read.", source=str(path))
+            tensors[key] = data.view(FLOATS[entry["dtype"]]).view(entry["shape"])
+    return tensors
 
 
 def refuse_quantised(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
-    """Quantised weights are refused with the reason."""
+    """Quantised weights are refused with the reason. dtypes: of the tensors that matter."""
     marked = [key for key in dtypes if key.rpartition(".")[2] in QUANTISED_KEYS]
     stored = [key for key, dtype in dtypes.items() if dtype not in FLOATS]
     if marked or stored:
@@ -114,13 +140,16 @@ def check_entries(path: str | Path, wanted: Shapes, found: Shapes) -> None:
 
 def fill(
     network: nn.Module,
-    tensors: Mapping[str, Tensor],
+    tensors: MutableMapping[str, Tensor],
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> None:
-    """Make `tensors` the network's own, one by one in dtype on device; the network becomes frozen."""
-    with tqdm(tensors.items(), desc="loading", unit="tensor", delay=1.0, leave=False) as named:
-        own = {name: tensor.to(device=device, dtype=dtype) for name, tensor in named}
+    """Make `tensors` the network's own, one by one in dtype on device; the network becomes frozen.
+
+    `tensors` is emptied on the way: what was read into memory and is converted is held once.
+    """
+    with tqdm(list(tensors), desc="loading", unit="tensor", delay=1.0, leave=False) as names:
+        own = {name: tensors.pop(name).to(device=device, dtype=dtype) for name in names}
     network.load_state_dict(own, assign=True)
     network.requires_grad_(False).eval()
 
@@ -140,7 +169,7 @@ def inspect_transformer(
     prefix = key_mapping.transformer_prefix(shapes)
     if prefix is None:
         raise wrong_kind(path, DIT, shapes)
-    refuse_quantised(path, DIT, dtypes)
+    refuse_quantised(path, DIT, key_mapping.transformer_entries(dtypes, prefix))
     found = key_mapping.transformer_entries(shapes, prefix)
     if llm_adapter_path:
         found = replace_adapter(found, adapter_shapes(llm_adapter_path))
@@ -151,6 +180,9 @@ def inspect_transformer(
         if not any(name.startswith(key_mapping.ADAPTER) for name in found):
             hint = " It has no LLM adapter: give its file with --llm_adapter_path."
         raise ModelFileError(f"lacks {error.args[0]}.{hint}", source=str(path)) from error
+    except (IndexError, ValueError) as error:
+        message = f"has tensors of shapes that no Anima DiT has; expected {DIT}."
+        raise ModelFileError(message, source=str(path)) from error
     with torch.device("meta"):
         check_entries(path, shapes_of(Anima(params)), found)
     return params, prefix
@@ -240,7 +272,10 @@ QWEN = "the Qwen3-0.6B text encoder, e.g. qwen_3_06b_base.safetensors"
 
 
 def inspect_qwen(path: str | Path) -> Shapes:
-    """Name and shape of every tensor Qwen3Model needs, from the headers; raises for other files."""
+    """Name and shape of every tensor Qwen3Model needs, from the headers; raises for other files.
+
+    No model library is imported: what a folder's config.json says is compared when it is loaded.
+    """
     shapes: Shapes = {}
     for file in qwen_files(path):
         found, dtypes = read_header(file, QWEN)
@@ -249,6 +284,14 @@ def inspect_qwen(path: str | Path) -> Shapes:
     named = key_mapping.qwen_entries(shapes)
     if "layers.0.self_attn.q_norm.weight" not in named:
         raise wrong_kind(path, QWEN, shapes)
+    try:
+        qwen_sizes(named)
+    except KeyError as error:
+        raise ModelFileError(f"lacks {error.args[0]}.", source=str(path)) from error
+    except (IndexError, ValueError) as error:
+        message = f"has tensors of shapes that no Qwen3 has; expected {QWEN}."
+        raise ModelFileError(message, source=str(path)) from error
+    read_qwen_settings(path)
     return named
 
 
@@ -260,21 +303,17 @@ def load_qwen(
     disable_mmap: bool = False,
 ) -> Qwen3Model:
     """The frozen text encoder, from a Hugging Face folder or from the single file."""
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
     from transformers.utils.logging import disable_progress_bar
 
     named = inspect_qwen(path)
     tensors: dict[str, Tensor] = {}
     for file in qwen_files(path):
         tensors.update(key_mapping.qwen_entries(read_tensors(file, disable_mmap)))
-    config_file = Path(path) / "config.json"
-    if config_file.is_file():
-        config = Qwen3Config.from_dict(json.loads(config_file.read_text(encoding="utf-8")))
-    else:
-        config = qwen_config(named)
+    config = qwen_config(path, named)
     with torch.device("meta"):
         check_entries(path, shapes_of(Qwen3Model(config)), named)
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    tensors = {name: tensors.pop(name).to(dtype) for name in list(tensors)}
     disable_progress_bar()
     model = Qwen3Model.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     return model.to(device).requires_grad_(False).eval()
@@ -291,23 +330,58 @@ def qwen_files(path: str | Path) -> list[Path]:
     return files
 
 
-def qwen_config(shapes: Shapes) -> Qwen3Config:
-    """Sizes from the tensors; what tensors cannot say is Qwen3-0.6B's (transformers' default differs)."""
+def qwen_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Qwen3Config's sizes; KeyError when a tensor that decides one is missing."""
+    first = "layers.0."
+    (head_dim,) = shapes[first + "self_attn.q_norm.weight"]
+    vocab, hidden = shapes["embed_tokens.weight"]
+    return {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": shapes[first + "mlp.gate_proj.weight"][0],
+        "num_hidden_layers": count_blocks(shapes, "layers."),
+        "num_attention_heads": shapes[first + "self_attn.q_proj.weight"][0] // head_dim,
+        "num_key_value_heads": shapes[first + "self_attn.k_proj.weight"][0] // head_dim,
+        "head_dim": head_dim,
+    }
+
+
+def read_qwen_settings(path: str | Path) -> dict[str, Any] | None:
+    """config.json of a folder; None for a single file, or a folder without one."""
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"cannot be read ({error}). Download it again."
+        raise ModelFileError(message, source=str(file)) from error
+    if not isinstance(settings, dict):
+        message = "holds no settings; expected an object in braces. Download it again."
+        raise ModelFileError(message, source=str(file))
+    kind = settings.get("model_type", "qwen3")
+    if kind != "qwen3":
+        message = f'has model_type "{kind}", expected "qwen3": {QWEN}.'
+        raise ModelFileError(message, source=str(file))
+    return settings
+
+
+def qwen_config(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> Qwen3Config:
+    """As the folder's config.json says; else sizes from the tensors and the rest as Qwen3-0.6B has it
+    (transformers' defaults differ).
+    """
     from transformers import Qwen3Config
 
-    first = "layers.0."
-    head_dim = shapes[first + "self_attn.q_norm.weight"][0]
-    vocab, hidden = shapes["embed_tokens.weight"]
-    layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("layers."))
-    return Qwen3Config(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=shapes[first + "mlp.gate_proj.weight"][0],
-        num_hidden_layers=layers,
-        num_attention_heads=shapes[first + "self_attn.q_proj.weight"][0] // head_dim,
-        num_key_value_heads=shapes[first + "self_attn.k_proj.weight"][0] // head_dim,
-        head_dim=head_dim,
-        rope_theta=QWEN_ROPE_THETA,
-        rms_norm_eps=QWEN_NORM_EPS,
-        tie_word_embeddings=True,
-    )
+    settings = read_qwen_settings(path)
+    if settings is None:
+        return Qwen3Config(
+            **qwen_sizes(shapes),
+            rope_theta=QWEN_ROPE_THETA,
+            rms_norm_eps=QWEN_NORM_EPS,
+            tie_word_embeddings=True,
+        )
+    try:
+        return Qwen3Config.from_dict(settings)
+    except Exception as error:  # of many kinds, which differ between releases of transformers
+        message = f"transformers refuses it: {' '.join(str(error).split())}"
+        raise ModelFileError(message, source=str(Path(path) / "config.json")) from error

@@ -33,6 +33,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str
     if backend == "xformers" and q.is_cuda and mask is None:
         from xformers.ops import memory_efficient_attention
 
-        return memory_efficient_attention(q, k, v).flatten(2)
+        # under autocast the norms leave q and k in float32, and xformers wants one dtype
+        return memory_efficient_attention(q.to(v.dtype), k.to(v.dtype), v).flatten(2)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)

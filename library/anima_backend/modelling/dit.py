@@ -64,7 +64,10 @@ class Anima(nn.Module):
         t5_mask: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
-        """(B, 16, H, W) velocity; H, W even. sigma (B,) in [0, 1]. `context` given skips the adapter."""
+        """(B, 16, H, W) velocity; H, W even. sigma (B,) in [0, 1]. `context` given skips the adapter.
+
+        In the model's dtype; float32 when that is float16, as the residual stream then is.
+        """
         if context is None:
             context = self.preprocess_text_embeds(
                 qwen_hidden, t5_ids, qwen_mask=qwen_mask, t5_mask=t5_mask
@@ -79,7 +82,7 @@ class Anima(nn.Module):
         context = context.to(self.dtype)
         for block in self.blocks:
             x = self.run_block(block, x, context, time, rope)
-        patches = self.final_layer(x, time)  # (B, h*w, p*p*C)
+        patches = self.final_layer(x, time).to(x.dtype)  # (B, h*w, p*p*C)
         p = self.params.patch
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
