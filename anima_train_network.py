@@ -19,7 +19,7 @@ from library.anima_runtime import doctor, model_loading, tokenizer_assets
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
-from library.config_util import DatasetGroupConfig, load_dataset_config
+from library.config_util import DatasetGroupConfig, read_datasets
 from library.errors import ConfigError, Problem, UserError, run_main
 from library.flow_matching import NoisyLatents
 from library.metadata import FileHashes, legacy_hash
@@ -227,10 +227,10 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
         *check_logging(train.logging),
     ])  # fmt: skip
     datasets = None
-    if train.files.dataset_config:
+    if not train.check():
         try:
             fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
-            datasets = load_dataset_config(train.files.dataset_config, fallbacks)
+            datasets = read_datasets(train.files.dataset_config, fallbacks)
         except ConfigError as error:
             loaded.add(error.problems)
     loaded.require()

@@ -10,14 +10,15 @@ import contextlib
 import importlib
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from library import losses, metadata, strategy_base, train_util
+from library import losses, metadata, train_util, validation
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, TextCache, cache_latents, cache_text
 from library.checkpoints import CheckpointPlan, check_output_dir
@@ -27,22 +28,22 @@ from library.dataset_scan import scan
 from library.datasets import TrainDataset, captions_of_run
 from library.device_utils import clean_memory_on_device, precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
-from library.flow_matching import NoisyLatents
+from library.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.monitor import Monitor
 from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
 from library.run_config import TrainConfig
 from library.schedulers import create_scheduler
 from library.step_logs import RunProgress
 from library.trackers import create_trackers
+from library.trainer_hooks import FamilyHooks
 from library.utils import log_lines, position_seed
-from networks.arguments import parse_network_args
 from networks.loading import make_network, merge_base_weights, quiet
 from networks.network import NetworkModule, check_network_module
 
 logger = logging.getLogger(__name__)
 
 
-class NetworkTrainer:
+class NetworkTrainer(FamilyHooks):
     """Trains adapters on a frozen model. Each stage sets what the later ones read."""
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
@@ -71,39 +72,6 @@ class NetworkTrainer:
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
         return check_output_dir(self.cfg.save.output_dir)
-
-    def empty_model(self) -> nn.Module:
-        """The denoiser on the meta device: all its modules, no memory."""
-        raise NotImplementedError
-
-    def load_target_model(self) -> nn.Module:
-        """The denoiser, frozen, on the accelerator's device."""
-        raise NotImplementedError
-
-    def get_tokenize_strategy(self) -> strategy_base.TokenizeStrategy:
-        raise NotImplementedError
-
-    def get_text_encoding_strategy(self) -> strategy_base.TextEncodingStrategy:
-        raise NotImplementedError
-
-    def get_latents_caching_strategy(self) -> strategy_base.LatentsCachingStrategy:
-        raise NotImplementedError
-
-    def get_text_encoder_outputs_caching_strategy(
-        self,
-    ) -> strategy_base.TextEncoderOutputsCachingStrategy:
-        raise NotImplementedError
-
-    def call_unet(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:
-        """The model's prediction, float32; the one place the model is called."""
-        raise NotImplementedError
-
-    def network_kwargs(self) -> dict[str, Any]:
-        """Arguments of the network: --network_args, and what a family adds from its own flags."""
-        return parse_network_args(self.cfg.network.network_args)
-
-    def update_metadata(self, entries: dict[str, str]) -> None:
-        """Add the family's entries to the exported metadata."""
 
     def prepare_process(self) -> None:
         """Establish the accelerator, the seed and the settings of the path."""
@@ -138,6 +106,7 @@ class NetworkTrainer:
         accumulation = self.cfg.loop.gradient_accumulation_steps
         self.plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
         self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs)
+        self.validation = validation.Validation(self.catalogue.validation(), self.cfg.validation)
         log_lines(logger, self.catalogue.notes, logging.WARNING)
         log_lines(logger, self.catalogue.describe())
 
@@ -151,6 +120,7 @@ class NetworkTrainer:
         self.latents_strategy = self.get_latents_caching_strategy()  # loads only when it is used
         self.text_strategy = self.get_text_encoding_strategy()
         self.dataset = self.make_dataset(latents=latents, texts=texts)
+        self.validation.use_caches(latents, texts)
         for cached, what in ((latents, "VAE"), (texts, "text encoder")):
             if cached is None:
                 logger.info("The %s stays in memory: its outputs are not cached.", what)
@@ -161,6 +131,7 @@ class NetworkTrainer:
             seed=self.seed,
             max_train_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps_per_epoch,
+            prior_loss_weight=self.cfg.loss.prior_loss_weight,
             **caches,
         )
 
@@ -168,7 +139,7 @@ class NetworkTrainer:
         """Encode every picture once; the VAE is freed when this returns."""
         cache = self.cfg.cache
         return cache_latents(
-            self.catalogue,
+            self.catalogue.everything(),
             self.get_latents_caching_strategy(),
             to_disk=cache.cache_latents_to_disk,
             batch_size=cache.vae_batch_size,
@@ -178,8 +149,9 @@ class NetworkTrainer:
     def cache_text(self) -> TextCache:
         """Encode every caption the run will use once, shuffled and dropped ones included."""
         cache = self.cfg.cache
+        captions = captions_of_run(self.make_dataset(), self.sampler, self.plan.epochs)
         return cache_text(
-            captions_of_run(self.make_dataset(), self.sampler, self.plan.epochs),
+            {**captions, **self.validation.captions()},
             self.get_text_encoder_outputs_caching_strategy(),
             to_disk=cache.cache_text_encoder_outputs_to_disk,
             skip_check=cache.skip_cache_check,
@@ -293,6 +265,8 @@ class NetworkTrainer:
 
     def process_batch(self, batch: Batch, sigma: Tensor | None = None) -> StepResult:
         """Condition, predict, compare: the loss of one micro-batch. sigma (B,) is drawn if None."""
+        if self.network.multiplier != batch.network_multiplier:
+            self.network.set_multiplier(batch.network_multiplier)
         latents = batch.latents
         if latents is None:
             latents = self.encode_images_to_latents(batch.pixels)
@@ -347,10 +321,37 @@ class NetworkTrainer:
             self.progress.write()
         if file := self.checkpoints.due_at_step(step):
             self.save(file, self.checkpoints.stale_at_step(step))
+        if self.validation.is_due_at_step(step):
+            self.validate()
 
     def after_epoch(self, epoch: int) -> None:
+        if self.validation.is_due_after_epoch(epoch):
+            self.validate()
         if file := self.checkpoints.due_after_epoch(epoch):
             self.save(file, self.checkpoints.stale_after_epoch(epoch))
+
+    def validate(self) -> None:
+        """The loss on the pictures kept for that, shared among the ranks."""
+        with self.as_used(), optimizer_eval_mode(self.optimizer):
+            values = self.validation.run(self.validation_loss, self.accelerator)
+        self.trackers.log(self.state.step, values)
+        logger.info("step %d: %s", self.state.step, validation.describe(values))
+
+    def validation_loss(self, batch: Batch, sigma: Tensor) -> Tensor:
+        return self.process_batch(batch, sigma).per_sample
+
+    @contextlib.contextmanager
+    def as_used(self) -> Iterator[None]:
+        """Meanwhile the model is as one uses it: no dropout, no extra noise, no wrapper that syncs."""
+        model, noising = self.model, self.noising
+        self.model = self.accelerator.unwrap_model(model)
+        self.noising = Noising(noising.sampling, NoiseSettings())
+        self.network.set_training(False)
+        try:
+            yield
+        finally:
+            self.model, self.noising = model, noising
+            self.network.set_training(True)
 
     def save(self, file: Path, stale: Path | None = None) -> None:
         """Export the adapters to `file` on rank 0; then delete `stale`, if it is there."""

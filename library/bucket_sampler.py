@@ -18,7 +18,7 @@ from library.data_types import SampleRequest
 from library.utils import position_seed
 
 if TYPE_CHECKING:
-    from library.dataset_scan import Catalogue
+    from library.catalogue import Catalogue
 
 
 class BucketBatchSampler(Sampler[list[SampleRequest]]):
@@ -58,7 +58,7 @@ class BucketBatchSampler(Sampler[list[SampleRequest]]):
             requests = [
                 SampleRequest(index, epoch, repeat)
                 for index in indices
-                for repeat in range(self.catalogue.images[index].subset.num_repeats)
+                for repeat in range(self.catalogue.images[index].repeats)
             ]
             rng.shuffle(requests)
             size = self.catalogue.group.datasets[dataset_index].batch_size

@@ -26,15 +26,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from library.data_types import ImageInfo, TextOutputs
 from library.errors import DatasetError, Problem
-from library.images import UnreadableImage, load_pixels
+from library.images import UnreadableImage, load_picture
 from library.utils import atomic_write
 
 if TYPE_CHECKING:
-    from library.dataset_scan import Catalogue
+    from library.catalogue import Catalogue
     from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
 
 logger = logging.getLogger(__name__)
@@ -42,19 +43,24 @@ FOLDER = "_cache"
 FORMAT = "1"  # raise it when the same inputs come to give another content
 DECODERS = 4  # threads that decode pictures ahead of the encoder
 Place = tuple[str, bool]
+Picture = tuple[Tensor, "Tensor | None"]
 Item = TypeVar("Item")
 
 
 class LatentsCache:
-    """Latents by picture key and flip. Tensors when in memory, files read one by one when not."""
+    """Latents and masks by picture key and flip. In memory, or in files that are read one by one."""
 
-    def __init__(self, stored: Mapping[Place, Tensor | Path]) -> None:
+    def __init__(self, stored: Mapping[Place, Mapping[str, Tensor] | Path]) -> None:
         self.stored = stored
 
-    def get(self, key: str, flipped: bool = False) -> Tensor:
-        """(C, H, W). Raises DatasetError when its file has been damaged meanwhile."""
+    def get(self, key: str, flipped: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Latents (C, H, W) and loss mask (H, W), None for a picture without one.
+
+        Raises DatasetError when the file has been damaged meanwhile.
+        """
         found = self.stored[key, flipped]
-        return read_tensors(found)["latents"] if isinstance(found, Path) else found
+        tensors = read_tensors(found) if isinstance(found, Path) else found
+        return tensors["latents"], tensors.get("mask")
 
 
 class TextCache:
@@ -104,9 +110,27 @@ class LatentsJob:
     image: ImageInfo
     files: Mapping[bool, CacheFile]
 
-    def pixels(self) -> Tensor:
-        kernel = self.image.subset.resize_interpolation
-        return load_pixels(self.image.path, self.image.plan, interpolation=kernel)
+    @property
+    def is_masked(self) -> bool:
+        return self.image.mask is not None or self.image.subset.alpha_mask
+
+    def shapes(self, strategy: LatentsCachingStrategy) -> dict[str, tuple[int, ...]]:
+        """What a valid file holds."""
+        width, height = (edge // strategy.downscale for edge in self.image.plan.bucket)
+        shapes = {"latents": (strategy.channels, height, width)}
+        return {**shapes, "mask": (height, width)} if self.is_masked else shapes
+
+    def load(self) -> tuple[Tensor, Tensor | None]:
+        """Pixels (3, H, W) and mask (H, W); a picture without transparency is masked nowhere."""
+        subset = self.image.subset
+        pixels, mask = load_picture(
+            self.image.path,
+            self.image.plan,
+            interpolation=subset.resize_interpolation,
+            alpha_mask=subset.alpha_mask,
+            mask_path=self.image.mask,
+        )
+        return pixels, torch.ones(pixels.shape[1:]) if self.is_masked and mask is None else mask
 
 
 def cache_latents(
@@ -126,9 +150,7 @@ def cache_latents(
     jobs = list(make_jobs(catalogue, strategy.identity))
     missing: set[Place] = set()
     for job in jobs:
-        width, height = job.image.plan.bucket
-        scale = strategy.downscale
-        shapes = {"latents": (strategy.channels, height // scale, width // scale)}
+        shapes = job.shapes(strategy)
         for flip, file in job.files.items():
             stored[job.image.key, flip] = file.path
             if not to_disk or not tally.check(file, shapes, skip_check):
@@ -167,11 +189,15 @@ def short_name(picture: Path) -> str:
 
 
 def latents_fingerprint(image: ImageInfo, flip: bool, identity: str) -> str:
-    """Of the picture file (size and time), crop, kernel, flip and encoder."""
+    """Of the picture file and its mask (size and time), crop, kernel, flip and encoder."""
     stat = os.stat(image.path)
     plan = (image.plan.bucket, image.plan.resized, image.plan.crop)
     kernel = image.subset.resize_interpolation
-    return _hash("latents", stat.st_size, stat.st_mtime_ns, plan, kernel, flip, identity)
+    mask: object = image.subset.alpha_mask
+    if image.mask is not None:
+        of_mask = os.stat(image.mask)
+        mask = (image.mask.name, of_mask.st_size, of_mask.st_mtime_ns)
+    return _hash("latents", stat.st_size, stat.st_mtime_ns, plan, kernel, flip, mask, identity)
 
 
 def fixed_batches(jobs: Iterable[LatentsJob], batch_size: int) -> list[list[LatentsJob]]:
@@ -193,7 +219,7 @@ class _LatentsEncoder:
         self,
         strategy: LatentsCachingStrategy,
         missing: set[Place],
-        memory: dict[Place, Tensor] | None,
+        memory: dict[Place, Mapping[str, Tensor]] | None,
     ) -> None:
         self.strategy = strategy
         self.missing = missing
@@ -217,40 +243,46 @@ class _LatentsEncoder:
     def is_missing(self, job: LatentsJob) -> bool:
         return any((job.image.key, flip) in self.missing for flip in job.files)
 
-    def encode(self, batch: list[LatentsJob], futures: list[Future[Tensor]]) -> None:
+    def encode(self, batch: list[LatentsJob], futures: list[Future[Picture]]) -> None:
         """Encode one batch, plain and mirrored as needed. An unreadable picture spoils its batch."""
-        pixels = []
+        pictures = []
         for future in futures:
             try:
-                pixels.append(future.result())
+                pictures.append(future.result())
             except UnreadableImage as error:
                 self.problems += error.problems
-        if len(pixels) < len(batch):
+        if len(pictures) < len(batch):
             return
+        pixels, masks = zip(*pictures)
         for flip in batch[0].files:
             if any((job.image.key, flip) in self.missing for job in batch):
                 stacked = torch.stack(pixels)
                 latents = self.strategy.encode(stacked.flip(-1) if flip else stacked)
-                for job, latent in zip(batch, latents):
-                    self.store(job, flip, latent)
+                for job, latent, mask in zip(batch, latents, masks):
+                    self.store(job, flip, latent, mask)
 
-    def store(self, job: LatentsJob, flip: bool, latent: Tensor) -> None:
+    def store(self, job: LatentsJob, flip: bool, latent: Tensor, mask: Tensor | None) -> None:
         if (job.image.key, flip) not in self.missing:
             return
         if not torch.isfinite(latent).all():
             text = f"{job.image.path}: the VAE gives NaN or infinite latents for this picture. "
             self.problems.append(Problem(text + "Use --no_half_vae, or replace the picture."))
-        elif self.memory is not None:
-            self.memory[job.image.key, flip] = latent.clone()  # not a view that keeps its batch
+            return
+        tensors = {"latents": latent.clone()}  # not a view that keeps its batch
+        if mask is not None:
+            cells = mask.flip(-1) if flip else mask
+            tensors["mask"] = F.avg_pool2d(cells[None], self.strategy.downscale)[0]
+        if self.memory is not None:
+            self.memory[job.image.key, flip] = tensors
         else:
-            write_tensors(job.files[flip], {"latents": latent})
+            write_tensors(job.files[flip], tensors)
 
 
-def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[Future[Tensor]]:
+def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[Future[Picture]]:
     """Decoded pictures in order; at most three per thread wait, so that memory stays bounded."""
-    waiting: deque[Future[Tensor]] = deque()
+    waiting: deque[Future[Picture]] = deque()
     for job in jobs:
-        waiting.append(pool.submit(job.pixels))
+        waiting.append(pool.submit(job.load))
         if len(waiting) > 3 * DECODERS:
             yield waiting.popleft()
     yield from waiting

@@ -2,7 +2,8 @@
 
 Pure functions of (text, recipe, rng, position), as sd-scripts' code works. Deviations, each marked
 where it occurs: empty tags and empty lines are left out; prefix and suffix go to whichever line of
-a multi-line caption is chosen; keep_tokens_separator never stays in the caption.
+a multi-line caption is chosen; keep_tokens_separator never stays in the caption. trigger_word is
+our own.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class CaptionRecipe:
     keep_tokens:       leading tags that are neither shuffled nor dropped
     token_warmup_step: steps until all tags are used; a fraction of the run when below 1
     class_tokens:      the caption of pictures without a caption file
+    trigger_word:      stands before every caption that is not dropped as a whole, outside all shuffling
+                       and dropping; a caption that still has it as a tag keeps that one instead
     """
 
     shuffle_caption: bool = False
@@ -38,6 +41,7 @@ class CaptionRecipe:
     token_warmup_min: int = 1
     token_warmup_step: float = 0.0
     class_tokens: str = ""
+    trigger_word: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,15 @@ def process_caption(
     caption = process_tags(caption, recipe, rng, position)
     if recipe.secondary_separator:
         caption = caption.replace(recipe.secondary_separator, recipe.caption_separator)
-    return caption
+    return add_trigger(caption, recipe)
+
+
+def add_trigger(caption: str, recipe: CaptionRecipe) -> str:
+    """The caption with the trigger word in front, unless one of its tags is that word."""
+    word = recipe.trigger_word
+    if not word or word in split_tags(caption, recipe.caption_separator):
+        return caption
+    return f"{word}, {caption}" if caption else word
 
 
 def is_dropped(recipe: CaptionRecipe, rng: random.Random, epoch: int) -> bool:

@@ -1,46 +1,73 @@
 """dataset.toml to frozen configurations: [general] -> [[datasets]] -> [[datasets.subsets]].
 
 The lower level wins, then the flag of the same meaning, then the default. Types are strict, and all
-problems are reported at once with their lines. Every key of sd-scripts is known; those without
-effect here yet are an error when set to anything but their default.
+problems are reported at once with their lines. Without a file, the folders named by flags make one.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from library.captions import CaptionRecipe
-from library.dataset_keys import IMAGE_EXTENSIONS, KEYS, LEVELS, belongs, convert, split_numbers
+from library.dataset_file import TableLines, folder_problem, folders_document, read_document
+from library.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
 from library.errors import ConfigError, Problem
 from library.utils import nearest_name
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 PIXEL_GRID = 16  # the VAE shrinks by 8, the denoiser takes patches of 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubsetConfig(CaptionRecipe):
-    """One folder of pictures and how its pictures and captions are used."""
+    """One folder or metadata file of pictures, and how its pictures and captions are used.
 
-    image_dir: str
+    At most one of alpha_mask, mask_path and conditioning_data_dir is set.
+    """
+
+    image_dir: str | None = None
+    metadata_file: str | None = None
+    recursive: bool = False
     num_repeats: int = 1
+    is_reg: bool = False
     caption_extension: str = ".txt"
+    cache_info: bool = False
     flip_aug: bool = False
+    color_aug: bool = False
+    random_crop: bool = False
+    face_crop_aug_range: tuple[float, float] | None = None
     resize_interpolation: str | None = None
+    alpha_mask: bool = False
+    mask_path: str | None = None
+    conditioning_data_dir: str | None = None
+    min_ar: float | None = None
+    max_ar: float | None = None
+    skip_empty_caption: bool = False
+    loss_multiplier: float = 1.0
+
+    @property
+    def place(self) -> str:
+        """What to call it: its folder, else its metadata file."""
+        return self.image_dir or self.metadata_file or ""
+
+    @property
+    def mask_dir(self) -> str | None:
+        """The folder with the masks of its pictures."""
+        return self.mask_path or self.conditioning_data_dir
+
+    @property
+    def is_masked(self) -> bool:
+        return self.alpha_mask or self.mask_dir is not None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """Subsets that share a resolution (width, height) and a batch size."""
+    """Subsets that share a resolution (width, height) and a batch size.
+
+    family: number of the [[datasets]] table; the datasets made from one list of `resolutions` share it
+    """
 
     resolution: tuple[int, int]
     subsets: tuple[SubsetConfig, ...]
@@ -50,6 +77,11 @@ class DatasetConfig:
     max_bucket_reso: int = 1024
     bucket_reso_steps: int = 64
     bucket_no_upscale: bool = False
+    skip_image_resolution: tuple[int, int] | None = None
+    network_multiplier: float = 1.0
+    validation_split: float = 0.0
+    validation_seed: int | None = None
+    family: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +93,7 @@ class DatasetGroupConfig:
     notes: tuple[str, ...] = ()
 
 
-DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets"})
+DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets", "family"})
 SUBSET_FIELDS = tuple(SubsetConfig.__dataclass_fields__)
 
 
@@ -76,28 +108,54 @@ class Entry:
 Entries = dict[str, Entry]
 
 
+def read_datasets(path: str | None, fallbacks: Mapping[str, Any]) -> DatasetGroupConfig:
+    """The datasets of a run: of its dataset file, or of the folders that flags name."""
+    return load_dataset_config(path, fallbacks) if path else load_folders_config(fallbacks)
+
+
 def load_dataset_config(
     path: str | Path, fallbacks: Mapping[str, Any], *, grid: int = PIXEL_GRID
 ) -> DatasetGroupConfig:
-    """Read and check a dataset file. Raises ConfigError with everything that is wrong.
+    """Read and check a dataset file, TOML or JSON. Raises ConfigError with everything that is wrong.
 
     fallbacks: flag values by flag name, used where the file is silent; None counts as not given
     grid:      pixels to which every bucket edge has to be a multiple
     """
-    text, document = _parse(Path(path))
-    reader = _Reader(_find_lines(text), grid)
-    datasets = reader.read(document, fallbacks)
+    document, lines = read_document(Path(path))
+    return _configure(document, lines, fallbacks, grid, str(path))
+
+
+def load_folders_config(
+    fallbacks: Mapping[str, Any], *, grid: int = PIXEL_GRID
+) -> DatasetGroupConfig:
+    """The datasets of a run without a dataset file, from the folders that flags name.
+
+    Raises ConfigError. See dataset_file.folders_document.
+    """
+    document, lines, notes = folders_document(fallbacks)
+    group = _configure(document, lines, fallbacks, grid, "the command line")
+    return replace(group, notes=(*notes, *group.notes))
+
+
+def _configure(
+    document: dict, lines: TableLines, fallbacks: Mapping[str, Any], grid: int, source: str
+) -> DatasetGroupConfig:
+    reader = _Reader(lines, grid, fallbacks)
+    datasets = reader.read(document)
     if reader.problems:
-        raise ConfigError(list(dict.fromkeys(reader.problems)), source=str(path))
-    return DatasetGroupConfig(datasets=datasets, source=str(path), notes=tuple(reader.notes))
+        raise ConfigError(list(dict.fromkeys(reader.problems)), source=source)
+    return DatasetGroupConfig(
+        datasets=datasets, source=source, notes=tuple(dict.fromkeys(reader.notes))
+    )
 
 
 class _Reader:
     """Turns the document into configurations, collecting problems on the way."""
 
-    def __init__(self, lines: Mapping[tuple, str], grid: int) -> None:
+    def __init__(self, lines: TableLines, grid: int, fallbacks: Mapping[str, Any]) -> None:
         self.lines = lines
         self.grid = grid
+        self.fallbacks = fallbacks
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
@@ -109,7 +167,7 @@ class _Reader:
         names = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*path, key)]
         return self.lines.get((path, key)) or "".join(names).strip(".")
 
-    def read(self, document: dict, fallbacks: Mapping[str, Any]) -> tuple[DatasetConfig, ...]:
+    def read(self, document: dict) -> tuple[DatasetConfig, ...]:
         for name in document:
             if name not in ("general", "datasets"):
                 self.unknown_at_top(name)
@@ -117,10 +175,29 @@ class _Reader:
         if not isinstance(general, dict):
             self.problem("expected a table. Write [general] on a line of its own.", "general")
             general = {}
-        outer = [self.entries(general, ("general",)), self.flag_entries(fallbacks)]
+        outer = [self.entries(general, ("general",)), self.flag_entries()]
         tables = self.array(document, (), "datasets")
-        found = [self.dataset(t, ("datasets", i), outer) for i, t in enumerate(tables)]
-        return tuple(dataset for dataset in found if dataset)
+        found = [d for i, t in enumerate(tables) for d in self.datasets(t, i, outer)]
+        subsets = [subset for dataset in found for subset in dataset.subsets]
+        if subsets and all(subset.is_reg for subset in subsets) and not self.problems:
+            self.problem("every subset has is_reg = true: there is nothing to train. Unset one.")
+        self.note_unused(found, subsets)
+        return tuple(found)
+
+    def note_unused(self, datasets: list[DatasetConfig], subsets: list[SubsetConfig]) -> None:
+        """Flags that need something of the datasets which none of them has."""
+        missing = {}
+        if not any(subset.is_masked for subset in subsets):
+            missing["masked_loss"] = "no subset has masks"
+        if not any(subset.is_reg for subset in subsets):
+            missing["prior_loss_weight"] = "there are no regularisation pictures"
+        if not any(dataset.validation_split for dataset in datasets):
+            names = ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
+            missing |= dict.fromkeys((*names, "validation_seed"), "validation_split is 0")
+        given = {name: why for name, why in missing.items() if self.fallbacks.get(name) is not None}
+        for name, why in given.items():
+            if self.fallbacks[name] is not False:
+                self.notes.append(f"--{name} has no effect: {why}")
 
     def array(self, parent: dict, path: tuple, name: str) -> list[dict]:
         """The tables under `name`; a problem when there is none or it is not an array."""
@@ -156,8 +233,9 @@ class _Reader:
                 found[name] = self.entry(name, value, where)
         return found
 
-    def flag_entries(self, fallbacks: Mapping[str, Any]) -> Entries:
+    def flag_entries(self) -> Entries:
         """What the command line gives for the file's keys."""
+        fallbacks = self.fallbacks
         found = {}
         for name, key in KEYS.items():
             flag = name if key.flag == "=" else key.flag
@@ -177,10 +255,8 @@ class _Reader:
         except ValueError as error:
             self.problem(str(error), where)
             return Entry(key.default, where)
-        if key.later and value != key.default:
-            self.problem(f"{name} is not available yet. Remove it.", where)
-        if name == "cache_info" and value:
-            self.notes.append("cache_info has no effect yet: picture sizes are read at every start")
+        if key.unread and value != key.default:
+            self.notes.append(f"{name} has no effect: {key.unread}")
         return Entry(value, where)
 
     def unknown_at_top(self, name: str) -> None:
@@ -192,26 +268,92 @@ class _Reader:
         hint = f" Did you mean {near}?" if near else " Known: [general] and [[datasets]]."
         self.problem(f"no such section.{hint}", self.where((name,)) if near else where)
 
-    def dataset(self, table: dict, path: tuple, outer: list[Entries]) -> DatasetConfig | None:
+    def datasets(self, table: dict, number: int, outer: list[Entries]) -> list[DatasetConfig]:
+        """The dataset of one table; one for each size where it lists `resolutions`."""
+        path = ("datasets", number)
         chain = [self.entries(table, path), *outer]
         values = {name: _find(name, chain) for name in DATASET_FIELDS}
-        self.check_buckets(values, path)
+        sizes = self.sizes(chain)
+        for size in sizes:
+            self.check_buckets({**values, "resolution": size}, path)
         tables = self.array(table, path, "subsets")
-        subsets = [self.subset(t, (*path, "subsets", i), chain) for i, t in enumerate(tables)]
-        if values["resolution"].value is None or not subsets:
-            return None  # its problem is recorded
+        subsets = tuple(self.subset(t, (*path, "subsets", i), chain) for i, t in enumerate(tables))
+        if not subsets or any(size.value is None for size in sizes):
+            return []  # their problem is recorded
         fields = {name: entry.value for name, entry in values.items()}
-        return DatasetConfig(subsets=tuple(subsets), **fields)
+        return [
+            DatasetConfig(**{**fields, "resolution": size.value}, subsets=subsets, family=number)
+            for size in sizes
+        ]
+
+    def sizes(self, chain: list[Entries]) -> list[Entry]:
+        """What to train at: resolution or resolutions, whichever is set further inside."""
+        for entries in chain:
+            if "resolution" in entries and "resolutions" in entries:
+                where = entries["resolutions"].where
+                self.problem("resolution and resolutions are both set. Keep one.", where)
+            if "resolutions" in entries:
+                listed = entries["resolutions"]
+                return [Entry(size, listed.where) for size in listed.value or ()]
+            if "resolution" in entries:
+                return [entries["resolution"]]
+        return [Entry(None)]
 
     def subset(self, table: dict, path: tuple, outer: list[Entries]) -> SubsetConfig:
         chain = [self.entries(table, path), *outer]
         values = {name: _find(name, chain) for name in SUBSET_FIELDS}
-        if values["image_dir"].where:
-            if values["image_dir"].value is not None:
-                self.check_folder(values["image_dir"])
-        else:
-            self.problem("image_dir is missing: the folder with the pictures.", self.where(path))
+        self.check_places(values, path)
+        self.choose_mask(values, chain[0])
+        self.check_augmentation(values)
+        low, high = values["min_ar"], values["max_ar"]
+        if low.value and high.value and low.value > high.value:
+            self.problem(f"min_ar is above max_ar = {high.value:g}.", low.where)
+        if values["is_reg"].value and "trigger_word" not in chain[0]:
+            values["trigger_word"] = Entry("")  # regularisation pictures show the class without it
         return SubsetConfig(**{name: entry.value for name, entry in values.items()})
+
+    def check_places(self, values: Entries, path: tuple) -> None:
+        """The pictures' folder is there and has pictures; the metadata file is a file."""
+        folder, metadata = values["image_dir"], values["metadata_file"]
+        if not folder.where and not metadata.where:
+            self.problem("image_dir is missing: the folder with the pictures.", self.where(path))
+        if folder.value is not None:
+            recursive = values["recursive"].value or metadata.value is not None
+            if message := folder_problem(folder.value, recursive=recursive):
+                self.problem(message, folder.where)
+        if metadata.value is not None and not Path(metadata.value).is_file():
+            is_folder = "this is a folder" if Path(metadata.value).is_dir() else "no such file"
+            message = f"{is_folder}. Give a JSON file of captions by picture."
+            self.problem(message, metadata.where)
+
+    def choose_mask(self, values: Entries, own: Entries) -> None:
+        """One source of masks: what the subset itself names wins over what flags say."""
+        sources = ("mask_path", "conditioning_data_dir", "alpha_mask")
+        given = [name for name in sources if values[name].value]
+        here = [name for name in given if name in own]
+        if len(here) > 1:
+            self.problem(
+                f"{' and '.join(here)}: a picture has one mask. Keep one.", own[here[0]].where
+            )
+        for name in given:
+            if name != (here or given)[0]:
+                values[name] = Entry(KEYS[name].default)
+        if values["conditioning_data_dir"].value and not self.fallbacks.get("masked_loss"):
+            self.notes.append("conditioning_data_dir has no effect: --masked_loss is off")
+            values["conditioning_data_dir"] = Entry(None)
+        for name in ("mask_path", "conditioning_data_dir"):
+            if (folder := values[name]).value is not None:
+                recursive = values["recursive"].value or values["metadata_file"].value is not None
+                if message := folder_problem(folder.value, recursive=recursive):
+                    self.problem(message, folder.where)
+
+    def check_augmentation(self, values: Entries) -> None:
+        """What changes a picture every time cannot be used with latents that are encoded once."""
+        cached = [f for f in ("cache_latents", "cache_latents_to_disk") if self.fallbacks.get(f)]
+        for name in ("color_aug", "random_crop", "face_crop_aug_range"):
+            if cached and values[name].value:
+                text = f"{name} changes pictures every time, and --{cached[0]} encodes them once. "
+                self.problem(f"{text}Leave one of them out.", values[name].where)
 
     def check_buckets(self, values: Entries, path: tuple) -> None:
         """What has to hold between resolution, bucket sizes and steps."""
@@ -249,93 +391,7 @@ class _Reader:
             text = f"{name} {wrong[0]} is not divisible by {unit} ({reason}). Nearest: {shown}."
             self.problem(text, entry.where)
 
-    def check_folder(self, entry: Entry) -> None:
-        """The folder is there and has pictures."""
-        message = _folder_problem(entry.value)
-        if message:
-            self.problem(message, entry.where)
-
 
 def _find(name: str, chain: Iterable[Entries]) -> Entry:
     """The innermost entry of a key, else its default."""
     return next((e[name] for e in chain if name in e), Entry(KEYS[name].default))
-
-
-def _folder_problem(name: str) -> str | None:
-    """What is wrong with a picture folder. A relative one counts from the current directory."""
-    folder = Path(name)
-    if re.search(r"[\x00-\x1f]", name):
-        return "a backslash was read as an escape. Use 'single quotes', or / instead of \\."
-    if folder.is_file():
-        return "this is a file. Give the folder that holds the pictures."
-    if not folder.is_dir():
-        hint = f"It is looked for in {Path.cwd()}." if not folder.is_absolute() else ""
-        if os.name != "nt" and re.match(r"[A-Za-z]:\\", name):
-            hint = "This is a Windows path."
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        near = nearest_name(folder.name, siblings)
-        return f"no such folder. {f'Did you mean {folder.parent / near}? ' if near else ''}{hint}"
-    try:
-        children = sorted(folder.iterdir())
-    except OSError as error:
-        return f"the folder cannot be read: {error.strerror}."
-    if any(child.suffix.lower() in IMAGE_EXTENSIONS for child in children):
-        return None
-    message = f"no pictures in this folder (looked for {', '.join(IMAGE_EXTENSIONS)})."
-    inner = [child.name for child in children if child.is_dir() and not child.name.startswith("_")]
-    return (
-        f"{message} It is not searched deeper: give {inner[0]} its own subset."
-        if inner
-        else message
-    )
-
-
-def _parse(path: Path) -> tuple[str, dict]:
-    """The file's text and its content. Raises ConfigError when it cannot be read as TOML."""
-    source = str(path)
-    if path.suffix.lower() == ".json":
-        raise ConfigError("a JSON dataset file is not available yet. Write TOML.", source=source)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        return text, tomllib.loads(text)
-    except FileNotFoundError:
-        message = f"no such file. --dataset_config is looked for in {Path.cwd()}."
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}."
-    except UnicodeDecodeError:
-        message = "is not UTF-8 text. Save it as UTF-8 (in Notepad: Save as, Encoding UTF-8)."
-    except tomllib.TOMLDecodeError as error:
-        message = f"is not valid TOML: {error}.{_toml_hint(text, str(error))}"
-    raise ConfigError(message, source=source)
-
-
-def _toml_hint(text: str, error: str) -> str:
-    """The line in question, and what to do about Windows paths."""
-    place = re.search(r"at line (\d+)", error)
-    line = text.splitlines()[int(place[1]) - 1].strip() if place else ""
-    shown = f" The line: {line}" if line else ""
-    if "\\" in line:
-        shown += "  A path with \\ needs 'single quotes', or / instead of \\."
-    return shown
-
-
-def _find_lines(text: str) -> dict[tuple, str]:
-    """(table path, key) -> "line N  its text"; key "" for headers. What it misses has no line."""
-    found: dict[tuple, str] = {}
-    path: tuple = ()
-    datasets = subsets = -1
-    for number, line in enumerate(text.splitlines(), 1):
-        shown = f"line {number}  {line.strip()[:60]}"
-        header = re.match(r"\s*\[+\s*([\w.\s-]+?)\s*\]+\s*(#.*)?$", line)
-        pair = re.match(r"""\s*["']?([\w-]+)["']?\s*=""", line)
-        if header and header[1] == "datasets":
-            datasets, subsets = datasets + 1, -1
-            path = ("datasets", datasets)
-        elif header and header[1] == "datasets.subsets":
-            subsets += 1
-            path = ("datasets", datasets, "subsets", subsets)
-        elif header:
-            path = (header[1],)
-        if header or pair:
-            found.setdefault((path, pair[1] if pair else ""), shown)
-    return found

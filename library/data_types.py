@@ -30,6 +30,8 @@ class ImageInfo:
     size:    (width, height) as displayed, that is after EXIF orientation
     caption: as read from the caption file, unprocessed; None when there is no caption file
     plan:    how it is resized and cropped to its bucket
+    mask:    file of its loss mask; None when there is none, or it is the picture's own opacity
+    repeats: samples of it in one epoch
     """
 
     key: str
@@ -39,6 +41,8 @@ class ImageInfo:
     dataset_index: int
     subset: SubsetConfig
     plan: CropPlan
+    mask: Path | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Sample:
     pixels:  (3, 8H, 8W) in [-1, 1], float32        latents: (C, H, W), normalized
     caption: after shuffle, dropout and so on        text: its encoder outputs when cached, else None
     seed:    from (seed, epoch, key, repeat); sigma and noise are drawn from it
+    loss_mask: (H', W') >= 0 at latent or pixel size; None: every element counts
+    network_multiplier: strength of the adapters for its dataset
     """
 
     key: str
@@ -71,6 +77,7 @@ class Sample:
     text: TextOutputs | None = None
     loss_weight: float = 1.0
     loss_mask: Tensor | None = None
+    network_multiplier: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +94,7 @@ class Batch:
     latents: Tensor | None = None
     text: tuple[TextOutputs, ...] | None = None
     loss_mask: Tensor | None = None
+    network_multiplier: float = 1.0
 
     def to(self, device: object) -> Batch:
         """The same batch with its image tensors and weights on `device` (text stays where it is)."""

@@ -1,6 +1,6 @@
 """The keys of dataset.toml as a table: type, default, where each may stand, which flag it answers to.
 
-Every key of sd-scripts is here; `later` marks those that are known but without effect yet.
+Every key of sd-scripts is here, and those of our own (flag None and no counterpart there).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Key:
 
     levels:  where it may stand: g, d, s
     flag:    the command line's name for it; None when only the file has it
-    later:   known, but without effect yet
+    unread:  why it has no effect; "" when it has one
     """
 
     kind: str
@@ -30,7 +30,7 @@ class Key:
     high: float = math.inf
     flag: str | None = "="
     choices: tuple[str, ...] = ()
-    later: bool = False
+    unread: str = ""
 
 
 KEYS = {
@@ -60,19 +60,28 @@ KEYS = {
     "image_dir": Key("text", None, "s", flag=None),
     "caption_extension": Key("text", ".txt"),
     "class_tokens": Key("text", "", flag=None),
-    "network_multiplier": Key("float", 1.0, "gd", flag=None, later=True),
-    "validation_split": Key("float", 0.0, "gd", flag=None, later=True),
-    "validation_seed": Key("int", None, "gd", flag=None, later=True),
-    "skip_image_resolution": Key("size", None, "gd", later=True),
-    "color_aug": Key("bool", False, later=True),
-    "face_crop_aug_range": Key("range", None, later=True),
-    "random_crop": Key("bool", False, later=True),
-    "custom_attributes": Key("table", None, flag=None, later=True),
-    "is_reg": Key("bool", False, "s", flag=None, later=True),
-    "alpha_mask": Key("bool", False, "s", later=True),
-    "metadata_file": Key("text", None, "s", flag=None, later=True),
-    "conditioning_data_dir": Key("text", None, "s", flag=None, later=True),
     "cache_info": Key("bool", False),
+    "network_multiplier": Key("float", 1.0, "gd", flag=None),
+    "validation_split": Key("float", 0.0, "gd", low=0, high=0.9),
+    "validation_seed": Key("int", None, "gd"),
+    "skip_image_resolution": Key("size", None, "gd"),
+    "color_aug": Key("bool", False),
+    "random_crop": Key("bool", False),
+    "face_crop_aug_range": Key("range", None),
+    "is_reg": Key("bool", False, "s", flag=None),
+    "metadata_file": Key("text", None, "s", flag=None),
+    "alpha_mask": Key("bool", False, "s"),
+    "conditioning_data_dir": Key("text", None, "s"),
+    "custom_attributes": Key("table", None, flag=None, unread="no custom datasets here read it"),
+    # beyond sd-scripts
+    "resolutions": Key("sizes", None, "gd", flag=None),
+    "recursive": Key("bool", False, flag=None),
+    "mask_path": Key("text", None, "s", flag=None),
+    "min_ar": Key("float", None, low=0.01, high=100, flag=None),
+    "max_ar": Key("float", None, low=0.01, high=100, flag=None),
+    "skip_empty_caption": Key("bool", False, flag=None),
+    "loss_multiplier": Key("float", 1.0, low=0, flag=None),
+    "trigger_word": Key("text", "", flag=None),
 }
 EXPECTED = {
     "bool": "true or false",
@@ -80,6 +89,7 @@ EXPECTED = {
     "float": "a number",
     "text": "text in quotes",
     "size": "a whole number or [width, height]",
+    "sizes": "a list of sizes such as [512, 768, 1024]",
     "range": "two numbers, [min, max]",
     "table": "a table",
 }
@@ -92,16 +102,18 @@ def belongs(name: str, level: str) -> str:
 
 def convert(key: Key, value: Any) -> Any:
     """The value in the key's type. Raises ValueError saying what was expected."""
-    pair = isinstance(value, list) and len(value) == 2
     if key.kind == "size":
-        edges = value if pair else [value, value]
-        if not all(type(edge) is int and edge > 0 for edge in edges):
+        return _size(key, value)
+    if key.kind == "sizes":
+        if not isinstance(value, list) or not value:
             raise ValueError(_type_message(key, value))
-        return tuple(edges)
+        return tuple(dict.fromkeys(_size(key, each) for each in value))
+    if key.kind == "range":
+        return _range(key, value)
     if key.kind == "float" and type(value) is int:
         value = float(value)
-    types = {"bool": bool, "int": int, "float": float, "text": str, "range": list, "table": dict}
-    if type(value) is not types[key.kind] or (key.kind == "range" and not pair):
+    types = {"bool": bool, "int": int, "float": float, "text": str, "table": dict}
+    if type(value) is not types[key.kind]:
         raise ValueError(_type_message(key, value))
     if key.choices and value not in key.choices:
         raise ValueError(f"{value!r} is unknown. Choose one of {', '.join(key.choices)}.")
@@ -113,6 +125,23 @@ def convert(key: Key, value: Any) -> Any:
     if key is KEYS["caption_separator"] and not value:
         raise ValueError('a separator cannot be empty. The usual one is ",".')
     return value
+
+
+def _size(key: Key, value: Any) -> tuple[int, int]:
+    edges = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    if not all(type(edge) is int and edge > 0 for edge in edges):
+        raise ValueError(_type_message(key, value))
+    return edges[0], edges[1]
+
+
+def _range(key: Key, value: Any) -> tuple[float, float]:
+    is_pair = isinstance(value, list) and len(value) == 2
+    if not is_pair or not all(type(end) in (int, float) for end in value):
+        raise ValueError(_type_message(key, value))
+    low, high = map(float, value)
+    if not 0 < low <= high < math.inf:
+        raise ValueError(f"expected 0 < min <= max, got {value}.")
+    return low, high
 
 
 def _type_message(key: Key, value: Any) -> str:

@@ -13,17 +13,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.data import Dataset
 
+from library import augment
+from library.buckets import CropPlan
 from library.captions import CaptionPosition, process_caption
 from library.data_types import Batch, ImageInfo, Sample, SampleRequest
-from library.images import load_pixels
+from library.images import load_picture
 from library.utils import position_seed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from PIL import Image
+    from torch import Tensor
+
     from library.bucket_sampler import BucketBatchSampler
     from library.caches import LatentsCache, TextCache
-    from library.dataset_scan import Catalogue
+    from library.catalogue import Catalogue
 
 
 class TrainDataset(Dataset[Sample]):
@@ -32,6 +37,7 @@ class TrainDataset(Dataset[Sample]):
     latents, texts:  caches; without them samples carry pixels and only the caption
     max_train_steps: length of the run, for a token_warmup_step given as a fraction
     steps_per_epoch: updates per epoch, for token warm-up; batches per epoch when 0
+    prior_loss_weight: of regularisation pictures
     """
 
     def __init__(
@@ -43,12 +49,14 @@ class TrainDataset(Dataset[Sample]):
         texts: TextCache | None = None,
         max_train_steps: int = 0,
         steps_per_epoch: int = 0,
+        prior_loss_weight: float = 1.0,
     ) -> None:
         self.catalogue = catalogue
         self.seed = seed
         self.latents = latents
         self.texts = texts
         self.max_train_steps = max_train_steps
+        self.prior_loss_weight = prior_loss_weight
         self.batches_per_epoch = max(1, catalogue.num_batches)
         self.steps_per_epoch = steps_per_epoch or self.batches_per_epoch
 
@@ -61,10 +69,10 @@ class TrainDataset(Dataset[Sample]):
         flip = self.is_flipped(request)
         pixels = latents = None
         if self.latents is not None:
-            latents = self.latents.get(image.key, flip)
+            latents, mask = self.latents.get(image.key, flip)
         else:
-            kernel = image.subset.resize_interpolation
-            pixels = load_pixels(image.path, image.plan, interpolation=kernel, flip=flip)
+            pixels, mask = self.picture_of(request)
+        prior = self.prior_loss_weight if image.subset.is_reg else 1.0
         return Sample(
             key=image.key,
             seed=position_seed(*self.position(image, request)),
@@ -72,12 +80,48 @@ class TrainDataset(Dataset[Sample]):
             pixels=pixels,
             latents=latents,
             text=None if self.texts is None else self.texts.get(caption),
+            loss_weight=prior * image.subset.loss_multiplier,
+            loss_mask=mask,
+            network_multiplier=self.catalogue.group.datasets[
+                image.dataset_index
+            ].network_multiplier,
         )
+
+    def picture_of(self, request: SampleRequest) -> tuple[Tensor, Tensor | None]:
+        """What this request sees: pixels (3, H, W) in [-1, 1], loss mask (H, W) or None."""
+        image = self.catalogue.images[request.index]
+
+        def change(picture: Image.Image) -> Image.Image:
+            return augment.change_colours(picture, self.chance(request, "colour"))
+
+        pixels, mask = load_picture(
+            image.path,
+            self.plan_of(request),
+            interpolation=image.subset.resize_interpolation,
+            alpha_mask=image.subset.alpha_mask,
+            mask_path=image.mask,
+            change=change if image.subset.color_aug else None,
+        )
+        if self.is_flipped(request):
+            return pixels.flip(-1), None if mask is None else mask.flip(-1)
+        return pixels, mask
+
+    def plan_of(self, request: SampleRequest) -> CropPlan:
+        """Where this request's picture is cropped."""
+        image = self.catalogue.images[request.index]
+        subset, rng = image.subset, self.chance(request, "crop")
+        face = augment.face_in_name(image.path) if subset.face_crop_aug_range else None
+        if face is not None:
+            return augment.face_crop(
+                image.plan, image.size, face, subset.face_crop_aug_range, rng,
+                scatter=subset.random_crop,
+            )  # fmt: skip
+        return augment.random_crop(image.plan, rng) if subset.random_crop else image.plan
 
     def caption_of(self, request: SampleRequest) -> str:
         """The caption this request is trained with; pure, so that a run's captions are known."""
         image = self.catalogue.images[request.index]
-        rng = random.Random(position_seed(*self.position(image, request), "caption"))
+        rng = self.chance(request, "caption")
         step = request.epoch * self.steps_per_epoch
         step += request.batch * self.steps_per_epoch // self.batches_per_epoch
         position = CaptionPosition(request.epoch, step, self.max_train_steps)
@@ -86,8 +130,12 @@ class TrainDataset(Dataset[Sample]):
     def is_flipped(self, request: SampleRequest) -> bool:
         """Whether this request sees the mirrored picture."""
         image = self.catalogue.images[request.index]
-        seed = position_seed(*self.position(image, request), "flip")
-        return image.subset.flip_aug and random.Random(seed).random() < 0.5
+        return image.subset.flip_aug and self.chance(request, "flip").random() < 0.5
+
+    def chance(self, request: SampleRequest, purpose: str) -> random.Random:
+        """The random generator of one choice for this request."""
+        image = self.catalogue.images[request.index]
+        return random.Random(position_seed(*self.position(image, request), purpose))
 
     def position(self, image: ImageInfo, request: SampleRequest) -> tuple[int | str, ...]:
         """What all of a sample's random choices depend on."""
@@ -110,8 +158,17 @@ def collate(samples: Sequence[Sample]) -> Batch:
         pixels=stack("pixels"),
         latents=stack("latents"),
         text=None if texts[0] is None else texts,
-        loss_mask=stack("loss_mask"),
+        loss_mask=stack_masks([sample.loss_mask for sample in samples]),
+        network_multiplier=samples[0].network_multiplier,
     )
+
+
+def stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """(B, H, W); ones where a sample has no mask, None where no sample has one."""
+    size = next((mask.shape for mask in masks if mask is not None), None)
+    if size is None:
+        return None
+    return torch.stack([torch.ones(size) if mask is None else mask for mask in masks])
 
 
 def captions_of_run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,10 +59,15 @@ def read_size(path: str | Path) -> Size:
 
 def load_image(path: str | Path) -> Image.Image:
     """The picture as displayed, RGB on white. Raises UnreadableImage, also when it is cut short."""
+    return to_rgb(decode(path))
+
+
+def decode(path: str | Path) -> Image.Image:
+    """The picture as displayed, in its own mode. Raises UnreadableImage."""
     with open_image(path) as image:
         try:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            return ImageOps.exif_transpose(image)
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImage(
                 f"{path}: the picture is damaged ({error}). Replace it."
@@ -156,15 +162,19 @@ def describe_foreign(path: str | Path) -> str:
     )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB from any mode: 16-bit grey scaled, transparency laid on white."""
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """RGB from any mode: 16-bit grey scaled, transparency laid on `background`."""
     if image.mode.startswith("I") or image.mode == "F":
         image = grey_to_8_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if is_transparent(image):
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether the picture has an alpha channel or a transparent colour."""
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
 
 
 def grey_to_8_bit(image: Image.Image) -> Image.Image:
@@ -192,13 +202,62 @@ def resize(image: Image.Image, size: Size, interpolation: str | None = None) -> 
     return image.resize(size, RESAMPLING[interpolation])
 
 
+def load_picture(
+    path: str | Path,
+    plan: CropPlan,
+    *,
+    interpolation: str | None = None,
+    alpha_mask: bool = False,
+    mask_path: Path | None = None,
+    change: Callable[[Image.Image], Image.Image] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Pixels (3, H, W) float32 in [-1, 1], and the loss mask (H, W) in [0, 1] or None: all of it counts.
+
+    The mask is the red channel of `mask_path`, or the picture's own opacity. change: applied to the
+    decoded picture. Raises UnreadableImage.
+    """
+    decoded = decode(path)
+    image = to_rgb(decoded)
+    if change is not None:
+        image = change(image)
+    mask = None
+    if mask_path is not None:
+        mask = load_mask(mask_path, image.size)
+    elif alpha_mask and is_transparent(decoded):
+        mask = decoded.convert("RGBA").getchannel("A")
+    pixels = image_to_tensor(crop(resize(image, plan.resized, interpolation), plan))
+    if mask is None:
+        return pixels, None
+    mask = crop(resize(mask, plan.resized, mask_kernel(mask.size, plan.resized)), plan)
+    return pixels, torch.from_numpy(np.array(mask, dtype=np.uint8)).float().div_(255)
+
+
+def load_mask(path: Path, size: Size) -> Image.Image:
+    """The red channel; transparent parts count as black. Raises UnreadableImage if not of `size`."""
+    mask = to_rgb(decode(path), background="black").getchannel("R")
+    if mask.size != size:
+        text = (
+            f"{path}: the mask is {mask.width} x {mask.height}, its picture {size[0]} x {size[1]}."
+        )
+        raise UnreadableImage(f"{text} Make them the same size.")
+    return mask
+
+
+def mask_kernel(size: Size, wanted: Size) -> str:
+    """Kernels that never leave the range of the values."""
+    return "area" if size[0] > wanted[0] or size[1] > wanted[1] else "bilinear"
+
+
+def crop(image: Image.Image, plan: CropPlan) -> Image.Image:
+    left, top = plan.crop
+    return image.crop((left, top, left + plan.bucket[0], top + plan.bucket[1]))
+
+
 def load_pixels(
     path: str | Path, plan: CropPlan, *, interpolation: str | None = None, flip: bool = False
 ) -> Tensor:
     """The picture in its bucket: (3, H, W) float32 in [-1, 1]. Raises UnreadableImage."""
-    image = resize(load_image(path), plan.resized, interpolation)
-    left, top = plan.crop
-    pixels = image_to_tensor(image.crop((left, top, left + plan.bucket[0], top + plan.bucket[1])))
+    pixels, _ = load_picture(path, plan, interpolation=interpolation)
     return pixels.flip(-1) if flip else pixels
 
 

@@ -20,8 +20,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.catalogue import Catalogue
 from library.data_types import TrainState
-from library.dataset_scan import Catalogue
 from library.errors import ConfigError
 from library.run_config import MetadataOptions, TrainConfig
 
@@ -122,7 +122,7 @@ def run_metadata(cfg: TrainConfig, catalogue: Catalogue, run: Mapping[str, Any])
 
 def dataset_entries(catalogue: Catalogue) -> dict[str, Any]:
     """Pictures, buckets and tags: ss_datasets, ss_tag_frequency, ss_bucket_info, ss_dataset_dirs."""
-    datasets, frequency, dirs = [], {}, {}
+    datasets, frequency, dirs, reg_dirs = [], {}, {}, {}
     for index, dataset in enumerate(catalogue.group.datasets):
         images = [image for image in catalogue.images if image.dataset_index == index]
         buckets = Counter(image.plan.bucket for image in images)
@@ -131,11 +131,16 @@ def dataset_entries(catalogue: Catalogue) -> dict[str, Any]:
             for number, (bucket, count) in enumerate(sorted(buckets.items()))
         }
         settings = asdict(dataset)
+        for settings_of_subset in settings["subsets"]:  # no paths of the user's disk
+            for key in ("image_dir", "metadata_file", "mask_path", "conditioning_data_dir"):
+                path = settings_of_subset[key]
+                settings_of_subset[key] = path and Path(path).name
         datasets.append({**settings, "bucket_info": {"buckets": bucket_info}})
         for subset in dataset.subsets:
             inside = [image for image in images if image.subset is subset]
-            name = Path(subset.image_dir).name
-            dirs[name] = {"n_repeats": subset.num_repeats, "img_count": len(inside)}
+            name = Path(subset.place).name
+            counts = {"n_repeats": subset.num_repeats, "img_count": len(inside)}
+            (reg_dirs if subset.is_reg else dirs)[name] = counts
             tags = Counter(
                 tag.strip()
                 for image in inside
@@ -145,11 +150,13 @@ def dataset_entries(catalogue: Catalogue) -> dict[str, Any]:
             frequency[name] = dict(tags)
     images = catalogue.images
     return {
-        "num_train_images": sum(image.subset.num_repeats for image in images),
-        "num_reg_images": 0,
+        "num_train_images": sum(image.repeats for image in images if not image.subset.is_reg),
+        "num_reg_images": sum(image.repeats for image in images if image.subset.is_reg),
+        "num_validation_images": len(catalogue.held_out),
         "datasets": json.dumps(datasets, ensure_ascii=False, default=str),
         "tag_frequency": json.dumps(frequency, ensure_ascii=False),
         "dataset_dirs": json.dumps(dirs, ensure_ascii=False),
+        "reg_dataset_dirs": json.dumps(reg_dirs, ensure_ascii=False),
     }
 
 

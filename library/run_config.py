@@ -27,6 +27,9 @@ LATER = "not available yet in this version"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
 FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
 
+FOLDERS = ("train_data_dir", "reg_data_dir", "in_json")
+"""Flags that name the pictures where there is no dataset_config."""
+
 SCHEDULES = (
     "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, "
     "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, adafactor[:lr]"
@@ -83,7 +86,7 @@ class ConfigOptions:
     output_config: bool = flag(
         False, "write what differs from the defaults to --config_file and exit"
     )
-    dataset_config: str | None = flag(None, "TOML file that describes the pictures")
+    dataset_config: str | None = flag(None, "TOML or JSON file that describes the pictures")
     check_only: bool = flag(False, "report on the run, as tools/doctor.py does, and exit")
 
 
@@ -142,12 +145,11 @@ class DataOptions:
         None, "resampling; area when shrinking, lanczos when enlarging unless given",
         choices=RESAMPLING,
     )  # fmt: skip
-    cache_info: bool = flag(
-        False,
-        "remember sizes and captions in each folder",
-        ignored=f"{LATER}; folders are read anew",
-    )
-    debug_dataset: bool = flag(False, "show what the dataset gives and exit", refused=LATER)
+    cache_info: bool = flag(False, "remember the sizes of pictures in each folder")
+    debug_dataset: bool = flag(
+        False, "show what the dataset gives and exit",
+        refused="tools/preview_buckets.py shows it, with the same arguments",
+    )  # fmt: skip
     max_data_loader_n_workers: int = flag(
         8,
         "most processes that decode pictures; none run when latents are cached",
@@ -155,32 +157,32 @@ class DataOptions:
     )
     persistent_data_loader_workers: bool = flag(False, "keep those processes between epochs")
     train_data_dir: str | None = flag(
-        None, "folder of <repeats>_<class> folders; not read beside dataset_config"
+        None, "folder of <repeats>_<class> folders, where there is no dataset_config"
     )
-    reg_data_dir: str | None = flag(
-        None, "folder of regularisation pictures; not read beside dataset_config"
+    reg_data_dir: str | None = flag(None, "the same, of regularisation pictures")
+    in_json: str | None = flag(
+        None, "metadata file of captions, with the pictures in train_data_dir"
     )
-    in_json: str | None = flag(None, "metadata file of captions; not read beside dataset_config")
     dataset_class: str | None = flag(
         None, "class path of a dataset of your own", refused="datasets are described in TOML here"
     )
-    color_aug: bool = flag(False, "change colours at random", refused=LATER)
-    random_crop: bool = flag(False, "crop at random", refused=LATER)
-    face_crop_aug_range: str | None = flag(None, "crop around faces", refused=LATER)
-    alpha_mask: bool = flag(False, "use transparency as loss mask", refused=LATER)
-    conditioning_data_dir: str | None = flag(None, "folder of loss masks", refused=LATER)
+    color_aug: bool = flag(
+        False, "change hue or brightness a little at random; not with cache_latents"
+    )
+    random_crop: bool = flag(False, "crop at random; not with cache_latents")
+    face_crop_aug_range: str | None = flag(
+        None, "min,max: crop around the face that a file name ending in _x_y_w_h tells of, the short "
+        "side so many times the face; not with cache_latents",
+    )  # fmt: skip
+    alpha_mask: bool = flag(False, "use transparency as loss mask")
+    conditioning_data_dir: str | None = flag(None, "folder of loss masks, with masked_loss")
     skip_image_resolution: str | None = flag(
-        None, "leave out pictures up to this size", read=size, refused=LATER
+        None, "leave out pictures of up to this many pixels, width times height", read=size
     )
     weighted_captions: bool = flag(
         False, "weights in captions, (tag:1.3)",
         refused="captions reach the model as ComfyUI would send them, without weights",
     )  # fmt: skip
-
-    @property
-    def unread(self) -> dict[str, str]:
-        names = ("train_data_dir", "reg_data_dir", "in_json")
-        return dict.fromkeys(names, "dataset_config names the folders")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -456,10 +458,8 @@ class LossOptions:
     )
     huber_c: float = flag(0.1, "threshold of huber and smooth_l1", check=above(0))
     huber_scale: float = flag(1.0, "factor of the threshold", check=above(0))
-    prior_loss_weight: float = flag(
-        1.0, "weight of regularisation pictures", ignored=f"{LATER}: there are no such pictures"
-    )
-    masked_loss: bool = flag(False, "loss inside a mask only", refused=LATER)
+    prior_loss_weight: float = flag(1.0, "weight of regularisation pictures", check=at_least(0))
+    masked_loss: bool = flag(False, "loss inside the masks of conditioning_data_dir only")
     min_snr_gamma: float | None = flag(
         None, "weight by SNR", ignored=f"{FLOW}; weighting_scheme = sigma_sqrt or cosmap weights it"
     )
@@ -559,11 +559,17 @@ class PreviewOptions:
 class ValidationOptions:
     """Validation"""
 
-    validation_split: float = flag(0.0, "share of pictures held out", refused=LATER)
-    validation_seed: int | None = flag(None, "seed of the split", ignored=LATER)
-    validate_every_n_steps: int | None = flag(None, "validate every n steps", ignored=LATER)
-    validate_every_n_epochs: int | None = flag(None, "validate every n epochs", ignored=LATER)
-    max_validation_steps: int | None = flag(None, "most batches of a validation", ignored=LATER)
+    validation_split: float = flag(
+        0.0, "share of pictures kept for validation", check=between(0, 0.9)
+    )
+    validation_seed: int | None = flag(None, "which of them; 0 if not given")
+    validate_every_n_steps: int | None = flag(None, "validate every n steps", check=at_least(1))
+    validate_every_n_epochs: int | None = flag(
+        None, "validate every n epochs; every epoch if neither is given", check=at_least(1)
+    )
+    max_validation_steps: int | None = flag(
+        None, "most batches of a validation; all if not given", check=at_least(1)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -729,20 +735,20 @@ class TrainConfig:
 
     def check(self) -> list[Problem]:
         """What is wrong between groups."""
-        if self.files.dataset_config:
+        if self.files.dataset_config or any(getattr(self.data, name) for name in FOLDERS):
             return []
-        message = "is needed: a TOML file that describes the pictures."
-        found = [Problem(message, "dataset_config")]
-        for name in ("train_data_dir", "reg_data_dir", "in_json"):
-            if getattr(self.data, name):
-                message = f"is {LATER}. Name the folder in dataset_config."
-                found.append(Problem(message, name))
-        return found
+        message = "is needed: a TOML file that describes the pictures (or --train_data_dir)."
+        return [Problem(message, "dataset_config")]
 
     def notes(self, explicit: Collection[str]) -> list[str]:
         """One line for each option that was set and that others leave without effect."""
         groups = [getattr(self, field.name) for field in fields(self)]
         found = effect_notes(groups, explicit)
+        if self.files.dataset_config:
+            named = [name for name in FOLDERS if name in explicit and getattr(self.data, name)]
+            found += [
+                f"--{name} has no effect: dataset_config names the folders." for name in named
+            ]
         given = [f.name for f in fields(self.metadata) if getattr(self.metadata, f.name)]
         if self.save.no_metadata and (names := [name for name in given if name in explicit]):
             found += [f"--{name} has no effect: no_metadata is set." for name in names]

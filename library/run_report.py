@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from library.catalogue import Catalogue
 from library.checkpoints import CheckpointPlan
 from library.config_file import LoadedConfig
-from library.dataset_scan import Catalogue
 from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError
 from library.optimizers import optimizer_name
 from library.options import Flag
@@ -282,7 +282,7 @@ def dataset(page: Page, catalogue: Catalogue) -> None:
     for number, entry in enumerate(catalogue.group.datasets):
         for subset in entry.subsets:
             if changed := changed_fields(subset):
-                page.line(f"  settings of {subset.image_dir} (dataset {number}): {changed}")
+                page.line(f"  settings of {subset.place} (dataset {number}): {changed}")
 
 
 def changed_fields(settings: Any) -> str:

@@ -114,8 +114,12 @@ class AdapterNetwork:
             placement.adapter.requires_grad_(not placement.frozen)
 
     def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:
+        self.set_training(True)
+
+    def set_training(self, active: bool) -> None:
+        """Whether dropout is active."""
         for placement in self.placements:
-            placement.adapter.train()
+            placement.adapter.train(active)
 
     def get_trainable_params(self) -> list[nn.Parameter]:
         return [factor for p in self.trained() for factor in p.adapter.factors().values()]

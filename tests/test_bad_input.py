@@ -34,7 +34,7 @@ FLAGS = {
     "misspelt": ({"leanring_rate": 1}, ["leanring_rate", "Did you mean learning_rate?", "line"]),
     "text for a number": ({"learning_rate": "1e-4"}, ["Remove the quotes", "learning_rate"]),
     "no such choice": ({"mixed_precision": "bf61"}, ["Did you mean bf16?"]),
-    "refused": ({"masked_loss": True}, ["masked_loss", "not available yet"]),
+    "refused": ({"fp8_base": True}, ["fp8_base", "not available yet"]),
     "unknown network argument": ({"network_args": ["lokr_facto=4"]}, ["lokr_facto"]),
     "no pattern matches": ({"network_args": ["target_modules=nothing_here"]}, ["nothing_here"]),
     "argument without =": ({"network_args": ["rank_dropout"]}, ["rank_dropout", "key=value"]),

@@ -46,8 +46,8 @@ def test_latents_are_what_the_encoder_gives_plain_and_mirrored(folder, to_disk):
     cache = cache_latents(catalogue, encoder, to_disk=to_disk, batch_size=2)
     for image in catalogue.images:
         pixels = load_pixels(image.path, image.plan)[None]
-        assert torch.equal(cache.get(image.key), encoder.encode(pixels)[0])
-        assert torch.equal(cache.get(image.key, True), encoder.encode(pixels.flip(-1))[0])
+        assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
+        assert torch.equal(cache.get(image.key, True)[0], encoder.encode(pixels.flip(-1))[0])
     assert (folder / "_cache").exists() == to_disk
 
 
@@ -174,7 +174,7 @@ def test_two_datasets_that_resize_to_one_size_differently_keep_their_own(tmp_pat
     for image in catalogue.images:
         kernel = image.subset.resize_interpolation
         pixels = load_pixels(image.path, image.plan, interpolation=kernel)[None]
-        assert torch.equal(cache.get(image.key), encoder.encode(pixels)[0])
+        assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
 
 
 class NaNForDark(ShrinkingEncoder):

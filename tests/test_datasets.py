@@ -185,7 +185,7 @@ def test_everything_a_worker_needs_can_be_pickled(two_datasets):
     dataset = pickle.loads(pickle.dumps(TrainDataset(two_datasets, seed=1, latents=latents)))
     request = SampleRequest(0, 0, 0)
     assert torch.equal(
-        dataset[request].latents, latents.get("0.0/0.png", dataset.is_flipped(request))
+        dataset[request].latents, latents.get("0.0/0.png", dataset.is_flipped(request))[0]
     )
 
 

@@ -21,15 +21,17 @@ LAYERS = {
     "library/__init__ library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
-    "library/dataset_keys library/anima_backend/modelling/* networks/factors",
+    "library/dataset_keys library/dataset_file library/caption_json library/augment "
+    "library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util",
-    3: "library/dataset_scan library/datasets library/bucket_sampler library/caches "
+    3: "library/picture_files library/picture_sizes library/masks library/catalogue library/validation_split "
+    "library/dataset_scan library/datasets library/bucket_sampler library/caches "
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
-    "library/validation library/adapter_files library/train_util library/run_report",
+    "library/validation library/trainer_hooks library/adapter_files library/train_util library/run_report",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -40,6 +42,14 @@ HIGHEST_IMPORT = {"train_network.py": 4}  # the trainer is an entry, but knows n
 # Imports inside one layer: (folder, chain, why). A name may import every name further right.
 SIDEWAYS = [
     ("library", "datasets, strategy_base -> caches", "who fills and who reads the caches"),
+    (
+        "library",
+        "dataset_scan -> masks, validation_split, picture_sizes -> picture_files",
+        "one scan, by parts",
+    ),
+    ("library", "dataset_scan -> catalogue", "what a scan makes"),
+    ("library", "dataset_file -> dataset_keys", "which files are pictures"),
+    ("library", "augment -> buckets", "a crop is planned anew"),
     ("library", "sampling -> prompts", "a preview is drawn from a prompt"),
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),

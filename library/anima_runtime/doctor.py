@@ -24,9 +24,10 @@ from library import run_report
 from library.anima_runtime import key_mapping, model_loading, tokenizer_assets
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.estimates import Estimates
+from library.catalogue import Catalogue
 from library.config_file import LoadedConfig, Parser, read_config
-from library.config_util import DatasetGroupConfig, load_dataset_config
-from library.dataset_scan import Catalogue, scan
+from library.config_util import DatasetGroupConfig, read_datasets
+from library.dataset_scan import scan
 from library.errors import ConfigError, Problem, UserError
 from library.metadata import legacy_hash
 from library.optimizers import create_optimizer
@@ -158,7 +159,7 @@ class Check:
         """The dataset file of a configuration with problems, if it has none itself."""
         try:
             fallbacks = {n: v for n, v in self.train.flat().items() if n in self.loaded.explicit}
-            return load_dataset_config(self.train.files.dataset_config or "", fallbacks)
+            return read_datasets(self.train.files.dataset_config, fallbacks)
         except ConfigError:  # among the problems already
             return None
 

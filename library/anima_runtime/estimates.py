@@ -166,7 +166,7 @@ class Estimates:
         catalogue, pixels = self.trainer.catalogue, 8 * self.trainer.params.patch
         found = []
         for (number, (width, height)), indices in catalogue.buckets().items():
-            samples = sum(catalogue.images[i].subset.num_repeats for i in indices)
+            samples = sum(catalogue.images[i].repeats for i in indices)
             batch = min(samples, catalogue.group.datasets[number].batch_size)
             tokens = batch * (width // pixels) * (height // pixels)
             found.append((tokens, f"{batch} x {width} x {height}"))

@@ -1,0 +1,206 @@
+"""The dataset file itself: TOML or JSON to a document, where each key stands, folders that are named.
+
+What the keys mean is config_util's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from library.dataset_keys import IMAGE_EXTENSIONS
+from library.errors import ConfigError, Problem
+from library.utils import nearest_name
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+CACHE_FOLDER = "_cache"
+TableLines = dict[tuple, str]
+"""(table path, key) -> "line N  its text"; key "" for headers. What it misses has no line."""
+
+
+def read_document(path: Path) -> tuple[dict, TableLines]:
+    """The file's content and lines. Raises ConfigError when it is neither TOML nor JSON."""
+    source = str(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        message = f"no such file. --dataset_config is looked for in {Path.cwd()}."
+        raise ConfigError(message, source=source) from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}.", source=source) from error
+    except UnicodeDecodeError as error:
+        message = "is not UTF-8 text. Save it as UTF-8 (in Notepad: Save as, Encoding UTF-8)."
+        raise ConfigError(message, source=source) from error
+    if path.suffix.lower() == ".json":
+        return read_json(text, source), {}
+    try:
+        return tomllib.loads(text), find_lines(text)
+    except tomllib.TOMLDecodeError as error:
+        message = f"is not valid TOML: {error}.{_toml_hint(text, str(error))}"
+    except RecursionError:
+        message = "is not a dataset file: tables in tables in tables."
+    raise ConfigError(message, source=source)
+
+
+def read_json(text: str, source: str) -> dict:
+    """A JSON object whose every key stands once. Raises ConfigError."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict:
+        names = [name for name, _ in pairs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(f"{twice[0]} stands there twice. Keep one.", source=source)
+        return dict(pairs)
+
+    try:
+        document = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        lines = text.splitlines()
+        line = lines[error.lineno - 1].strip()[:60] if error.lineno <= len(lines) else ""
+        shown = f" The line: {line}" if line else ""
+        message = f"is not valid JSON: {error.msg} (line {error.lineno}).{shown}"
+        if "\\" in line:
+            message += "  A path needs / or \\\\ instead of \\."
+        raise ConfigError(message, source=source) from error
+    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
+        raise ConfigError(f"is not a dataset file ({error}).", source=source) from error
+    if not isinstance(document, dict):
+        message = 'expected an object: {"general": {...}, "datasets": [...]}.'
+        raise ConfigError(message, source=source)
+    return document
+
+
+def find_lines(text: str) -> TableLines:
+    """Where the tables and keys of a TOML file stand."""
+    found: dict[tuple, str] = {}
+    path: tuple = ()
+    datasets = subsets = -1
+    for number, line in enumerate(text.splitlines(), 1):
+        shown = f"line {number}  {line.strip()[:60]}"
+        header = re.match(r"\s*\[+\s*([\w.\s-]+?)\s*\]+\s*(#.*)?$", line)
+        pair = re.match(r"""\s*["']?([\w-]+)["']?\s*=""", line)
+        if header and header[1] == "datasets":
+            datasets, subsets = datasets + 1, -1
+            path = ("datasets", datasets)
+        elif header and header[1] == "datasets.subsets":
+            subsets += 1
+            path = ("datasets", datasets, "subsets", subsets)
+        elif header:
+            path = (header[1],)
+        if header or pair:
+            found.setdefault((path, pair[1] if pair else ""), shown)
+    return found
+
+
+def _toml_hint(text: str, error: str) -> str:
+    """The line in question, and what to do about Windows paths."""
+    place = re.search(r"at line (\d+)", error)
+    line = text.splitlines()[int(place[1]) - 1].strip() if place else ""
+    shown = f" The line: {line}" if line else ""
+    if "\\" in line:
+        shown += "  A path with \\ needs 'single quotes', or / instead of \\."
+    return shown
+
+
+def folders_document(fallbacks: Mapping[str, Any]) -> tuple[dict, TableLines, list[str]]:
+    """The document that flags stand for, where each part comes from, and what was left out.
+
+    train_data_dir and reg_data_dir hold folders called `<repeats>_<class>`; with in_json the pictures
+    lie in train_data_dir itself, and the JSON has their captions. Raises ConfigError.
+    """
+    subsets: list[dict[str, Any]] = []
+    flags: list[str] = []
+    notes: list[str] = []
+    parents = {name: fallbacks.get(name) for name in ("train_data_dir", "reg_data_dir")}
+    if fallbacks.get("in_json"):
+        folder = parents.pop("train_data_dir")
+        subsets = [
+            {"metadata_file": fallbacks["in_json"], **({"image_dir": folder} if folder else {})}
+        ]
+        flags = ["--in_json"]
+    for name, parent in parents.items():
+        if not parent:
+            continue
+        for folder, repeats, class_name in repeated_folders(f"--{name}", Path(parent), notes):
+            subset = {"image_dir": str(folder), "num_repeats": repeats, "class_tokens": class_name}
+            subsets.append({**subset, **({"is_reg": True} if name == "reg_data_dir" else {})})
+            flags.append(f"--{name}")
+    lines = {
+        (("datasets", 0, "subsets", number), key): flag
+        for number, flag in enumerate(flags)
+        for key in ("", *subsets[number])
+    }
+    lines[("datasets", 0), ""] = "command line"
+    return {"datasets": [{"subsets": subsets}]}, lines, notes
+
+
+def repeated_folders(flag: str, parent: Path, notes: list[str]) -> list[tuple[Path, int, str]]:
+    """(folder, repeats, class) of the folders called `<repeats>_<class>`; others become notes."""
+    if not parent.is_dir():
+        message = folder_problem(str(parent)) or "no such folder."
+        raise ConfigError([Problem(message, f"{flag} {parent}")])
+    found = []
+    for folder in inner_folders(parent):
+        number, _, name = folder.name.partition("_")
+        if number.isascii() and number.isdecimal() and 0 < len(number) < 10 and int(number) > 0:
+            found.append((folder, int(number), name))
+        else:
+            notes.append(f"{flag}: {folder} is left out: its name does not start with repeats_")
+    if not found:
+        message = (
+            f"{parent} has no folder called <repeats>_<class>, for example 10_cat. Make one and"
+        )
+        raise ConfigError([Problem(f"{message} move the pictures there.", flag)])
+    return found
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name counts as a picture; hidden ones (._a.png of macOS) do not."""
+    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+
+
+def inner_folders(folder: Path) -> Iterator[Path]:
+    """The folders below that may hold pictures: no hidden ones, links (they may loop) or caches."""
+    for child in sorted(folder.iterdir()):
+        hidden = child.name == CACHE_FOLDER or child.name.startswith(".")
+        if not hidden and child.is_dir() and not child.is_symlink():
+            yield child
+
+
+def folder_problem(name: str, *, recursive: bool = False) -> str | None:
+    """What is wrong with a picture folder. A relative one counts from the current directory."""
+    folder = Path(name)
+    if re.search(r"[\x00-\x1f]", name):
+        return "a backslash was read as an escape. Use 'single quotes', or / instead of \\."
+    if folder.is_file():
+        return "this is a file. Give the folder that holds the pictures."
+    if not folder.is_dir():
+        hint = f"It is looked for in {Path.cwd()}." if not folder.is_absolute() else ""
+        if os.name != "nt" and re.match(r"[A-Za-z]:\\", name):
+            hint = "This is a Windows path."
+        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        near = nearest_name(folder.name, siblings)
+        return f"no such folder. {f'Did you mean {folder.parent / near}? ' if near else ''}{hint}"
+    try:
+        if _holds_pictures(folder, recursive):
+            return None
+        inner = [child.name for child in inner_folders(folder)]
+    except OSError as error:
+        return f"the folder cannot be read: {error.strerror}."
+    message = f"no pictures in this folder (looked for {', '.join(IMAGE_EXTENSIONS)})."
+    if not inner or recursive:
+        return message
+    return f"{message} It is not searched deeper: set recursive = true, or name {inner[0]} itself."
+
+
+def _holds_pictures(folder: Path, recursive: bool) -> bool:
+    if any(is_picture(child.name) for child in folder.iterdir()):
+        return True
+    return recursive and any(_holds_pictures(child, True) for child in inner_folders(folder))

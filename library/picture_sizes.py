@@ -1,0 +1,98 @@
+"""Sizes of pictures from their headers, many at a time; remembered in the folder where asked for.
+
+The memory (`cache_info`) is `_cache/pictures.json`: name to [bytes, time of change, width, height]. A
+picture whose file has changed is read again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from library.buckets import Size
+from library.dataset_file import CACHE_FOLDER
+from library.errors import Problem
+from library.images import UnreadableImage, read_size
+from library.utils import atomic_write
+
+logger = logging.getLogger(__name__)
+READERS = 8  # threads: on a cold disk the headers' seeks overlap
+MEMORY = "pictures.json"
+
+
+def read_sizes(
+    paths: Iterable[Path], remembered: Collection[Path] = ()
+) -> tuple[dict[Path, Size], list[Problem]]:
+    """Sizes of the readable pictures, and the problems of the others.
+
+    remembered: folders that keep a memory of sizes
+    """
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_folder[path.parent].append(path)
+    known: dict[Path, Size] = {}
+    for folder, inside in by_folder.items():
+        if folder in remembered:
+            known |= _recall(folder, inside)
+    unknown = [path for inside in by_folder.values() for path in inside if path not in known]
+    problems = []
+    with ThreadPoolExecutor(READERS) as pool:
+        sizes = pool.map(_read, unknown)
+        bar = tqdm(sizes, "reading pictures", len(unknown), unit="picture", disable=not unknown)
+        for path, size in zip(unknown, bar):
+            if isinstance(size, UnreadableImage):
+                problems += size.problems
+            else:
+                known[path] = size
+    fresh = set(unknown)
+    for folder, inside in by_folder.items():
+        if folder in remembered and not fresh.isdisjoint(inside):
+            _remember(folder, {path: known[path] for path in inside if path in known})
+    return known, problems
+
+
+def _read(path: Path) -> Size | UnreadableImage:
+    try:
+        return read_size(path)
+    except UnreadableImage as error:
+        return error
+
+
+def _recall(folder: Path, paths: list[Path]) -> dict[Path, Size]:
+    """What the folder's memory holds and is still true."""
+    try:
+        memory = json.loads((folder / CACHE_FOLDER / MEMORY).read_bytes())
+        found = {}
+        for path in paths:
+            size, time, width, height = memory.get(path.name, (-1, -1, 0, 0))
+            stat = os.stat(path)
+            if (size, time) == (stat.st_size, stat.st_mtime_ns) and min(width, height) > 0:
+                found[path] = (int(width), int(height))
+        return found
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        file = folder / CACHE_FOLDER / MEMORY
+        logger.warning("cache_info: %s cannot be used; the pictures are read again", file)
+        return {}
+
+
+def _remember(folder: Path, sizes: dict[Path, Size]) -> None:
+    memory = {}
+    for path, size in sizes.items():
+        stat = os.stat(path)
+        memory[path.name] = (stat.st_size, stat.st_mtime_ns, *size)
+    file = folder / CACHE_FOLDER / MEMORY
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with atomic_write(file) as temporary:
+            temporary.write_text(json.dumps(memory, ensure_ascii=False), encoding="utf-8")
+    except OSError as error:
+        logger.warning("cache_info: %s cannot be written (%s)", file, error.strerror)
