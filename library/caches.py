@@ -32,7 +32,7 @@ from tqdm import tqdm
 from library.data_types import ImageInfo, TextOutputs
 from library.errors import DatasetError, Problem
 from library.images import UnreadableImage, load_picture
-from library.utils import atomic_write
+from library.utils import atomic_write, is_quiet
 
 if TYPE_CHECKING:
     from library.catalogue import Catalogue
@@ -231,7 +231,12 @@ class _LatentsEncoder:
         jobs = [job for batch in due for job in batch]
         with (
             ThreadPoolExecutor(DECODERS) as pool,
-            tqdm(total=len(jobs), desc="caching latents", unit="picture", disable=not jobs) as bar,
+            tqdm(
+                total=len(jobs),
+                desc="caching latents",
+                unit="picture",
+                disable=is_quiet() or not jobs,
+            ) as bar,
         ):
             decoded = decode_ahead(pool, jobs)
             for batch in due:
@@ -310,7 +315,9 @@ def cache_text(
     if to_disk:
         check_writable(captions[text] for text in missing)
     stored = {text: file.path for text, file in files.items()}
-    for text in tqdm(missing, desc="caching captions", unit="caption", disable=not missing):
+    for text in tqdm(
+        missing, desc="caching captions", unit="caption", disable=is_quiet() or not missing
+    ):
         outputs = {name: t.detach().cpu().contiguous() for name, t in strategy.encode(text).items()}
         if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
             raise DatasetError(f"the text encoder gives NaN or infinite outputs for {text!r}.")

@@ -20,7 +20,7 @@ from library.buckets import Size
 from library.dataset_file import CACHE_FOLDER
 from library.errors import Problem
 from library.images import UnreadableImage, read_size
-from library.utils import atomic_write
+from library.utils import atomic_write, is_quiet
 
 logger = logging.getLogger(__name__)
 READERS = 8  # threads: on a cold disk the headers' seeks overlap
@@ -45,7 +45,13 @@ def read_sizes(
     problems = []
     with ThreadPoolExecutor(READERS) as pool:
         sizes = pool.map(_read, unknown)
-        bar = tqdm(sizes, "reading pictures", len(unknown), unit="picture", disable=not unknown)
+        bar = tqdm(
+            sizes,
+            "reading pictures",
+            len(unknown),
+            unit="picture",
+            disable=is_quiet() or not unknown,
+        )
         for path, size in zip(unknown, bar):
             if isinstance(size, UnreadableImage):
                 problems += size.problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -89,9 +89,10 @@ class StepLogs:
     def flush(self) -> list[StepRow]:
         """All steps since the last flush; empties the buffer.
 
-        loss/average is the running mean of the losses that are finite, so that one lost step does
-        not hide the others.
+        loss/current is the mean over all processes. loss/average is the running mean of the losses
+        that are finite, so that one lost step does not hide the others.
         """
+        self._share_losses()
         flat = [t.float().reshape(-1) for unread in self.unread for t in unread.tensors()]
         values = iter(torch.cat(flat).tolist() if flat else [])
         rows = [unread.read(values) for unread in self.unread]
@@ -102,6 +103,20 @@ class StepLogs:
             mean = sum(self.recent) / len(self.recent) if self.recent else math.nan
             row.values["loss/average"] = mean
         return rows
+
+    def _share_losses(self) -> None:
+        """Average the losses of the steps over the processes, in one exchange."""
+        from accelerate.state import PartialState
+        from accelerate.utils import reduce
+
+        if not self.unread or PartialState().num_processes == 1:
+            return
+        losses = torch.stack([step.scalars["loss/current"] for step in self.unread])
+        means = reduce(losses, reduction="mean").unbind()
+        self.unread = [
+            replace(step, scalars={**step.scalars, "loss/current": mean})
+            for step, mean in zip(self.unread, means)
+        ]
 
 
 class RunProgress:

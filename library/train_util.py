@@ -62,10 +62,19 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
         logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
                        asked, wanted)  # fmt: skip
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
-        gradient_accumulation_steps=1, mixed_precision=wanted, kwargs_handlers=handlers
+        gradient_accumulation_steps=1,
+        mixed_precision=wanted,
+        kwargs_handlers=handlers,
+        cpu=processes > 1 and not torch.accelerator.is_available(),  # else each would train alone
     )
     accelerator.gradient_accumulation_steps = 1
+    if processes != accelerator.num_processes:
+        raise ConfigError(
+            f"the launcher started {processes} processes, and {accelerator.num_processes} of them "
+            "found each other. Start them with accelerate launch --multi_gpu, or with torchrun."
+        )
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)  # one process tells what all of them do
     if wanted == "fp16" and accelerator.device.type != "cuda":

@@ -47,6 +47,11 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are not used here
 
 
+def is_quiet() -> bool:
+    """Whether this process shows no progress: --console_log_level says so, or another process tells."""
+    return not logging.getLogger().isEnabledFor(logging.INFO)
+
+
 def log_lines(logger: logging.Logger, lines: Iterable[str], level: int = logging.INFO) -> None:
     for line in lines:
         logger.log(level, line)

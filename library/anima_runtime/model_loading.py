@@ -23,6 +23,7 @@ from library.anima_backend.modelling.params import DiTParams, count_blocks
 from library.anima_backend.modelling.vae import QwenImageVAE
 from library.anima_runtime import key_mapping
 from library.errors import ModelFileError
+from library.utils import is_quiet
 
 if TYPE_CHECKING:
     from transformers import Qwen3Config, Qwen3Model
@@ -148,7 +149,8 @@ def fill(
 
     `tensors` is emptied on the way: what was read into memory and is converted is held once.
     """
-    with tqdm(list(tensors), desc="loading", unit="tensor", delay=1.0, leave=False) as names:
+    bar = tqdm(list(tensors), "loading", unit="tensor", delay=1, leave=False, disable=is_quiet())
+    with bar as names:
         own = {name: tensors.pop(name).to(device=device, dtype=dtype) for name in names}
     network.load_state_dict(own, assign=True)
     network.requires_grad_(False).eval()

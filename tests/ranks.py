@@ -1,0 +1,48 @@
+"""What each process of tests/test_processes.py does: run by torchrun, writes what it saw.
+
+python -m torch.distributed.run --nproc_per_node 2 tests/ranks.py OUTPUT SAMPLES [trainer flags]
+
+SAMPLES: pictures of one bucket, split evenly among the processes.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+import anima_train_network
+from library.data_types import SampleRequest
+from library.datasets import collate
+
+
+def main() -> None:
+    output, samples, *argv = sys.argv[1:]
+    trainer = anima_train_network.make_trainer(argv)
+    trainer.prepare()
+    rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    epochs = [
+        [[asdict(request) for request in batch] for batch in trainer.sampler]
+        for epoch in range(2)
+        if trainer.sampler.set_epoch(epoch) is None
+    ]
+    indices = [int(index) for index in samples.split(",")]
+    share = indices[rank * len(indices) // world : (rank + 1) * len(indices) // world]
+    batch = collate([trainer.dataset[SampleRequest(index, 0, 0)] for index in share])
+    result = trainer.process_batch(batch)
+    trainer.accelerator.backward(result.loss)
+    parameters = dict(enumerate(trainer.network.get_trainable_params()))
+    found = {f"gradient.{number}": p.grad.clone() for number, p in parameters.items()}
+    trainer.update()
+    found |= {f"weight.{number}": p.detach().clone() for number, p in parameters.items()}
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(found, folder / f"rank{rank}.safetensors")
+    seen = {"epochs": epochs, "sigma": result.sigma.tolist(), "seeds": list(batch.seeds)}
+    (folder / f"rank{rank}.json").write_text(json.dumps(seen))
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
