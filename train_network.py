@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from library import losses, metadata, train_util, validation
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, TextCache, cache_latents, cache_text
-from library.checkpoints import CheckpointPlan, check_output_dir
+from library.checkpoints import CheckpointPlan, check_output_dir, write_or_rescue
 from library.config_util import DatasetGroupConfig
 from library.data_types import Batch, StepResult, TrainState
 from library.dataset_scan import scan
@@ -359,14 +359,16 @@ class NetworkTrainer(FamilyHooks):
         self.accelerator.wait_for_everyone()
         if not self.is_main:
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        dtype = precision_dtype(self.cfg.save.save_precision or "float")
         with optimizer_eval_mode(self.optimizer):
-            self.network.save_weights(str(file), dtype, self.metadata.at(self.state))
+            write_or_rescue(self.write_weights, file)
         logger.info("saved %s", file)
         if stale is not None and stale.exists():
             stale.unlink()
             logger.info("removed %s", stale)
+
+    def write_weights(self, file: Path) -> None:
+        dtype = precision_dtype(self.cfg.save.save_precision or "float")
+        self.network.save_weights(str(file), dtype, self.metadata.at(self.state))
 
     def finish(self) -> None:
         """The final export and the end of the logs."""

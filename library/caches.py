@@ -32,7 +32,7 @@ from tqdm import tqdm
 from library.data_types import ImageInfo, TextOutputs
 from library.errors import DatasetError, Problem
 from library.images import UnreadableImage, load_picture
-from library.utils import atomic_write, is_quiet
+from library.utils import atomic_write, is_quiet, output_errors
 
 if TYPE_CHECKING:
     from library.catalogue import Catalogue
@@ -366,7 +366,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_tensors(file: CacheFile, tensors: Mapping[str, Tensor]) -> None:
     """Store tensors with their fingerprint; the file is whole or not there."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with atomic_write(file.path) as temporary:
+    with output_errors(file.path), atomic_write(file.path) as temporary:
         save_file(contiguous, temporary, metadata={"fingerprint": file.fingerprint})
 
 

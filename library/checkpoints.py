@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from library.errors import Problem
+from library.errors import OutputError, Problem
 from library.run_config import SaveOptions
+from library.utils import output_errors
 
 EXTENSION = ".safetensors"
 
@@ -65,6 +69,27 @@ class CheckpointPlan:
             return None
         stale = epoch - self.every_n_epochs * keep
         return self.epoch_file(stale) if stale > 0 else None
+
+
+def write_or_rescue(write: Callable[[Path], None], file: Path) -> None:
+    """write(file); where that fails, once more into the system's folder for temporary files.
+
+    Raises OutputError either way, which says where the weights are: they are not lost with the disk.
+    """
+    try:
+        with output_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write(file)
+    except OutputError as error:
+        refuge = Path(tempfile.mkdtemp(prefix="training-rescued-")) / file.name
+        try:
+            write(refuge)
+        except OutputError:
+            shutil.rmtree(refuge.parent, ignore_errors=True)
+            raise error from None
+        (problem,) = error.problems
+        message = f"{problem.message} The weights are in {refuge} instead: move them from there."
+        raise OutputError(replace(problem, message=message)) from error
 
 
 def check_output_dir(path: str) -> list[Problem]:

@@ -39,6 +39,10 @@ class UserError(Exception):
         self.problems = tuple(p if p.source else replace(p, source=source) for p in problems)
         super().__init__(format_problems(type(self).__name__, self.problems))
 
+    def __reduce__(self) -> tuple:
+        """Whole through a pipe, from a process that loads pictures."""
+        return type(self), (self.problems,)
+
 
 class ConfigError(UserError):
     """Flags, train_args.toml or dataset.toml."""
@@ -58,6 +62,10 @@ class AdapterFileError(UserError):
 
 class ResumeError(UserError):
     """Training states."""
+
+
+class OutputError(UserError):
+    """Files that cannot be written: a full disk, a folder that is gone, something in the way."""
 
 
 def format_problems(kind: str, problems: Sequence[Problem]) -> str:

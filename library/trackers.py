@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -63,9 +63,20 @@ class Trackers:
         self.server = server
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one step's numbers."""
+        """Write one step's numbers. A destination that fails is told of once: training goes on."""
+        self._each(lambda writer: writer.write(step, values))
+
+    def _each(self, act: Callable[[Writer], None]) -> None:
+        if self.writers and not self.run_dir.is_dir():
+            logger.warning("%s is gone: nothing is logged from here on", self.run_dir)
+            self.writers = ()
         for writer in self.writers:
-            writer.write(step, values)
+            try:
+                act(writer)
+            except OSError as error:
+                name = type(writer).__name__
+                logger.warning("%s: no more logs from here on (%s)", name, error)
+                self.writers = tuple(each for each in self.writers if each is not writer)
 
     def describe(self) -> list[str]:
         """Lines that tell the user where the logs are."""
@@ -76,8 +87,7 @@ class Trackers:
 
     def close(self) -> None:
         """Finish the files and stop the server."""
-        for writer in self.writers:
-            writer.close()
+        self._each(lambda writer: writer.close())
         if self.server:
             self.server.stop()
         self.writers, self.server = (), None

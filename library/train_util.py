@@ -15,12 +15,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from library.bucket_sampler import BucketBatchSampler
-from library.data_types import Batch
+from library.data_types import Batch, Sample, SampleRequest
 from library.datasets import TrainDataset, collate
-from library.errors import ConfigError
+from library.errors import ConfigError, UserError
 from library.flow_matching import NoiseSettings, Noising, SigmaSampling
 from library.run_config import DataOptions, FlowOptions, TrainConfig
 from library.utils import position_seed
@@ -143,19 +143,42 @@ def make_loader(
     if dataset.latents is not None:
         workers = 0
     return DataLoader(
-        dataset,
+        _Guarded(dataset),
         batch_sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_collate_or_error,
         num_workers=workers,
         persistent_workers=data.persistent_data_loader_workers and workers > 0,
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def windows(loader: Iterable[Batch], length: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each update; the last window of an epoch may be short."""
+class _Guarded(Dataset):
+    """A dataset whose UserErrors come as values: torch would turn them into a worker's traceback."""
+
+    def __init__(self, dataset: TrainDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, request: SampleRequest) -> Sample | UserError:
+        try:
+            return self.dataset[request]
+        except UserError as error:
+            return error
+
+
+def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
+    errors = [sample for sample in samples if isinstance(sample, UserError)]
+    return errors[0] if errors else collate(samples)
+
+
+def windows(loader: Iterable[Batch | UserError], length: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each update; the last window of an epoch may be short.
+
+    Raises the UserError of a picture that cannot be loaded any more.
+    """
     window: list[Batch] = []
     for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
         window.append(batch)
         if len(window) == length:
             yield window

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from library.errors import AdapterFileError, Problem
-from library.utils import atomic_write
+from library.utils import atomic_write, output_errors
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
 FORMAT_PREFIXES = {
@@ -225,7 +225,7 @@ def write_tensors(
         )
     entries = {str(name): str(value) for name, value in metadata.items()}
     entries |= tensor_hashes(tensors, entries)
-    with atomic_write(file) as temporary:
+    with output_errors(file), atomic_write(file) as temporary:
         safetensors.torch.save_file(dict(tensors), temporary, metadata=entries)
 
 
