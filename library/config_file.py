@@ -356,13 +356,12 @@ def toml_hint(text: str, error: str) -> str:
 
 def root_style_message(path: Path) -> str:
     """A configuration of the earlier trainer is recognised and pointed to its converter."""
-    if (Path(__file__).resolve().parent.parent / CONVERTER).exists():
-        advice = f'Convert it: python {CONVERTER} --input "{path}"'
-    else:
-        advice = "Write train_args.toml and dataset.toml as in configs/examples/; see README.md."
+    root = Path(__file__).resolve().parent.parent
+    tool = Path(CONVERTER) if Path.cwd() == root else root / CONVERTER
+    words = [f'"{word}"' if " " in word else word for word in (str(tool), str(path))]
     return (
-        f"is a root-style configuration (it has [model] and [training]), not train_args.toml. "
-        f"{advice}"
+        "is a root-style configuration (it has [model] and [training]), not train_args.toml. "
+        f"Convert it: python {words[0]} --input {words[1]}"
     )
 
 

@@ -100,3 +100,21 @@ def test_xformers_falls_back_to_torch_with_one_warning(caplog):
     warnings = [r for r in caplog.records if "xformers" in r.message]
     assert len(warnings) == 1
     assert torch.equal(velocity(dit), velocity(tiny_transformer()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_xformers_gives_what_torch_gives(dtype):
+    pytest.importorskip("xformers")
+    v = golden_vectors()
+    names = ("in.x.sq", "in.t.sq", "in.qwen_hidden.a", "in.t5_ids.a")
+    x, sigma, hidden, ids = (v[name].cuda() for name in names)
+    found = []
+    for backend in ("torch", "xformers"):
+        dit = tiny_transformer(dtype).cuda()
+        dit.set_attention_backend(backend)
+        parameter = dit.get_parameter("blocks.0.self_attn.q_proj.weight").requires_grad_(True)
+        velocity = dit(x[:, :, 0], sigma, hidden, ids)
+        velocity.pow(2).mean().backward()
+        found.append((velocity.float().detach(), parameter.grad.float()))
+    assert all(rel_l2(*pair) < 0.02 for pair in zip(*found))
