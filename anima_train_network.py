@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
-from library.anima_runtime import doctor, model_loading, tokenizer_assets
+from library.anima_runtime import doctor, model_loading, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
@@ -134,6 +134,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
         self.t5_folder = tokenizer_assets.find_t5_tokenizer_dir(
             anima.t5_tokenizer_dir, anima.anima_transformer
         )
+        with self.accelerator.local_main_process_first():
+            self.fetch_tokenizers()
         qwen = tokenizer_assets.load_qwen_tokenizer(self.qwen_folder)
         t5 = tokenizer_assets.load_t5_tokenizer(self.t5_folder)
         tokenizer_assets.check_tokenizer("qwen", qwen, self.qwen_rows)
@@ -141,6 +143,21 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return AnimaTokenizeStrategy(
             qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length
         )
+
+    def fetch_tokenizers(self) -> None:
+        """Bring those that are missing."""
+        if not self.anima.auto_download_t5_tokenizer:
+            return
+        rows = {"qwen": self.qwen_rows, "t5": self.params.llm_adapter.vocab}
+        for kind, folder in (("qwen", self.qwen_folder), ("t5", self.t5_folder)):
+            if tokenizer_fetch.can_be_fetched(kind, folder):
+                tokenizer_fetch.fetch(
+                    kind,
+                    folder,
+                    tokenizer_fetch.sources_of(kind, self.anima),
+                    table_rows=rows[kind],
+                    seconds=self.anima.download_timeout,
+                )
 
     def get_text_encoding_strategy(self) -> AnimaTextEncodingStrategy:
         return AnimaTextEncodingStrategy(

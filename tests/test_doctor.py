@@ -109,7 +109,7 @@ WRONG = {
     "several settings": ({"leanring_rate": 1, "learning_rate": "1e-4"}, {}),
     "flags and dataset file": ({"learning_rate": "fast"}, {"num_repeat": 3}),
     "the VAE as DiT, no VAE": ({"anima_transformer": "{vae}", "vae": "gone.safetensors"}, {}),
-    "no tokenizer": ({"t5_tokenizer_dir": "nowhere"}, {}),
+    "no tokenizer": ({"t5_tokenizer_dir": "nowhere", "auto_download_t5_tokenizer": False}, {}),
     "tokenizers swapped": ({"t5_tokenizer_dir": "{qwen_tokenizer_dir}"}, {}),
     "fp16 on the CPU": ({"mixed_precision": "fp16"}, {}),
     "unknown network argument": ({"network_args": ["lokr_facto=4"]}, {}),
@@ -148,11 +148,19 @@ def test_an_unreadable_picture_is_told(demo, run_folder):
     assert code == 2 and "x.png" in text.partition("== Result")[2]
 
 
+def test_a_missing_tokenizer_is_not_fetched_by_a_report(demo, run_folder):
+    settings = {"t5_tokenizer_dir": str(run_folder / "t5")}
+    text, code = report(config_files(demo, run_folder, settings))
+    assert code == 0 and "missing; a run fetches it at its start into" in text
+    assert not (run_folder / "t5").exists()
+
+
 def test_problems_of_all_stages_stand_together_with_the_options_they_are_of(demo, run_folder):
     settings = {
         "learning_rate": "1e-4",
         "vae": "gone.safetensors",
         "t5_tokenizer_dir": "nowhere",
+        "auto_download_t5_tokenizer": False,
         "anima_flow_shift": 3.0,
         "anima_timestep_sampling": "uniform",
         "huber_c": 0.3,

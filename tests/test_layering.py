@@ -57,8 +57,13 @@ SIDEWAYS = [
     ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),
     (
         "library/anima_runtime",
-        "doctor -> estimates, config_adapter -> model_loading, tokenizer_assets -> key_mapping",
+        "doctor -> estimates, config_adapter -> tokenizer_fetch -> tokenizer_assets",
         "a report asks all the parts",
+    ),
+    (
+        "library/anima_runtime",
+        "doctor, estimates -> model_loading -> key_mapping",
+        "files' headers",
     ),
     ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
     ("library", "user_classes -> utils -> errors", "helpers that report to the user"),

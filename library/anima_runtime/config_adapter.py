@@ -7,18 +7,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from library.anima_runtime.tokenizer_fetch import sources_of
 from library.config_util import DatasetGroupConfig
 from library.dataset_keys import KEYS, split_numbers
 from library.dataset_keys import convert as convert_key
-from library.errors import Problem
+from library.errors import ModelFileError, Problem
 from library.options import above, at_least, effect_notes, flag
 from library.run_config import LATER, FlowOptions, TrainConfig
 from networks.arguments import read_bool
 
 MODULES = ("networks.lora_anima", "networks.lokr_anima")
-FETCH = (
-    "tokenizers are not fetched yet in this version; the error for a missing one says how to get it"
-)
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
 OTHER_MODULES = {
     "networks.lora": MODULES[0],
@@ -111,23 +109,28 @@ class AnimaConfig:
         False, "the VAE with 2-D convolutions", ignored="pictures are always encoded that way here"
     )
     qwen_tokenizer_repo_id: str = flag(
-        "Qwen/Qwen3-0.6B-Base", "Qwen tokenizer's source", ignored=FETCH
+        "Qwen/Qwen3-0.6B-Base",
+        "where a missing Qwen tokenizer comes from: a repository id or its address",
     )
-    auto_download_t5_tokenizer: bool = flag(True, "fetch a missing T5 tokenizer", ignored=FETCH)
-    t5_tokenizer_repo_id: str = flag("google/t5-v1_1-base", "its source", ignored=FETCH)
-    t5_tokenizer_subfolder: str = flag("tokenizer", "folder in the source", ignored=FETCH)
-    t5_tokenizer_modelscope_fallback: bool = flag(True, "try ModelScope second", ignored=FETCH)
+    auto_download_t5_tokenizer: bool = flag(
+        True, "fetch tokenizers that are missing, T5's and Qwen's"
+    )
+    t5_tokenizer_repo_id: str = flag(
+        "google/t5-v1_1-base", "where a missing T5 tokenizer comes from"
+    )
+    t5_tokenizer_subfolder: str = flag("tokenizer", "its folder there, tried before the root")
+    t5_tokenizer_modelscope_fallback: bool = flag(True, "try ModelScope second")
     t5_tokenizer_modelscope_repo_id: str = flag(
-        "nv-community/Cosmos-Predict2-2B-Text2Image", "source on ModelScope", ignored=FETCH
+        "nv-community/Cosmos-Predict2-2B-Text2Image", "T5's repository on ModelScope"
     )
-    t5_tokenizer_modelscope_revision: str = flag("master", "its revision", ignored=FETCH)
-    t5_tokenizer_modelscope_subfolder: str = flag("tokenizer", "folder there", ignored=FETCH)
+    t5_tokenizer_modelscope_revision: str = flag("master", "its revision")
+    t5_tokenizer_modelscope_subfolder: str = flag("tokenizer", "folder there")
     t5_tokenizer_validate_strict: bool = flag(
         False,
         "refuse a wrong tokenizer",
         ignored="a tokenizer that cannot be right is always refused",
     )
-    download_timeout: float = flag(60.0, "seconds for fetching", check=above(0), ignored=FETCH)
+    download_timeout: float = flag(60.0, "seconds for fetching one tokenizer", check=above(0))
     anima_resume_snapshot_strict: bool = flag(False, "every difference is an error", ignored=LATER)
 
     @property
@@ -152,6 +155,11 @@ class AnimaConfig:
 
     def problems(self) -> list[Problem]:
         found = []
+        for kind in ("qwen", "t5"):
+            try:
+                sources_of(kind, self)
+            except ModelFileError as error:
+                found += error.problems
         if self.attn_mode in ("flash", "sageattn"):
             message = (
                 "is not supported: torch's own attention has flash kernels. Use torch or xformers."

@@ -21,7 +21,12 @@ import torch
 from torch import nn
 
 from library import run_report
-from library.anima_runtime import key_mapping, model_loading, tokenizer_assets
+from library.anima_runtime import (
+    key_mapping,
+    model_loading,
+    tokenizer_assets,
+    tokenizer_fetch,
+)
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.estimates import Estimates
 from library.catalogue import Catalogue
@@ -94,6 +99,7 @@ class Check:
     catalogue: Catalogue | None = None
     network: AdapterNetwork | None = None
     tokenizers: dict[str, Any] = field(default_factory=dict)
+    to_fetch: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(argv: Sequence[str], load_run: LoadRun, trainer_class: type) -> Check:
@@ -201,7 +207,13 @@ class Check:
             if not (given or model):
                 continue
             with self.stage("tokenizers"):
-                tokenizer = load(find(given, model or ""))
+                folder = find(given, model or "")
+                wanted = self.anima.auto_download_t5_tokenizer
+                if wanted and tokenizer_fetch.can_be_fetched(kind, folder):
+                    sources = tokenizer_fetch.sources_of(kind, self.anima)
+                    self.to_fetch[kind] = f"{folder}, from {' or '.join(map(str, sources))}"
+                    continue
+                tokenizer = load(folder)
                 if rows := self.table_rows(kind):
                     tokenizer_assets.check_tokenizer(kind, tokenizer, rows)
                 self.tokenizers[kind] = tokenizer
@@ -283,7 +295,9 @@ class Check:
         for kind, facts in tokenizer_assets.KINDS.items():
             tokenizer, rows = self.tokenizers.get(kind), self.table_rows(kind)
             if tokenizer is None:
-                yield facts.name, "not usable: see the result"
+                wanted = self.to_fetch.get(kind)
+                fetched = wanted and f"missing; a run fetches it at its start into {wanted}"
+                yield facts.name, fetched or "not usable: see the result"
                 continue
             size = "the real one" if len(tokenizer) == facts.real_length else "not of the real size"
             sample = tokenizer(tokenizer_assets.SMOKE_TEXT).input_ids

@@ -146,10 +146,7 @@ def load_t5_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 
 def obtain_files(kind: TokenizerKind, path: Path) -> Path:
-    """`path`, once the files of a tokenizer are known to lie there.
-
-    The one place to fetch missing files from, when fetching is wanted; until then they are an error.
-    """
+    """`path`, once the files of a tokenizer are known to lie there; tokenizer_fetch brings missing ones."""
     missing = missing_files(kind, path)
     if missing:
         raise ModelFileError(_how_to_get(kind, path, missing))
@@ -189,7 +186,7 @@ def check_tokenizer(kind: str, tokenizer: PreTrainedTokenizerBase, table_rows: i
         raise ModelFileError(
             f"the {facts.name} tokenizer in {tokenizer.name_or_path} does not belong to this model"
             f" ({size}): {'; '.join(problems)}. Give the right one with {facts.flag}, or get it by"
-            f" hand:\n{_commands(facts, Path('<folder>'))}"
+            f" hand:\n{commands(facts, Path('<folder>'))}"
         )
 
 
@@ -310,7 +307,8 @@ def _has_content(file: Path) -> bool:
     return file.is_file() and file.stat().st_size > 0
 
 
-def _commands(kind: TokenizerKind, folder: Path) -> str:
+def commands(kind: TokenizerKind, folder: Path) -> str:
+    """Command lines that fetch a tokenizer's files into `folder`."""
     return "\n".join("  " + line.format(folder=folder) for line in kind.by_hand)
 
 
@@ -318,12 +316,12 @@ def _how_to_get(kind: TokenizerKind, path: Path, missing: str = "") -> str:
     """What is missing where, and the commands that bring it."""
     folder = path.parent if path.is_file() or path.suffix in (".json", ".model") else path
     if not missing:
-        return f"To get the files again by hand:\n{_commands(kind, folder)}"
+        return f"To get the files again by hand:\n{commands(kind, folder)}"
     state = "is not a tokenizer file" if path.is_file() else "has no such file"
     if not path.exists():
         state = "does not exist"
     return (
         f"the {kind.name} tokenizer is missing: {path} {state}. Needed: {missing}."
         f" Name its folder with {kind.flag}, or get the files by hand, with one of\n"
-        f"{_commands(kind, folder)}"
+        f"{commands(kind, folder)}"
     )
