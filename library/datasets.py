@@ -19,11 +19,9 @@ from library.images import load_pixels
 from library.utils import position_seed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from library.bucket_sampler import BucketBatchSampler
-    from library.caches import LatentsCache, TextCache
+    from library.caches import LatentsCache
     from library.dataset_scan import Catalogue
+    from library.text_caches import TextCache
 
 
 class TrainDataset(Dataset[Sample]):
@@ -112,16 +110,3 @@ def collate(samples: Sequence[Sample]) -> Batch:
         text=None if texts[0] is None else texts,
         loss_mask=stack("loss_mask"),
     )
-
-
-def captions_of_run(
-    dataset: TrainDataset, sampler: BucketBatchSampler, epochs: int
-) -> dict[str, Path]:
-    """Every caption that a run of `epochs` will use, and a folder of a picture it belongs to."""
-    images = dataset.catalogue.images
-    return {
-        dataset.caption_of(request): images[request.index].path.parent
-        for epoch in range(epochs)
-        for batch in sampler.batches(epoch)
-        for request in batch
-    }

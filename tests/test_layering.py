@@ -25,7 +25,7 @@ LAYERS = {
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util",
     3: "library/dataset_scan library/datasets library/bucket_sampler library/caches "
-    "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
+    "library/cache_files library/text_caches library/text_windows library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
@@ -40,6 +40,12 @@ HIGHEST_IMPORT = {"train_network.py": 4}  # the trainer is an entry, but knows n
 # Imports inside one layer: (folder, chain, why). A name may import every name further right.
 SIDEWAYS = [
     ("library", "datasets, strategy_base -> caches", "who fills and who reads the caches"),
+    (
+        "library",
+        "caches, text_windows -> text_caches -> cache_files",
+        "what is stored, and the files",
+    ),
+    ("library", "strategy_anima -> anima_runtime/sd_scripts_caches", "files of another trainer"),
     ("library", "sampling -> prompts", "a preview is drawn from a prompt"),
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
