@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from library import losses, metadata, strategy_base, train_util
 from library.bucket_sampler import BucketBatchSampler
-from library.caches import LatentsCache, cache_latents
+from library.caches import LatentsCache, cache_latents_of_run
 from library.checkpoints import CheckpointPlan, check_output_dir
 from library.config_util import DatasetGroupConfig
 from library.data_types import Batch, StepResult, TrainState
@@ -145,15 +145,21 @@ class NetworkTrainer:
     def cache_inputs(self) -> None:
         """Establish latents and text outputs, cached as asked, their encoders put away."""
         cache = self.cfg.cache
-        self.tokenize_strategy = self.get_tokenize_strategy()
-        self.latents_strategy = self.get_latents_caching_strategy()  # loads only when it is used
-        self.text_strategy = self.get_text_encoding_strategy()
+        self.prepare_strategies()
         latents = self.cache_latents() if cache.cache_latents else None
-        self.texts = self.cache_text() if cache.cache_text_encoder_outputs else self.text_now()
+        self.texts = TextNow(self.tokenize_strategy, self.text_strategy)
+        if cache.cache_text_encoder_outputs:
+            self.texts = self.cache_text()
         self.dataset = self.make_dataset(latents=latents)
         encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
         for what in (name for name, is_cached in encoders.items() if not is_cached):
             logger.info("The %s stays in memory: its outputs are not cached.", what)
+
+    def prepare_strategies(self) -> None:
+        """Establish how captions and pictures are encoded; models are loaded only when used."""
+        self.tokenize_strategy = self.get_tokenize_strategy()
+        self.latents_strategy = self.get_latents_caching_strategy()
+        self.text_strategy = self.get_text_encoding_strategy()
 
     def make_dataset(self, **caches: Any) -> TrainDataset:
         return TrainDataset(
@@ -166,27 +172,19 @@ class NetworkTrainer:
 
     def cache_latents(self) -> LatentsCache:
         """Encode every picture once; the VAE is freed when this returns."""
-        cache = self.cfg.cache
-        with train_util.one_writes(self.accelerator, cache.cache_latents_to_disk):
-            return cache_latents(
-                self.catalogue,
-                self.latents_strategy,
-                to_disk=cache.cache_latents_to_disk,
-                batch_size=cache.vae_batch_size,
-                skip_check=cache.skip_cache_check,
-            )
+        with train_util.one_writes(self.accelerator, self.cfg.cache.cache_latents_to_disk):
+            return cache_latents_of_run(self.catalogue, self.latents_strategy, self.cfg.cache)
 
     def cache_text(self) -> TextWindows:
         """The run's texts, shuffled and dropped ones included; those needed first are encoded."""
         strategy = self.get_text_encoder_outputs_caching_strategy()
-        texts = RunTexts(self.make_dataset(), self.sampler, self.plan.epochs)
-        windows = TextWindows.make(texts, strategy, self.cfg.cache)
+        windows = TextWindows.make(self.run_texts(), strategy, self.cfg.cache)
         with train_util.one_writes(self.accelerator, windows.cache.to_disk):
             windows.prepare_epoch(self.state.epoch)
         return windows
 
-    def text_now(self) -> TextNow:
-        return TextNow(self.tokenize_strategy, self.text_strategy)
+    def run_texts(self) -> RunTexts:
+        return RunTexts(self.make_dataset(), self.sampler, self.plan.epochs)
 
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""

@@ -42,6 +42,7 @@ from library.images import UnreadableImage, load_pixels
 
 if TYPE_CHECKING:
     from library.dataset_scan import Catalogue
+    from library.run_config import CacheOptions
     from library.strategy_base import LatentsCachingStrategy
 
 logger = logging.getLogger(__name__)
@@ -185,6 +186,19 @@ def cache_latents(
     tally.encoded = len(missing)
     tally.report()
     return cache
+
+
+def cache_latents_of_run(
+    catalogue: Catalogue, strategy: LatentsCachingStrategy, options: CacheOptions
+) -> LatentsCache:
+    """The same, as the flags ask."""
+    return cache_latents(
+        catalogue,
+        strategy,
+        to_disk=options.cache_latents_to_disk,
+        batch_size=options.vae_batch_size,
+        skip_check=options.skip_cache_check,
+    )
 
 
 def make_jobs(catalogue: Catalogue, identity: str, trust: bool = False) -> Iterator[LatentsJob]:
