@@ -20,6 +20,7 @@ from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
 from library.config_util import DatasetGroupConfig, read_datasets
+from library.device_utils import LoadedOnUse
 from library.errors import ConfigError, Problem, UserError, run_main
 from library.flow_matching import NoisyLatents
 from library.metadata import FileHashes, legacy_hash
@@ -42,22 +43,6 @@ from train_network import NetworkTrainer
 logger = logging.getLogger(__name__)
 
 GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
-
-
-class LoadedOnUse:
-    """A model that is loaded when something is first asked of it: a complete cache costs no loading."""
-
-    def __init__(self, load: Callable[[], nn.Module]) -> None:
-        self._load = load
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "model":
-            self.model = self._load()
-            return self.model
-        return getattr(self.model, name)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
 
 
 class AnimaNetworkTrainer(NetworkTrainer):
@@ -162,13 +147,15 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def get_text_encoding_strategy(self) -> AnimaTextEncodingStrategy:
         return AnimaTextEncodingStrategy(
             self.tokenize_strategy,
-            LoadedOnUse(self.load_qwen),
+            LoadedOnUse(self.load_qwen, self.accelerator.device),
             empty_caption=self.anima.empty_caption,
         )
 
     def get_latents_caching_strategy(self) -> AnimaLatentsCachingStrategy:
         identity = f"{path_fingerprint(self.cfg.paths.vae)} {self.vae_dtype}"
-        return AnimaLatentsCachingStrategy(LoadedOnUse(self.load_vae), identity)
+        return AnimaLatentsCachingStrategy(
+            LoadedOnUse(self.load_vae, self.accelerator.device), identity
+        )
 
     def get_text_encoder_outputs_caching_strategy(self) -> AnimaTextEncoderOutputsCachingStrategy:
         anima = self.anima
@@ -176,7 +163,11 @@ class AnimaNetworkTrainer(NetworkTrainer):
         lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
         parts = (*map(path_fingerprint, files), *lengths, self.weight_dtype)
         return AnimaTextEncoderOutputsCachingStrategy(
-            self.tokenize_strategy, self.get_text_encoding_strategy(), " ".join(map(str, parts))
+            self.tokenize_strategy,
+            self.get_text_encoding_strategy(),
+            " ".join(map(str, parts)),
+            width=self.params.llm_adapter.source_dim,
+            dtype=self.weight_dtype,
         )
 
     def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:

@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 
 from library import losses, metadata, train_util, validation
 from library.bucket_sampler import BucketBatchSampler
-from library.caches import LatentsCache, TextCache, cache_latents, cache_text
+from library.caches import LatentsCache, cache_latents_of_run
 from library.checkpoints import CheckpointPlan, check_output_dir, write_or_rescue
 from library.config_util import DatasetGroupConfig
 from library.data_types import Batch, StepResult, TrainState
 from library.dataset_scan import scan
-from library.datasets import TrainDataset, captions_of_run
-from library.device_utils import clean_memory_on_device, precision_dtype
+from library.datasets import TrainDataset
+from library.device_utils import precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.monitor import Monitor
@@ -34,6 +34,7 @@ from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_
 from library.run_config import TrainConfig
 from library.schedulers import create_scheduler
 from library.step_logs import RunProgress
+from library.text_windows import RunTexts, TextNow, TextWindows
 from library.trackers import create_trackers
 from library.trainer_hooks import FamilyHooks
 from library.utils import log_lines, position_seed
@@ -111,19 +112,24 @@ class NetworkTrainer(FamilyHooks):
         log_lines(logger, self.catalogue.describe())
 
     def cache_inputs(self) -> None:
-        """Establish the dataset: latents and text outputs cached as asked, their encoders freed."""
+        """Establish latents and text outputs, cached as asked, their encoders put away."""
+        cache = self.cfg.cache
+        self.prepare_strategies()
+        latents = self.cache_latents() if cache.cache_latents else None
+        self.texts = TextNow(self.tokenize_strategy, self.text_strategy)
+        if cache.cache_text_encoder_outputs:
+            self.texts = self.cache_text()
+        self.dataset = self.make_dataset(latents=latents)
+        self.validation.use_latents(latents)
+        encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
+        for what in (name for name, is_cached in encoders.items() if not is_cached):
+            logger.info("The %s stays in memory: its outputs are not cached.", what)
+
+    def prepare_strategies(self) -> None:
+        """Establish how captions and pictures are encoded; models are loaded only when used."""
         self.tokenize_strategy = self.get_tokenize_strategy()
-        with self.accelerator.local_main_process_first():
-            latents = self.cache_latents() if self.cfg.cache.cache_latents else None
-            texts = self.cache_text() if self.cfg.cache.cache_text_encoder_outputs else None
-        clean_memory_on_device(self.accelerator.device)
-        self.latents_strategy = self.get_latents_caching_strategy()  # loads only when it is used
+        self.latents_strategy = self.get_latents_caching_strategy()
         self.text_strategy = self.get_text_encoding_strategy()
-        self.dataset = self.make_dataset(latents=latents, texts=texts)
-        self.validation.use_caches(latents, texts)
-        for cached, what in ((latents, "VAE"), (texts, "text encoder")):
-            if cached is None:
-                logger.info("The %s stays in memory: its outputs are not cached.", what)
 
     def make_dataset(self, **caches: Any) -> TrainDataset:
         return TrainDataset(
@@ -137,25 +143,21 @@ class NetworkTrainer(FamilyHooks):
 
     def cache_latents(self) -> LatentsCache:
         """Encode every picture once; the VAE is freed when this returns."""
-        cache = self.cfg.cache
-        return cache_latents(
-            self.catalogue.everything(),
-            self.get_latents_caching_strategy(),
-            to_disk=cache.cache_latents_to_disk,
-            batch_size=cache.vae_batch_size,
-            skip_check=cache.skip_cache_check,
-        )
+        with train_util.one_writes(self.accelerator, self.cfg.cache.cache_latents_to_disk):
+            everything = self.catalogue.everything()
+            return cache_latents_of_run(everything, self.latents_strategy, self.cfg.cache)
 
-    def cache_text(self) -> TextCache:
-        """Encode every caption the run will use once, shuffled and dropped ones included."""
-        cache = self.cfg.cache
-        captions = captions_of_run(self.make_dataset(), self.sampler, self.plan.epochs)
-        return cache_text(
-            {**captions, **self.validation.captions()},
-            self.get_text_encoder_outputs_caching_strategy(),
-            to_disk=cache.cache_text_encoder_outputs_to_disk,
-            skip_check=cache.skip_cache_check,
-        )
+    def cache_text(self) -> TextWindows:
+        """The run's texts, shuffled and dropped ones included; those needed first are encoded."""
+        strategy = self.get_text_encoder_outputs_caching_strategy()
+        windows = TextWindows.make(self.run_texts(), strategy, self.cfg.cache)
+        with train_util.one_writes(self.accelerator, windows.cache.to_disk):
+            windows.prepare_epoch(self.state.epoch)
+        return windows
+
+    def run_texts(self) -> RunTexts:
+        always = self.validation.captions()
+        return RunTexts(self.make_dataset(), self.sampler, self.plan.epochs, always)
 
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""
@@ -220,6 +222,7 @@ class NetworkTrainer(FamilyHooks):
         self.progress = RunProgress(self.trackers, self.plan, self.is_main, self.monitor)
         for epoch in range(self.state.epoch, self.plan.epochs):
             self.state.epoch = epoch
+            self.texts.prepare_epoch(epoch)
             self.progress.start_epoch(epoch)
             self.network.on_epoch_start(None, self.model)
             self.train_epoch(loader, epoch)
@@ -287,11 +290,8 @@ class NetworkTrainer(FamilyHooks):
         return self.latents_strategy.encode(pixels).to(self.accelerator.device)
 
     def get_conditioning(self, batch: Batch) -> Any:
-        """From the cached outputs, or from the captions now, one at a time as the cache does."""
-        outputs = batch.text
-        if outputs is None:
-            tokens = [self.tokenize_strategy.tokenize(caption) for caption in batch.captions]
-            outputs = [self.text_strategy.encode_tokens(each) for each in tokens]
+        """Of the batch's captions. Read here, not by loader workers: the cache changes with epochs."""
+        outputs = batch.text or [self.texts.get(caption) for caption in batch.captions]
         return self.text_strategy.collate(outputs).to(self.accelerator.device)
 
     def get_noise_pred_and_target(

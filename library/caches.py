@@ -1,8 +1,8 @@
-"""Stored encoder outputs: latents of pictures, outputs of captions; in memory or on disk.
+"""Latents and loss masks of all pictures, made once before training; in memory or on disk.
 
-One safetensors file per item under `_cache/` beside the pictures, with a fingerprint in its header
-of everything the content depends on. A file is used when its fingerprint matches and is rebuilt
-otherwise; checking reads headers only.
+One file per item under `_cache/` beside the pictures. A file is used when its fingerprint matches and
+is rebuilt otherwise: at the start of a run, or, when its content turns out to be damaged, at the
+moment it is read. Files of other trainers, which have no fingerprint, are used after a check.
 
 A cached value does not depend on what was missing: pictures are encoded in batches fixed by the
 catalogue. When a part of a batch is missing, the whole batch is encoded again and only the missing
@@ -11,8 +11,6 @@ items are written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 from collections import deque
@@ -20,92 +18,61 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from library.data_types import ImageInfo, TextOutputs
+from library.cache_files import (
+    DELAY,
+    FOLDER,
+    THREADS,
+    CacheFile,
+    Source,
+    TakenOver,
+    Tally,
+    UnfitFile,
+    check_writable,
+    fingerprint,
+)
+from library.data_types import ImageInfo
 from library.errors import DatasetError, Problem
 from library.images import UnreadableImage, load_picture
-from library.utils import atomic_write, is_quiet, output_errors
+from library.utils import is_quiet
 
 if TYPE_CHECKING:
     from library.catalogue import Catalogue
-    from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
+    from library.run_config import CacheOptions
+    from library.strategy_base import LatentsCachingStrategy
 
 logger = logging.getLogger(__name__)
-FOLDER = "_cache"
-FORMAT = "1"  # raise it when the same inputs come to give another content
-DECODERS = 4  # threads that decode pictures ahead of the encoder
 Place = tuple[str, bool]
 Picture = tuple[Tensor, "Tensor | None"]
-Item = TypeVar("Item")
-
-
-class LatentsCache:
-    """Latents and masks by picture key and flip. In memory, or in files that are read one by one."""
-
-    def __init__(self, stored: Mapping[Place, Mapping[str, Tensor] | Path]) -> None:
-        self.stored = stored
-
-    def get(self, key: str, flipped: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Latents (C, H, W) and loss mask (H, W), None for a picture without one.
-
-        Raises DatasetError when the file has been damaged meanwhile.
-        """
-        found = self.stored[key, flipped]
-        tensors = read_tensors(found) if isinstance(found, Path) else found
-        return tensors["latents"], tensors.get("mask")
-
-
-class TextCache:
-    """Text encoder outputs by caption text. Tensors or files, as for latents."""
-
-    def __init__(self, stored: Mapping[str, TextOutputs | Path]) -> None:
-        self.stored = stored
-
-    def get(self, caption: str) -> TextOutputs:
-        """The encoder's outputs for a caption of this run."""
-        found = self.stored[caption]
-        return read_tensors(found) if isinstance(found, Path) else found
+Tensors = Mapping[str, Tensor]
+"""latents (C, H, W), and mask (H, W) where the picture has one."""
 
 
 @dataclass(frozen=True)
-class CacheFile:
-    """Where an item is stored and what makes the stored file valid."""
+class ForeignLatents:
+    """Latents in another trainer's file."""
 
-    path: Path
-    fingerprint: str
+    strategy: LatentsCachingStrategy
+    image: ImageInfo
+    flipped: bool
 
-
-@dataclass
-class Tally:
-    """What became of the items."""
-
-    reused: int = 0
-    encoded: int = 0
-    outdated: int = 0
-
-    def check(self, file: CacheFile, shapes: Mapping[str, tuple] | None, trust: bool) -> bool:
-        """Whether the file can be used; counted. trust: by name and shape alone."""
-        verdict = read_header(file, shapes, trust)
-        self.reused += verdict == "valid"
-        self.outdated += verdict == "outdated"
-        return verdict == "valid"
-
-    def report(self, what: str) -> None:
-        rebuilt = f", {self.outdated} of them outdated or damaged before" if self.outdated else ""
-        logger.info("%s: %d reused, %d encoded%s", what, self.reused, self.encoded, rebuilt)
+    def read(self, *, check: bool = True) -> dict[str, Tensor]:
+        """Always checked: there is no checksum that would make it unnecessary."""
+        latents = self.strategy.read_foreign(self.image, self.flipped)
+        if latents is None:
+            raise UnfitFile(f"{self.image.path}: the file with its latents is gone.")
+        return {"latents": latents}
 
 
 @dataclass(frozen=True)
 class LatentsJob:
-    """One picture to encode, and its file per flip (None when kept in memory)."""
+    """One picture to encode, and its file per flip."""
 
     image: ImageInfo
     files: Mapping[bool, CacheFile]
@@ -120,7 +87,7 @@ class LatentsJob:
         shapes = {"latents": (strategy.channels, height, width)}
         return {**shapes, "mask": (height, width)} if self.is_masked else shapes
 
-    def load(self) -> tuple[Tensor, Tensor | None]:
+    def load(self) -> Picture:
         """Pixels (3, H, W) and mask (H, W); a picture without transparency is masked nowhere."""
         subset = self.image.subset
         pixels, mask = load_picture(
@@ -131,6 +98,87 @@ class LatentsJob:
             mask_path=self.image.mask,
         )
         return pixels, torch.ones(pixels.shape[1:]) if self.is_masked and mask is None else mask
+
+
+class LatentsCache:
+    """Latents and masks by picture key and flip: in memory, or read from files one by one."""
+
+    def __init__(
+        self, strategy: LatentsCachingStrategy, batches: list[list[LatentsJob]], to_disk: bool
+    ) -> None:
+        self.strategy = strategy
+        self.batches = batches
+        self.to_disk = to_disk
+        self.stored: dict[Place, Tensors | Source] = {}
+        self.intact: set[Place] = set()  # read before and found whole
+
+    def __getstate__(self) -> dict:
+        """For loader workers, which read but do not encode."""
+        return {**self.__dict__, "strategy": None, "batches": []}
+
+    def get(self, key: str, flipped: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Latents (C, H, W) and loss mask (H, W), None for a picture without one.
+
+        What is damaged or lost is made anew, as it was. Raises DatasetError.
+        """
+        place = key, flipped
+        found = self.stored[place]
+        if not isinstance(found, Mapping):
+            try:
+                found = found.read(check=place not in self.intact)
+            except UnfitFile as error:
+                found = self.rebuild(place, error)
+            self.intact.add(place)
+        return found["latents"], found.get("mask")
+
+    def rebuild(self, place: Place, error: UnfitFile) -> Tensors:
+        """Encode one item again, in its batch. Kept in memory when its file now serves another run."""
+        batch = [b for b in self.batches if any(job.image.key == place[0] for job in b)]
+        if not batch:
+            raise DatasetError(f"{error} Start again: it is rebuilt then.") from error
+        logger.warning("%s It is made anew.", error)
+        made: dict[Place, Tensors] = {}
+        _LatentsEncoder(self.strategy, {place}, made).run(batch)
+        self.strategy.free()
+        if isinstance(error, TakenOver):
+            self.stored[place] = made[place]
+        else:
+            (job,) = [job for job in batch[0] if job.image.key == place[0]]
+            check_writable([job.image.path.parent])
+            self.stored[place] = job.files[place[1]]
+            job.files[place[1]].write(made[place])
+        return made[place]
+
+    def find(self, jobs: list[LatentsJob], tally: Tally) -> Iterator[Place]:
+        """Note every item that is stored validly, and yield the others."""
+        places = [(job, flip) for job in jobs for flip in job.files]
+        with ThreadPoolExecutor(THREADS) as pool:
+            looks = pool.map(lambda place: self.look(*place), places)
+            bar = tqdm(looks, "checking latents", len(places), unit="file", delay=DELAY)
+            for (job, flip), (state, note) in zip(places, bar):
+                tally.reused += state == "valid"
+                tally.foreign += state == "foreign"
+                tally.outdated += state == "outdated"
+                tally.unfit += [note] if note else []
+                place = job.image.key, flip
+                if state == "foreign":
+                    self.stored[place] = ForeignLatents(self.strategy, job.image, flip)
+                else:
+                    self.stored[place] = job.files[flip]
+                if state in ("absent", "outdated"):
+                    yield place
+
+    def look(self, job: LatentsJob, flip: bool) -> tuple[str, str]:
+        """ "valid", "foreign", "outdated" or "absent", and why another trainer's file is not used."""
+        strategy, note = self.strategy, ""
+        state = job.files[flip].state(job.shapes(strategy))
+        if state != "valid" and not job.is_masked:  # which mask theirs was made with is not known
+            try:
+                if strategy.read_foreign(job.image, flip) is not None:
+                    return "foreign", ""
+            except UnfitFile as error:
+                note = str(error)
+        return state, note
 
 
 def cache_latents(
@@ -146,46 +194,58 @@ def cache_latents(
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
-    tally, stored = Tally(), {}
-    jobs = list(make_jobs(catalogue, strategy.identity))
-    missing: set[Place] = set()
-    for job in jobs:
-        shapes = job.shapes(strategy)
-        for flip, file in job.files.items():
-            stored[job.image.key, flip] = file.path
-            if not to_disk or not tally.check(file, shapes, skip_check):
-                missing.add((job.image.key, flip))
-    if to_disk and missing:
+    jobs = list(make_jobs(catalogue, strategy.identity, skip_check))
+    cache = LatentsCache(strategy, fixed_batches(jobs, batch_size), to_disk)
+    tally = Tally("latents")
+    if to_disk:
+        missing = set(cache.find(jobs, tally))
         check_writable(
             j.image.path.parent for j in jobs for f in j.files if (j.image.key, f) in missing
         )
-    encoder = _LatentsEncoder(strategy, missing, stored if not to_disk else None)
-    encoder.run(fixed_batches(jobs, batch_size))
+    else:
+        missing = {(job.image.key, flip) for job in jobs for flip in job.files}
+    _LatentsEncoder(strategy, missing, None if to_disk else cache.stored).run(cache.batches)
+    strategy.free()
     tally.encoded = len(missing)
-    tally.report("latents")
-    return LatentsCache(stored)
+    tally.report()
+    return cache
 
 
-def make_jobs(catalogue: Catalogue, identity: str) -> Iterator[LatentsJob]:
+def cache_latents_of_run(
+    catalogue: Catalogue, strategy: LatentsCachingStrategy, options: CacheOptions
+) -> LatentsCache:
+    """The same, as the flags ask."""
+    return cache_latents(
+        catalogue,
+        strategy,
+        to_disk=options.cache_latents_to_disk,
+        batch_size=options.vae_batch_size,
+        skip_check=options.skip_cache_check,
+    )
+
+
+def make_jobs(catalogue: Catalogue, identity: str, trust: bool = False) -> Iterator[LatentsJob]:
     """Each picture's files. Two datasets that crop to one size differently get different files."""
     taken: dict[Path, str] = {}
     for image in catalogue.images:
         files = {}
         for flip in (False, True) if image.subset.flip_aug else (False,):
-            fingerprint = latents_fingerprint(image, flip, identity)
+            wanted = latents_fingerprint(image, flip, identity)
             width, height = image.plan.bucket
             stem = f"{short_name(image.path)}_{width:04d}x{height:04d}{'_flip' if flip else ''}"
             path = image.path.parent / FOLDER / f"{stem}.safetensors"
-            if taken.setdefault(path, fingerprint) != fingerprint:
-                path = path.with_name(f"{stem}_{fingerprint[:8]}.safetensors")
-            files[flip] = CacheFile(path, fingerprint)
+            if taken.setdefault(path, wanted) != wanted:
+                path = path.with_name(f"{stem}_{wanted[:8]}.safetensors")
+            files[flip] = CacheFile(path, wanted, trust)
         yield LatentsJob(image, files)
 
 
 def short_name(picture: Path) -> str:
     """The picture's full name, so that a.png and a.jpg differ; hashed when near the system's limit."""
     name = picture.name
-    return name if len(name.encode()) <= 200 else f"{_hash('name', name)}{picture.suffix}"
+    if len(name.encode()) <= 200:
+        return name
+    return f"{fingerprint('name', name)}{picture.suffix}"
 
 
 def latents_fingerprint(image: ImageInfo, flip: bool, identity: str) -> str:
@@ -197,7 +257,8 @@ def latents_fingerprint(image: ImageInfo, flip: bool, identity: str) -> str:
     if image.mask is not None:
         of_mask = os.stat(image.mask)
         mask = (image.mask.name, of_mask.st_size, of_mask.st_mtime_ns)
-    return _hash("latents", stat.st_size, stat.st_mtime_ns, plan, kernel, flip, mask, identity)
+    seen = (plan, kernel, flip, mask)
+    return fingerprint("latents", stat.st_size, stat.st_mtime_ns, *seen, identity)
 
 
 def fixed_batches(jobs: Iterable[LatentsJob], batch_size: int) -> list[list[LatentsJob]]:
@@ -213,13 +274,13 @@ def fixed_batches(jobs: Iterable[LatentsJob], batch_size: int) -> list[list[Late
 
 
 class _LatentsEncoder:
-    """Runs the batches in which something is missing."""
+    """Runs the batches in which something is missing; into memory, or to files when it is None."""
 
     def __init__(
         self,
         strategy: LatentsCachingStrategy,
         missing: set[Place],
-        memory: dict[Place, Mapping[str, Tensor]] | None,
+        memory: dict[Place, Tensors | Source] | None,
     ) -> None:
         self.strategy = strategy
         self.missing = missing
@@ -230,7 +291,7 @@ class _LatentsEncoder:
         due = [batch for batch in batches if any(self.is_missing(job) for job in batch)]
         jobs = [job for batch in due for job in batch]
         with (
-            ThreadPoolExecutor(DECODERS) as pool,
+            ThreadPoolExecutor(THREADS) as pool,
             tqdm(
                 total=len(jobs),
                 desc="caching latents",
@@ -280,7 +341,7 @@ class _LatentsEncoder:
         if self.memory is not None:
             self.memory[job.image.key, flip] = tensors
         else:
-            write_tensors(job.files[flip], tensors)
+            job.files[flip].write(tensors)
 
 
 def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[Future[Picture]]:
@@ -288,102 +349,6 @@ def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[F
     waiting: deque[Future[Picture]] = deque()
     for job in jobs:
         waiting.append(pool.submit(job.load))
-        if len(waiting) > 3 * DECODERS:
+        if len(waiting) > 3 * THREADS:
             yield waiting.popleft()
     yield from waiting
-
-
-def cache_text(
-    captions: Mapping[str, Path],
-    strategy: TextEncoderOutputsCachingStrategy,
-    *,
-    to_disk: bool,
-    skip_check: bool = False,
-) -> TextCache:
-    """Encode each distinct caption once. captions: text -> the folder its file goes to.
-
-    Stored by content: the same text is the same entry, whichever picture it belongs to. Raises
-    DatasetError naming a caption without finite outputs, or a folder that cannot be written.
-    """
-    tally = Tally()
-    files = {text: text_file(text, folder, strategy.identity) for text, folder in captions.items()}
-    missing = [
-        text
-        for text, file in files.items()
-        if not to_disk or not tally.check(file, None, skip_check)
-    ]
-    if to_disk:
-        check_writable(captions[text] for text in missing)
-    stored = {text: file.path for text, file in files.items()}
-    for text in tqdm(
-        missing, desc="caching captions", unit="caption", disable=is_quiet() or not missing
-    ):
-        outputs = {name: t.detach().cpu().contiguous() for name, t in strategy.encode(text).items()}
-        if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
-            raise DatasetError(f"the text encoder gives NaN or infinite outputs for {text!r}.")
-        if to_disk:
-            write_tensors(files[text], outputs)
-        else:
-            stored[text] = outputs
-    tally.encoded = len(missing)
-    tally.report("captions")
-    return TextCache(stored)
-
-
-def text_file(caption: str, folder: Path, identity: str) -> CacheFile:
-    """Named by the text alone, so that another encoder replaces the file instead of adding one."""
-    name = f"text_{_hash('text', caption)}.safetensors"
-    return CacheFile(Path(folder) / FOLDER / name, _hash("text", caption, identity))
-
-
-def _hash(*parts: object) -> str:
-    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:32]
-
-
-def read_header(file: CacheFile, shapes: Mapping[str, tuple] | None, trust: bool) -> str:
-    """ "valid", "absent" or "outdated"; the latter also for a damaged or foreign file."""
-    if not file.path.exists():
-        return "absent"
-    try:
-        with safe_open(file.path, framework="pt") as stored:
-            fits = trust or (stored.metadata() or {}).get("fingerprint") == file.fingerprint
-            names = set(stored.keys())
-            found = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError):
-        return "outdated"
-    return "valid" if fits and names and (shapes is None or found == dict(shapes)) else "outdated"
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A cache file's tensors, copied: a mapped file could not be replaced on Windows."""
-    try:
-        return load(path.read_bytes())
-    except (SafetensorError, OSError) as error:
-        message = f"{path}: the cache file cannot be read any more ({error}). Start again: it is "
-        raise DatasetError(message + "checked and rebuilt at the start of a run.") from error
-
-
-def write_tensors(file: CacheFile, tensors: Mapping[str, Tensor]) -> None:
-    """Store tensors with their fingerprint; the file is whole or not there."""
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with output_errors(file.path), atomic_write(file.path) as temporary:
-        save_file(contiguous, temporary, metadata={"fingerprint": file.fingerprint})
-
-
-def check_writable(folders: Iterable[Path]) -> None:
-    """Make each folder's `_cache`. Raises DatasetError naming all that cannot be written."""
-    problems = []
-    for folder in dict.fromkeys(folders):
-        try:
-            (folder / FOLDER).mkdir(exist_ok=True)
-            with atomic_write(folder / FOLDER / ".writable") as temporary:
-                temporary.touch()
-            (folder / FOLDER / ".writable").unlink(missing_ok=True)  # another rank may have
-        except OSError as error:
-            text = (
-                f"{folder / FOLDER}: the cache cannot be written here ({error.strerror}). Make it "
-            )
-            text += "writable, or cache in memory: leave out the flags that end in _to_disk."
-            problems.append(Problem(text))
-    if problems:
-        raise DatasetError(problems)

@@ -21,14 +21,12 @@ from library.images import load_picture
 from library.utils import position_seed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from PIL import Image
     from torch import Tensor
 
-    from library.bucket_sampler import BucketBatchSampler
-    from library.caches import LatentsCache, TextCache
+    from library.caches import LatentsCache
     from library.catalogue import Catalogue
+    from library.text_caches import TextCache
 
 
 class TrainDataset(Dataset[Sample]):
@@ -169,16 +167,3 @@ def stack_masks(masks: Sequence[Tensor | None]) -> Tensor | None:
     if size is None:
         return None
     return torch.stack([torch.ones(size) if mask is None else mask for mask in masks])
-
-
-def captions_of_run(
-    dataset: TrainDataset, sampler: BucketBatchSampler, epochs: int
-) -> dict[str, Path]:
-    """Every caption that a run of `epochs` will use, and a folder of a picture it belongs to."""
-    images = dataset.catalogue.images
-    return {
-        dataset.caption_of(request): images[request.index].path.parent
-        for epoch in range(epochs)
-        for batch in sampler.batches(epoch)
-        for request in batch
-    }

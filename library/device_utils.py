@@ -1,8 +1,10 @@
-"""Names of dtypes, moving tensors without waiting, and giving memory back to the device."""
+"""Names of dtypes, moving tensors without waiting, and models that take memory only while used."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -32,3 +34,38 @@ def clean_memory_on_device(device: torch.device | str) -> None:
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
+
+
+class LoadedOnUse:
+    """A model that is loaded when something is first asked of it: a complete cache costs no loading.
+
+    load: makes the model on `device`. After `rest` or `unload`, use brings it back.
+    """
+
+    def __init__(self, load: Callable[[], torch.nn.Module], device: torch.device | str) -> None:
+        self._load = load
+        self._device = device
+        self._resting: torch.nn.Module | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            self.model = self._load() if self._resting is None else self._resting.to(self._device)
+            self._resting = None
+            return self.model
+        return getattr(self.model, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def rest(self) -> None:
+        """Move the model to the host's memory, if it is loaded."""
+        if "model" in vars(self):
+            self._resting = self.model.cpu()
+            del self.model
+            clean_memory_on_device(self._device)
+
+    def unload(self) -> None:
+        """Forget the model, if it is loaded."""
+        vars(self).pop("model", None)
+        self._resting = None
+        clean_memory_on_device(self._device)

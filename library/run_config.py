@@ -202,6 +202,10 @@ class CacheOptions:
     cache_text_encoder_outputs_to_disk: bool = flag(
         False, "the same, kept beside the pictures; implies it"
     )
+    text_cache_variants: int = flag(
+        4000, "texts held at once; a run with more encodes them in windows of epochs",
+        check=at_least(1),
+    )  # fmt: skip
     text_encoder_batch_size: int | None = flag(
         None, "captions per text encoder call",
         ignored="captions are encoded one at a time, so that a cached value has no neighbours",
@@ -225,6 +229,8 @@ class CacheOptions:
     @property
     def unread(self) -> dict[str, str]:
         unread = {} if self.cache_latents else {"vae_batch_size": "latents are not cached"}
+        if not self.cache_text_encoder_outputs:
+            unread["text_cache_variants"] = "text encoder outputs are not cached"
         if not (self.cache_latents_to_disk or self.cache_text_encoder_outputs_to_disk):
             unread["skip_cache_check"] = "there are no caches on disk"
         return unread

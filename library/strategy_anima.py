@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from library.device_utils import to_device
+from library.anima_runtime import sd_scripts_caches
+from library.cache_files import UnfitFile
+from library.device_utils import LoadedOnUse, to_device
 from library.strategy_base import (
     LatentsCachingStrategy,
     TextEncoderOutputsCachingStrategy,
@@ -24,9 +26,11 @@ from library.strategy_base import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
-    from library.data_types import TextOutputs
+    from library.data_types import ImageInfo, TextOutputs
 
 logger = logging.getLogger(__name__)
 
@@ -182,19 +186,60 @@ class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
         """(B, 3, 8H, 8W) in [-1, 1] -> (B, 16, H, W), float32 on the CPU."""
         return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).float().cpu()
 
+    def free(self) -> None:
+        if isinstance(self.vae, LoadedOnUse):
+            self.vae.unload()
+
+    def read_foreign(self, image: ImageInfo, flipped: bool) -> Tensor | None:
+        """From sd-scripts' file."""
+        width, height = image.plan.bucket
+        shape = self.channels, height // self.downscale, width // self.downscale
+        return sd_scripts_caches.read_latents(image.path, image.size, shape, flipped)
+
 
 class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
     """Captions to what is stored of them: Qwen's states and T5 ids, so that the LLM adapter, which
     reads both, stays trainable."""
 
     def __init__(
-        self, tokenize: AnimaTokenizeStrategy, encoding: AnimaTextEncodingStrategy, identity: str
+        self,
+        tokenize: AnimaTokenizeStrategy,
+        encoding: AnimaTextEncodingStrategy,
+        identity: str,
+        *,
+        width: int,
+        dtype: torch.dtype,
     ) -> None:
+        """width, dtype: of the encoder's hidden states."""
         self.tokenize = tokenize
         self.encoding = encoding
         self.identity = identity
+        self.width = width
+        self.dtype = dtype
 
     def encode(self, caption: str) -> TextOutputs:
         """The outputs for one caption, on the CPU."""
         outputs = self.encoding.encode_tokens(self.tokenize.tokenize(caption))
         return {name: tensor.cpu() for name, tensor in outputs.items()}
+
+    def rest(self) -> None:
+        if isinstance(self.encoding.qwen_model, LoadedOnUse):
+            self.encoding.qwen_model.rest()
+
+    def free(self) -> None:
+        if isinstance(self.encoding.qwen_model, LoadedOnUse):
+            self.encoding.qwen_model.unload()
+
+    def read_foreign(self, picture: Path, caption: str) -> TextOutputs | None:
+        """From sd-scripts' file, when it holds this caption as it is tokenized here."""
+        found = sd_scripts_caches.read_text(picture)
+        if found is None:
+            return None
+        tokens = self.tokenize.tokenize(caption)
+        shape = len(tokens.qwen_ids), self.width
+        is_same = found.t5_ids == tokens.t5_ids and found.hidden.shape == shape
+        if not is_same or tokens == self.encoding.zero_tokens:
+            raise UnfitFile(f"{found.path}: was made for another caption or encoder.")
+        t5_ids = torch.tensor(tokens.t5_ids)
+        hidden = found.hidden.to(self.dtype)
+        return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}

@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
-    from library.data_types import TextOutputs
+    from library.data_types import ImageInfo, TextOutputs
 
 
 class TokenizeStrategy(ABC):
@@ -54,6 +56,16 @@ class LatentsCachingStrategy(ABC):
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, downscale*H, downscale*W) in [-1, 1] -> (B, C, H, W), float32 on the CPU."""
 
+    def free(self) -> None:
+        """Give the encoder's memory back; the next `encode` loads it again."""
+
+    def read_foreign(self, image: ImageInfo, flipped: bool) -> Tensor | None:
+        """(C, H, W) as another trainer stored it beside the picture; None when there is no file.
+
+        Raises UnfitFile when there is one that does not fit.
+        """
+        return None
+
 
 class TextEncoderOutputsCachingStrategy(ABC):
     """Captions to text encoder outputs, for the cache.
@@ -66,3 +78,16 @@ class TextEncoderOutputsCachingStrategy(ABC):
     @abstractmethod
     def encode(self, caption: str) -> TextOutputs:
         """What tokenizing and encoding give for one caption, on the CPU."""
+
+    def rest(self) -> None:
+        """Keep the encoder in the host's memory only; the next `encode` brings it back."""
+
+    def free(self) -> None:
+        """Give the encoder's memory back; the next `encode` loads it again."""
+
+    def read_foreign(self, picture: Path, caption: str) -> TextOutputs | None:
+        """A caption's outputs as another trainer stored them beside a picture; None without a file.
+
+        Raises UnfitFile when there is one that does not fit.
+        """
+        return None

@@ -10,6 +10,7 @@ import math
 import os
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -83,6 +84,11 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
             f"{accelerator.device.type}. Use bf16 or no."
         )
     return accelerator
+
+
+def one_writes(accelerator: Accelerator, to_disk: bool) -> AbstractContextManager:
+    """Within, when it is on disk, the other processes wait for the one that fills a shared cache."""
+    return accelerator.local_main_process_first() if to_disk else nullcontext()
 
 
 def prepare_torch(cfg: TrainConfig) -> None:

@@ -61,19 +61,21 @@ def log_lines(logger: logging.Logger, lines: Iterable[str], level: int = logging
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
 
     The file under the final name is always whole: the old one or the new one. On an error the
-    temporary file is removed and the old file stays.
+    temporary file is removed and the old file stays. sync False: faster, and after a power cut the
+    file may have lost its content.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.chmod(temporary, 0o666 & ~current_umask())  # safetensors writes for the owner alone
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -17,9 +17,11 @@ from library.data_types import Batch, SampleRequest
 from library.datasets import TrainDataset, collate
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from accelerate import Accelerator
 
-    from library.caches import LatentsCache, TextCache
+    from library.caches import LatentsCache
     from library.catalogue import Catalogue
 
 QUARTERS = {"0.00-0.25": 0.125, "0.25-0.50": 0.375, "0.50-0.75": 0.625, "0.75-1.00": 0.875}
@@ -47,15 +49,16 @@ class Validation:
         self.seed = settings.validation_seed or 0
         self.dataset = TrainDataset(catalogue, seed=self.seed)
 
-    def captions(self) -> dict[str, object]:
+    def captions(self) -> dict[str, Path]:
         """Every caption it uses, and a folder of a picture it belongs to."""
         return {
             self.dataset.caption_of(SampleRequest(index, 0, 0)): image.path.parent
             for index, image in enumerate(self.catalogue.images)
         }
 
-    def use_caches(self, latents: LatentsCache | None, texts: TextCache | None) -> None:
-        self.dataset.latents, self.dataset.texts = latents, texts
+    def use_latents(self, latents: LatentsCache | None) -> None:
+        """The run's cache, which has the held-out pictures too; None when nothing is cached."""
+        self.dataset.latents = latents
 
     def is_due_at_step(self, step: int) -> bool:
         every = self.settings.validate_every_n_steps

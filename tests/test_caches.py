@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from library.caches import cache_latents, cache_text
+from library.caches import cache_latents
 from library.errors import DatasetError
 from library.images import load_pixels
+from library.text_caches import cache_text
 from tests.dataset_files import (
     BUCKETS,
     LetterEncoder,
@@ -221,12 +222,14 @@ def test_very_long_picture_names_can_be_cached(tmp_path):
     assert encoded(tmp_path / "set") == 0
 
 
-def test_a_cache_file_lost_during_the_run_is_an_error_that_says_what_to_do(folder):
+def test_a_cache_file_lost_during_the_run_is_made_anew(folder, caplog):
     catalogue = catalogue_of(folder)
-    cache = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+    cache = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=2)
+    before, expected = stored_files(folder), cache.get("0.0/0.png")[0].clone()
     (folder / "_cache" / "0.png_0064x0064.safetensors").unlink()
-    with pytest.raises(DatasetError, match="Start again"):
-        cache.get("0.0/0.png")
+    assert torch.equal(cache.get("0.0/0.png")[0], expected)
+    assert "made anew" in caplog.text
+    assert stored_files(folder) == before
 
 
 def texts(folder, *captions, encoder=None):

@@ -8,9 +8,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from library.bucket_sampler import BucketBatchSampler
-from library.caches import cache_latents, cache_text
+from library.caches import cache_latents
 from library.data_types import SampleRequest
 from library.datasets import TrainDataset, collate
+from library.text_caches import cache_text
 from tests.dataset_files import (
     BUCKETS,
     LetterEncoder,

@@ -25,8 +25,9 @@ LAYERS = {
     "library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util",
-    3: "library/picture_files library/picture_sizes library/masks library/catalogue library/validation_split "
-    "library/dataset_scan library/datasets library/bucket_sampler library/caches "
+    3: "library/picture_files library/picture_sizes library/masks library/catalogue "
+    "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
+    "library/caches library/cache_files library/text_caches library/text_windows "
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
@@ -50,6 +51,12 @@ SIDEWAYS = [
     ("library", "dataset_scan -> catalogue", "what a scan makes"),
     ("library", "dataset_file -> dataset_keys", "which files are pictures"),
     ("library", "augment -> buckets", "a crop is planned anew"),
+    (
+        "library",
+        "caches, text_windows -> text_caches -> cache_files",
+        "what is stored, and the files",
+    ),
+    ("library", "strategy_anima -> anima_runtime/sd_scripts_caches", "files of another trainer"),
     ("library", "sampling -> prompts", "a preview is drawn from a prompt"),
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),

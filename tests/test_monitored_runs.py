@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from library.cache_files import CacheFile, read_header
 from library.monitor import AlertError, LossHistory, MemoryReading
 from library.step_logs import RunProgress
 from library.train_util import make_loader, windows
@@ -77,12 +77,12 @@ def cached_run(demo, folder, **settings):
 
 
 def spoil_cached_latents(folder, key, factor):
-    """Multiply a picture's latents in its cache file, whose header, the fingerprint, stays valid."""
+    """Multiply a picture's latents in its cache file, which stays a valid one of its fingerprint."""
     name = key.rpartition("/")[2]
     (path,) = (folder / "pictures" / "_cache").glob(f"{name}_*x*.safetensors")
-    with safe_open(path, "pt") as file:
-        header = file.metadata()
-    save_file({"latents": load_file(path)["latents"] * factor}, path, header)
+    with open(path, "rb") as file:
+        owner = read_header(file, path.stat().st_size, path).fingerprint
+    CacheFile(path, owner).write({"latents": load_file(path)["latents"] * factor})
 
 
 def test_policy_raise_ends_a_run_at_the_lost_picture_with_what_was_learned_before(demo, run_folder):

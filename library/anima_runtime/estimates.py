@@ -13,10 +13,11 @@ import torch
 
 from library import caches, run_report
 from library.anima_runtime import model_loading
-from library.datasets import captions_of_run
 from library.device_utils import precision_dtype
 from library.run_report import Page, SpaceNeed, size_text
 from library.strategy_anima import AnimaLatentsCachingStrategy, AnimaTokenizeStrategy
+from library.text_caches import text_file
+from library.text_windows import RunTexts
 from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
@@ -36,19 +37,22 @@ class CaptionFacts:
     """The different captions that a run will use.
 
     is_exact: all were made and counted; else `count` is extrapolated
-    size:     bytes of the encoder outputs of all; new: of those that have no cache file yet
+    held:     how many are held at once: --text_cache_variants, or those of one epoch
+    size:     bytes of the encoder outputs held at once; new: to be written when they go to disk
     folder:   where one of them would be stored
     """
 
     count: int
     is_exact: bool
+    held: int
     size: float
     new: float
     folder: Path
 
     @property
     def how(self) -> str:
-        return f"{'' if self.is_exact else 'about '}{self.count} different captions"
+        at_once = f", up to {self.held} at once" if self.held < self.count else ""
+        return f"{'' if self.is_exact else 'about '}{self.count} different captions{at_once}"
 
 
 @dataclass
@@ -104,22 +108,29 @@ class Estimates:
         trainer, epochs = self.trainer, self.trainer.plan.epochs
         samples = max(1, trainer.catalogue.num_samples)
         counted = max(min(2, epochs), min(epochs, REQUESTS_COUNTED // samples))
-        dataset = trainer.make_dataset()
-        found = captions_of_run(dataset, trainer.sampler, counted)
+        texts = RunTexts(trainer.make_dataset(), trainer.sampler, epochs)
+        found = texts.of_epoch(0)
+        of_first = len(found)
+        for epoch in range(1, counted):
+            found |= texts.of_epoch(epoch)
         count = len(found)
         if counted < epochs:  # the captions of an epoch that the first one has not
-            fresh = count - len(captions_of_run(dataset, trainer.sampler, 1))
-            count += fresh * (epochs - counted) // (counted - 1)
-        spaced = list(found.items())[:: max(1, len(found) // CAPTIONS_TOKENIZED)]
+            count += (count - of_first) * (epochs - counted) // (counted - 1)
+        held = min(count, max(of_first, trainer.cfg.cache.text_cache_variants))
+        first_window = list(found.items())[:held]
+        spaced = first_window[:: max(1, len(first_window) // CAPTIONS_TOKENIZED)]
         width = trainer.params.llm_adapter.source_dim * trainer.weight_dtype.itemsize
         sizes, new = 0, 0
         for caption, folder in spaced:
             qwen, t5 = self.lengths(caption)
             size = qwen * width + 2 * 8 * t5 + HEADER_BYTES
             sizes += size
-            new += size * (not caches.text_file(caption, folder, "").path.exists())
-        scale = count / len(spaced)
-        return CaptionFacts(count, counted == epochs, sizes * scale, new * scale, spaced[0][1])
+            new += size * (not text_file(caption, folder, "").path.exists())
+        scale = held / len(spaced)
+        if held < count:  # the windows after the first have a file that goes with the process
+            new += sizes
+        folder = spaced[0][1]
+        return CaptionFacts(count, counted == epochs, held, sizes * scale, new * scale, folder)
 
     def latents_bytes(self, *, only_new: bool) -> int:
         """Of the latents of all pictures and flips, or of those without a cache file."""
@@ -227,8 +238,12 @@ class Estimates:
         host = {"block inputs": self.activations()[1]}
         if cache.cache_latents and not cache.cache_latents_to_disk:
             host["latents"] = self.latents_bytes(only_new=False)
-        if cache.cache_text_encoder_outputs and not cache.cache_text_encoder_outputs_to_disk:
-            host["text outputs"] = self.captions.size
+        if cache.cache_text_encoder_outputs:
+            if not cache.cache_text_encoder_outputs_to_disk:
+                host["text outputs"] = self.captions.size
+            if self.captions.held < self.captions.count:
+                waiting = qwen_parameters(self.trainer.anima.qwen)
+                host["Qwen, waiting"] = waiting * self.trainer.weight_dtype.itemsize
         kept = ", ".join(f"{what} {size_text(size)}" for what, size in host.items() if size)
         page.line(f"  in the host's memory as well: {kept or 'no caches'}")
         if torch.cuda.is_available():

@@ -1,0 +1,250 @@
+"""Text encoder outputs by caption, made once per text; in memory or on disk.
+
+On disk, `_cache` keeps the texts that later runs may want. The others go to a file without a name,
+which vanishes with the process however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+from tqdm import tqdm
+
+from library.cache_files import (
+    DELAY,
+    FOLDER,
+    CacheFile,
+    Source,
+    TakenOver,
+    Tally,
+    UnfitFile,
+    check_writable,
+    fingerprint,
+    parse,
+)
+from library.data_types import TextOutputs
+from library.errors import DatasetError
+
+if TYPE_CHECKING:
+    from library.strategy_base import TextEncoderOutputsCachingStrategy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ForeignText:
+    """A caption's outputs in another trainer's file beside a picture."""
+
+    strategy: TextEncoderOutputsCachingStrategy
+    picture: Path
+    caption: str
+
+    def read(self, *, check: bool = True) -> TextOutputs:
+        """Always checked: there is no checksum that would make it unnecessary."""
+        outputs = self.strategy.read_foreign(self.picture, self.caption)
+        if outputs is None:
+            raise UnfitFile(f"{self.picture}: the file with its caption's outputs is gone.")
+        return outputs
+
+
+class Scratch:
+    """Outputs by caption in a file without a name in `folder`, gone with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  lives as long as the window
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def __contains__(self, caption: str) -> bool:
+        return caption in self.places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __setitem__(self, caption: str, outputs: TextOutputs) -> None:
+        content = save(dict(outputs))
+        start = self.file.seek(0, os.SEEK_END)
+        try:
+            self.file.write(content)
+            self.file.flush()
+        except OSError as error:
+            raise DatasetError(f"cached captions cannot be written ({error.strerror}).") from error
+        self.places[caption] = start, len(content)
+
+    def __getitem__(self, caption: str) -> TextOutputs:
+        start, length = self.places[caption]
+        self.file.seek(start)
+        return parse(bytearray(self.file.read(length)))
+
+
+class TextCache:
+    """Outputs by caption: of the captions at hand; `hold` says which those are."""
+
+    def __init__(
+        self,
+        strategy: TextEncoderOutputsCachingStrategy,
+        *,
+        to_disk: bool,
+        skip_check: bool = False,
+    ) -> None:
+        self.strategy = strategy
+        self.to_disk = to_disk
+        self.skip_check = skip_check
+        self.held: dict[str, TextOutputs] | Scratch = {}
+        self.stored: dict[str, Source] = {}
+        self.intact: set[str] = set()  # read before and found whole
+        self.more_to_come = False
+
+    def get(self, caption: str) -> TextOutputs:
+        """The encoder's outputs. What is damaged or lost on disk is made anew, as it was."""
+        if caption in self.held:
+            return self.held[caption]
+        source = self.stored[caption]
+        try:
+            outputs = source.read(check=caption not in self.intact)
+        except UnfitFile as error:
+            outputs = self.rebuild(caption, error)
+        self.intact.add(caption)
+        return outputs
+
+    def rebuild(self, caption: str, error: UnfitFile) -> TextOutputs:
+        """Encode one text again. Kept aside when its file now serves another run."""
+        logger.warning("%s It is made anew.", error)
+        outputs = self.encode(caption)
+        self.put_away()
+        source = self.stored[caption]
+        if isinstance(source, CacheFile) and not isinstance(error, TakenOver):
+            source.path.parent.mkdir(exist_ok=True)
+            source.write(outputs)
+        else:
+            self.held[caption] = outputs
+        return outputs
+
+    def encode(self, caption: str) -> TextOutputs:
+        encoded = self.strategy.encode(caption)
+        outputs = {name: tensor.detach().cpu().contiguous() for name, tensor in encoded.items()}
+        if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
+            raise DatasetError(f"the text encoder gives NaN or infinite outputs for {caption!r}.")
+        return outputs
+
+    def put_away(self) -> None:
+        """Free the device of the encoder; it stays in the host's memory while more is to come."""
+        if self.more_to_come:
+            self.strategy.rest()
+        else:
+            self.strategy.free()
+
+    def hold(
+        self,
+        captions: Mapping[str, Path],
+        *,
+        lasting: Collection[str] | None = None,
+        pictures: Mapping[str, Sequence[Path]] | None = None,
+        more_to_come: bool = False,
+    ) -> None:
+        """Make these captions ready, each text once, and let all others go.
+
+        captions: text -> the folder its file goes to
+        lasting:  on disk, the texts that `_cache` may keep, all when None; the others go to a scratch
+        pictures: text -> pictures that always have it, beside which another trainer may have stored it
+
+        Raises DatasetError naming a caption without finite outputs, or a folder that cannot be written.
+        """
+        tally = Tally("captions")
+        self.more_to_come = more_to_come
+        self.stored = self.find(captions, pictures or {}, tally) if self.to_disk else {}
+        missing = [text for text in captions if text not in self.stored]
+        lasts = set(missing if lasting is None else lasting) if self.to_disk else set()
+        self.carry_over({t: captions[t] for t in missing if t not in lasts}, tally)
+        due = [text for text in missing if text not in self.held]
+        check_writable(captions[text] for text in due if text in lasts)
+        for text in tqdm(due, desc="caching captions", unit="caption", disable=not due):
+            outputs = self.encode(text)
+            if text in lasts:
+                file = text_file(text, captions[text], self.strategy.identity)
+                file.write(outputs)
+                self.stored[text] = file
+            else:
+                self.held[text] = outputs
+        self.put_away()
+        tally.encoded = len(due)
+        tally.report()
+
+    def find(
+        self, captions: Mapping[str, Path], pictures: Mapping[str, Sequence[Path]], tally: Tally
+    ) -> dict[str, Source]:
+        """The texts with a valid file: ours, in any of the folders, or another trainer's."""
+        listed: dict[str, Path] = {}
+        for folder in dict.fromkeys(captions.values()):
+            for path in (folder / FOLDER).glob("text_*.safetensors"):
+                listed.setdefault(path.name, folder)
+        found: dict[str, Source] = {}
+        for text in tqdm(captions, "checking captions", unit="file", delay=DELAY):
+            file = text_file(text, captions[text], self.strategy.identity, self.skip_check)
+            if file.path.name in listed:
+                folder = listed[file.path.name]
+                file = text_file(text, folder, self.strategy.identity, self.skip_check)
+                state = file.state()
+                tally.reused += state == "valid"
+                tally.outdated += state == "outdated"
+                if state == "valid":
+                    found[text] = file
+                    continue
+            if foreign := self.find_foreign(text, pictures.get(text, ()), tally):
+                found[text] = foreign
+        return found
+
+    def find_foreign(
+        self, caption: str, pictures: Sequence[Path], tally: Tally
+    ) -> ForeignText | None:
+        """The first file of another trainer that holds this caption's outputs."""
+        for picture in pictures:
+            try:
+                if self.strategy.read_foreign(picture, caption) is not None:
+                    tally.foreign += 1
+                    return ForeignText(self.strategy, picture, caption)
+            except UnfitFile as error:
+                tally.unfit.append(str(error))
+        return None
+
+    def carry_over(self, wanted: Mapping[str, Path], tally: Tally) -> None:
+        """Let go what is held and not wanted any more. wanted: text -> a folder with room for it."""
+        held: dict[str, TextOutputs] | Scratch = {}
+        if self.to_disk and wanted:
+            folder = next(iter(wanted.values()))
+            check_writable([folder])
+            held = Scratch(folder / FOLDER)
+        for text in wanted:
+            if text in self.held:
+                held[text] = self.held[text]
+        tally.reused += len(held)
+        self.held = held
+
+
+def text_file(caption: str, folder: Path, identity: str, trust: bool = False) -> CacheFile:
+    """Named by the text alone, so that another encoder replaces the file instead of adding one."""
+    name = f"text_{fingerprint('text', caption)}.safetensors"
+    return CacheFile(Path(folder) / FOLDER / name, fingerprint("text", caption, identity), trust)
+
+
+def cache_text(
+    captions: Mapping[str, Path],
+    strategy: TextEncoderOutputsCachingStrategy,
+    *,
+    to_disk: bool,
+    skip_check: bool = False,
+) -> TextCache:
+    """These captions, all at once. captions: text -> the folder its file goes to.
+
+    Stored by content: the same text is the same entry, whichever picture it belongs to.
+    """
+    cache = TextCache(strategy, to_disk=to_disk, skip_check=skip_check)
+    cache.hold(captions)
+    return cache

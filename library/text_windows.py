@@ -1,0 +1,174 @@
+"""Which texts a run needs when, and their encoder outputs window by window.
+
+Which text a picture is trained with in which epoch is known ahead, so shuffling, dropout and
+wildcards keep working with cached text. A run with more texts than are held at once is cut into
+windows of whole epochs: the next one is encoded when the last one has been used up, and the text
+encoder waits in the host's memory in between.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.captions import CaptionRecipe
+from library.data_types import SampleRequest, TextOutputs
+from library.text_caches import TextCache
+
+if TYPE_CHECKING:
+    from library.bucket_sampler import BucketBatchSampler
+    from library.datasets import TrainDataset
+    from library.run_config import CacheOptions
+    from library.strategy_base import (
+        TextEncoderOutputsCachingStrategy,
+        TextEncodingStrategy,
+        TokenizeStrategy,
+    )
+
+logger = logging.getLogger(__name__)
+STEADY = {  # parts of a recipe that do the same to a caption in every epoch
+    "caption_separator", "keep_tokens", "keep_tokens_separator", "secondary_separator",
+    "caption_prefix", "caption_suffix", "token_warmup_min", "class_tokens",
+    "trigger_word",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunTexts:
+    """The texts that a run of `epochs` is trained with: known ahead, epoch by epoch.
+
+    always: further ones that every epoch needs, for validation
+    """
+
+    dataset: TrainDataset
+    sampler: BucketBatchSampler
+    epochs: int
+    always: Mapping[str, Path] = field(default_factory=dict)
+
+    def of_epoch(self, epoch: int, *, own: bool = False) -> dict[str, Path]:
+        """Text -> the folder of a picture it belongs to. own: of this rank's batches alone."""
+        batches: Iterable[Sequence[SampleRequest]] = self.sampler.batches(epoch)
+        if own and self.sampler.world_size > 1:
+            batches = copy.copy(self.sampler)
+            batches.set_epoch(epoch)
+        images, found = self.dataset.catalogue.images, dict(self.always)
+        for batch in batches:
+            for request in batch:
+                caption = self.dataset.caption_of(request)
+                found.setdefault(caption, images[request.index].path.parent)
+        return found
+
+    @cached_property
+    def steady(self) -> dict[str, list[Path]]:
+        """Texts of pictures that have the same one in every epoch -> these pictures."""
+        found: dict[str, list[Path]] = {}
+        for index, image in enumerate(self.dataset.catalogue.images):
+            if is_steady(image.subset):
+                caption = self.dataset.caption_of(SampleRequest(index, 0, 0))
+                found.setdefault(caption, []).append(image.path)
+        return found
+
+    @property
+    def vary(self) -> bool:
+        """Whether any picture's text depends on the epoch."""
+        return not all(is_steady(image.subset) for image in self.dataset.catalogue.images)
+
+    def window(self, start: int, limit: int, *, own: bool = False) -> tuple[range, dict[str, Path]]:
+        """As many epochs from `start` as have up to `limit` texts together, at least one."""
+        texts, stop = self.of_epoch(start, own=own), start + 1
+        if not self.vary:
+            return range(start, self.epochs), texts
+        while stop < self.epochs:
+            more = self.of_epoch(stop, own=own)
+            new = more.keys() - texts.keys()
+            if new and len(texts) + len(new) > limit:
+                break
+            texts = more | texts
+            stop += 1
+        return range(start, stop), texts
+
+
+def is_steady(recipe: CaptionRecipe) -> bool:
+    """Whether captions made by this recipe are the same in every epoch."""
+    plain = CaptionRecipe()
+    return all(
+        getattr(recipe, part.name) == getattr(plain, part.name)
+        for part in fields(CaptionRecipe)
+        if part.name not in STEADY
+    )
+
+
+class TextWindows:
+    """The text outputs of the epoch at hand, encoded window by window.
+
+    limit: how many texts are held at once; more only when a single epoch has more
+    """
+
+    def __init__(self, texts: RunTexts, cache: TextCache, limit: int) -> None:
+        self.texts = texts
+        self.cache = cache
+        self.limit = limit
+        self.window = range(0)
+
+    @classmethod
+    def make(
+        cls, texts: RunTexts, strategy: TextEncoderOutputsCachingStrategy, options: CacheOptions
+    ) -> TextWindows:
+        """As the flags ask; nothing is encoded yet."""
+        to_disk = options.cache_text_encoder_outputs_to_disk
+        cache = TextCache(strategy, to_disk=to_disk, skip_check=options.skip_cache_check)
+        return cls(texts, cache, options.text_cache_variants)
+
+    def get(self, caption: str) -> TextOutputs:
+        """The outputs of a caption of the epochs at hand."""
+        return self.cache.get(caption)
+
+    def prepare_epoch(self, epoch: int) -> None:
+        """Make the texts of `epoch` (from 0) ready, and of those after it within the limit.
+
+        Costs nothing when an earlier call has done it. Epochs may come in any order.
+        """
+        if epoch in self.window:
+            return
+        to_disk, epochs = self.cache.to_disk, self.texts.epochs
+        # of the first window on disk every rank finds all files; beyond it each has its own share
+        own = epoch > 0 or not to_disk
+        self.window, captions = self.texts.window(epoch, self.limit, own=own)
+        lasting = None
+        if to_disk and epoch > 0:
+            lasting = self.first_texts
+        self.cache.hold(
+            captions,
+            lasting=lasting,
+            pictures=self.texts.steady,
+            more_to_come=self.window.stop < epochs,
+        )
+        if len(self.window) < epochs:
+            logger.info(
+                "%d captions are ready, of epochs %d to %d of %d (--text_cache_variants %d)",
+                len(captions), self.window.start + 1, self.window.stop, epochs, self.limit,
+            )  # fmt: skip
+
+    @cached_property
+    def first_texts(self) -> frozenset[str]:
+        """The texts of the run's first window, which lasts on disk for later runs."""
+        return frozenset(self.texts.window(0, self.limit)[1])
+
+
+class TextNow:
+    """Text outputs that are not cached: encoded at every use, one at a time as a cache does."""
+
+    def __init__(self, tokenize: TokenizeStrategy, encoding: TextEncodingStrategy) -> None:
+        self.tokenize = tokenize
+        self.encoding = encoding
+
+    def get(self, caption: str) -> TextOutputs:
+        return self.encoding.encode_tokens(self.tokenize.tokenize(caption))
+
+    def prepare_epoch(self, epoch: int) -> None:
+        """Nothing has to be prepared."""
