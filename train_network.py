@@ -124,7 +124,9 @@ class NetworkTrainer:
         if problems:
             raise ConfigError(problems)
         with torch.device("meta"), quiet():
-            make_network(self.network_module, net, self.network_kwargs(), self.empty_model())
+            model = self.empty_model()
+            merge_base_weights(net, model)
+            make_network(self.network_module, net, self.network_kwargs(), model)
 
     def prepare_data(self) -> None:
         """Establish the catalogue of pictures, the order of batches and the length of the run."""
@@ -188,7 +190,7 @@ class NetworkTrainer:
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""
         self.model = self.load_target_model()
-        merge_base_weights(self.network_module, self.cfg.network, self.model)
+        merge_base_weights(self.cfg.network, self.model)
 
     def attach_network(self) -> None:
         """Establish the adapters inside the model, and gradient checkpointing around them."""
