@@ -20,7 +20,7 @@ from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
 from library.config_util import DatasetGroupConfig, load_dataset_config
-from library.errors import ConfigError, Problem, UserError, run_main
+from library.errors import ConfigError, ModelFileError, Problem, UserError, run_main
 from library.flow_matching import NoisyLatents
 from library.metadata import FileHashes, legacy_hash
 from library.optimizers import check_optimizer
@@ -85,7 +85,11 @@ class AnimaNetworkTrainer(NetworkTrainer):
         self.params, _ = model_loading.inspect_transformer(path, llm_adapter_path)
 
     def inspect_qwen(self, path: str) -> None:
-        self.qwen_rows = model_loading.inspect_qwen(path)["embed_tokens.weight"][0]
+        self.qwen_rows, width = model_loading.inspect_qwen(path)["embed_tokens.weight"]
+        if hasattr(self, "params") and width != self.params.llm_adapter.source_dim:
+            reads = self.params.llm_adapter.source_dim
+            message = f"is {width} wide; this DiT's LLM adapter reads a text encoder {reads} wide."
+            raise ModelFileError(message, source=str(path))
 
     def empty_model(self) -> Anima:
         with torch.device("meta"):
@@ -158,8 +162,12 @@ class AnimaNetworkTrainer(NetworkTrainer):
         files = (anima.qwen, self.qwen_folder, self.t5_folder)
         lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
         parts = (*map(path_fingerprint, files), *lengths, self.weight_dtype)
+        adapter = self.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(
-            self.tokenize_strategy, self.get_text_encoding_strategy(), " ".join(map(str, parts))
+            self.tokenize_strategy,
+            self.get_text_encoding_strategy(),
+            " ".join(map(str, parts)),
+            (adapter.source_dim, adapter.vocab),
         )
 
     def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:

@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from library.data_types import ImageInfo, TextOutputs
+from library import tensor_files
+from library.data_types import ImageInfo, Layout, StoredTensor, TextOutputs
 from library.errors import DatasetError, Problem
 from library.images import UnreadableImage, load_pixels
+from library.tensor_files import FLOATS, WHOLE, Header, TensorFileError
 from library.utils import atomic_write
 
 if TYPE_CHECKING:
@@ -48,25 +49,31 @@ Item = TypeVar("Item")
 class LatentsCache:
     """Latents by picture key and flip. Tensors when in memory, files read one by one when not."""
 
-    def __init__(self, stored: Mapping[Place, Tensor | Path]) -> None:
+    def __init__(
+        self, stored: Mapping[Place, Tensor | Path], layouts: Mapping[Place, Layout]
+    ) -> None:
         self.stored = stored
+        self.layouts = layouts
 
     def get(self, key: str, flipped: bool = False) -> Tensor:
-        """(C, H, W). Raises DatasetError when its file has been damaged meanwhile."""
+        """(C, H, W). Raises DatasetError when its file is damaged."""
         found = self.stored[key, flipped]
-        return read_tensors(found)["latents"] if isinstance(found, Path) else found
+        if isinstance(found, Path):
+            return read_tensors(found, self.layouts[key, flipped])["latents"]
+        return found
 
 
 class TextCache:
     """Text encoder outputs by caption text. Tensors or files, as for latents."""
 
-    def __init__(self, stored: Mapping[str, TextOutputs | Path]) -> None:
+    def __init__(self, stored: Mapping[str, TextOutputs | Path], layout: Layout) -> None:
         self.stored = stored
+        self.layout = layout
 
     def get(self, caption: str) -> TextOutputs:
-        """The encoder's outputs for a caption of this run."""
+        """The encoder's outputs for a caption of this run. Raises as LatentsCache.get does."""
         found = self.stored[caption]
-        return read_tensors(found) if isinstance(found, Path) else found
+        return read_tensors(found, self.layout) if isinstance(found, Path) else found
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,9 @@ class Tally:
     encoded: int = 0
     outdated: int = 0
 
-    def check(self, file: CacheFile, shapes: Mapping[str, tuple] | None, trust: bool) -> bool:
-        """Whether the file can be used; counted. trust: by name and shape alone."""
-        verdict = read_header(file, shapes, trust)
+    def check(self, file: CacheFile, layout: Layout, trust: bool) -> bool:
+        """Whether the file can be used; counted. trust: by its name and layout alone."""
+        verdict = read_header(file, layout, trust)
         self.reused += verdict == "valid"
         self.outdated += verdict == "outdated"
         return verdict == "valid"
@@ -122,17 +129,18 @@ def cache_latents(
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
-    tally, stored = Tally(), {}
+    tally, stored, layouts = Tally(), {}, {}
     jobs = list(make_jobs(catalogue, strategy.identity))
     missing: set[Place] = set()
     for job in jobs:
         width, height = job.image.plan.bucket
         scale = strategy.downscale
-        shapes = {"latents": (strategy.channels, height // scale, width // scale)}
+        shape = (strategy.channels, height // scale, width // scale)
         for flip, file in job.files.items():
-            stored[job.image.key, flip] = file.path
-            if not to_disk or not tally.check(file, shapes, skip_check):
-                missing.add((job.image.key, flip))
+            place = (job.image.key, flip)
+            stored[place], layouts[place] = file.path, {"latents": StoredTensor(shape)}
+            if not to_disk or not tally.check(file, layouts[place], skip_check):
+                missing.add(place)
     if to_disk and missing:
         check_writable(
             j.image.path.parent for j in jobs for f in j.files if (j.image.key, f) in missing
@@ -141,7 +149,7 @@ def cache_latents(
     encoder.run(fixed_batches(jobs, batch_size))
     tally.encoded = len(missing)
     tally.report("latents")
-    return LatentsCache(stored)
+    return LatentsCache(stored, layouts)
 
 
 def make_jobs(catalogue: Catalogue, identity: str) -> Iterator[LatentsJob]:
@@ -273,7 +281,7 @@ def cache_text(
     missing = [
         text
         for text, file in files.items()
-        if not to_disk or not tally.check(file, None, skip_check)
+        if not to_disk or not tally.check(file, strategy.layout, skip_check)
     ]
     if to_disk:
         check_writable(captions[text] for text in missing)
@@ -288,7 +296,7 @@ def cache_text(
             stored[text] = outputs
     tally.encoded = len(missing)
     tally.report("captions")
-    return TextCache(stored)
+    return TextCache(stored, strategy.layout)
 
 
 def text_file(caption: str, folder: Path, identity: str) -> CacheFile:
@@ -301,27 +309,55 @@ def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:32]
 
 
-def read_header(file: CacheFile, shapes: Mapping[str, tuple] | None, trust: bool) -> str:
+def read_header(file: CacheFile, layout: Layout, trust: bool) -> str:
     """ "valid", "absent" or "outdated"; the latter also for a damaged or foreign file."""
-    if not file.path.exists():
+    if not os.path.lexists(file.path):
         return "absent"
     try:
-        with safe_open(file.path, framework="pt") as stored:
-            fits = trust or (stored.metadata() or {}).get("fingerprint") == file.fingerprint
-            names = set(stored.keys())
-            found = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError):
+        header = tensor_files.read_header(file.path)
+    except TensorFileError:
         return "outdated"
-    return "valid" if fits and names and (shapes is None or found == dict(shapes)) else "outdated"
+    fits = trust or header.metadata.get("fingerprint") == file.fingerprint
+    return "valid" if fits and has_layout(header, layout) else "outdated"
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def has_layout(header: Header, layout: Layout) -> bool:
+    """Whether a file holds the named tensors, in dtypes and shapes that can be used."""
+    lengths: dict[str, int] = {}
+    for name, wanted in layout.items():
+        found = header.entries.get(name)
+        dtypes = FLOATS if wanted.below is None else WHOLE
+        if found is None or found.dtype not in dtypes or len(found.shape) != len(wanted.shape):
+            return False
+        for length, expected in zip(found.shape, wanted.shape):
+            if isinstance(expected, str):
+                expected = lengths.setdefault(expected, length)
+            if length != expected or not length:
+                return False
+    return header.entries.keys() == layout.keys()
+
+
+def read_tensors(path: Path, layout: Layout) -> dict[str, Tensor]:
     """A cache file's tensors, copied: a mapped file could not be replaced on Windows."""
     try:
-        return load(path.read_bytes())
-    except (SafetensorError, OSError) as error:
-        message = f"{path}: the cache file cannot be read any more ({error}). Start again: it is "
-        raise DatasetError(message + "checked and rebuilt at the start of a run.") from error
+        header = tensor_files.read_header(path)
+        if not has_layout(header, layout):
+            raise TensorFileError("its tensors are of other kinds or sizes than at the start")
+        tensors = tensor_files.read_tensors(path, header, layout)
+        if wrong := [name for name in layout if not has_values(tensors[name], layout[name])]:
+            raise TensorFileError(f"{', '.join(wrong)} holds impossible numbers")
+        return tensors
+    except TensorFileError as error:
+        message = (
+            f"{path}: the cache file cannot be used ({error}). Delete it, if it is there, and "
+        )
+        raise DatasetError(message + "start again: it is made anew.") from error
+
+
+def has_values(tensor: Tensor, wanted: StoredTensor) -> bool:
+    if wanted.below is None:
+        return bool(torch.isfinite(tensor).all())
+    return bool(((tensor >= 0) & (tensor < wanted.below)).all())
 
 
 def write_tensors(file: CacheFile, tensors: Mapping[str, Tensor]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from library.data_types import StoredTensor
 from library.device_utils import to_device
 from library.strategy_base import (
     LatentsCachingStrategy,
@@ -185,14 +186,24 @@ class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
 
 class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
     """Captions to what is stored of them: Qwen's states and T5 ids, so that the LLM adapter, which
-    reads both, stays trainable."""
+    reads both, stays trainable.
+
+    sizes: Qwen's width and the rows of the LLM adapter's T5 table; None where they do not matter
+    """
 
     def __init__(
-        self, tokenize: AnimaTokenizeStrategy, encoding: AnimaTextEncodingStrategy, identity: str
-    ) -> None:
+        self, tokenize: AnimaTokenizeStrategy, encoding: AnimaTextEncodingStrategy, identity: str,
+        sizes: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
         self.tokenize = tokenize
         self.encoding = encoding
         self.identity = identity
+        width, rows = sizes or ("D", 2**31)
+        self.layout = {
+            "qwen_hidden": StoredTensor(("S", width)),
+            "t5_ids": StoredTensor(("T",), below=rows),
+            "t5_mask": StoredTensor(("T",), below=2),
+        }
 
     def encode(self, caption: str) -> TextOutputs:
         """The outputs for one caption, on the CPU."""

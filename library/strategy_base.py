@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from library.data_types import TextOutputs
+    from library.data_types import Layout, TextOutputs
 
 
 class TokenizeStrategy(ABC):
@@ -59,9 +59,11 @@ class TextEncoderOutputsCachingStrategy(ABC):
     """Captions to text encoder outputs, for the cache.
 
     identity: encoder file, tokenizers, lengths and every option that changes the outputs
+    layout:   what a caption's outputs look like; stored ones that do not are not used
     """
 
     identity: str
+    layout: Layout
 
     @abstractmethod
     def encode(self, caption: str) -> TextOutputs:

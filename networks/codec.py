@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from library import tensor_files
 from library.errors import AdapterFileError, Problem
+from library.tensor_files import NUMBERS, TensorFileError
 from library.utils import atomic_write
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
@@ -188,6 +189,14 @@ def split_factor(key: str) -> tuple[str, str] | None:
     return None
 
 
+def is_adapter_key(key: str) -> bool:
+    """Whether a key looks like an adapter's, be it of another model or of another program."""
+    if key.startswith(WHOLE_NORM_PREFIX) or key.rpartition(".")[2] in FOREIGN_ENDINGS:
+        return True
+    split = split_factor(key)
+    return split is not None and split[1] not in (WEIGHT, BIAS)
+
+
 @dataclass(frozen=True)
 class DecodedFile:
     """A file's tensors by module path and factor; `whole`: which are no differences."""
@@ -243,18 +252,23 @@ def decode_tensors(
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, in memory (a mapped file stays locked on Windows)."""
-    path = Path(file)
-    if not path.is_file():
-        raise AdapterFileError(
-            f"{path}: no such file. Give the path of a .safetensors adapter file."
-        )
+    """All tensors of an adapter file, in memory (a mapped file stays locked on Windows).
+
+    A file that holds no adapter is refused by its header: it may be a whole checkpoint.
+    """
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
+        header = tensor_files.read_header(file)
+        if not any(map(is_adapter_key, header.entries)):
+            first = ", ".join(list(header.entries)[:5])
+            raise TensorFileError(f"holds no adapter; its tensors: {first or 'none'}")
+        odd = [f"{k} ({e.dtype})" for k, e in header.entries.items() if e.dtype not in NUMBERS]
+        if odd:
+            raise TensorFileError(f"holds tensors of a kind not read here: {', '.join(odd[:5])}")
+        return tensor_files.read_tensors(file, header, header.entries)
+    except TensorFileError as error:
         raise AdapterFileError(
-            f"{path}: not a whole safetensors file ({error}). If it was downloaded, get it again; "
-            f".pt and .ckpt files have to be converted first."
+            f"{file}: {error}. Give the path of a .safetensors adapter file; if it was downloaded, "
+            f"get it again; .pt and .ckpt files have to be converted first."
         ) from error
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.caches import cache_latents, cache_text
@@ -225,7 +226,7 @@ def test_a_cache_file_lost_during_the_run_is_an_error_that_says_what_to_do(folde
     catalogue = catalogue_of(folder)
     cache = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
     (folder / "_cache" / "0.png_0064x0064.safetensors").unlink()
-    with pytest.raises(DatasetError, match="Start again"):
+    with pytest.raises(DatasetError, match="start again"):
         cache.get("0.0/0.png")
 
 
@@ -270,3 +271,62 @@ def test_text_outputs_that_are_not_finite_are_an_error_naming_the_caption(folder
 
     with pytest.raises(DatasetError, match="'abc'"):
         cache_text({"abc": folder}, Broken(), to_disk=False)
+
+
+def stored_with(change, path):
+    """Write a cache file again with the same fingerprint and other tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = change(load_file(path))
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {"latents": tensors["latents"].long()},
+        lambda tensors: {"latents": tensors["latents"][:, :-1]},
+        lambda tensors: {**tensors, "more": torch.zeros(1)},
+        lambda tensors: {"other": tensors["latents"]},
+        lambda tensors: {"latents": tensors["latents"].to(torch.float8_e4m3fn)},
+    ],
+)
+def test_latents_of_another_kind_or_size_are_made_anew(folder, change):
+    encoded(folder)
+    stored_with(change, folder / "_cache" / "0.png_0064x0064.safetensors")
+    assert encoded(folder) == 1
+    stored_with(change, folder / "_cache" / "0.png_0064x0064.safetensors")
+    assert encoded(folder, skip_check=True) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {**tensors, "ids": tensors["ids"].float()},
+        lambda tensors: {**tensors, "hidden": tensors["hidden"][:, :3]},
+        lambda tensors: {**tensors, "hidden": tensors["hidden"][:-1]},
+        lambda tensors: {**tensors, "ids": tensors["ids"][None]},
+        lambda tensors: {"ids": tensors["ids"]},
+    ],
+)
+def test_text_of_another_kind_or_size_is_made_anew(folder, change):
+    texts(folder, "a tag")
+    (path,) = (folder / "_cache").iterdir()
+    stored_with(change, path)
+    assert texts(folder, "a tag") == ["a tag"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {**tensors, "ids": tensors["ids"] - 1000},
+        lambda tensors: {**tensors, "ids": tensors["ids"] + 2**40},
+        lambda tensors: {**tensors, "hidden": tensors["hidden"] / 0},
+    ],
+)
+def test_impossible_numbers_in_a_cache_are_told_where_they_are_read(folder, change):
+    cache = cache_text({"a tag": folder}, LetterEncoder(), to_disk=True)
+    (path,) = (folder / "_cache").iterdir()
+    stored_with(change, path)
+    with pytest.raises(DatasetError, match=r"impossible numbers.*Delete it"):
+        cache.get("a tag")

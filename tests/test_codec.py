@@ -195,12 +195,21 @@ def test_a_tensor_that_is_not_finite_is_never_written(tmp_path, bad):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_file_that_is_missing_or_cut_or_no_safetensors_is_a_user_error(tmp_path):
+def test_a_file_that_is_missing_or_cut_or_no_adapter_is_a_user_error(tmp_path):
     whole = tmp_path / "a.safetensors"
-    write_tensors(whole, {"a": torch.ones(20)}, {})
+    write_tensors(whole, {"a.alpha": torch.ones(20)}, {})
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-8])
     (tmp_path / "text.safetensors").write_text("not this")
-    assert torch.equal(read_tensors(whole)["a"], torch.ones(20))
-    for name in ("none", "cut", "text"):
+    write_tensors(tmp_path / "model.safetensors", {"x.weight": torch.ones(2)}, {})
+    assert torch.equal(read_tensors(whole)["a.alpha"], torch.ones(20))
+    for name in ("none", "cut", "text", "model"):
         with pytest.raises(AdapterFileError, match=f"{name}.safetensors"):
             read_tensors(tmp_path / f"{name}.safetensors")
+    with pytest.raises(AdapterFileError, match="no adapter; its tensors: x.weight"):
+        read_tensors(tmp_path / "model.safetensors")
+
+
+def test_a_file_of_whole_norms_alone_is_an_adapter(tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"__anima_norm__.a.weight": torch.ones(2)}, {})
+    assert list(read_tensors(file)) == ["__anima_norm__.a.weight"]

@@ -21,7 +21,7 @@ LAYERS = {
     "library/__init__ library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
-    "library/dataset_keys library/anima_backend/modelling/* networks/factors",
+    "library/dataset_keys library/tensor_files library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util",
     3: "library/dataset_scan library/datasets library/bucket_sampler library/caches "
