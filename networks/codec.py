@@ -243,7 +243,7 @@ def decode_tensors(
         if found.whole:
             whole.add(place)
     if not keys:
-        problems.insert(0, Problem("nothing in this file belongs to the model's modules."))
+        problems.insert(0, Problem("nothing in this file belongs to the model.", "all keys"))
     if problems:
         more = len(problems) - KEYS_NAMED
         rest = [Problem(f"{more} more keys do not belong either.", "...")] if more > 0 else []
