@@ -21,7 +21,7 @@ from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
 from library.config_util import DatasetGroupConfig, read_datasets
 from library.device_utils import LoadedOnUse
-from library.errors import ConfigError, Problem, UserError, run_main
+from library.errors import ConfigError, ModelFileError, Problem, UserError, run_main
 from library.flow_matching import NoisyLatents
 from library.metadata import FileHashes, legacy_hash
 from library.optimizers import check_optimizer
@@ -70,7 +70,11 @@ class AnimaNetworkTrainer(NetworkTrainer):
         self.params, _ = model_loading.inspect_transformer(path, llm_adapter_path)
 
     def inspect_qwen(self, path: str) -> None:
-        self.qwen_rows = model_loading.inspect_qwen(path)["embed_tokens.weight"][0]
+        self.qwen_rows, width = model_loading.inspect_qwen(path)["embed_tokens.weight"]
+        if hasattr(self, "params") and width != self.params.llm_adapter.source_dim:
+            reads = self.params.llm_adapter.source_dim
+            message = f"is {width} wide; this DiT's LLM adapter reads a text encoder {reads} wide."
+            raise ModelFileError(message, source=str(path))
 
     def empty_model(self) -> Anima:
         with torch.device("meta"):
@@ -162,11 +166,12 @@ class AnimaNetworkTrainer(NetworkTrainer):
         files = (anima.qwen, self.qwen_folder, self.t5_folder)
         lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
         parts = (*map(path_fingerprint, files), *lengths, self.weight_dtype)
+        adapter = self.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(
             self.tokenize_strategy,
             self.get_text_encoding_strategy(),
             " ".join(map(str, parts)),
-            width=self.params.llm_adapter.source_dim,
+            sizes=(adapter.source_dim, adapter.vocab),
             dtype=self.weight_dtype,
         )
 

@@ -93,7 +93,9 @@ class NetworkTrainer(FamilyHooks):
         if problems:
             raise ConfigError(problems)
         with torch.device("meta"), quiet():
-            make_network(self.network_module, net, self.network_kwargs(), self.empty_model())
+            model = self.empty_model()
+            merge_base_weights(net, model)
+            make_network(self.network_module, net, self.network_kwargs(), model)
 
     def prepare_data(self) -> None:
         """Establish the catalogue of pictures, the order of batches and the length of the run."""
@@ -162,7 +164,7 @@ class NetworkTrainer(FamilyHooks):
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""
         self.model = self.load_target_model()
-        merge_base_weights(self.network_module, self.cfg.network, self.model)
+        merge_base_weights(self.cfg.network, self.model)
 
     def attach_network(self) -> None:
         """Establish the adapters inside the model, and gradient checkpointing around them."""
@@ -333,12 +335,9 @@ class NetworkTrainer(FamilyHooks):
     def validate(self) -> None:
         """The loss on the pictures kept for that, shared among the ranks."""
         with self.as_used(), optimizer_eval_mode(self.optimizer):
-            values = self.validation.run(self.validation_loss, self.accelerator)
+            values = self.validation.run(self.process_batch, self.accelerator)
         self.trackers.log(self.state.step, values)
         logger.info("step %d: %s", self.state.step, validation.describe(values))
-
-    def validation_loss(self, batch: Batch, sigma: Tensor) -> Tensor:
-        return self.process_batch(batch, sigma).per_sample
 
     @contextlib.contextmanager
     def as_used(self) -> Iterator[None]:

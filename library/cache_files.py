@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from library.data_types import Layout, StoredTensor
 from library.errors import DatasetError, OutputError, Problem
 from library.utils import atomic_write, output_errors
 
@@ -66,13 +67,14 @@ class Header:
 
 @dataclass(frozen=True)
 class CacheFile:
-    """Where an item is stored and what makes the stored file valid. trust: by name and shape."""
+    """Where an item is stored and what makes the stored file valid. trust: by name and layout."""
 
     path: Path
     fingerprint: str
+    layout: Layout
     trust: bool = False
 
-    def state(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> str:
+    def state(self) -> str:
         """ "valid", "absent" or "outdated"; the latter also when it is cut short or foreign."""
         try:
             with open(self.path, "rb", buffering=0) as file:
@@ -82,9 +84,7 @@ class CacheFile:
             return "absent"
         except (UnfitFile, OSError):
             return "outdated"
-        found = {name: shape for name, (_, shape, _) in header.entries.items()}
-        fits = found and (shapes is None or found == dict(shapes))
-        return "valid" if fits else "outdated"
+        return "valid" if has_layout(header, self.layout) else "outdated"
 
     def check_owner(self, header: Header) -> None:
         if not self.trust and header.fingerprint != self.fingerprint:
@@ -100,9 +100,14 @@ class CacheFile:
             raise UnfitFile(f"{self.path}: cannot be read ({error.strerror}).") from error
         header = read_header(io.BytesIO(content), len(content), self.path)
         self.check_owner(header)
+        if not has_layout(header, self.layout):
+            raise UnfitFile(f"{self.path}: its tensors are of other kinds or sizes.")
         tensors = tensors_of(content, header)
-        if check and header.checksum not in ("", checksum(tensors)):
-            raise UnfitFile(f"{self.path}: the content is damaged.")
+        if check:
+            if header.checksum not in ("", checksum(tensors)):
+                raise UnfitFile(f"{self.path}: the content is damaged.")
+            if not all(has_values(tensors[name], wanted) for name, wanted in self.layout.items()):
+                raise UnfitFile(f"{self.path}: it holds impossible numbers.")
         return tensors
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
@@ -118,6 +123,27 @@ class CacheFile:
             # on Windows a file that another process reads cannot be replaced: it made the same one
             if not (isinstance(error.__cause__, PermissionError) and self.state() == "valid"):
                 raise
+
+
+def has_layout(header: Header, layout: Layout) -> bool:
+    """Whether a file holds the named tensors, in dtypes and shapes that can be used."""
+    lengths: dict[str, int] = {}
+    for name, wanted in layout.items():
+        dtype, shape, _ = header.entries.get(name, (torch.bool, (), 0))
+        if dtype.is_floating_point != (wanted.below is None) or len(shape) != len(wanted.shape):
+            return False
+        for length, expected in zip(shape, wanted.shape):
+            if isinstance(expected, str):
+                expected = lengths.setdefault(expected, length)
+            if length != expected or not length:
+                return False
+    return header.entries.keys() == layout.keys()
+
+
+def has_values(tensor: Tensor, wanted: StoredTensor) -> bool:
+    if wanted.below is None:
+        return bool(torch.isfinite(tensor).all())
+    return bool(((tensor >= 0) & (tensor < wanted.below)).all())
 
 
 class Source(Protocol):
@@ -170,9 +196,11 @@ def read_header(file: BinaryIO, size: int, name: object) -> Header:
         entries, end = {}, 8 + length
         for key, entry in sorted(described.items(), key=lambda pair: pair[1]["data_offsets"]):
             dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+            if not all(type(length) is int and length >= 0 for length in shape):
+                raise ValueError(shape)
             entries[key] = (dtype, shape, end)
             end += math.prod(shape) * dtype.itemsize
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnfitFile(f"{name}: the header is damaged.") from error
     if end != size:
         raise UnfitFile(f"{name}: {size} bytes instead of {end}.")

@@ -37,7 +37,7 @@ from library.cache_files import (
     check_writable,
     fingerprint,
 )
-from library.data_types import ImageInfo
+from library.data_types import ImageInfo, Layout, StoredTensor
 from library.errors import DatasetError, Problem
 from library.images import UnreadableImage, load_picture
 from library.utils import is_quiet
@@ -79,13 +79,7 @@ class LatentsJob:
 
     @property
     def is_masked(self) -> bool:
-        return self.image.mask is not None or self.image.subset.alpha_mask
-
-    def shapes(self, strategy: LatentsCachingStrategy) -> dict[str, tuple[int, ...]]:
-        """What a valid file holds."""
-        width, height = (edge // strategy.downscale for edge in self.image.plan.bucket)
-        shapes = {"latents": (strategy.channels, height, width)}
-        return {**shapes, "mask": (height, width)} if self.is_masked else shapes
+        return is_masked(self.image)
 
     def load(self) -> Picture:
         """Pixels (3, H, W) and mask (H, W); a picture without transparency is masked nowhere."""
@@ -171,7 +165,7 @@ class LatentsCache:
     def look(self, job: LatentsJob, flip: bool) -> tuple[str, str]:
         """ "valid", "foreign", "outdated" or "absent", and why another trainer's file is not used."""
         strategy, note = self.strategy, ""
-        state = job.files[flip].state(job.shapes(strategy))
+        state = job.files[flip].state()
         if state != "valid" and not job.is_masked:  # which mask theirs was made with is not known
             try:
                 if strategy.read_foreign(job.image, flip) is not None:
@@ -194,7 +188,7 @@ def cache_latents(
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
-    jobs = list(make_jobs(catalogue, strategy.identity, skip_check))
+    jobs = list(make_jobs(catalogue, strategy, skip_check))
     cache = LatentsCache(strategy, fixed_batches(jobs, batch_size), to_disk)
     tally = Tally("latents")
     if to_disk:
@@ -224,19 +218,32 @@ def cache_latents_of_run(
     )
 
 
-def make_jobs(catalogue: Catalogue, identity: str, trust: bool = False) -> Iterator[LatentsJob]:
+def is_masked(image: ImageInfo) -> bool:
+    return image.mask is not None or image.subset.alpha_mask
+
+
+def layout_of(image: ImageInfo, strategy: LatentsCachingStrategy) -> Layout:
+    """What a valid file of this picture holds."""
+    width, height = (edge // strategy.downscale for edge in image.plan.bucket)
+    latents = {"latents": StoredTensor((strategy.channels, height, width))}
+    return {**latents, "mask": StoredTensor((height, width))} if is_masked(image) else latents
+
+
+def make_jobs(
+    catalogue: Catalogue, strategy: LatentsCachingStrategy, trust: bool = False
+) -> Iterator[LatentsJob]:
     """Each picture's files. Two datasets that crop to one size differently get different files."""
     taken: dict[Path, str] = {}
     for image in catalogue.images:
         files = {}
         for flip in (False, True) if image.subset.flip_aug else (False,):
-            wanted = latents_fingerprint(image, flip, identity)
+            wanted = latents_fingerprint(image, flip, strategy.identity)
             width, height = image.plan.bucket
             stem = f"{short_name(image.path)}_{width:04d}x{height:04d}{'_flip' if flip else ''}"
             path = image.path.parent / FOLDER / f"{stem}.safetensors"
             if taken.setdefault(path, wanted) != wanted:
                 path = path.with_name(f"{stem}_{wanted[:8]}.safetensors")
-            files[flip] = CacheFile(path, wanted, trust)
+            files[flip] = CacheFile(path, wanted, layout_of(image, strategy), trust)
         yield LatentsJob(image, files)
 
 

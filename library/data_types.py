@@ -22,6 +22,22 @@ TextOutputs: TypeAlias = "Mapping[str, Tensor]"
 """What a text encoder makes of one caption, unpadded: named tensors without a batch axis."""
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a cached tensor has to be.
+
+    shape: lengths; a letter is any length from 1 on, the same wherever it stands in one file
+    below: what its whole numbers, from 0 on, stay below; None for finite floats
+    """
+
+    shape: tuple[int | str, ...]
+    below: int | None = None
+
+
+Layout: TypeAlias = Mapping[str, StoredTensor]
+"""The tensors of a cache file by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageInfo:
     """One picture of the catalogue.

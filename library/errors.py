@@ -9,8 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from unicodedata import category
 
 EXIT_USER_ERROR = 2
+ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,14 @@ class OutputError(UserError):
 
 
 def format_problems(kind: str, problems: Sequence[Problem]) -> str:
-    """The text shown to the user: one heading per source, one aligned line per problem."""
+    """The text shown to the user: one heading per source, one aligned line per problem.
+
+    Names may come from anyone's file, so control characters are shown and not sent to the screen.
+    """
+    problems = [
+        Problem(visible(p.message, keep="\n"), visible(p.where), visible(p.source))
+        for p in problems
+    ]
     if len(problems) == 1 and not problems[0].where:
         only = problems[0]
         return f"{kind}: {only.source + ': ' if only.source else ''}{only.message}"
@@ -84,6 +93,16 @@ def format_problems(kind: str, problems: Sequence[Problem]) -> str:
             f"  {p.where:<{width}}  {p.message}" if width else f"  {p.message}" for p in group
         ]
     return "\n".join(lines)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text with what a terminal would act on, or an encoder choke on, as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if category(c) in ACTING and c not in keep else c
+        for c in text
+    )
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -278,6 +278,7 @@ class NetworkOptions:
         unread = {"text_encoder_lr": "the text encoder is frozen here"}
         if self.dim_from_weights:
             unread["network_dim"] = "dim_from_weights takes the rank from network_weights"
+            unread["network_alpha"] = "dim_from_weights takes it from network_weights too"
         return unread
 
 

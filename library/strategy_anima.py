@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from library.anima_runtime import sd_scripts_caches
 from library.cache_files import UnfitFile
+from library.data_types import StoredTensor
 from library.device_utils import LoadedOnUse, to_device
 from library.strategy_base import (
     LatentsCachingStrategy,
@@ -199,7 +200,10 @@ class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
 
 class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
     """Captions to what is stored of them: Qwen's states and T5 ids, so that the LLM adapter, which
-    reads both, stays trainable."""
+    reads both, stays trainable.
+
+    sizes: Qwen's width and the rows of the LLM adapter's T5 table; dtype: of Qwen's states
+    """
 
     def __init__(
         self,
@@ -207,15 +211,19 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
         encoding: AnimaTextEncodingStrategy,
         identity: str,
         *,
-        width: int,
+        sizes: tuple[int, int],
         dtype: torch.dtype,
     ) -> None:
-        """width, dtype: of the encoder's hidden states."""
         self.tokenize = tokenize
         self.encoding = encoding
         self.identity = identity
-        self.width = width
+        self.width, rows = sizes
         self.dtype = dtype
+        self.layout = {
+            "qwen_hidden": StoredTensor(("S", self.width)),
+            "t5_ids": StoredTensor(("T",), below=rows),
+            "t5_mask": StoredTensor(("T",), below=2),
+        }
 
     def encode(self, caption: str) -> TextOutputs:
         """The outputs for one caption, on the CPU."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from library.data_types import ImageInfo, TextOutputs
+    from library.data_types import ImageInfo, Layout, TextOutputs
 
 
 class TokenizeStrategy(ABC):
@@ -71,9 +71,11 @@ class TextEncoderOutputsCachingStrategy(ABC):
     """Captions to text encoder outputs, for the cache.
 
     identity: encoder file, tokenizers, lengths and every option that changes the outputs
+    layout:   what a caption's outputs look like; stored ones that do not are not used
     """
 
     identity: str
+    layout: Layout
 
     @abstractmethod
     def encode(self, caption: str) -> TextOutputs:

@@ -168,7 +168,7 @@ class TextCache:
         for text in tqdm(due, desc="caching captions", unit="caption", disable=not due):
             outputs = self.encode(text)
             if text in lasts:
-                file = text_file(text, captions[text], self.strategy.identity)
+                file = text_file(text, captions[text], self.strategy)
                 file.write(outputs)
                 self.stored[text] = file
             else:
@@ -187,10 +187,10 @@ class TextCache:
                 listed.setdefault(path.name, folder)
         found: dict[str, Source] = {}
         for text in tqdm(captions, "checking captions", unit="file", delay=DELAY):
-            file = text_file(text, captions[text], self.strategy.identity, self.skip_check)
+            file = text_file(text, captions[text], self.strategy, self.skip_check)
             if file.path.name in listed:
                 folder = listed[file.path.name]
-                file = text_file(text, folder, self.strategy.identity, self.skip_check)
+                file = text_file(text, folder, self.strategy, self.skip_check)
                 state = file.state()
                 tally.reused += state == "valid"
                 tally.outdated += state == "outdated"
@@ -228,10 +228,16 @@ class TextCache:
         self.held = held
 
 
-def text_file(caption: str, folder: Path, identity: str, trust: bool = False) -> CacheFile:
+def text_file(
+    caption: str, folder: Path, strategy: TextEncoderOutputsCachingStrategy, trust: bool = False
+) -> CacheFile:
+    wanted = fingerprint("text", caption, strategy.identity)
+    return CacheFile(text_path(caption, folder), wanted, strategy.layout, trust)
+
+
+def text_path(caption: str, folder: Path) -> Path:
     """Named by the text alone, so that another encoder replaces the file instead of adding one."""
-    name = f"text_{fingerprint('text', caption)}.safetensors"
-    return CacheFile(Path(folder) / FOLDER / name, fingerprint("text", caption, identity), trust)
+    return Path(folder) / FOLDER / f"text_{fingerprint('text', caption)}.safetensors"
 
 
 def cache_text(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from library.bucket_sampler import BucketBatchSampler
-from library.data_types import Batch, SampleRequest
+from library.data_types import Batch, SampleRequest, StepResult
 from library.datasets import TrainDataset, collate
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ class Validation:
             yield collate([self.dataset[request] for request in batch])
 
     def run(
-        self, loss_of: Callable[[Batch, Tensor], Tensor], accelerator: Accelerator
+        self, process: Callable[[Batch, Tensor], StepResult], accelerator: Accelerator
     ) -> dict[str, float]:
         """The mean loss by log key: of all, and of each quarter of sigma.
 
-        loss_of: losses (B,) of a batch on the device at sigma (B,); called without gradients
+        process: a batch on the device at sigma (B,); called without gradients
         """
         sums = torch.zeros(len(QUARTERS) + 1, dtype=torch.float64)  # and the number of samples
         with torch.no_grad():
@@ -89,7 +89,7 @@ class Validation:
                 batch = batch.to(accelerator.device)
                 for number, sigma in enumerate(QUARTERS.values()):
                     sigmas = torch.full((len(batch.keys),), sigma, device=accelerator.device)
-                    sums[number] += loss_of(batch, sigmas).double().sum().cpu()
+                    sums[number] += process(batch, sigmas).per_sample.double().sum().cpu()
                 sums[-1] += len(batch.keys)
         *losses, count = accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()
         means = {f"loss/validation/sigma_{name}": s / count for name, s in zip(QUARTERS, losses)}

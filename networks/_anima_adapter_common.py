@@ -46,6 +46,9 @@ COMPONENTS: dict[str, Callable[[str], bool]] = {
     "mod": lambda path: "adaln_modulation" in path,
 }
 
+# What a file with its own modules, ranks and alphas answers; and LoKr's own arguments.
+ANSWERED_BY_FILE = ("target_modules", "include_patterns", "network_reg_dims", "network_reg_alphas")
+
 # Arguments of other programs, answered better than by the nearest name.
 ELSEWHERE = {
     "algo": "the kind is chosen by --network_module: networks.lora_anima or networks.lokr_anima.",
@@ -244,7 +247,7 @@ def make_network(
     asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
     default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS)
     matches = {pattern: n for pattern, n in asked.items() if pattern not in default}
-    settings = settings_of(kind, plan, {**linears, **norms}, matches)
+    settings = settings_of(kind, plan, (linears, norms), matches)
     return AdapterNetwork(placements, settings, multiplier)
 
 
@@ -258,8 +261,9 @@ def make_network_as_file(
     """
     linears, norms = adaptable_modules(unet)
     modules = {**linears, **norms}
-    file = decode_tensors(tensors, modules, source)
-    settings = replace(settings_of(kind, plan, modules, {}), dim=None)
+    file = decode_tensors(tensors, modules, source, norms=norms)
+    plan = without_choices(plan, source)
+    settings = replace(settings_of(kind, plan, (linears, norms), {}), dim=None)
     check_kind(file, settings, source)
     adapters = adapters_as_file(file, modules, plan.dropout, source)
     arguments = plan.arguments
@@ -281,6 +285,18 @@ def make_network_as_file(
     return network
 
 
+def without_choices(plan: Plan, source: str) -> Plan:
+    """The plan without the arguments that a file answers; those that were given are named once."""
+    defaults = {field.name: field.default for field in fields(plan.arguments)}
+    answered = [name for name in defaults if name in ANSWERED_BY_FILE or name.startswith("lokr_")]
+    given = [name for name in answered if getattr(plan.arguments, name) != defaults[name]]
+    if given:
+        names = ", ".join(given)
+        logger.warning("no effect of %s: dim_from_weights takes %s as it is", names, source)
+    plain = replace(plan.arguments, **{name: defaults[name] for name in given})
+    return replace(plan, arguments=plain)
+
+
 def weights_of(
     file: str | None, weights_sd: Mapping[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], str]:
@@ -296,15 +312,18 @@ def rates_of(arguments: AdapterArguments) -> GroupRates:
 
 
 def settings_of(
-    kind: str, plan: Plan, modules: Mapping[str, nn.Module], matches: Mapping[str, int]
+    kind: str, plan: Plan, modules: tuple[Mapping, Mapping], matches: Mapping[str, int]
 ) -> NetworkSettings:
+    """modules: the model's Linears and its norms, by path."""
+    linears, norms = modules
     return NetworkSettings(
         kind,
         dim=plan.dim,
         modules=MODULES,
         network_args=plan.arguments.effective(),
         matches=matches,
-        paths=frozenset(modules),
+        paths=frozenset(linears) | frozenset(norms),
+        norms=frozenset(norms),
         loraplus_ratio=plan.arguments.loraplus_ratio,
         norm_export=plan.arguments.norm_export,
     )

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from library import tensor_files
 from library.errors import AdapterFileError, Problem
+from library.tensor_files import NUMBERS, TensorFileError
 from library.utils import atomic_write, output_errors
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
@@ -28,11 +29,10 @@ FORMAT_PREFIXES = {
     BARE: "",
 }
 
-# Accepted on reading, longest first; the first that leads to a known module wins.
+# Accepted on reading, longest first; the first that leads to a known module wins. PEFT's own prefix
+# may stand before any of them.
 DOTTED_PREFIXES = (
-    "base_model.model.diffusion_model.",
     "model.diffusion_model.",
-    "base_model.model.",
     "diffusion_model.",
     "transformer.",
     "model.",
@@ -41,13 +41,16 @@ DOTTED_PREFIXES = (
     "",
 )
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet_net_", "lora_unet_", "lycoris_")
+TEXT_ENCODER_PREFIXES = ("text_encoders.", "text_encoder.", "lora_te")
 
 # A fork's first releases stored whole norm weights, not differences: __anima_norm__.<path>.weight
 WHOLE_NORM_PREFIX = "__anima_norm__."
 
 LORA_DOWN, LORA_UP, ALPHA, W_NORM, B_NORM = "lora_down", "lora_up", "alpha", "w_norm", "b_norm"
 LOKR_FACTORS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-WHOLE_NORM_FACTORS = {"weight": W_NORM, "bias": B_NORM}
+LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+DORA_SCALE, DIFF, DIFF_B, SET_WEIGHT = "dora_scale", "diff", "diff_b", "set_weight"
+WEIGHT, BIAS = "weight", "bias"
 
 # The ending of a key -> factor. The first spelling of a factor is the one that is written.
 FACTOR_SPELLINGS = {
@@ -67,20 +70,42 @@ FACTOR_SPELLINGS = {
     "lora.up.weight": LORA_UP,
     "lora_linear_layer.down.weight": LORA_DOWN,
     "lora_linear_layer.up.weight": LORA_UP,
+    **{f"{name}.weight": name for name in LOKR_FACTORS},
+    **{name: name for name in (*LOHA_FACTORS, DORA_SCALE, DIFF, DIFF_B, SET_WEIGHT)},
+    "bias.diff": DIFF_B,
+    WEIGHT: WEIGHT,
+    BIAS: BIAS,
 }
 PEFT_SPELLINGS = {LORA_DOWN: "lora_A.weight", LORA_UP: "lora_B.weight"}
 WRITTEN_SPELLINGS = {factor: ending for ending, factor in reversed(FACTOR_SPELLINGS.items())}
+LONGEST_FIRST = sorted(FACTOR_SPELLINGS, key=len, reverse=True)
+
+# What other factors are for a norm: its own factor, and whether they hold the whole parameter.
+OF_NORMS = {
+    DIFF: (W_NORM, False),
+    DIFF_B: (B_NORM, False),
+    SET_WEIGHT: (W_NORM, True),
+    WEIGHT: (W_NORM, True),
+    BIAS: (B_NORM, True),
+}
+
+# Factors that are read only to be merged into a base: why they are no start for training.
+_MERGE = "not trained here; --base_weights can merge it"
+MERGED_ONLY = {
+    **dict.fromkeys(LOHA_FACTORS, f"LoHa, {_MERGE}"),
+    DORA_SCALE: f"DoRA, {_MERGE}",
+    **dict.fromkeys((DIFF, DIFF_B, SET_WEIGHT), f"a difference of full rank, {_MERGE}"),
+}
 
 # Endings of adapters that exist elsewhere but not here: the reason is better than "unknown key".
 FOREIGN_ENDINGS = {
-    "dora_scale": "DoRA is not supported",
-    "lora_magnitude_vector": "DoRA is not supported",
+    "lora_magnitude_vector": "PEFT's DoRA is not supported",
     "lokr_t2": "a convolution's LoKr",
-    "hada_w1_a": "LoHa is not supported",
-    "hada_w1_b": "LoHa is not supported",
-    "hada_w2_a": "LoHa is not supported",
-    "hada_w2_b": "LoHa is not supported",
+    "hada_t1": "a convolution's LoHa",
+    "hada_t2": "a convolution's LoHa",
 }
+UNKNOWN_FACTOR = "no factor of a LoRA, LoKr or norm difference"
+KEYS_NAMED = 50
 
 
 @dataclass(frozen=True)
@@ -103,51 +128,73 @@ def encode(path: str, factor: str, style: str = COMFY) -> str:
 
 
 class KeyDecoder:
-    """Keys of any accepted format -> module path and factor, by lookup among a model's modules."""
+    """Keys of any accepted format -> module path and factor, by lookup among a model's modules.
 
-    def __init__(self, paths: Iterable[str]) -> None:
-        self.paths = set(paths)
+    norms:   the paths among them that are norms
+    merging: factors that can only be merged are read as well
+    """
+
+    def __init__(
+        self, paths: Iterable[str], *, norms: Iterable[str] = (), merging: bool = False
+    ) -> None:
+        self.paths, self.norms, self.merging = set(paths), set(norms), merging
         self.flat: dict[str, list[str]] = {}
         for path in sorted(self.paths):
             self.flat.setdefault(path.replace(".", "_"), []).append(path)
 
     def decode(self, key: str) -> FileKey | str:
         """What `key` names, or the reason why it names nothing here."""
-        if key.startswith(WHOLE_NORM_PREFIX):
-            return self._whole_norm(key.removeprefix(WHOLE_NORM_PREFIX))
-        split = split_factor(key)
+        split = split_factor(key.removeprefix(WHOLE_NORM_PREFIX))
         if split is None:
-            ending = key.rpartition(".")[2]
-            return FOREIGN_ENDINGS.get(ending, "no factor of a LoRA, LoKr or norm difference")
+            return FOREIGN_ENDINGS.get(key.rpartition(".")[2], UNKNOWN_FACTOR)
         name, factor = split
         candidates = self._candidates(name)
         if len(candidates) > 1:
             return f"ambiguous: it could be {' or '.join(candidates)}"
-        return FileKey(candidates[0], factor) if candidates else "the model has no such module"
+        if candidates:
+            return self._checked(candidates[0], factor)
+        if key.startswith(WHOLE_NORM_PREFIX):
+            return "the model has no such norm"
+        if name.startswith(TEXT_ENCODER_PREFIXES):
+            return "of a text encoder, which is frozen here"
+        return "the model has no such module, or none that can be adapted"
+
+    def _checked(self, path: str, factor: str) -> FileKey | str:
+        """The factor in the words of a norm, or what speaks against it."""
+        if path in self.norms:
+            return FileKey(path, *OF_NORMS.get(factor, (factor, False)))
+        if factor in (WEIGHT, BIAS):
+            return f"a whole {factor}; {UNKNOWN_FACTOR}"
+        if factor in MERGED_ONLY and not self.merging:
+            return MERGED_ONLY[factor]
+        return FileKey(path, factor)
 
     def _candidates(self, name: str) -> list[str]:
+        plain = name.removeprefix(FORMAT_PREFIXES[PEFT])
         for prefix in DOTTED_PREFIXES:
-            if name.startswith(prefix) and name.removeprefix(prefix) in self.paths:
-                return [name.removeprefix(prefix)]
+            if plain.startswith(prefix) and plain.removeprefix(prefix) in self.paths:
+                return [plain.removeprefix(prefix)]
         for prefix in FLAT_PREFIXES:
             if name.startswith(prefix) and (found := self.flat.get(name.removeprefix(prefix))):
                 return found
         return []
 
-    def _whole_norm(self, name: str) -> FileKey | str:
-        path, _, parameter = name.rpartition(".")
-        if path in self.paths and parameter in WHOLE_NORM_FACTORS:
-            return FileKey(path, WHOLE_NORM_FACTORS[parameter], whole=True)
-        return "the model has no such norm"
-
 
 def split_factor(key: str) -> tuple[str, str] | None:
     """(module name, factor) of a key, by the longest known ending; None when there is none."""
-    for ending in sorted(FACTOR_SPELLINGS, key=len, reverse=True):
+    for ending in LONGEST_FIRST:
         for separator in (".", "_") if ending.startswith("lora.") else (".",):
             if key.endswith(separator + ending):
                 return key[: -len(ending) - 1], FACTOR_SPELLINGS[ending]
     return None
+
+
+def is_adapter_key(key: str) -> bool:
+    """Whether a key looks like an adapter's, be it of another model or of another program."""
+    if key.startswith(WHOLE_NORM_PREFIX) or key.rpartition(".")[2] in FOREIGN_ENDINGS:
+        return True
+    split = split_factor(key)
+    return split is not None and split[1] not in (WEIGHT, BIAS)
 
 
 @dataclass(frozen=True)
@@ -170,9 +217,15 @@ class DecodedFile:
         return " and ".join(kinds) or "norm"
 
 
-def decode_tensors(tensors: Mapping[str, Tensor], paths: Iterable[str], source: str) -> DecodedFile:
-    """Sort a file's tensors by module. Raises AdapterFileError with every key that fits nowhere."""
-    decoder = KeyDecoder(paths)
+def decode_tensors(
+    tensors: Mapping[str, Tensor], paths: Iterable[str], source: str, *,
+    norms: Iterable[str] = (), merging: bool = False,
+) -> DecodedFile:  # fmt: skip
+    """Sort a file's tensors by module; norms and merging as for KeyDecoder.
+
+    Raises AdapterFileError with every key that fits nowhere (of very many, the first).
+    """
+    decoder = KeyDecoder(paths, norms=norms, merging=merging)
     modules: dict[str, dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], str] = {}
     whole, problems = set(), []
@@ -189,24 +242,33 @@ def decode_tensors(tensors: Mapping[str, Tensor], paths: Iterable[str], source: 
         modules.setdefault(found.path, {})[found.factor] = tensor
         if found.whole:
             whole.add(place)
+    if not keys:
+        problems.insert(0, Problem("nothing in this file belongs to the model.", "all keys"))
     if problems:
-        raise AdapterFileError(problems, source=source)
+        more = len(problems) - KEYS_NAMED
+        rest = [Problem(f"{more} more keys do not belong either.", "...")] if more > 0 else []
+        raise AdapterFileError(problems[:KEYS_NAMED] + rest, source=source)
     return DecodedFile(modules, keys, frozenset(whole))
 
 
 def read_tensors(file: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, in memory (a mapped file stays locked on Windows)."""
-    path = Path(file)
-    if not path.is_file():
-        raise AdapterFileError(
-            f"{path}: no such file. Give the path of a .safetensors adapter file."
-        )
+    """All tensors of an adapter file, in memory (a mapped file stays locked on Windows).
+
+    A file that holds no adapter is refused by its header: it may be a whole checkpoint.
+    """
     try:
-        return safetensors.torch.load(path.read_bytes())
-    except safetensors.SafetensorError as error:
+        header = tensor_files.read_header(file)
+        if not any(map(is_adapter_key, header.entries)):
+            first = ", ".join(list(header.entries)[:5])
+            raise TensorFileError(f"holds no adapter; its tensors: {first or 'none'}")
+        odd = [f"{k} ({e.dtype})" for k, e in header.entries.items() if e.dtype not in NUMBERS]
+        if odd:
+            raise TensorFileError(f"holds tensors of a kind not read here: {', '.join(odd[:5])}")
+        return tensor_files.read_tensors(file, header, header.entries)
+    except TensorFileError as error:
         raise AdapterFileError(
-            f"{path}: not a whole safetensors file ({error}). If it was downloaded, get it again; "
-            f".pt and .ckpt files have to be converted first."
+            f"{file}: {error}. Give the path of a .safetensors adapter file; if it was downloaded, "
+            f"get it again; .pt and .ckpt files have to be converted first."
         ) from error
 
 

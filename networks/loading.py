@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from networks.merging import merge_file
 from networks.network import AdapterNetwork, NetworkModule
 
 if TYPE_CHECKING:
@@ -36,16 +37,16 @@ def make_network(
     return network
 
 
-def merge_base_weights(module: NetworkModule, options: NetworkOptions, model: nn.Module) -> None:
-    """Add each file of --base_weights to the base model, at its multiplier (1 where none is given)."""
+def merge_base_weights(options: NetworkOptions, model: nn.Module) -> None:
+    """Add each file of --base_weights to the base model, at its multiplier (1 where none is given).
+
+    On the meta device: only check that the files can be merged.
+    """
     multipliers = list(options.base_weights_multiplier or [])
     for index, file in enumerate(options.base_weights or []):
         strength = multipliers[index] if index < len(multipliers) else 1.0
-        network, _ = module.create_network_from_weights(
-            strength, file, None, None, model, for_inference=True
-        )
-        network.merge_to(None, model, None)
-        logger.info("base_weights: merged %s at strength %g", file, strength)
+        count = merge_file(model, file, strength)
+        logger.info("base_weights: merged %s into %d modules at strength %g", file, count, strength)
 
 
 @contextlib.contextmanager

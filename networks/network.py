@@ -39,6 +39,7 @@ class NetworkSettings:
     network_args: the effective arguments, for the metadata
     matches:      pattern -> how many modules it matched
     paths:        every module of the model that could be adapted, to read files by
+    norms:        those of them that are norms
     """
 
     kind: str
@@ -47,6 +48,7 @@ class NetworkSettings:
     network_args: Mapping[str, str] = field(default_factory=dict)
     matches: Mapping[str, int] = field(default_factory=dict)
     paths: frozenset[str] = frozenset()
+    norms: frozenset[str] = frozenset()
     loraplus_ratio: float | None = None
     norm_export: str = "diff"
 
@@ -220,7 +222,10 @@ class AdapterNetwork:
     def fill_from(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Fill the adapters from a file's tensors."""
         places = {placement.path for placement in self.placements}
-        file = decode_tensors(tensors, places | self.settings.paths, source)
+        norms = {placement.path for placement in self.placements if placement.is_norm}
+        file = decode_tensors(
+            tensors, places | self.settings.paths, source, norms=norms | self.settings.norms
+        )
         check_kind(file, self.settings, source)
         fill(self.placements, file, source)
 

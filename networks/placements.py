@@ -23,8 +23,8 @@ from networks.adapters import (
     LoRA,
     NormDelta,
 )
-from networks.codec import ALPHA, LORA_DOWN, LORA_UP, DecodedFile
-from networks.factors import LoKrShape
+from networks.codec import ALPHA, DecodedFile
+from networks.file_factors import is_finite, kind_of, lokr_shape_of, lora_rank, stored_alpha
 from networks.targets import Selection, Target
 
 logger = logging.getLogger(__name__)
@@ -105,55 +105,18 @@ def adapters_as_file(
 
 def adapter_as_file(base: nn.Module, factors: Mapping[str, Tensor], dropout: Dropout) -> Adapter:
     """An adapter with the sizes of `factors`. Raises ValueError when they fit together no way."""
-    names = set(factors) - {ALPHA}
-    of_norm, is_linear = bool(names & set(NORM_PARAMETERS)), isinstance(base, nn.Linear)
-    if of_norm and not is_linear:
+    kind, is_linear = kind_of(factors), isinstance(base, nn.Linear)
+    if kind == "norm" and not is_linear:
         return new_norm_delta(base)
-    if of_norm == is_linear:
-        kinds = ("norm", "Linear") if of_norm else ("Linear", "norm")
-        raise ValueError("has the factors of a {}, but is a {}".format(*kinds))
-    if not names:
-        raise ValueError("has an alpha and no factors")
-    if names & {LORA_DOWN, LORA_UP}:
-        if names != {LORA_DOWN, LORA_UP}:
-            raise ValueError(f"has {', '.join(sorted(names))}; expected lora_down and lora_up")
-        rank = factors[LORA_DOWN].shape[0]
+    if is_linear == (kind == "norm"):
+        expected = "Linear" if is_linear else "norm"
+        raise ValueError(f"has the factors of a {kind}, but is a {expected}")
+    if kind == "LoRA":
+        rank = lora_rank(factors, base.weight.shape)
         alpha = stored_alpha(factors, rank)
         return LoRA(base.in_features, base.out_features, rank, alpha, dropout)
-    shape = lokr_shape_of(factors)
-    product = (shape.l * shape.k, shape.m * shape.n)
-    if product != (base.out_features, base.in_features):
-        expected = (base.out_features, base.in_features)
-        raise ValueError(f"has factors of a weight of shape {product}, expected {expected}")
+    shape = lokr_shape_of(factors, base.weight.shape)
     return LoKr(shape, stored_alpha(factors, shape.rank), dropout)
-
-
-def lokr_shape_of(factors: Mapping[str, Tensor]) -> LoKrShape:
-    """The sizes of a file's LoKr. Raises ValueError when a factor is missing or too many."""
-    sizes: dict[str, tuple[int, int, int | None]] = {}
-    for name in ("lokr_w1", "lokr_w2"):
-        given = [n for n in (name, f"{name}_a", f"{name}_b") if n in factors]
-        if any(factors[n].dim() != 2 for n in given):
-            raise ValueError(f"{name} is not a matrix")
-        if given == [name]:
-            sizes[name] = (*factors[name].shape, None)
-        elif given == [f"{name}_a", f"{name}_b"]:
-            first, second = factors[f"{name}_a"], factors[f"{name}_b"]
-            sizes[name] = (first.shape[0], second.shape[1], first.shape[1])
-        else:
-            found = ", ".join(given) or "neither"
-            raise ValueError(f"expected {name}, or {name}_a and {name}_b; found {found}")
-    (l, m, w1_rank), (k, n, w2_rank) = sizes["lokr_w1"], sizes["lokr_w2"]
-    return LoKrShape(l, m, k, n, w1_rank, w2_rank)
-
-
-def stored_alpha(factors: Mapping[str, Tensor], rank: int | None) -> float:
-    """A file's alpha as it applies: absent means scale 1; 0 stays 0, as ComfyUI reads it."""
-    if ALPHA not in factors:
-        return float(rank or 1)
-    if factors[ALPHA].numel() != 1:
-        raise ValueError(f"alpha has {factors[ALPHA].numel()} numbers; expected one")
-    return float(factors[ALPHA].item())
 
 
 def new_norm_delta(base: nn.Module) -> NormDelta:
@@ -169,6 +132,8 @@ def fill(placements: Sequence[Placement], file: DecodedFile, source: str) -> Non
             Problem(message, file.keys[path, factor])
             for factor, message in misfits(by_path.get(path), factors)
         ]
+    if any("has shape" in p.message and not p.where.endswith("_norm") for p in problems):
+        problems.append(Problem("To train at the file's own ranks, set --dim_from_weights."))
     if problems:
         raise AdapterFileError(problems, source=source)
     with torch.no_grad():
@@ -193,9 +158,13 @@ def misfits(placement: Placement | None, factors: Mapping[str, Tensor]) -> list[
     missing = set(expected) - set(found)
     if missing and not wrong:
         wrong.append((next(iter(factors)), f"comes without {', '.join(sorted(missing))}."))
-    if ALPHA in factors and factors[ALPHA].numel() != 1:
-        wrong.append((ALPHA, f"holds {factors[ALPHA].numel()} numbers, expected one."))
-    return wrong
+    if not wrong and ALPHA in factors:
+        try:
+            stored_alpha(factors, getattr(placement.adapter, "rank", None))
+        except ValueError as error:
+            wrong.append((ALPHA, f"{error}."))
+    broken = [name for name in found if name in expected and not is_finite(factors[name])]
+    return wrong + [(name, "holds NaN or infinity.") for name in broken]
 
 
 def describe_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:

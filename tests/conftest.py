@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from library.anima_models import load_anima_transformer
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,3 +48,10 @@ def run_folder(demo, tmp_path) -> Path:
     for picture in (demo / "pictures").iterdir():
         (tmp_path / "pictures" / picture.name).write_bytes(picture.read_bytes())
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def base(demo) -> dict[str, torch.Tensor]:
+    """The demo DiT's own weights by name; not to be changed in place."""
+    path = demo / "models" / "anima_dit.safetensors"
+    return load_anima_transformer(path, dtype=torch.float32).state_dict()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from library.config_util import load_dataset_config
+from library.data_types import StoredTensor
 from library.dataset_scan import scan
 from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
 
@@ -69,9 +70,11 @@ class LetterEncoder(TextEncoderOutputsCachingStrategy):
 
     def __init__(self, identity="letters-1"):
         self.identity = identity
+        ids = StoredTensor(("L",), below=0x110000)
+        self.layout = {"ids": ids, "hidden": StoredTensor(("L", 4))}
         self.captions = []
 
     def encode(self, caption):
         self.captions.append(caption)
-        ids = torch.tensor([ord(letter) for letter in caption], dtype=torch.int64)
+        ids = torch.tensor([ord(letter) for letter in caption] or [0], dtype=torch.int64)
         return {"ids": ids, "hidden": torch.outer(ids.bfloat16(), torch.ones(4).bfloat16())}

@@ -139,6 +139,18 @@ def test_a_quantised_or_truncated_checkpoint_is_refused(demo, run_folder):
     complaint(config_files(demo, run_folder, settings), "not a whole", "q.safetensors")
 
 
+def test_a_text_encoder_of_another_width_is_refused(demo, run_folder):
+    tensors = load_file(demo / "models/qwen_3_06b.safetensors")
+    width = tensors["model.norm.weight"].shape[0]
+    wider = {
+        key: torch.zeros([2 * edge if edge == width else edge for edge in tensor.shape])
+        for key, tensor in tensors.items()
+    }
+    save_file(wider, run_folder / "wide.safetensors")
+    argv = config_files(demo, run_folder, {"qwen": str(run_folder / "wide.safetensors")})
+    complaint(argv, f"is {2 * width} wide", "wide.safetensors", "LLM adapter reads")
+
+
 def test_missing_files_are_told_together(demo, run_folder):
     argv = config_files(demo, run_folder, {"vae": "v.safetensors", "qwen": "q.safetensors"})
     complaint(argv, "2 problems", "v.safetensors", "q.safetensors")

@@ -6,12 +6,13 @@ import os
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.caches import cache_latents
 from library.errors import DatasetError
 from library.images import load_pixels
-from library.text_caches import cache_text
+from library.text_caches import TextCache, cache_text
 from tests.dataset_files import (
     BUCKETS,
     LetterEncoder,
@@ -273,3 +274,66 @@ def test_text_outputs_that_are_not_finite_are_an_error_naming_the_caption(folder
 
     with pytest.raises(DatasetError, match="'abc'"):
         cache_text({"abc": folder}, Broken(), to_disk=False)
+
+
+def stored_with(change, path):
+    """Write a cache file again with the same fingerprint and other tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = {"cache": file.metadata()["cache"].split()[0]}
+    tensors = change(load_file(path))
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {"latents": tensors["latents"].long()},
+        lambda tensors: {"latents": tensors["latents"][:, :-1]},
+        lambda tensors: {**tensors, "more": torch.zeros(1)},
+        lambda tensors: {"other": tensors["latents"]},
+        lambda tensors: {"latents": tensors["latents"].to(torch.float8_e4m3fn)},
+    ],
+)
+def test_latents_of_another_kind_or_size_are_made_anew(folder, change):
+    encoded(folder)
+    stored_with(change, folder / "_cache" / "0.png_0064x0064.safetensors")
+    assert encoded(folder) == 1
+    stored_with(change, folder / "_cache" / "0.png_0064x0064.safetensors")
+    assert encoded(folder, skip_check=True) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {**tensors, "ids": tensors["ids"].float()},
+        lambda tensors: {**tensors, "hidden": tensors["hidden"][:, :3]},
+        lambda tensors: {**tensors, "hidden": tensors["hidden"][:-1]},
+        lambda tensors: {**tensors, "ids": tensors["ids"][None]},
+        lambda tensors: {"ids": tensors["ids"]},
+    ],
+)
+def test_text_of_another_kind_or_size_is_made_anew(folder, change):
+    texts(folder, "a tag")
+    (path,) = (folder / "_cache").iterdir()
+    stored_with(change, path)
+    assert texts(folder, "a tag") == ["a tag"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors: {**tensors, "ids": tensors["ids"] - 1000},
+        lambda tensors: {**tensors, "ids": tensors["ids"] + 2**40},
+        lambda tensors: {**tensors, "hidden": tensors["hidden"] / 0},
+    ],
+)
+def test_impossible_numbers_in_a_cache_are_made_anew(folder, change, caplog):
+    texts(folder, "a tag")
+    (path,) = (folder / "_cache").iterdir()
+    expected = load_file(path)
+    stored_with(change, path)
+    cache = TextCache(LetterEncoder(), to_disk=True)
+    cache.hold({"a tag": folder})
+    found = cache.get("a tag")
+    assert "impossible numbers" in caplog.text
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

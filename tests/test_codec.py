@@ -31,14 +31,21 @@ PATHS = [
     "llm_adapter.blocks.0.mlp.0",
     "llm_adapter.out_proj",
 ]
-DECODER = KeyDecoder(PATHS)
+NORMS = ["blocks.0.self_attn.q_norm"]
+DECODER = KeyDecoder(PATHS, norms=NORMS)
+MERGER = KeyDecoder(PATHS, norms=NORMS, merging=True)
 
 
 @pytest.mark.parametrize("style", FORMAT_PREFIXES)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("factor", WRITTEN_SPELLINGS)
 def test_every_key_comes_back_as_what_it_was_written_for(style, path, factor):
-    assert DECODER.decode(encode(path, factor, style)) == FileKey(path, factor)
+    if path in NORMS:
+        assert MERGER.decode(encode(path, factor, style)).path == path
+    elif factor in ("weight", "bias"):
+        assert "a whole" in MERGER.decode(encode(path, factor, style))
+    else:
+        assert MERGER.decode(encode(path, factor, style)) == FileKey(path, factor)
 
 
 def test_keys_are_spelled_as_the_programs_spell_them():
@@ -60,6 +67,7 @@ def test_keys_are_spelled_as_the_programs_spell_them():
         "diffusion_model.llm_adapter.out_proj_lora.down.weight",
         "unet.llm_adapter.out_proj.lora_linear_layer.down.weight",
         "base_model.model.diffusion_model.llm_adapter.out_proj.lora_A.weight",
+        "base_model.model.transformer.llm_adapter.out_proj.lora_A.default.weight",
         "lycoris_llm_adapter_out_proj.lora_down.weight",
         "lora_unet_net_llm_adapter_out_proj.lora_down.weight",
     ],
@@ -68,9 +76,35 @@ def test_other_spellings_are_read(key):
     assert DECODER.decode(key) == FileKey("llm_adapter.out_proj", "lora_down")
 
 
+@pytest.mark.parametrize(
+    ("ending", "factor", "whole"),
+    [
+        ("w_norm", "w_norm", False),
+        ("diff", "w_norm", False),
+        ("diff_b", "b_norm", False),
+        ("bias.diff", "b_norm", False),
+        ("set_weight", "w_norm", True),
+        ("weight", "w_norm", True),
+    ],
+)
+def test_a_norms_differences_and_whole_weights_are_told_apart(ending, factor, whole):
+    for name in ("diffusion_model.blocks.0.self_attn.q_norm", "blocks.0.self_attn.q_norm"):
+        expected = FileKey("blocks.0.self_attn.q_norm", factor, whole)
+        assert DECODER.decode(f"{name}.{ending}") == expected
+
+
 def test_a_forks_whole_norm_weights_are_told_from_differences():
     found = DECODER.decode("__anima_norm__.blocks.0.self_attn.q_norm.weight")
     assert found == FileKey("blocks.0.self_attn.q_norm", "w_norm", whole=True)
+
+
+def test_a_file_of_another_model_says_so_and_names_only_the_first_keys():
+    tensors = {f"unet_{number}.alpha": torch.zeros(1) for number in range(1000)}
+    with pytest.raises(AdapterFileError) as caught:
+        decode_tensors(tensors, PATHS, "other.safetensors")
+    text = str(caught.value)
+    assert "nothing in this file belongs" in text and "951 more keys" in text
+    assert len(text.splitlines()) < 60
 
 
 @pytest.mark.parametrize(
@@ -80,7 +114,11 @@ def test_a_forks_whole_norm_weights_are_told_from_differences():
         ("diffusion_model.blocks.0.self_attn.q_proj.hada_w1_a", "LoHa"),
         ("diffusion_model.blocks.0.self_attn.q_proj.weight", "no factor"),
         ("diffusion_model.blocks.7.self_attn.q_proj.alpha", "no such module"),
-        ("lora_te_layers_0_mlp.alpha", "no such module"),
+        ("lora_te_layers_0_mlp.alpha", "of a text encoder"),
+        ("text_encoders.qwen3_06b.transformer.model.norm.w_norm", "of a text encoder"),
+        ("diffusion_model.blocks.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
+        ("diffusion_model.blocks.0.self_attn.q_proj.diff", "--base_weights can merge it"),
+        ("diffusion_model.blocks.0.self_attn.q_proj.something", "no factor"),
         ("lora_unet_down_blocks_0.lora_up.weight", "no such module"),
         ("__anima_norm__.blocks.9.norm.weight", "no such norm"),
     ],
@@ -157,12 +195,21 @@ def test_a_tensor_that_is_not_finite_is_never_written(tmp_path, bad):
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
-def test_a_file_that_is_missing_or_cut_or_no_safetensors_is_a_user_error(tmp_path):
+def test_a_file_that_is_missing_or_cut_or_no_adapter_is_a_user_error(tmp_path):
     whole = tmp_path / "a.safetensors"
-    write_tensors(whole, {"a": torch.ones(20)}, {})
+    write_tensors(whole, {"a.alpha": torch.ones(20)}, {})
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-8])
     (tmp_path / "text.safetensors").write_text("not this")
-    assert torch.equal(read_tensors(whole)["a"], torch.ones(20))
-    for name in ("none", "cut", "text"):
+    write_tensors(tmp_path / "model.safetensors", {"x.weight": torch.ones(2)}, {})
+    assert torch.equal(read_tensors(whole)["a.alpha"], torch.ones(20))
+    for name in ("none", "cut", "text", "model"):
         with pytest.raises(AdapterFileError, match=f"{name}.safetensors"):
             read_tensors(tmp_path / f"{name}.safetensors")
+    with pytest.raises(AdapterFileError, match="no adapter; its tensors: x.weight"):
+        read_tensors(tmp_path / "model.safetensors")
+
+
+def test_a_file_of_whole_norms_alone_is_an_adapter(tmp_path):
+    file = tmp_path / "a.safetensors"
+    write_tensors(file, {"__anima_norm__.a.weight": torch.ones(2)}, {})
+    assert list(read_tensors(file)) == ["__anima_norm__.a.weight"]

@@ -22,14 +22,15 @@ LAYERS = {
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
     "library/dataset_keys library/dataset_file library/caption_json library/augment "
-    "library/anima_backend/modelling/* networks/factors",
+    "library/tensor_files library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
     "library/caches library/cache_files library/text_caches library/text_windows "
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
-    "networks/network networks/arguments networks/placements networks/loading",
+    "networks/network networks/arguments networks/placements networks/loading "
+    "networks/file_factors networks/merging",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/trainer_hooks library/adapter_files library/train_util library/run_report",
@@ -79,7 +80,10 @@ SIDEWAYS = [
     ("library", "config_file -> run_config", "which flags a file may set"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
     ("networks", "network -> placements -> targets, codec, adapters", "adapters put in place"),
-    ("networks", "loading -> network", "the network the trainer asked for"),
+    ("networks", "network, merging -> file_factors -> codec", "what a file's factors mean"),
+    ("networks", "placements -> file_factors", "adapters with a file's sizes"),
+    ("networks", "merging -> adapted", "which modules are norms"),
+    ("networks", "loading -> network, merging", "the network and the base the trainer asked for"),
     ("networks", "lora_anima, lokr_anima -> _anima_adapter_common", "the family's targets"),
     (
         "library/anima_backend/modelling",

@@ -155,7 +155,7 @@ def test_the_cached_outputs_are_those_of_encoding_at_once(tokenize, demo):
     qwen = load_anima_qwen_model(demo / "models" / "qwen_3_06b.safetensors")
     encoding = AnimaTextEncodingStrategy(tokenize, qwen)
     caching = AnimaTextEncoderOutputsCachingStrategy(
-        tokenize, encoding, identity="x", width=64, dtype=torch.float32
+        tokenize, encoding, identity="x", sizes=(64, 2**15), dtype=torch.float32
     )
     caption = "1girl, blue hair"
     cached, direct = caching.encode(caption), encoding.encode_tokens(tokenize.tokenize(caption))

@@ -41,7 +41,7 @@ from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
 from library.run_report import Page, size_text
 from library.schedulers import create_scheduler
-from networks.loading import make_network, quiet
+from networks.loading import make_network, merge_base_weights, quiet
 from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
@@ -233,10 +233,7 @@ class Check:
         with torch.device("meta"), quiet():
             model, kwargs = trainer.empty_model(), trainer.network_kwargs()
             self.network = make_network(trainer.network_module, options, kwargs, model)
-            for file in options.base_weights or ():
-                trainer.network_module.create_network_from_weights(
-                    1.0, file, None, None, model, for_inference=True
-                )
+            merge_base_weights(options, model)
         groups, _ = self.network.prepare_optimizer_params(
             None, options.unet_lr, self.train.optimizer.learning_rate
         )

@@ -15,8 +15,8 @@ from library import caches, run_report
 from library.anima_runtime import model_loading
 from library.device_utils import precision_dtype
 from library.run_report import Page, SpaceNeed, size_text
-from library.strategy_anima import AnimaLatentsCachingStrategy, AnimaTokenizeStrategy
-from library.text_caches import text_file
+from library.strategy_anima import AnimaTokenizeStrategy
+from library.text_caches import text_path
 from library.text_windows import RunTexts
 from networks.network import AdapterNetwork
 
@@ -125,7 +125,7 @@ class Estimates:
             qwen, t5 = self.lengths(caption)
             size = qwen * width + 2 * 8 * t5 + HEADER_BYTES
             sizes += size
-            new += size * (not text_file(caption, folder, "").path.exists())
+            new += size * (not text_path(caption, folder).exists())
         scale = held / len(spaced)
         if held < count:  # the windows after the first have a file that goes with the process
             new += sizes
@@ -134,9 +134,9 @@ class Estimates:
 
     def latents_bytes(self, *, only_new: bool) -> int:
         """Of the latents of all pictures and flips, or of those without a cache file."""
-        strategy = AnimaLatentsCachingStrategy
+        strategy = self.trainer.get_latents_caching_strategy()
         total = 0
-        for job in caches.make_jobs(self.trainer.catalogue, ""):
+        for job in caches.make_jobs(self.trainer.catalogue.everything(), strategy):
             width, height = job.image.plan.bucket
             cells = (width // strategy.downscale) * (height // strategy.downscale)
             size = strategy.channels * cells * torch.float32.itemsize + HEADER_BYTES

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from library import tensor_files
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams, count_blocks
 from library.anima_backend.modelling.vae import QwenImageVAE
 from library.anima_runtime import key_mapping
 from library.errors import ModelFileError
+from library.tensor_files import FLOATS, TensorFileError
 from library.utils import is_quiet
 
 if TYPE_CHECKING:
@@ -32,9 +35,6 @@ logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
 QUANTISED_KEYS = ("comfy_quant", "scaled_fp8", "weight_scale", "scale_weight", "scale_input")
-FLOATS = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16
-}  # fmt: skip
 QWEN_ROPE_THETA = 1e6
 QWEN_NORM_EPS = 1e-6
 
@@ -43,19 +43,17 @@ Shapes = dict[str, tuple[int, ...]]
 
 def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
     """Shape and dtype name of every tensor of a safetensors file, from its header alone."""
-    path = Path(path)
-    if not path.exists():
-        raise ModelFileError(f"{path}: no such file; expected {what}.")
-    if path.is_dir():
-        raise ModelFileError(f"{path}: is a folder, expected a .safetensors file with {what}.")
     try:
-        with safe_open(path, "pt") as file:
-            slices = {key: file.get_slice(key) for key in sorted(file.keys())}
-            shapes = {key: tuple(piece.get_shape()) for key, piece in slices.items()}
-            return shapes, {key: piece.get_dtype() for key, piece in slices.items()}
-    except (SafetensorError, OSError, ValueError) as error:
-        message = f"not a whole .safetensors file ({error}). Download it again; expected {what}."
+        entries = tensor_files.read_header(path).entries
+    except TensorFileError as error:
+        if not os.path.isfile(path):
+            raise ModelFileError(f"{path}: {error}; expected {what}.") from error
+        message = f"{error}; expected {what}. Download it again."
         raise ModelFileError(message, source=str(path)) from error
+    return (
+        {key: entry.shape for key, entry in entries.items()},
+        {key: entry.dtype for key, entry in entries.items()},
+    )
 
 
 def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
@@ -63,32 +61,15 @@ def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
 
     Mapped files are locked on Windows, and slow on some network drives.
     """
-    if disable_mmap:
-        return read_into_memory(Path(path))
+    try:
+        header = tensor_files.read_header(path)
+        floats = [key for key, entry in header.entries.items() if entry.dtype in FLOATS]
+        if disable_mmap:
+            return tensor_files.read_tensors(path, header, floats)
+    except TensorFileError as error:
+        raise ModelFileError(f"{error}.", source=str(path)) from error
     with safe_open(path, "pt") as file:
-        floats = [key for key in sorted(file.keys()) if file.get_slice(key).get_dtype() in FLOATS]
         return {key: file.get_tensor(key) for key in floats}
-
-
-def read_into_memory(path: Path) -> dict[str, Tensor]:
-    """The same without a map. Each tensor is read to its place: safetensors' own `load` takes the
-    whole file as bytes and then copies it, which is twice the memory.
-    """
-    tensors = {}
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        for key, entry in sorted(header.items()):
-            if entry["dtype"] not in FLOATS:
-                continue
-            begin, end = entry["data_offsets"]
-            data = torch.empty(end - begin, dtype=torch.uint8)
-            file.seek(8 + length + begin)
-            if file.readinto(data.numpy()) != end - begin:
-                raise ModelFileError("was cut while it was read.", source=str(path))
-            tensors[key] = data.view(FLOATS[entry["dtype"]]).view(entry["shape"])
-    return tensors
 
 
 def refuse_quantised(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:

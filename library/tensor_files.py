@@ -1,0 +1,112 @@
+"""Safetensors files of unknown origin: the header is checked as a whole before anything is allocated.
+
+What can be asked for is bounded by the size of the file. TensorFileError says what is wrong, as the
+rest of a sentence about the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+MAX_HEADER = 32 * 2**20  # bytes; a full checkpoint's header has 0.1 MB, metadata included
+MAX_OBJECTS = 100_000  # braces in a header: one for each tensor, more in the metadata's texts
+MAX_DIMENSIONS = 8
+
+FLOATS = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16
+}  # fmt: skip
+WHOLE = {
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8
+}  # fmt: skip
+NUMBERS = FLOATS | WHOLE
+
+
+class TensorFileError(ValueError):
+    """The file cannot be read, or not in whole."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file. dtype: as the header spells it; begin, end: its bytes in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds, by the names of its tensors, in their order, and its free texts."""
+
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: str | Path) -> Header:
+    """The header, once it and the size of the file agree. Raises TensorFileError."""
+    if os.path.isdir(path):
+        raise TensorFileError("is a folder, not a .safetensors file")
+    if not os.path.isfile(path):
+        raise TensorFileError("no such file")
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER):
+                raise TensorFileError(f"not a whole .safetensors file (a header of {length} bytes)")
+            raw = file.read(length)
+        if raw.count(b"{") > MAX_OBJECTS:  # before anything is made of them
+            raise TensorFileError("lists more tensors than any model has")
+        with safe_open(path, "np"):
+            pass  # the library's own checks: known dtypes; ranges fill the file and fit the shapes
+        header = json.loads(raw.decode("utf-8"))
+    except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, TensorFileError):
+            raise
+        raise TensorFileError(f"not a whole .safetensors file ({error})") from error
+    metadata = header.pop("__metadata__", None) or {}
+    entries = {}
+    for name, found in sorted(header.items()):
+        begin, end = (8 + length + offset for offset in found["data_offsets"])
+        entries[name] = Entry(found["dtype"], tuple(found["shape"]), begin, end)
+    check_shapes(entries)
+    return Header(entries, metadata)
+
+
+def check_shapes(entries: Mapping[str, Entry]) -> None:
+    """Refuse the shapes whose product says nothing about the file's size: (0, 10**9)."""
+    wrong = [
+        f"{name} {entry.shape}"
+        for name, entry in entries.items()
+        if len(entry.shape) > MAX_DIMENSIONS or (0 in entry.shape and entry.shape != (0,))
+    ]
+    if wrong:
+        raise TensorFileError(f"has tensors of shapes without numbers: {', '.join(wrong[:5])}")
+
+
+def read_tensors(path: str | Path, header: Header, names: Iterable[str]) -> dict[str, Tensor]:
+    """The named tensors, of dtypes in NUMBERS, read straight to their places: no second copy, no map.
+
+    Raises TensorFileError when the file is no longer what its header said.
+    """
+    tensors = {}
+    try:
+        with open(path, "rb") as file:
+            for name in names:
+                entry = header.entries[name]
+                data = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
+                file.seek(entry.begin)
+                if file.readinto(data.numpy()) != len(data):
+                    raise TensorFileError("was cut while it was read")
+                tensors[name] = data.view(NUMBERS[entry.dtype]).view(entry.shape)
+    except OSError as error:
+        raise TensorFileError(f"cannot be read any more ({error})") from error
+    return tensors
