@@ -63,6 +63,8 @@ class LoadedOnUse:
 class AnimaNetworkTrainer(NetworkTrainer):
     """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
 
+    snapshot_schema = "anima_resume_snapshot/v2"
+
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig, anima: AnimaConfig) -> None:
         super().__init__(cfg, datasets)
         self.anima = anima

@@ -7,7 +7,7 @@ contents. Names of the hooks are sd-scripts'; what they take and return is typed
 from __future__ import annotations
 
 import contextlib
-import importlib
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -29,21 +29,25 @@ from library.device_utils import clean_memory_on_device, precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoisyLatents
 from library.monitor import Monitor
-from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
+from library.optimizers import create_optimizer, optimizer_train_mode
+from library.resuming import TrainingParts, first_position
 from library.run_config import TrainConfig
+from library.run_files import RunFiles
 from library.schedulers import create_scheduler
+from library.states import open_state
 from library.step_logs import RunProgress
 from library.trackers import create_trackers
 from library.utils import log_lines, position_seed
 from networks.arguments import parse_network_args
-from networks.loading import make_network, merge_base_weights, quiet
-from networks.network import NetworkModule, check_network_module
+from networks.loading import load_network_module, make_network, merge_base_weights, quiet
 
 logger = logging.getLogger(__name__)
 
 
 class NetworkTrainer:
     """Trains adapters on a frozen model. Each stage sets what the later ones read."""
+
+    snapshot_schema = "resume_snapshot/v2"
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
         self.cfg = cfg
@@ -53,7 +57,8 @@ class NetworkTrainer:
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
         self.prepare()
-        with self.monitor.saving_first(self.save, self.checkpoints.step_file, self.state):
+        save = functools.partial(self.files.save, state=self.state, with_state=True)
+        with self.monitor.saving_first(save, self.checkpoints.step_file, self.state):
             self.run_epochs()
             self.finish()
 
@@ -67,6 +72,7 @@ class NetworkTrainer:
         self.attach_network()
         self.prepare_optimization()
         self.start_logs()
+        self.take_over()
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
@@ -109,7 +115,11 @@ class NetworkTrainer:
         """Establish the accelerator, the seed and the settings of the path."""
         train_util.prepare_torch(self.cfg)
         self.accelerator = train_util.prepare_accelerator(self.cfg)
-        self.seed = train_util.choose_seed(self.cfg.loop.seed)
+        resume, seed = self.cfg.resume.resume, self.cfg.loop.seed
+        self.resumed = open_state(resume, self.snapshot_schema) if resume else None
+        if self.resumed and seed is None:
+            seed = self.resumed.run["seed"]
+        self.seed = train_util.choose_seed(seed)
         self.noising = train_util.make_noising(self.cfg.flow)
         self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
         self.is_main = self.accelerator.is_main_process
@@ -136,8 +146,13 @@ class NetworkTrainer:
             world_size=self.accelerator.num_processes,
         )
         accumulation = self.cfg.loop.gradient_accumulation_steps
-        self.plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
-        self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs)
+        plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
+        self.state = first_position(
+            self.cfg.resume, self.resumed, plan,
+            accumulation=accumulation, processes=self.accelerator.num_processes,
+        )  # fmt: skip
+        self.plan = plan.starting_at(self.state, self.cfg)
+        self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs, self.cfg.resume)
         log_lines(logger, self.catalogue.notes, logging.WARNING)
         log_lines(logger, self.catalogue.describe())
 
@@ -224,7 +239,12 @@ class NetworkTrainer:
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = self.cfg, self.plan
-        self.metadata = metadata.RunMetadata(self.start_metadata(), cfg.save.no_metadata)
+        entries = metadata.start_entries(
+            cfg, self.catalogue, plan, self.network, self.optimizer.optimizer, self.seed
+        )
+        self.update_metadata(entries)
+        entries |= self.resumed.run["metadata"] if self.resumed else {}
+        self.metadata = metadata.RunMetadata(entries, cfg.save.no_metadata)
         self.trackers = create_trackers(
             cfg.logging if self.is_main else None,
             output_dir=cfg.save.output_dir,
@@ -232,36 +252,46 @@ class NetworkTrainer:
             config=cfg.flat(),
         )
         log_lines(logger, [*plan.describe(cfg, self.accelerator), *self.trackers.describe()])
+        self.progress = RunProgress(
+            self.trackers, plan, self.is_main, self.monitor, start=self.state.step
+        )
 
-    def start_metadata(self) -> dict[str, str]:
-        optimizer = type(self.optimizer.optimizer)
-        entries = metadata.start_entries(
-            self.cfg, self.catalogue, self.plan, self.network,
-            seed=self.seed, optimizer=f"{optimizer.__module__}.{optimizer.__name__}",
+    def take_over(self) -> None:
+        """Establish what writes the run's files, and what the state to go on from holds."""
+        optimizer_train_mode(self.optimizer)
+        optimizer, scaler = self.optimizer.optimizer, self.accelerator.scaler
+        parts = TrainingParts(self.network, optimizer, self.scheduler, scaler, self.progress)
+        facts = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
+        self.files = RunFiles(
+            self.checkpoints, self.accelerator, parts, self.metadata, facts, self.build_resume_snapshot
         )  # fmt: skip
-        self.update_metadata(entries)
-        return entries
+        if self.resumed:
+            parts.restore(self.resumed, self.accelerator.process_index)
+            self.files.last_state = self.resumed.folder
+            logger.info("resumed from %s at step %d", self.resumed.folder, self.state.step)
+
+    def build_resume_snapshot(self) -> dict[str, Any]:
+        return {"schema": self.snapshot_schema}
 
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
-        optimizer_train_mode(self.optimizer)
-        self.progress = RunProgress(self.trackers, self.plan, self.is_main, self.monitor)
         for epoch in range(self.state.epoch, self.plan.epochs):
-            self.state.epoch = epoch
+            self.state.begin_epoch(epoch)
             self.progress.start_epoch(epoch)
             self.network.on_epoch_start(None, self.model)
-            self.train_epoch(loader, epoch)
-            self.after_epoch(epoch + 1)
+            self.train_epoch(loader)
+            self.files.after_epoch(self.state)
 
-    def train_epoch(self, loader: DataLoader, epoch: int) -> None:
-        """Every window of the epoch, until the run's last step."""
-        self.sampler.set_epoch(epoch, start_batch=self.state.batch_in_epoch)
+    def train_epoch(self, loader: DataLoader) -> None:
+        """Every window of the epoch that is left, until the run's last step."""
+        if self.state.step >= self.plan.total_steps:
+            return
+        self.sampler.set_epoch(self.state.epoch, start_batch=self.state.batch_in_epoch)
         for window in train_util.windows(loader, self.cfg.loop.gradient_accumulation_steps):
             self.train_step(window)
             self.after_step()
             if self.state.step >= self.plan.total_steps:
                 break
-        self.state.batch_in_epoch = 0
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
@@ -345,44 +375,15 @@ class NetworkTrainer:
         step = self.state.step
         if step % self.cfg.logging.log_every_n_steps == 0 or self.monitor.must_stop:
             self.progress.write()
-        if file := self.checkpoints.due_at_step(step):
-            self.save(file, self.checkpoints.stale_at_step(step))
-
-    def after_epoch(self, epoch: int) -> None:
-        if file := self.checkpoints.due_after_epoch(epoch):
-            self.save(file, self.checkpoints.stale_after_epoch(epoch))
-
-    def save(self, file: Path, stale: Path | None = None) -> None:
-        """Export the adapters to `file` on rank 0; then delete `stale`, if it is there."""
-        self.progress.write()
-        self.accelerator.wait_for_everyone()
-        if not self.is_main:
-            return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        dtype = precision_dtype(self.cfg.save.save_precision or "float")
-        with optimizer_eval_mode(self.optimizer):
-            self.network.save_weights(str(file), dtype, self.metadata.at(self.state))
-        logger.info("saved %s", file)
-        if stale is not None and stale.exists():
-            stale.unlink()
-            logger.info("removed %s", stale)
+        self.files.after_step(self.state)
 
     def finish(self) -> None:
         """The final export and the end of the logs."""
-        self.save(self.checkpoints.final_file())
+        file = self.files.finish(self.state)
         self.progress.close()
         self.accelerator.end_training()
         if self.is_main:
-            logger.info("done: %d steps, %s", self.state.step, self.checkpoints.final_file())
-
-
-def load_network_module(name: str) -> NetworkModule:
-    """The module given as --network_module, checked at once for all that it must offer."""
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--network_module {name}: no such module ({error}).") from error
-    return check_network_module(module)
+            logger.info("done: %d steps, %s", self.state.step, file)
 
 
 def main() -> int:

@@ -108,17 +108,27 @@ class RunProgress:
     """What the user sees of the loop: the progress bar, and the trackers fed at log points.
 
     monitor: judges what is read, and may end the run; without one everything is only shown
+    start:   steps done before, by the run that this one goes on from
     """
 
     BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
 
     def __init__(
-        self, trackers: Trackers, plan: StepPlan, visible: bool, monitor: Monitor | None = None
+        self,
+        trackers: Trackers,
+        plan: StepPlan,
+        visible: bool,
+        monitor: Monitor | None = None,
+        start: int = 0,
     ) -> None:
         self.trackers, self.plan, self.monitor = trackers, plan, monitor
         self.logs = StepLogs(window=plan.steps_per_epoch)
         self.bar = tqdm(
-            total=plan.total_steps, unit="step", bar_format=self.BAR, disable=not visible
+            total=plan.total_steps,
+            initial=start,
+            unit="step",
+            bar_format=self.BAR,
+            disable=not visible,
         )
 
     def start_epoch(self, epoch: int) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from library.bucket_sampler import BucketBatchSampler
-from library.data_types import Batch
+from library.data_types import Batch, TrainState
 from library.datasets import TrainDataset, collate
 from library.errors import ConfigError
 from library.flow_matching import NoiseSettings, Noising, SigmaSampling
@@ -175,6 +175,25 @@ class StepPlan:
         return StepPlan(
             batches_per_epoch, steps_per_epoch, total, math.ceil(total / steps_per_epoch)
         )
+
+    def starting_at(self, state: TrainState, cfg: TrainConfig) -> StepPlan:
+        """The same length for a run that begins at `state`; so many epochs or steps are left.
+
+        Differs from this plan where the state was reached with other batches per epoch. Raises
+        ConfigError when the run would have ended before.
+        """
+        done = math.ceil(state.batch_in_epoch / cfg.loop.gradient_accumulation_steps)
+        total = self.total_steps
+        if cfg.loop.max_train_epochs is not None:
+            total = state.step + (self.epochs - state.epoch) * self.steps_per_epoch - done
+        if total < state.step:
+            raise ConfigError(
+                f"the run begins at step {state.step} (epoch {state.epoch + 1}) and would end at "
+                f"step {self.total_steps} (epoch {self.epochs}). Raise max_train_steps or "
+                f"max_train_epochs."
+            )
+        left = math.ceil((done + total - state.step) / self.steps_per_epoch)
+        return replace(self, total_steps=total, epochs=state.epoch + max(left, 1))
 
     def describe(self, cfg: TrainConfig, accelerator: Accelerator) -> list[str]:
         """Lines for the log: what is about to run."""

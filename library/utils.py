@@ -71,6 +71,17 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sync_folder(path: str | Path) -> None:
+    """Make the names in a folder durable; a system that cannot open folders does so by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def current_umask() -> int:
     """The process's mask of permission bits; asking for it means setting it."""
     mask = os.umask(0)
@@ -91,6 +102,15 @@ def position_seed(*position: int | str) -> int:
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in position)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The hexadecimal sha256 of a file's contents."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def file_fingerprint(path: str | Path) -> str:

@@ -29,7 +29,8 @@ LAYERS = {
     "networks/network networks/arguments networks/placements networks/loading",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
-    "library/validation library/adapter_files library/train_util library/run_report",
+    "library/validation library/adapter_files library/train_util library/run_report "
+    "library/states library/resuming library/run_files library/resume_snapshot library/stopping",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -45,6 +46,7 @@ SIDEWAYS = [
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
     ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),
+    ("library", "run_files -> states, metadata, optimizers", "what a run writes, when it is due"),
     (
         "library/anima_runtime",
         "doctor -> estimates, config_adapter -> model_loading, tokenizer_assets -> key_mapping",
@@ -84,7 +86,7 @@ BACKEND_IMPORTS = {
     "attention.py": {"xformers"},  # the optional backend it chooses
 }
 DYNAMIC_IMPORTS = {
-    "train_network.py",  # --network_module
+    "networks/loading.py",  # --network_module
     "library/user_classes.py",  # --optimizer_type, --lr_scheduler_type: a class by its dotted name
 }
 STANDARD_LIBRARY_ONLY = ("_environment", "_launch", "quickstart", "run_tests")  # before installing
