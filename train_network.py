@@ -29,12 +29,10 @@ from library.device_utils import clean_memory_on_device, precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoisyLatents
 from library.monitor import Monitor
-from library.optimizers import create_optimizer, optimizer_train_mode
-from library.resuming import TrainingParts, first_position
+from library.optimizers import create_optimizer
+from library.resumable import ResumableRun
 from library.run_config import TrainConfig
-from library.run_files import RunFiles
 from library.schedulers import create_scheduler
-from library.states import open_state
 from library.step_logs import RunProgress
 from library.trackers import create_trackers
 from library.utils import log_lines, position_seed
@@ -44,10 +42,8 @@ from networks.loading import load_network_module, make_network, merge_base_weigh
 logger = logging.getLogger(__name__)
 
 
-class NetworkTrainer:
+class NetworkTrainer(ResumableRun):
     """Trains adapters on a frozen model. Each stage sets what the later ones read."""
-
-    snapshot_schema = "resume_snapshot/v2"
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
         self.cfg = cfg
@@ -67,6 +63,7 @@ class NetworkTrainer:
         self.prepare_process()
         self.check()
         self.prepare_data()
+        self.check_resume()
         self.cache_inputs()
         self.load_models()
         self.attach_network()
@@ -115,11 +112,7 @@ class NetworkTrainer:
         """Establish the accelerator, the seed and the settings of the path."""
         train_util.prepare_torch(self.cfg)
         self.accelerator = train_util.prepare_accelerator(self.cfg)
-        resume, seed = self.cfg.resume.resume, self.cfg.loop.seed
-        self.resumed = open_state(resume, self.snapshot_schema) if resume else None
-        if self.resumed and seed is None:
-            seed = self.resumed.run["seed"]
-        self.seed = train_util.choose_seed(seed)
+        self.seed = train_util.choose_seed(self.open_state())
         self.noising = train_util.make_noising(self.cfg.flow)
         self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
         self.is_main = self.accelerator.is_main_process
@@ -134,7 +127,8 @@ class NetworkTrainer:
         if problems:
             raise ConfigError(problems)
         with torch.device("meta"), quiet():
-            make_network(self.network_module, net, self.network_kwargs(), self.empty_model())
+            made = make_network(self.network_module, net, self.network_kwargs(), self.empty_model())
+        self.outline = made  # what will be attached, without memory
 
     def prepare_data(self) -> None:
         """Establish the catalogue of pictures, the order of batches and the length of the run."""
@@ -147,11 +141,7 @@ class NetworkTrainer:
         )
         accumulation = self.cfg.loop.gradient_accumulation_steps
         plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
-        self.state = first_position(
-            self.cfg.resume, self.resumed, plan,
-            accumulation=accumulation, processes=self.accelerator.num_processes,
-        )  # fmt: skip
-        self.plan = plan.starting_at(self.state, self.cfg)
+        self.plan = self.begin_at(plan)
         self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs, self.cfg.resume)
         log_lines(logger, self.catalogue.notes, logging.WARNING)
         log_lines(logger, self.catalogue.describe())
@@ -255,23 +245,6 @@ class NetworkTrainer:
         self.progress = RunProgress(
             self.trackers, plan, self.is_main, self.monitor, start=self.state.step
         )
-
-    def take_over(self) -> None:
-        """Establish what writes the run's files, and what the state to go on from holds."""
-        optimizer_train_mode(self.optimizer)
-        optimizer, scaler = self.optimizer.optimizer, self.accelerator.scaler
-        parts = TrainingParts(self.network, optimizer, self.scheduler, scaler, self.progress)
-        facts = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
-        self.files = RunFiles(
-            self.checkpoints, self.accelerator, parts, self.metadata, facts, self.build_resume_snapshot
-        )  # fmt: skip
-        if self.resumed:
-            parts.restore(self.resumed, self.accelerator.process_index)
-            self.files.last_state = self.resumed.folder
-            logger.info("resumed from %s at step %d", self.resumed.folder, self.state.step)
-
-    def build_resume_snapshot(self) -> dict[str, Any]:
-        return {"schema": self.snapshot_schema}
 
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)

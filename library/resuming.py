@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,13 +34,17 @@ QUANTISED = "__bnb_optimizer_quant_state__"  # where bitsandbytes nests what mus
 
 @dataclass
 class TrainingParts:
-    """The objects of a run that change from step to step. optimizer: torch's, without a wrapper."""
+    """The objects of a run that change from step to step.
+
+    optimizer: torch's, without a wrapper; arguments: what it was made with, key=value
+    """
 
     network: AdapterNetwork
     optimizer: Optimizer
     scheduler: lr_scheduler.LRScheduler
     scaler: Any | None
     progress: RunProgress
+    arguments: tuple[str, ...] = ()
 
     def factors(self) -> dict[str, Tensor]:
         """The tensors of all adapters that were trained or loaded, by the model's names, on the CPU."""
@@ -56,7 +60,11 @@ class TrainingParts:
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and scaler, as plain values and tensors on the CPU."""
         kept = {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": {
+                "class": class_name(self.optimizer),
+                "arguments": list(self.arguments),
+                "state": self.optimizer.state_dict(),
+            },
             "schedule": {
                 "class": class_name(self.scheduler),
                 "state": self.scheduler.state_dict(),
@@ -74,26 +82,32 @@ class TrainingParts:
             "log.samples": torch.tensor(list(history), dtype=torch.float64).reshape(-1, 2),
         }
 
-    def restore(self, state: SavedState, rank: int, *, fresh_optimizer: bool = False) -> None:
-        """Put a state's contents back. fresh_optimizer: leave the optimizer as it was made.
+    def restore(self, state: SavedState, rank: int, *, may_start_afresh: bool = False) -> None:
+        """Put a state's contents back. Raises ResumeError when something does not fit.
 
-        Raises ResumeError when something does not fit.
+        may_start_afresh: an optimizer that is not the saved one stays as it was made
         """
         self.restore_factors(state.factors(), str(state.folder))
         training = state.training()
-        if not fresh_optimizer:
-            restore_optimizer(self.optimizer, training["optimizer"])
+        saved = training["optimizer"]
+        if may_start_afresh and not fits(self.optimizer, saved):
+            logger.warning("the optimizer starts afresh: its state is not taken over.")
+        else:
+            restore_optimizer(self.optimizer, saved, self.arguments)
         restore_schedule(self.scheduler, training["schedule"], state.position.step)
         if self.scaler and training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
-        kept = state.rank(rank)
-        if kept:
-            self.progress.logs.recent.extend(kept["log.recent"].tolist())
-            if self.progress.monitor:
-                self.progress.monitor.history.samples.extend(
-                    map(tuple, kept["log.samples"].tolist())
-                )
-            restore_random_states(kept)
+        self.restore_rank(state.rank(rank))
+
+    def restore_rank(self, kept: Mapping[str, Tensor]) -> None:
+        """The opposite of `rank`; a process that was not there before keeps what it has."""
+        if not kept:
+            return
+        self.progress.logs.recent.extend(kept["log.recent"].tolist())
+        if self.progress.monitor:
+            samples = map(tuple, kept["log.samples"].tolist())
+            self.progress.monitor.history.samples.extend(samples)
+        restore_random_states(kept)
 
     @torch.no_grad()
     def restore_factors(self, saved: Mapping[str, Tensor], source: str) -> None:
@@ -135,33 +149,47 @@ def on_cpu(value: Any) -> Any:
     return value.item() if isinstance(value, numpy.generic) else value
 
 
-def restore_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load a saved state dictionary; afterwards it is the optimizer's own, bit for bit.
+def fits(optimizer: Optimizer, saved: Mapping[str, Any]) -> bool:
+    """Whether a saved state is of this class of optimizer, over groups of the same sizes."""
+    sizes = [len(group["params"]) for group in saved["state"]["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    return saved["class"] == class_name(optimizer) and sizes == own
 
-    Raises ResumeError when the groups differ, or when the optimizer keeps something else.
+
+def restore_optimizer(
+    optimizer: Optimizer, saved: Mapping[str, Any], arguments: Sequence[str] = ()
+) -> None:
+    """Load a saved state; afterwards it is the optimizer's own, bit for bit.
+
+    arguments: of this run's optimizer, key=value; those that differ from the saved run's count.
+    Raises ResumeError when class or groups differ, or when the optimizer does not keep its state.
     """
-    name = type(optimizer).__name__
-    sizes = [len(group["params"]) for group in optimizer.param_groups]
-    found = [len(group["params"]) for group in saved["param_groups"]]
-    if sizes != found:
+    name = class_name(optimizer)
+    if not fits(optimizer, saved):
         raise ResumeError(
-            f"{name}: the state has groups of {found} tensors, this run of {sizes}. Use the same "
-            f"learning rates of parts, or --resume_ignore_optimizer_mismatch, which starts the "
-            f"optimizer afresh."
+            f"the state is of {saved['class']}, this run trains with {name}, or its tensors have "
+            f"other groups of learning rates. Set them as they were; or "
+            f"--resume_ignore_optimizer_mismatch starts the optimizer afresh."
         )
-    optimizer.load_state_dict(on_cpu(saved))
+    state = saved["state"]
+    made = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(on_cpu(state))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for index, kept in saved["state"].items():
+    for index, kept in state["state"].items():
         own = optimizer.state[parameters[index]]
         for key, value in {**kept, **kept.get(QUANTISED, {})}.items():
             loaded = own.get(key)
             if isinstance(loaded, Tensor) and loaded.dtype != value.dtype:
                 own[key] = value.to(loaded.device)  # torch casts to the parameter's type
-    if not identical(on_cpu(optimizer.state_dict()), saved):
+    if not identical(on_cpu(optimizer.state_dict()), state):
         raise ResumeError(
             f"{name} does not take its own state back unchanged, so that this run cannot go on "
-            f"exactly. Use another optimizer, or --resume_ignore_optimizer_mismatch."
+            f"exactly. Use another optimizer."
         )
+    if set(arguments) != set(saved["arguments"]):
+        named = {text.partition("=")[0].strip() for text in (*arguments, *saved["arguments"])}
+        for group, fresh in zip(optimizer.param_groups, made):
+            group.update({key: fresh[key] for key in named if key in fresh})
 
 
 def identical(value: Any, other: Any) -> bool:

@@ -30,7 +30,8 @@ LAYERS = {
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/adapter_files library/train_util library/run_report "
-    "library/states library/resuming library/run_files library/resume_snapshot library/stopping",
+    "library/states library/resuming library/resumable library/run_files "
+    "library/resume_snapshot library/stopping",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -46,7 +47,12 @@ SIDEWAYS = [
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
     ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),
-    ("library", "run_files -> states, metadata, optimizers", "what a run writes, when it is due"),
+    (
+        "library",
+        "resumable -> run_files, resuming -> states, metadata, optimizers",
+        "what a run writes, when it is due, and goes on from",
+    ),
+    ("library", "resumable -> resume_snapshot -> optimizers", "what has to agree"),
     (
         "library/anima_runtime",
         "doctor -> estimates, config_adapter -> model_loading, tokenizer_assets -> key_mapping",

@@ -46,6 +46,12 @@ def optimizer_over(name, dtype):
     return optimizer, parameters
 
 
+def saved_optimizer(optimizer, arguments=()):
+    state = optimizer.state_dict()
+    kept = {"class": class_name(optimizer), "arguments": list(arguments), "state": state}
+    return through_a_file(kept)
+
+
 def through_a_file(value):
     file = io.BytesIO()
     torch.save(on_cpu(value), file)
@@ -60,7 +66,7 @@ def test_every_optimizer_goes_on_to_the_bit(name, dtype):
         pytest.skip("paged optimizers need a CUDA device")
     optimizer, parameters = optimizer_over(name, dtype)
     updates(optimizer, parameters, range(5))
-    saved = through_a_file(optimizer.state_dict())
+    saved = saved_optimizer(optimizer)
     weights = [p.detach().clone() for p in parameters]
     updates(optimizer, parameters, range(5, 10))
     resumed, again = optimizer_over(name, dtype)
@@ -77,7 +83,7 @@ def test_8_bit_states_are_restored_in_8_bits():
     optimizer, parameters = optimizer_over("AdamW8bit", torch.float32)
     updates(optimizer, parameters, range(2))
     resumed, again = optimizer_over("AdamW8bit", torch.float32)
-    restore_optimizer(resumed, through_a_file(optimizer.state_dict()))
+    restore_optimizer(resumed, saved_optimizer(optimizer))
     assert resumed.state[again[0]]["state1"].dtype == torch.uint8  # 5120 elements
     assert resumed.state[again[1]]["state1"].dtype == torch.float32  # 7
 
@@ -93,17 +99,30 @@ def test_an_optimizer_that_forgets_is_not_resumed_as_if_it_did_not():
     parameters = make_parameters()
     optimizer = Forgetful(parameters, lr=0.1, momentum=0.9)
     updates(optimizer, parameters, range(2))
-    saved = through_a_file(optimizer.state_dict())
+    saved = saved_optimizer(optimizer)
     with pytest.raises(ResumeError, match="Forgetful.*unchanged"):
         restore_optimizer(Forgetful(make_parameters(), lr=0.1, momentum=0.9), saved)
 
 
 def test_other_groups_are_told_before_anything_is_loaded():
     parameters = make_parameters()
-    saved = torch.optim.SGD(parameters, lr=0.1).state_dict()
+    saved = saved_optimizer(torch.optim.SGD(parameters, lr=0.1))
     groups = [{"params": [parameter]} for parameter in parameters]
-    with pytest.raises(ResumeError, match=r"groups of \[2\] tensors, this run of \[1, 1\]"):
-        restore_optimizer(torch.optim.SGD(groups, lr=0.1), saved)
+    for other in (torch.optim.SGD(groups, lr=0.1), torch.optim.Adam(parameters, lr=0.1)):
+        with pytest.raises(ResumeError, match="torch.optim.sgd.SGD.*--resume_ignore_optimizer"):
+            restore_optimizer(other, saved)
+
+
+def test_arguments_that_differ_are_those_of_the_resumed_run():
+    parameters = make_parameters()
+    first = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5, betas=(0.8, 0.9))
+    updates(first, parameters, range(2))
+    saved = saved_optimizer(first, ["weight_decay=0.5", "betas=(0.8,0.9)"])
+    second = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.25)
+    restore_optimizer(second, saved, ("weight_decay=0.25",))
+    (group,) = second.param_groups
+    assert (group["weight_decay"], group["betas"]) == (0.25, (0.9, 0.999))
+    assert second.state[parameters[0]]["step"] == 2
 
 
 SCHEDULES = {
@@ -140,7 +159,7 @@ def continued(name, **changes):
     optimizer, scheduler = schedule_over(name)
     first = rates(optimizer, scheduler, 7)
     saved = through_a_file({"class": class_name(scheduler), "state": scheduler.state_dict()})
-    kept = through_a_file(optimizer.state_dict())
+    kept = saved_optimizer(optimizer)
     optimizer, scheduler = schedule_over(name, **changes)
     restore_optimizer(optimizer, kept)
     restore_schedule(scheduler, saved, 7)
