@@ -7,7 +7,6 @@ contents. Names of the hooks are sd-scripts'; what they take and return is typed
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import sys
 from pathlib import Path
@@ -34,6 +33,7 @@ from library.resumable import ResumableRun
 from library.run_config import TrainConfig
 from library.schedulers import create_scheduler
 from library.step_logs import RunProgress
+from library.stopping import Request, rescue
 from library.trackers import create_trackers
 from library.utils import log_lines, position_seed
 from networks.arguments import parse_network_args
@@ -53,8 +53,7 @@ class NetworkTrainer(ResumableRun):
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
         self.prepare()
-        save = functools.partial(self.files.save, state=self.state, with_state=True)
-        with self.monitor.saving_first(save, self.checkpoints.step_file, self.state):
+        with self.stops, rescue(self.files, self.state):
             self.run_epochs()
             self.finish()
 
@@ -253,18 +252,24 @@ class NetworkTrainer(ResumableRun):
             self.progress.start_epoch(epoch)
             self.network.on_epoch_start(None, self.model)
             self.train_epoch(loader)
+            if self.stops.quits:
+                break
             self.files.after_epoch(self.state)
 
     def train_epoch(self, loader: DataLoader) -> None:
         """Every window of the epoch that is left, until the run's last step."""
-        if self.state.step >= self.plan.total_steps:
+        if self.is_over:
             return
         self.sampler.set_epoch(self.state.epoch, start_batch=self.state.batch_in_epoch)
         for window in train_util.windows(loader, self.cfg.loop.gradient_accumulation_steps):
             self.train_step(window)
             self.after_step()
-            if self.state.step >= self.plan.total_steps:
+            if self.is_over:
                 break
+
+    @property
+    def is_over(self) -> bool:
+        return self.stops.quits or self.state.step >= self.plan.total_steps
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
@@ -279,10 +284,11 @@ class NetworkTrainer(ResumableRun):
             results.append(result)
             loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
         rates = self.scheduler.get_last_lr()  # before the schedule moves on
-        norm = self.update()
-        self.state.step += 1
-        self.state.batch_in_epoch += len(window)
-        self.state.samples_seen += sum(len(batch.keys) for batch in window)
+        with self.files.unsettled():
+            norm = self.update()
+            self.state.step += 1
+            self.state.batch_in_epoch += len(window)
+            self.state.samples_seen += sum(len(batch.keys) for batch in window)
         self.progress.add(
             self.state.step,
             {"loss/current": loss, "norm/grad": norm},
@@ -348,15 +354,14 @@ class NetworkTrainer(ResumableRun):
         step = self.state.step
         if step % self.cfg.logging.log_every_n_steps == 0 or self.monitor.must_stop:
             self.progress.write()
-        self.files.after_step(self.state)
+        self.files.after_step(self.state, now=self.stops.poll() > Request.NOTHING)
 
     def finish(self) -> None:
-        """The final export and the end of the logs."""
-        file = self.files.finish(self.state)
+        """The final export, or how to go on, and the end of the logs."""
+        end = self.files.finish(self.state, self.plan.total_steps)
         self.progress.close()
         self.accelerator.end_training()
-        if self.is_main:
-            logger.info("done: %d steps, %s", self.state.step, file)
+        logger.info(end)  # of one process only: the others do not tell
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -85,4 +86,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
+    except KeyboardInterrupt:  # a run's loop takes care of itself: this is before it
+        print("\nStopped before anything was trained.", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     sys.exit(code)

@@ -11,6 +11,7 @@ from library.optimizers import optimizer_train_mode
 from library.resuming import TrainingParts, first_position
 from library.run_files import RunFiles
 from library.states import SavedState, open_state
+from library.stopping import StopRequests
 
 if TYPE_CHECKING:
     from library.run_config import TrainConfig
@@ -93,6 +94,7 @@ class ResumableRun:
             facts,
             self.build_resume_snapshot,
         )
+        self.stops = StopRequests(self.checkpoints.folder, self.accelerator)
         if self.resumed:
             parts.restore(
                 self.resumed,

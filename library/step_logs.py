@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from library.errors import UserError
+from library.utils import outliving_console
 
 if TYPE_CHECKING:
     from library.data_types import StepResult
@@ -133,7 +134,8 @@ class RunProgress:
 
     def start_epoch(self, epoch: int) -> None:
         """epoch counts from 0."""
-        self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
+        with outliving_console():
+            self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
 
     def add(
         self,
@@ -144,7 +146,8 @@ class RunProgress:
     ) -> None:
         """Count a step and keep its values on the device: reading them here would stall every step."""
         self.logs.add(step, scalars, numbers, results)
-        self.bar.update()
+        with outliving_console():
+            self.bar.update()
 
     def write(self) -> None:
         """Read, judge and write all steps since the last call. Raises AlertError as the monitor does."""
@@ -156,9 +159,11 @@ class RunProgress:
             self.trackers.log(row.step, row.values)
         latest = rows[-1].values
         rate = max(value for name, value in latest.items() if name.startswith("lr/"))
-        self.bar.set_postfix_str(
+        text = (
             f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
         )
+        with outliving_console():
+            self.bar.set_postfix_str(text)
         if self.monitor:
             try:
                 self.monitor.act(alerts)
@@ -167,5 +172,6 @@ class RunProgress:
                 raise
 
     def close(self) -> None:
-        self.bar.close()
+        with outliving_console():
+            self.bar.close()
         self.trackers.close()

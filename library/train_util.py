@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -140,7 +141,14 @@ def make_loader(
         num_workers=workers,
         persistent_workers=data.persistent_data_loader_workers and workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_the_trainer,
     )
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; a worker that ended by it would end the trainer."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def windows(loader: Iterable[Batch], length: int) -> Iterator[list[Batch]]:

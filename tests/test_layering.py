@@ -53,6 +53,7 @@ SIDEWAYS = [
         "what a run writes, when it is due, and goes on from",
     ),
     ("library", "resumable -> resume_snapshot -> optimizers", "what has to agree"),
+    ("library", "resumable -> stopping -> monitor", "how a run ends"),
     (
         "library/anima_runtime",
         "doctor -> estimates, config_adapter -> model_loading, tokenizer_assets -> key_mapping",
