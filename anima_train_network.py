@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from library.flow_matching import NoisyLatents
 from library.metadata import FileHashes, legacy_hash
 from library.optimizers import check_optimizer
 from library.options import add_flags
+from library.resume_snapshot import Snapshot, content_hash
 from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
 from library.schedulers import check_schedule
@@ -47,6 +49,8 @@ GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
 
 class AnimaNetworkTrainer(NetworkTrainer):
     """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
+
+    snapshot_schema = "anima_resume_snapshot/v2"
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig, anima: AnimaConfig) -> None:
         super().__init__(cfg, datasets)
@@ -200,9 +204,38 @@ class AnimaNetworkTrainer(NetworkTrainer):
         anima = self.anima
         return {"sd_model": anima.anima_transformer, "vae": self.cfg.paths.vae, "qwen3": anima.qwen}
 
+    @cached_property
+    def hashes(self) -> FileHashes:
+        """Of the base models, computed beside the run from the first time they are asked for."""
+        files = {**self.base_files(), "llm_adapter": self.anima.llm_adapter_path}
+        return FileHashes(files if self.is_main else {})
+
+    @property
+    def strict_resume(self) -> bool:
+        return self.anima.anima_resume_snapshot_strict
+
+    def snapshot(self) -> Snapshot:
+        """The reading of text and the base models' contents too, wherever their files are."""
+        anima, made = self.anima, super().snapshot()
+        files = {**self.base_files(), "llm_adapter": anima.llm_adapter_path}
+        contents = {
+            f"base.{role}": self.hashes.get(role) or content_hash(path)
+            for role, path in files.items()
+            if path
+        }
+        made.critical.update(
+            qwen3_max_token_length=anima.qwen_max_length,
+            t5_max_token_length=anima.t5_max_length,
+            empty_caption=anima.empty_caption,
+            **contents,
+        )
+        places = {f"{role}_path": path for role, path in files.items() if path}
+        made.soft.update(attention=anima.attention_backend, **places)
+        return made
+
     def cache_inputs(self) -> None:
         """Base models are hashed for the metadata meanwhile."""
-        self.hashes = FileHashes(self.base_files() if self.is_main else {})
+        self.hashes  # noqa: B018  starts it
         super().cache_inputs()
         self.tokenize_strategy.report()
 

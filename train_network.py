@@ -7,7 +7,6 @@ contents. Names of the hooks are sd-scripts'; what they take and return is typed
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader
 from library import losses, metadata, train_util, validation
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, cache_latents_of_run
-from library.checkpoints import CheckpointPlan, check_output_dir, write_or_rescue
+from library.checkpoints import CheckpointPlan, check_output_dir
 from library.config_util import DatasetGroupConfig
 from library.data_types import Batch, StepResult, TrainState
 from library.dataset_scan import scan
@@ -30,21 +29,22 @@ from library.device_utils import precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.monitor import Monitor
-from library.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
+from library.optimizers import create_optimizer, optimizer_eval_mode
+from library.resumable import ResumableRun
 from library.run_config import TrainConfig
 from library.schedulers import create_scheduler
 from library.step_logs import RunProgress
+from library.stopping import Request, rescue
 from library.text_windows import RunTexts, TextNow, TextWindows
 from library.trackers import create_trackers
 from library.trainer_hooks import FamilyHooks
 from library.utils import log_lines, position_seed
-from networks.loading import make_network, merge_base_weights, quiet
-from networks.network import NetworkModule, check_network_module
+from networks.loading import load_network_module, make_network, merge_base_weights, quiet
 
 logger = logging.getLogger(__name__)
 
 
-class NetworkTrainer(FamilyHooks):
+class NetworkTrainer(ResumableRun, FamilyHooks):
     """Trains adapters on a frozen model. Each stage sets what the later ones read."""
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
@@ -55,7 +55,7 @@ class NetworkTrainer(FamilyHooks):
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
         self.prepare()
-        with self.monitor.saving_first(self.save, self.checkpoints.step_file, self.state):
+        with self.stops, rescue(self.files, self.state):
             self.run_epochs()
             self.finish()
 
@@ -64,11 +64,13 @@ class NetworkTrainer(FamilyHooks):
         self.prepare_process()
         self.check()
         self.prepare_data()
+        self.check_resume()
         self.cache_inputs()
         self.load_models()
         self.attach_network()
         self.prepare_optimization()
         self.start_logs()
+        self.take_over()
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
@@ -78,7 +80,7 @@ class NetworkTrainer(FamilyHooks):
         """Establish the accelerator, the seed and the settings of the path."""
         train_util.prepare_torch(self.cfg)
         self.accelerator = train_util.prepare_accelerator(self.cfg)
-        self.seed = train_util.choose_seed(self.cfg.loop.seed)
+        self.seed = train_util.choose_seed(self.open_state())
         self.noising = train_util.make_noising(self.cfg.flow)
         self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
         self.is_main = self.accelerator.is_main_process
@@ -95,7 +97,8 @@ class NetworkTrainer(FamilyHooks):
         with torch.device("meta"), quiet():
             model = self.empty_model()
             merge_base_weights(net, model)
-            make_network(self.network_module, net, self.network_kwargs(), model)
+            made = make_network(self.network_module, net, self.network_kwargs(), model)
+        self.outline = made  # what will be attached, without memory
 
     def prepare_data(self) -> None:
         """Establish the catalogue of pictures, the order of batches and the length of the run."""
@@ -107,8 +110,9 @@ class NetworkTrainer(FamilyHooks):
             world_size=self.accelerator.num_processes,
         )
         accumulation = self.cfg.loop.gradient_accumulation_steps
-        self.plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
-        self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs)
+        plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
+        self.plan = self.begin_at(plan)
+        self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs, self.cfg.resume)
         self.validation = validation.Validation(self.catalogue.validation(), self.cfg.validation)
         log_lines(logger, self.catalogue.notes, logging.WARNING)
         log_lines(logger, self.catalogue.describe())
@@ -200,7 +204,12 @@ class NetworkTrainer(FamilyHooks):
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = self.cfg, self.plan
-        self.metadata = metadata.RunMetadata(self.start_metadata(), cfg.save.no_metadata)
+        entries = metadata.start_entries(
+            cfg, self.catalogue, plan, self.network, self.optimizer.optimizer, self.seed
+        )
+        self.update_metadata(entries)
+        entries |= self.resumed.run["metadata"] if self.resumed else {}
+        self.metadata = metadata.RunMetadata(entries, cfg.save.no_metadata)
         self.trackers = create_trackers(
             cfg.logging if self.is_main else None,
             output_dir=cfg.save.output_dir,
@@ -208,37 +217,38 @@ class NetworkTrainer(FamilyHooks):
             config=cfg.flat(),
         )
         log_lines(logger, [*plan.describe(cfg, self.accelerator), *self.trackers.describe()])
-
-    def start_metadata(self) -> dict[str, str]:
-        optimizer = type(self.optimizer.optimizer)
-        entries = metadata.start_entries(
-            self.cfg, self.catalogue, self.plan, self.network,
-            seed=self.seed, optimizer=f"{optimizer.__module__}.{optimizer.__name__}",
-        )  # fmt: skip
-        self.update_metadata(entries)
-        return entries
+        self.progress = RunProgress(
+            self.trackers, plan, self.is_main, self.monitor, start=self.state.step
+        )
 
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
-        optimizer_train_mode(self.optimizer)
-        self.progress = RunProgress(self.trackers, self.plan, self.is_main, self.monitor)
         for epoch in range(self.state.epoch, self.plan.epochs):
-            self.state.epoch = epoch
             self.texts.prepare_epoch(epoch)
+            self.state.begin_epoch(epoch)
             self.progress.start_epoch(epoch)
             self.network.on_epoch_start(None, self.model)
-            self.train_epoch(loader, epoch)
-            self.after_epoch(epoch + 1)
+            self.train_epoch(loader)
+            if self.stops.quits:
+                break
+            if self.validation.is_due_after_epoch(epoch + 1):
+                self.validate()
+            self.files.after_epoch(self.state)
 
-    def train_epoch(self, loader: DataLoader, epoch: int) -> None:
-        """Every window of the epoch, until the run's last step."""
-        self.sampler.set_epoch(epoch, start_batch=self.state.batch_in_epoch)
+    def train_epoch(self, loader: DataLoader) -> None:
+        """Every window of the epoch that is left, until the run's last step."""
+        if self.is_over:
+            return
+        self.sampler.set_epoch(self.state.epoch, start_batch=self.state.batch_in_epoch)
         for window in train_util.windows(loader, self.cfg.loop.gradient_accumulation_steps):
             self.train_step(window)
             self.after_step()
-            if self.state.step >= self.plan.total_steps:
+            if self.is_over:
                 break
-        self.state.batch_in_epoch = 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.stops.quits or self.state.step >= self.plan.total_steps
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
@@ -253,10 +263,11 @@ class NetworkTrainer(FamilyHooks):
             results.append(result)
             loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
         rates = self.scheduler.get_last_lr()  # before the schedule moves on
-        norm = self.update()
-        self.state.step += 1
-        self.state.batch_in_epoch += len(window)
-        self.state.samples_seen += sum(len(batch.keys) for batch in window)
+        with self.files.unsettled():
+            norm = self.update()
+            self.state.step += 1
+            self.state.batch_in_epoch += len(window)
+            self.state.samples_seen += sum(len(batch.keys) for batch in window)
         self.progress.add(
             self.state.step,
             {"loss/current": loss, "norm/grad": norm},
@@ -321,16 +332,9 @@ class NetworkTrainer(FamilyHooks):
         step = self.state.step
         if step % self.cfg.logging.log_every_n_steps == 0 or self.monitor.must_stop:
             self.progress.write()
-        if file := self.checkpoints.due_at_step(step):
-            self.save(file, self.checkpoints.stale_at_step(step))
         if self.validation.is_due_at_step(step):
             self.validate()
-
-    def after_epoch(self, epoch: int) -> None:
-        if self.validation.is_due_after_epoch(epoch):
-            self.validate()
-        if file := self.checkpoints.due_after_epoch(epoch):
-            self.save(file, self.checkpoints.stale_after_epoch(epoch))
+        self.files.after_step(self.state, now=self.stops.poll() > Request.NOTHING)
 
     def validate(self) -> None:
         """The loss on the pictures kept for that, shared among the ranks."""
@@ -352,39 +356,12 @@ class NetworkTrainer(FamilyHooks):
             self.model, self.noising = model, noising
             self.network.set_training(True)
 
-    def save(self, file: Path, stale: Path | None = None) -> None:
-        """Export the adapters to `file` on rank 0; then delete `stale`, if it is there."""
-        self.progress.write()
-        self.accelerator.wait_for_everyone()
-        if not self.is_main:
-            return
-        with optimizer_eval_mode(self.optimizer):
-            write_or_rescue(self.write_weights, file)
-        logger.info("saved %s", file)
-        if stale is not None and stale.exists():
-            stale.unlink()
-            logger.info("removed %s", stale)
-
-    def write_weights(self, file: Path) -> None:
-        dtype = precision_dtype(self.cfg.save.save_precision or "float")
-        self.network.save_weights(str(file), dtype, self.metadata.at(self.state))
-
     def finish(self) -> None:
-        """The final export and the end of the logs."""
-        self.save(self.checkpoints.final_file())
+        """The final export, or how to go on, and the end of the logs."""
+        end = self.files.finish(self.state, self.plan.total_steps)
         self.progress.close()
         self.accelerator.end_training()
-        if self.is_main:
-            logger.info("done: %d steps, %s", self.state.step, self.checkpoints.final_file())
-
-
-def load_network_module(name: str) -> NetworkModule:
-    """The module given as --network_module, checked at once for all that it must offer."""
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--network_module {name}: no such module ({error}).") from error
-    return check_network_module(module)
+        logger.info(end)  # of one process only: the others do not tell
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Which adapter files a run writes, when, and which of its own it deletes; names as sd-scripts'."""
+"""Which files and states a run writes, when, and which of its own it deletes; names as sd-scripts'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from library.errors import OutputError, Problem
-from library.run_config import SaveOptions
+from library.run_config import ResumeOptions, SaveOptions
 from library.utils import output_errors
 
 EXTENSION = ".safetensors"
@@ -24,9 +24,12 @@ def output_name(options: SaveOptions, default: str) -> str:
 class CheckpointPlan:
     """Says at each step and epoch what is due; epochs count from 1 here, as in the file names."""
 
-    def __init__(self, options: SaveOptions, epochs: int) -> None:
+    def __init__(
+        self, options: SaveOptions, epochs: int, states: ResumeOptions | None = None
+    ) -> None:
         self.folder = Path(options.output_dir)
         self.options = options
+        self.states = states or ResumeOptions()
         self.epochs = epochs
         self.every_n_epochs = options.save_every_n_epochs
         if options.save_n_epoch_ratio:
@@ -40,6 +43,14 @@ class CheckpointPlan:
 
     def final_file(self) -> Path:
         return self.folder / f"{output_name(self.options, 'last')}{EXTENSION}"
+
+    def state_folder(self, file: Path) -> Path:
+        """The state that goes with an adapter file."""
+        return file.with_name(f"{file.name.removesuffix(EXTENSION)}-state")
+
+    @property
+    def has_final_state(self) -> bool:
+        return self.states.save_state or self.states.save_state_on_train_end
 
     def due_at_step(self, step: int) -> Path | None:
         """The file to write after update `step` (from 1), or None."""
@@ -55,7 +66,16 @@ class CheckpointPlan:
 
     def stale_at_step(self, step: int) -> Path | None:
         """The step file that --save_last_n_steps lets go after the one of `step` is written."""
-        every, keep = self.options.save_every_n_steps, self.options.save_last_n_steps
+        return self._stale_step_file(step, self.options.save_last_n_steps)
+
+    def stale_state_at_step(self, step: int) -> Path | None:
+        """The same of states: --save_last_n_steps_state, else --save_last_n_steps."""
+        keep = self.states.save_last_n_steps_state
+        file = self._stale_step_file(step, self.options.save_last_n_steps if keep is None else keep)
+        return self.state_folder(file) if file else None
+
+    def _stale_step_file(self, step: int, keep: int | None) -> Path | None:
+        every = self.options.save_every_n_steps
         if not every or keep is None:
             return None
         oldest = step - keep - 1
@@ -64,7 +84,17 @@ class CheckpointPlan:
 
     def stale_after_epoch(self, epoch: int) -> Path | None:
         """The epoch file that --save_last_n_epochs lets go after the one of `epoch` is written."""
-        keep = self.options.save_last_n_epochs
+        return self._stale_epoch_file(epoch, self.options.save_last_n_epochs)
+
+    def stale_state_after_epoch(self, epoch: int) -> Path | None:
+        """The same of states: --save_last_n_epochs_state, else --save_last_n_epochs."""
+        keep = self.states.save_last_n_epochs_state
+        file = self._stale_epoch_file(
+            epoch, self.options.save_last_n_epochs if keep is None else keep
+        )
+        return self.state_folder(file) if file else None
+
+    def _stale_epoch_file(self, epoch: int, keep: int | None) -> Path | None:
         if not self.every_n_epochs or keep is None:
             return None
         stale = epoch - self.every_n_epochs * keep

@@ -137,13 +137,18 @@ class StepResult:
 
 @dataclass
 class TrainState:
-    """Where the run stands.
+    """Where the run stands, between two updates.
 
     step: optimizer updates done; epoch: current, from 0; batch_in_epoch: micro-batches of this rank
-    done in it; samples_seen: over all ranks.
+    done in it; samples_seen: of this rank.
     """
 
     step: int = 0
     epoch: int = 0
     batch_in_epoch: int = 0
     samples_seen: int = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Move to the start of an epoch; in the current one nothing changes."""
+        if epoch != self.epoch:
+            self.epoch, self.batch_in_epoch = epoch, 0

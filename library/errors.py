@@ -13,6 +13,7 @@ from unicodedata import category
 
 EXIT_USER_ERROR = 2
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
+EXIT_INTERRUPTED = 130
 
 
 @dataclass(frozen=True)
@@ -112,4 +113,7 @@ def run_main(main: Callable[[], int | None]) -> None:
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
+    except KeyboardInterrupt:  # a run's loop takes care of itself: this is before it
+        print("\nStopped before anything was trained.", file=sys.stderr, flush=True)
+        code = EXIT_INTERRUPTED
     sys.exit(code)

@@ -24,6 +24,7 @@ from library.catalogue import Catalogue
 from library.data_types import TrainState
 from library.errors import ConfigError
 from library.run_config import MetadataOptions, TrainConfig
+from library.utils import sha256_of_file
 
 if TYPE_CHECKING:
     from library.train_util import StepPlan
@@ -35,6 +36,7 @@ MINIMUM_KEYS = (
     "ss_network_alpha",
     "ss_network_args",
 )
+SESSION_KEYS = ("ss_session_id", "ss_training_started_at", "modelspec.date")
 
 
 def text(value: object) -> str:
@@ -57,14 +59,6 @@ class FileHashes:
     def get(self, role: str) -> str | None:
         """The hexadecimal digest, waiting for it if need be; None for a folder or no file."""
         return self.pending[role].result() if role in self.pending else None
-
-
-def sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def legacy_hash(path: str | Path) -> str:
@@ -216,6 +210,11 @@ class RunMetadata:
         }
 
 
+def of_session(entries: Mapping[str, str]) -> dict[str, str]:
+    """What tells one run from another of the same settings; a resumed run keeps it."""
+    return {key: entries[key] for key in SESSION_KEYS if key in entries}
+
+
 def minimum(metadata: Mapping[str, str]) -> dict[str, str]:
     """What --no_metadata leaves: the entries without which other tools cannot use the file."""
     return {key: metadata[key] for key in MINIMUM_KEYS if key in metadata}
@@ -227,9 +226,15 @@ def timestamp() -> str:
 
 
 def start_entries(
-    cfg: TrainConfig, catalogue: Catalogue, plan: StepPlan, network: Any, **facts: Any
+    cfg: TrainConfig,
+    catalogue: Catalogue,
+    plan: StepPlan,
+    network: Any,
+    optimizer: object,
+    seed: int,
 ) -> dict[str, str]:
-    """What is known of a run before its first step. facts: further ss_* entries, without ss_."""
+    """What is known of a run before its first step."""
+    kind = type(optimizer)
     run = {
         "session_id": uuid.uuid4().int % 2**32,
         "training_started_at": timestamp(),
@@ -239,7 +244,8 @@ def start_entries(
         "network_dim": network.dim,
         "network_alpha": network.alpha,
         "network_args": json.dumps(network.network_args),
-        **facts,
+        "seed": seed,
+        "optimizer": f"{kind.__module__}.{kind.__name__}",
     }
     resolution = catalogue.group.datasets[0].resolution
     title = cfg.save.output_name or "last"

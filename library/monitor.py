@@ -12,11 +12,9 @@ import math
 import os
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -27,7 +25,6 @@ from library.errors import UserError
 from library.utils import log_lines
 
 if TYPE_CHECKING:
-    from library.data_types import TrainState
     from library.step_logs import StepRow
 
 logger = logging.getLogger(__name__)
@@ -279,25 +276,6 @@ class Monitor:
         told = list(dict.fromkeys(gather_object(texts)))
         if told:
             raise AlertError(" ".join([*told, "(anima_monitor_alert_policy = raise)"]))
-
-    @contextmanager
-    def saving_first(
-        self, save: Callable[[Path], None], file_of: Callable[[int], Path], state: TrainState
-    ) -> Iterator[None]:
-        """While inside, an alert that ends the run has the weights of its step saved first."""
-        from accelerate.utils import wait_for_everyone
-
-        try:
-            yield
-        except AlertError as error:
-            try:
-                save(file := file_of(state.step))
-                end = f"The weights of step {state.step} are in {file}."
-            except UserError as failed:
-                end = f"The weights could not be saved ({failed})."
-            wait_for_everyone()  # a launcher ends the first process when another is gone
-            only = error.problems[0]
-            raise AlertError(replace(only, message=f"{only.message} {end}")) from None
 
     def _nonfinite_loss(self, row: StepRow) -> list[str] | None:
         """The pictures with such a loss; None when all is well."""

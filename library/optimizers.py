@@ -96,6 +96,12 @@ def is_schedule_free(options: OptimizerOptions) -> bool:
     return "schedulefree" in optimizer_name(options).rpartition(".")[2].lower().replace("_", "")
 
 
+def class_path(options: OptimizerOptions) -> str:
+    """The dotted path of the chosen optimizer's class, however it was named."""
+    name = optimizer_name(options)
+    return _class_path(name) or name
+
+
 def _class_path(name: str) -> str | None:
     """The dotted path of a name: of the table, dotted already, or a class of torch.optim; else None."""
     if name in OPTIMIZERS:

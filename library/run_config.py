@@ -533,18 +533,50 @@ class SaveOptions:
 class ResumeOptions:
     """States"""
 
-    save_state: bool = flag(False, "write a state with every file", refused=LATER)
-    save_state_on_train_end: bool = flag(False, "write a state at the end", refused=LATER)
-    save_last_n_epochs_state: int | None = flag(None, "keep states of n epochs", ignored=LATER)
-    save_last_n_steps_state: int | None = flag(None, "keep states of n steps", ignored=LATER)
+    save_state: bool = flag(False, "write a state with every file, and at the end")
+    save_state_on_train_end: bool = flag(False, "write a state at the end")
+    save_last_n_epochs_state: int | None = flag(
+        None, "keep the last n epochs' states; save_last_n_epochs if not given", check=at_least(1)
+    )
+    save_last_n_steps_state: int | None = flag(
+        None, "keep states of the last n steps; save_last_n_steps if not given", check=at_least(0)
+    )
     save_state_to_huggingface: bool = flag(False, "upload states", refused=LATER)
-    resume: str | None = flag(None, "state to go on from", refused=LATER)
+    resume: str | None = flag(None, "state (a folder) to go on from")
     resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
-    resume_allow: tuple[str, ...] | None = flag(None, "differences allowed", ignored=LATER)
-    resume_ignore_optimizer_mismatch: bool = flag(False, "restart the optimizer", ignored=LATER)
-    initial_epoch: int | None = flag(None, "epoch to start at, from 1", off=(1,), refused=LATER)
-    initial_step: int | None = flag(None, "step to start at", refused=LATER)
-    skip_until_initial_step: bool = flag(False, "pass over earlier data", refused=LATER)
+    resume_allow: tuple[str, ...] | None = flag(
+        None, "settings that may differ from the state's, by the names that the error gives"
+    )
+    resume_ignore_optimizer_mismatch: bool = flag(
+        False, "start the optimizer afresh where it differs from the state's"
+    )
+    initial_epoch: int | None = flag(
+        None, "epoch to start at, from 1, whatever a state says", off=(1,), check=at_least(1)
+    )
+    initial_step: int | None = flag(
+        None, "steps to count as done; wins over initial_epoch", check=at_least(0)
+    )
+    skip_until_initial_step: bool = flag(
+        False, "start at the batch of initial_step, not at the first of its epoch"
+    )
+
+    @property
+    def given_step(self) -> bool:
+        """Whether the start of the run is given, not taken from a state."""
+        return bool(self.initial_step) or (self.initial_epoch or 1) > 1
+
+    @property
+    def unread(self) -> dict[str, str]:
+        unread = {}
+        if not self.resume:
+            names = ("resume_allow", "resume_ignore_optimizer_mismatch")
+            unread = dict.fromkeys(names, "resume is not set")
+        if not self.given_step:
+            reason = "a resumed run goes on at its batch" if self.resume else "no step to skip to"
+            unread["skip_until_initial_step"] = reason
+        if self.initial_step is not None:
+            unread["initial_epoch"] = "initial_step decides"
+        return unread
 
 
 @dataclass(frozen=True, kw_only=True)

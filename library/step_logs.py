@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from library.errors import UserError
+from library.utils import outliving_console
 
 if TYPE_CHECKING:
     from library.data_types import StepResult
@@ -123,22 +124,33 @@ class RunProgress:
     """What the user sees of the loop: the progress bar, and the trackers fed at log points.
 
     monitor: judges what is read, and may end the run; without one everything is only shown
+    start:   steps done before, by the run that this one goes on from
     """
 
     BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
 
     def __init__(
-        self, trackers: Trackers, plan: StepPlan, visible: bool, monitor: Monitor | None = None
+        self,
+        trackers: Trackers,
+        plan: StepPlan,
+        visible: bool,
+        monitor: Monitor | None = None,
+        start: int = 0,
     ) -> None:
         self.trackers, self.plan, self.monitor = trackers, plan, monitor
         self.logs = StepLogs(window=plan.steps_per_epoch)
         self.bar = tqdm(
-            total=plan.total_steps, unit="step", bar_format=self.BAR, disable=not visible
+            total=plan.total_steps,
+            initial=start,
+            unit="step",
+            bar_format=self.BAR,
+            disable=not visible,
         )
 
     def start_epoch(self, epoch: int) -> None:
         """epoch counts from 0."""
-        self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
+        with outliving_console():
+            self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
 
     def add(
         self,
@@ -149,7 +161,8 @@ class RunProgress:
     ) -> None:
         """Count a step and keep its values on the device: reading them here would stall every step."""
         self.logs.add(step, scalars, numbers, results)
-        self.bar.update()
+        with outliving_console():
+            self.bar.update()
 
     def write(self) -> None:
         """Read, judge and write all steps since the last call. Raises AlertError as the monitor does."""
@@ -161,9 +174,11 @@ class RunProgress:
             self.trackers.log(row.step, row.values)
         latest = rows[-1].values
         rate = max(value for name, value in latest.items() if name.startswith("lr/"))
-        self.bar.set_postfix_str(
+        text = (
             f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
         )
+        with outliving_console():
+            self.bar.set_postfix_str(text)
         if self.monitor:
             try:
                 self.monitor.act(alerts)
@@ -172,5 +187,6 @@ class RunProgress:
                 raise
 
     def close(self) -> None:
-        self.bar.close()
+        with outliving_console():
+            self.bar.close()
         self.trackers.close()

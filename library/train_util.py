@@ -9,9 +9,10 @@ import logging
 import math
 import os
 import random
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.bucket_sampler import BucketBatchSampler
-from library.data_types import Batch, Sample, SampleRequest
+from library.data_types import Batch, Sample, SampleRequest, TrainState
 from library.datasets import TrainDataset, collate
 from library.errors import ConfigError, UserError
 from library.flow_matching import NoiseSettings, Noising, SigmaSampling
@@ -155,6 +156,7 @@ def make_loader(
         num_workers=workers,
         persistent_workers=data.persistent_data_loader_workers and workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_the_trainer,
     )
 
 
@@ -174,6 +176,12 @@ class _Guarded(Dataset):
 def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
     errors = [sample for sample in samples if isinstance(sample, UserError)]
     return errors[0] if errors else collate(samples)
+
+
+def leave_signals_to_the_trainer(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; a worker that ended by it would end the trainer."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def windows(loader: Iterable[Batch | UserError], length: int) -> Iterator[list[Batch]]:
@@ -213,6 +221,25 @@ class StepPlan:
         return StepPlan(
             batches_per_epoch, steps_per_epoch, total, math.ceil(total / steps_per_epoch)
         )
+
+    def starting_at(self, state: TrainState, cfg: TrainConfig) -> StepPlan:
+        """The same length for a run that begins at `state`; so many epochs or steps are left.
+
+        Differs from this plan where the state was reached with other batches per epoch. Raises
+        ConfigError when the run would have ended before.
+        """
+        done = math.ceil(state.batch_in_epoch / cfg.loop.gradient_accumulation_steps)
+        total = self.total_steps
+        if cfg.loop.max_train_epochs is not None:
+            total = state.step + (self.epochs - state.epoch) * self.steps_per_epoch - done
+        if total < state.step:
+            raise ConfigError(
+                f"the run begins at step {state.step} (epoch {state.epoch + 1}) and would end at "
+                f"step {self.total_steps} (epoch {self.epochs}). Raise max_train_steps or "
+                f"max_train_epochs."
+            )
+        left = math.ceil((done + total - state.step) / self.steps_per_epoch)
+        return replace(self, total_steps=total, epochs=state.epoch + max(left, 1))
 
     def describe(self, cfg: TrainConfig, accelerator: Accelerator) -> list[str]:
         """Lines for the log: what is about to run."""

@@ -26,8 +26,23 @@ class ConsoleHandler(logging.StreamHandler):
     """Messages on standard error, above a progress bar that is being drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with tqdm.external_write_mode(file=sys.stderr):
+        with outliving_console(), tqdm.external_write_mode(file=sys.stderr):
             super().emit(record)
+
+
+@contextmanager
+def outliving_console() -> Iterator[None]:
+    """While inside: what cannot be printed is not an error, and nothing is printed from then on.
+
+    A closed terminal, or a `tee` that Ctrl-C ended first, shall not end a run before it is saved.
+    """
+    try:
+        yield
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)
 
 
 def setup_logging(level: str | None = None, file: str | None = None, simple: bool = False) -> None:
@@ -111,6 +126,17 @@ def _free_space(path: Path) -> str:
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there. " if folder else ""
 
 
+def sync_folder(path: str | Path) -> None:
+    """Make the names in a folder durable; a system that cannot open folders does so by itself."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def current_umask() -> int:
     """The process's mask of permission bits; asking for it means setting it."""
     mask = os.umask(0)
@@ -131,6 +157,15 @@ def position_seed(*position: int | str) -> int:
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in position)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The hexadecimal sha256 of a file's contents."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def file_fingerprint(path: str | Path) -> str:

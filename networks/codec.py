@@ -8,6 +8,7 @@ spelling.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,6 +290,22 @@ def write_tensors(
     entries |= tensor_hashes(tensors, entries)
     with output_errors(file), atomic_write(file) as temporary:
         safetensors.torch.save_file(dict(tensors), temporary, metadata=entries)
+        sort_metadata(temporary)
+
+
+def sort_metadata(file: Path) -> None:
+    """Order the metadata of a safetensors file by name, in place.
+
+    safetensors orders it by chance, so that equal contents would be files of other bytes.
+    """
+    with open(file, "rb+") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length, "the same values, written the same way"
+        opened.seek(8)
+        opened.write(text.ljust(length))
 
 
 def tensor_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:

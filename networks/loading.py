@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from library.errors import ConfigError
 from networks.merging import merge_file
-from networks.network import AdapterNetwork, NetworkModule
+from networks.network import AdapterNetwork, NetworkModule, check_network_module
 
 if TYPE_CHECKING:
     from library.run_config import NetworkOptions
 
 logger = logging.getLogger(__name__)
+
+
+def load_network_module(name: str) -> NetworkModule:
+    """The module given as --network_module, checked at once for all that it must offer."""
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--network_module {name}: no such module ({error}).") from error
+    return check_network_module(module)
 
 
 def make_network(

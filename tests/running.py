@@ -1,6 +1,9 @@
 """Running the real trainer in this process on the demo, with settings a test changes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import anima_train_network
 
+ROOT = Path(__file__).resolve().parent.parent
 BASE = {
     "output_name": "run",
     "network_module": "networks.lora_anima",
@@ -79,3 +83,27 @@ def train(demo: Path, folder: Path, settings: dict[str, Any] | None = None, **da
     trainer = make_trainer(config_files(demo, folder, settings or {}, **dataset))
     trainer.train()
     return trainer
+
+
+def start(argv: list[str], launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+    """The trainer as a process of its own, or a launcher's, in a process group that is its own."""
+    command = [sys.executable, *launcher, "anima_train_network.py", *argv]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "TORCHEL"))}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(process: subprocess.Popen, text: str) -> str:
+    """What the process says on standard error, up to the line with `text`; fails when it ends first."""
+    said = ""
+    for line in process.stderr:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(f"ended with code {process.wait()} before saying {text!r}:\n{said}")

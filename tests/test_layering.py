@@ -33,7 +33,9 @@ LAYERS = {
     "networks/file_factors networks/merging",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
-    "library/validation library/trainer_hooks library/adapter_files library/train_util library/run_report",
+    "library/validation library/trainer_hooks library/adapter_files library/train_util "
+    "library/run_report library/states library/resuming library/resumable library/run_files "
+    "library/resume_snapshot library/stopping",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -63,6 +65,13 @@ SIDEWAYS = [
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
     ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),
+    (
+        "library",
+        "resumable -> run_files, resuming -> states, metadata, optimizers, checkpoints",
+        "what a run writes, when it is due, and goes on from",
+    ),
+    ("library", "resumable -> resume_snapshot -> optimizers", "what has to agree"),
+    ("library", "resumable -> stopping -> monitor", "how a run ends"),
     (
         "library/anima_runtime",
         "doctor -> estimates, config_adapter -> tokenizer_fetch -> tokenizer_assets",
@@ -110,7 +119,7 @@ BACKEND_IMPORTS = {
     "attention.py": {"xformers"},  # the optional backend it chooses
 }
 DYNAMIC_IMPORTS = {
-    "train_network.py",  # --network_module
+    "networks/loading.py",  # --network_module
     "library/user_classes.py",  # --optimizer_type, --lr_scheduler_type: a class by its dotted name
 }
 STANDARD_LIBRARY_ONLY = ("_environment", "_launch", "quickstart", "run_tests")  # before installing

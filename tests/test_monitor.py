@@ -8,11 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from library.data_types import StepResult, TrainState
-from library.errors import AdapterFileError
+from library.data_types import StepResult
 from library.monitor import (
     MIB,
-    AlertError,
     LossHistory,
     MemoryReading,
     Monitor,
@@ -202,25 +200,6 @@ def test_warnings_are_one_line_per_kind_and_name_steps_and_pictures(caplog):
     assert gradient.startswith("step 5: the gradient is not finite")
     assert [row.values["alert/nonfinite_loss"] for row in judged] == [0.0, 1.0, 1.0, 0.0, 0.0]
     assert [row.values["alert/any"] for row in judged] == [0.0, 1.0, 1.0, 0.0, 1.0]
-
-
-def test_policy_raise_ends_with_the_weights_saved_and_says_where(tmp_path):
-    monitor, saved = monitor_of(monitor_alert_policy="raise"), []
-    saving = monitor.saving_first(saved.append, lambda n: tmp_path / f"run-{n}", TrainState(step=4))
-    with pytest.raises(AlertError, match="step 1: the loss is not finite") as stopped, saving:
-        monitor.act(monitor.judge(rows([(0.5, math.nan)])))
-    assert saved == [tmp_path / "run-4"] and str(saved[0]) in str(stopped.value)
-    assert "learning_rate" in str(stopped.value)
-
-
-def test_weights_that_cannot_be_saved_are_told_with_the_alert():
-    def refuse(path):
-        raise AdapterFileError("the tensors are not finite")
-
-    monitor = monitor_of(monitor_alert_policy="raise")
-    saving = monitor.saving_first(refuse, str, TrainState())
-    with pytest.raises(AlertError, match="not be saved.*tensors are not finite"), saving:
-        monitor.act(monitor.judge(rows([(0.5, math.nan)])))
 
 
 def resident():

@@ -82,14 +82,14 @@ def spoil_cached_latents(folder, key, factor):
     (path,) = (folder / "pictures" / "_cache").glob(f"{name}_*x*.safetensors")
     with open(path, "rb") as file:
         owner = read_header(file, path.stat().st_size, path).fingerprint
-    CacheFile(path, owner).write({"latents": load_file(path)["latents"] * factor})
+    CacheFile(path, owner, {}).write({"latents": load_file(path)["latents"] * factor})
 
 
 def test_policy_raise_ends_a_run_at_the_lost_picture_with_what_was_learned_before(demo, run_folder):
     settings = {"anima_monitor_alert_policy": "raise", "log_every_n_steps": 1000}
     argv, batches = cached_run(demo, run_folder, **settings)
     key = batches[2][0]
-    spoil_cached_latents(run_folder, key, math.nan)
+    spoil_cached_latents(run_folder, key, 1e30)
     trainer = make_trainer(argv)
     with pytest.raises(AlertError) as stopped:
         trainer.train()

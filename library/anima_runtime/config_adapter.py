@@ -131,7 +131,9 @@ class AnimaConfig:
         ignored="a tokenizer that cannot be right is always refused",
     )
     download_timeout: float = flag(60.0, "seconds for fetching one tokenizer", check=above(0))
-    anima_resume_snapshot_strict: bool = flag(False, "every difference is an error", ignored=LATER)
+    anima_resume_snapshot_strict: bool = flag(
+        False, "every difference between a state and the run that goes on from it is an error"
+    )
 
     @property
     def attention_backend(self) -> str:

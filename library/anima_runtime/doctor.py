@@ -128,6 +128,9 @@ class Check:
             self.check_files()
         with self.stage("dataset"):
             self.read_dataset()
+        if hasattr(self.trainer, "outline") and self.catalogue:
+            with self.stage("state"):
+                self.trainer.check_resume()
         self.check_tokenizers()
         with self.stage("adapters"):
             self.make_adapters()

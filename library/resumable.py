@@ -1,0 +1,105 @@
+"""The part of a trainer that goes on from a state: opened first, compared, then taken over."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from library import resume_snapshot
+from library.errors import Problem, ResumeError
+from library.optimizers import optimizer_train_mode
+from library.resuming import TrainingParts, first_position
+from library.run_files import RunFiles
+from library.states import SavedState, open_state
+from library.stopping import StopRequests
+
+if TYPE_CHECKING:
+    from library.run_config import TrainConfig
+    from library.train_util import StepPlan
+
+logger = logging.getLogger(__name__)
+
+
+class ResumableRun:
+    """Stages and hooks for a trainer with the attributes that train_network.py's has.
+
+    snapshot_schema: of the snapshots that this family writes and takes
+    strict_resume:   every difference between a state and the run is an error
+    """
+
+    cfg: TrainConfig
+    snapshot_schema = "resume_snapshot/v2"
+    strict_resume = False
+    resumed: SavedState | None = None
+
+    def open_state(self) -> int | None:
+        """Establish which state to go on from, if any; returns the seed to use, if it is known."""
+        path, seed = self.cfg.resume.resume, self.cfg.loop.seed
+        if path:
+            self.resumed = open_state(path, self.snapshot_schema)
+        return self.resumed.run["seed"] if self.resumed and seed is None else seed
+
+    def begin_at(self, plan: StepPlan) -> StepPlan:
+        """Establish where the run begins; returns the plan from there."""
+        self.state = first_position(
+            self.cfg.resume,
+            self.resumed,
+            plan,
+            accumulation=self.cfg.loop.gradient_accumulation_steps,
+            processes=self.accelerator.num_processes,
+        )
+        return plan.starting_at(self.state, self.cfg)
+
+    def check_resume(self) -> None:
+        """Establish that the state fits this run; all differences in one error, on every process."""
+        if self.resumed is None:
+            return
+        from accelerate.utils import broadcast_object_list
+
+        found = self.validate_resume_snapshot(self.resumed.snapshot) if self.is_main else []
+        (problems,) = broadcast_object_list([found])
+        if problems:
+            source = resume_snapshot.heading(self.resumed.folder, problems)
+            raise ResumeError(problems, source=source)
+
+    def build_resume_snapshot(self) -> dict[str, Any]:
+        """The settings of this run that a state keeps; a family adds its own."""
+        return self.snapshot().document(self.snapshot_schema)
+
+    def snapshot(self) -> resume_snapshot.Snapshot:
+        processes = self.accelerator.num_processes
+        return resume_snapshot.run_fields(
+            self.cfg, self.catalogue, self.outline, seed=self.seed, processes=processes
+        )
+
+    def validate_resume_snapshot(self, snapshot: dict[str, Any]) -> list[Problem]:
+        """What in a state's snapshot keeps this run from going on from it."""
+        own = self.build_resume_snapshot()
+        return resume_snapshot.compare(snapshot, own, self.cfg.resume, strict=self.strict_resume)
+
+    def take_over(self) -> None:
+        """Establish what writes the run's files, and what the state holds in all its parts."""
+        optimizer_train_mode(self.optimizer)
+        optimizer, scaler = self.optimizer.optimizer, self.accelerator.scaler
+        parts = TrainingParts(
+            self.network, optimizer, self.scheduler, scaler, self.progress,
+            arguments=self.cfg.optimizer.optimizer_args or (),
+        )  # fmt: skip
+        facts = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
+        self.files = RunFiles(
+            self.checkpoints,
+            self.accelerator,
+            parts,
+            self.metadata,
+            facts,
+            self.build_resume_snapshot,
+        )
+        self.stops = StopRequests(self.checkpoints.folder, self.accelerator)
+        if self.resumed:
+            parts.restore(
+                self.resumed,
+                self.accelerator.process_index,
+                may_start_afresh=self.cfg.resume.resume_ignore_optimizer_mismatch,
+            )
+            self.files.last_state = self.resumed.folder
+            logger.info("going on from %s at step %d", self.resumed.folder, self.state.step)

@@ -1,0 +1,178 @@
+"""What a run writes beside its logs: adapter files and states, when they are due, and what then goes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.checkpoints import write_or_rescue
+from library.device_utils import precision_dtype
+from library.errors import UserError
+from library.metadata import of_session
+from library.optimizers import optimizer_eval_mode
+from library.states import StateContents, remove_leftovers, remove_state, write_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from library.checkpoints import CheckpointPlan
+    from library.data_types import TrainState
+    from library.metadata import RunMetadata
+    from library.resuming import TrainingParts
+
+logger = logging.getLogger(__name__)
+
+
+class RunFiles:
+    """Writes the files of a run, on the first process; every process calls it at the same steps.
+
+    facts:      of the run, for its states, with the metadata of its session added
+    snapshot:   gives what a state's snapshot holds, when the first state is written
+    last_state: the newest state that was written, or that the run came from
+    is_settled: weights, optimizer and position belong together
+    """
+
+    def __init__(
+        self,
+        plan: CheckpointPlan,
+        accelerator: Accelerator,
+        parts: TrainingParts,
+        metadata: RunMetadata,
+        facts: Mapping[str, Any],
+        snapshot: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.plan, self.accelerator, self.parts, self.metadata = plan, accelerator, parts, metadata
+        self.facts = {**facts, "metadata": of_session(metadata.entries)}
+        self.snapshot = snapshot
+        self.last_state: Path | None = None
+        self.is_settled = True
+        if accelerator.is_main_process:
+            remove_leftovers(plan.folder, plan.final_file().stem)
+
+    def after_step(self, state: TrainState, *, now: bool = False) -> None:
+        """Save what is due at this step. now: a file and a state, due or not."""
+        step, plan = state.step, self.plan
+        if file := plan.due_at_step(step):
+            self.save(file, state, with_state=now or plan.states.save_state)
+            self.discard(plan.stale_at_step(step), plan.stale_state_at_step(step))
+        elif now:
+            self.save(plan.step_file(step), state, with_state=True)
+
+    def after_epoch(self, state: TrainState) -> None:
+        """Save what is due after the epoch of `state`. The state written goes on with the next."""
+        epoch, plan = state.epoch + 1, self.plan
+        if file := plan.due_after_epoch(epoch):
+            self.save(file, state, with_state=plan.states.save_state, next_epoch=True)
+            self.discard(plan.stale_after_epoch(epoch), plan.stale_state_after_epoch(epoch))
+
+    def finish(self, state: TrainState, total_steps: int) -> str:
+        """The final file and its state, if all steps are done; returns the run's last words."""
+        if state.step < total_steps:
+            step = f"stopped at step {state.step} of {total_steps}"
+            return f"{step}; to go on, add to the same command: --resume {self.last_state}"
+        file = self.plan.final_file()
+        self.save(file, state, with_state=self.plan.has_final_state)
+        return f"done: {state.step} steps, {file}"
+
+    def save(
+        self, file: Path, state: TrainState, *, with_state: bool, next_epoch: bool = False
+    ) -> None:
+        """Export to `file`; with_state: and write the state that goes with it."""
+        self.parts.progress.write()
+        self.accelerator.wait_for_everyone()
+        ranks = gather(self.parts.rank()) if with_state else []
+        if self.accelerator.is_main_process:
+            position = replace(state, epoch=state.epoch + 1, batch_in_epoch=0)
+            with self.unsettled():
+                self.export(file, state)
+                if with_state:
+                    folder = self.plan.state_folder(file)
+                    self.write_state(folder, position if next_epoch else state, ranks)
+
+    def export(self, file: Path, state: TrainState) -> None:
+        dtype = precision_dtype(self.plan.options.save_precision or "float")
+
+        def write(path: Path) -> None:
+            self.parts.network.save_weights(str(path), dtype, self.metadata.at(state))
+
+        with optimizer_eval_mode(self.parts.optimizer):
+            write_or_rescue(write, file)
+        logger.info("saved %s", file)
+
+    def write_state(
+        self, folder: Path, position: TrainState, ranks: list[Mapping[str, Tensor]]
+    ) -> None:
+        contents = StateContents(
+            position=position,
+            run=self.facts,
+            snapshot=self.snapshot(),
+            factors=self.parts.factors(),
+            training=self.parts.training(),
+            ranks=ranks,
+        )
+        write_state(folder, contents)
+        self.last_state = folder
+        logger.info("saved %s", folder)
+
+    @contextlib.contextmanager
+    def unsettled(self) -> Iterator[None]:
+        """While inside, and for good after an error inside: what is in memory is not worth saving."""
+        self.is_settled = False
+        yield
+        self.is_settled = True
+
+    def rescue(self, state: TrainState, *, together: bool) -> str:
+        """Save what was learned until an error; returns the sentence that says where it is.
+
+        together: every process is here. Otherwise this one acts alone and waits for no other.
+        """
+        file = self.plan.step_file(state.step)
+        try:
+            if self.is_settled and together:
+                self.save(file, state, with_state=True)
+                self.accelerator.wait_for_everyone()  # a launcher ends all when the first is gone
+            elif self.is_settled:
+                self.save_alone(file, state)
+        except Exception as error:  # noqa: BLE001  the error that ends the run is the one to tell
+            return f"Its last step could not be saved ({error}). {self.describe_last()}"
+        if not self.is_settled:
+            return self.describe_last()
+        folder = self.plan.state_folder(file)
+        return f"The weights of step {state.step} are in {file}; go on with --resume {folder}"
+
+    def save_alone(self, file: Path, state: TrainState) -> None:
+        """`save` by a process that failed while others may go on, or fail and save the same."""
+        if self.accelerator.num_processes == 1:
+            with contextlib.suppress(UserError):
+                self.parts.progress.write()
+        folder, rank = self.plan.state_folder(file), self.accelerator.process_index
+        if rank == 0 or not folder.exists():
+            self.export(file, state)
+            self.write_state(folder, state, [{}] * rank + [self.parts.rank()])
+
+    def describe_last(self) -> str:
+        if self.last_state is None:
+            return "There is no state to go on from."
+        return f"Go on with --resume {self.last_state}"
+
+    def discard(self, file: Path | None, state: Path | None) -> None:
+        """Delete an adapter file and a state that are no longer to be kept, if they are there."""
+        if not self.accelerator.is_main_process:
+            return
+        if file is not None and file.exists():
+            file.unlink()
+            logger.info("removed %s", file)
+        if state is not None and self.plan.states.save_state and remove_state(state):
+            logger.info("removed %s", state)
+
+
+def gather(tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """The tensors of every process, in order."""
+    from accelerate.utils import gather_object
+
+    return gather_object([tensors])

@@ -1,0 +1,271 @@
+"""A state: the folder from which a run goes on. It is whole or not there, and it is data only.
+
+adapters.safetensors   factors by the model's parameter names, as they are trained
+optimizer.pt           optimizer, schedule and gradient scaler; tensors and plain values
+rank_00000.safetensors of each process: its random generators and the running means of its logs
+resume_snapshot.json   the settings that must agree with those of the run that goes on
+train_state.json       the position, facts of the run, size and sha256 of the other files
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from library.data_types import TrainState
+from library.errors import Problem, ResumeError
+from library.utils import current_umask, sha256_of_file, sync_folder
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "train_state/v1"
+MANIFEST, SNAPSHOT = "train_state.json", "resume_snapshot.json"
+ADAPTERS, OPTIMIZER = "adapters.safetensors", "optimizer.pt"
+OF_ACCELERATE = ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", "custom_checkpoint_0.pkl")
+START_ANEW = (
+    "Start a new run from the adapter file that was saved with it: network_weights = FILE, "
+    "dim_from_weights = true; its optimizer starts afresh."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateContents:
+    """What a state holds.
+
+    run:      facts that a resumed run takes over, as JSON: the seed, processes, metadata of the start
+    factors:  parameter name -> tensor, in the dtype that is trained
+    training: tensors on the CPU and plain values in lists and dictionaries
+    ranks:    each process's tensors, in order
+    """
+
+    position: TrainState
+    run: Mapping[str, Any]
+    snapshot: Mapping[str, Any]
+    factors: Mapping[str, Tensor]
+    training: Mapping[str, Any]
+    ranks: Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state on disk whose files are all there and undamaged."""
+
+    folder: Path
+    position: TrainState
+    run: Mapping[str, Any]
+    snapshot: Mapping[str, Any]
+
+    def factors(self) -> dict[str, Tensor]:
+        return self._tensors(ADAPTERS)
+
+    def training(self) -> dict[str, Any]:
+        with _reading(self.folder / OPTIMIZER):
+            return torch.load(self.folder / OPTIMIZER, map_location="cpu", weights_only=True)
+
+    def rank(self, rank: int) -> dict[str, Tensor]:
+        """What the process of this number kept; empty when there was none."""
+        file = rank_file(rank)
+        return self._tensors(file) if (self.folder / file).exists() else {}
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        with _reading(self.folder / name):
+            return safetensors.torch.load((self.folder / name).read_bytes())
+
+
+def rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def write_state(folder: Path, contents: StateContents) -> None:
+    """Write a state beside its final place, sync it, and give it its name as the last act.
+
+    A state of that name is replaced. Raises ResumeError when it cannot be written; what was there
+    before stays.
+    """
+    temporary, earlier = _hidden(folder, "new"), None
+    try:
+        temporary.mkdir(parents=True)
+        _write_files(temporary, contents)
+        sync_folder(temporary)
+        earlier = _set_aside(folder)
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # the last two: writing failed, too
+        if earlier and not folder.exists():
+            os.rename(earlier, folder)
+        message = f"the state could not be written ({error}). Earlier ones are untouched."
+        raise ResumeError(
+            f"{message} Look at the space on the disk.", source=str(folder)
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if earlier:
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _write_files(folder: Path, contents: StateContents) -> None:
+    safetensors.torch.save_file(dict(contents.factors), folder / ADAPTERS)
+    with open(folder / OPTIMIZER, "wb") as file:
+        torch.save(dict(contents.training), file)
+    _check_plain(folder / OPTIMIZER)
+    for rank, tensors in enumerate(contents.ranks):
+        safetensors.torch.save_file(dict(tensors), folder / rank_file(rank))
+    _write_json(folder / SNAPSHOT, contents.snapshot)
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for path in sorted(folder.iterdir())
+    }
+    manifest = {"format": FORMAT, "position": asdict(contents.position), "run": dict(contents.run)}
+    _write_json(folder / MANIFEST, {**manifest, "files": files})
+    for path in folder.iterdir():
+        os.chmod(path, 0o666 & ~current_umask())  # safetensors writes for the owner alone
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _check_plain(path: Path) -> None:
+    """Raise ResumeError when the file just written could not be read as data alone."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n")[0]
+        message = f"the optimizer or schedule keeps objects that are no data ({reason}); states"
+        raise ResumeError(f"{message} hold data only. Choose another, or no states.") from error
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def remove_state(folder: Path) -> bool:
+    """Delete a state; False when there is none of that name. A half-deleted one has another name."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    shutil.rmtree(_set_aside(folder))
+    return True
+
+
+def remove_leftovers(output_dir: Path, name: str) -> None:
+    """Delete what runs of this name left of states when they were killed while writing."""
+    for path in output_dir.glob(f".{glob.escape(name)}-*state.*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+        logger.info("removed %s, left by a run that was killed", path)
+
+
+def _hidden(folder: Path, purpose: str) -> Path:
+    return folder.with_name(f".{folder.name}.{os.getpid()}.{purpose}.tmp")
+
+
+def _set_aside(folder: Path) -> Path | None:
+    """Rename what bears this name, if anything does, so that it can be deleted."""
+    if not folder.exists():
+        return None
+    aside = _hidden(folder, "old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    return aside
+
+
+def open_state(path: str | Path, schema: str) -> SavedState:
+    """The state in a folder, its files checked, nothing loaded yet.
+
+    schema: that its snapshot must have. Raises ResumeError for anything else, with what it is.
+    """
+    folder, source = Path(path), f"resume = {path}"
+    if not folder.is_dir():
+        raise ResumeError(f"no such folder.{_others(folder)}", source=source)
+    snapshot = _read_json(folder / SNAPSHOT, source)
+    found = snapshot.get("schema")
+    if snapshot and found != schema:
+        raise ResumeError(f"{_foreign_schema(found, schema)} {START_ANEW}", source=source)
+    manifest = _read_json(folder / MANIFEST, source)
+    if not snapshot or manifest.get("format") != FORMAT:
+        raise ResumeError(_not_a_state(folder), source=source)
+    try:
+        problems = _damage(folder, manifest)
+        state = SavedState(
+            folder, TrainState(**manifest["position"]), dict(manifest["run"]), snapshot
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        message = f"{MANIFEST} is not as it was written ({error!r}). Resume from another state."
+        raise ResumeError(message, source=source) from error
+    if problems:
+        problems.append(Problem("Resume from another state."))
+        raise ResumeError(problems, source=f"{source}: the state is damaged")
+    return state
+
+
+def _foreign_schema(found: object, wanted: str) -> str:
+    if str(found).endswith("/v1"):
+        return f"a state of the earlier version ({found}): those hold no adapter weights."
+    return f"a state of another kind ({found}, expected {wanted})."
+
+
+def _not_a_state(folder: Path) -> str:
+    names = {entry.name for entry in folder.iterdir()}
+    if names & set(OF_ACCELERATE):
+        return (
+            "a state of accelerate, as sd-scripts writes them: its pickled files can run code when "
+            f"opened and are not read. {START_ANEW}"
+        )
+    inside = [name for name in sorted(names) if (folder / name / MANIFEST).is_file()]
+    hint = f" Inside it there are: {', '.join(inside)}." if inside else _others(folder)
+    return f"not a state: expected a folder with {MANIFEST} and {SNAPSHOT}.{hint}"
+
+
+def _others(folder: Path) -> str:
+    """The states beside a folder, for a message."""
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else []
+    names = sorted(each.name for each in beside if (each / MANIFEST).is_file())
+    return f" In {folder.parent} there are: {', '.join(names)}." if names else ""
+
+
+def _read_json(path: Path, source: str) -> dict[str, Any]:
+    """An object of JSON; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{path.name} cannot be read ({error}). Resume from another state."
+        raise ResumeError(message, source=source) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _damage(folder: Path, manifest: Mapping[str, Any]) -> list[Problem]:
+    """What differs from the sizes and hashes that were written with the files."""
+    problems = []
+    for name, facts in manifest["files"].items():
+        path = folder / Path(name).name  # never outside the folder
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            problems.append(Problem("is missing.", name))
+        elif size != facts["bytes"]:
+            problems.append(Problem(f"has {size} bytes, expected {facts['bytes']}.", name))
+        elif sha256_of_file(path) != facts["sha256"]:
+            problems.append(Problem("has other contents than were written.", name))
+    return problems
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+        message = f"cannot be read ({error}). Resume from another state."
+        raise ResumeError(message, source=str(path)) from error

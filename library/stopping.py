@@ -1,0 +1,160 @@
+"""A good end for a running loop: asked for from outside, or forced by an error.
+
+Ctrl-C and SIGTERM end the run after the step in progress; so does a file `save_quit` in the output
+folder, while `save` only has everything saved. An error that ends the run has its last update saved
+first. What is asked of one process is done by all, at the same step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from enum import IntEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library.errors import UserError
+from library.monitor import AlertError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from library.data_types import TrainState
+    from library.run_files import RunFiles
+
+logger = logging.getLogger(__name__)
+
+BEGAN = time.time()
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+OF_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "RANK")
+OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "out of memory")
+MEMORY_ADVICE = (
+    "Set gradient_checkpointing, then cpu_offload_checkpointing, and cache_latents and "
+    "cache_text_encoder_outputs: a run may go on with these changed. Or lower batch_size or the "
+    "resolution."
+)
+
+
+class Request(IntEnum):
+    """What is asked of the loop; the larger wins."""
+
+    NOTHING = 0
+    SAVE = 1
+    QUIT = 2
+
+
+FILES = {"save": Request.SAVE, "save_quit": Request.QUIT}
+
+
+class OutOfMemory(UserError):
+    """A device, or the host, has no more memory to give."""
+
+
+class StopRequests:
+    """What is asked of a running loop from outside; signals are listened to while inside.
+
+    folder:  where the files `save` and `save_quit` are looked for, by the first process
+    began:   seconds since 1970; such files from before were not meant for this run
+    quits:   a request to end the run was agreed on
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, began: float = BEGAN) -> None:
+        self.folder, self.began = folder, began
+        self.is_main = accelerator.is_main_process
+        self.num_processes = accelerator.num_processes
+        self.received = Request.NOTHING
+        self.quits = False
+        self.group: Any = None
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if self.is_main:
+            self.remove_earlier_files()
+        if self.num_processes > 1:  # apart from the devices' group, so that no device is waited for
+            self.group = torch.distributed.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {each: signal.signal(each, self.on_signal) for each in SIGNALS}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Remember the wish. A second Ctrl-C ends the process, unless a launcher repeats the first."""
+        if self.received is Request.QUIT:
+            if number == signal.SIGINT and not is_launched(os.environ):
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+            return
+        self.received = Request.QUIT
+        text = "\nStopping after this step, with everything saved."
+        if not is_launched(os.environ):
+            text += " Ctrl-C again leaves at once."
+        with contextlib.suppress(OSError):
+            os.write(2, f"{text}\n".encode())  # print might have been interrupted in the middle
+
+    def poll(self) -> Request:
+        """What is asked for now, the same in every process; files that ask are consumed."""
+        wanted = max(self.received, self.asked_by_file() if self.is_main else Request.NOTHING)
+        if self.group is not None:
+            agreed = torch.tensor(int(wanted))
+            torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, self.group)
+            wanted = Request(int(agreed))
+        self.quits |= wanted is Request.QUIT
+        return Request(wanted)
+
+    def asked_by_file(self) -> Request:
+        found = [name for name in FILES if os.path.isfile(self.folder / name)]
+        for name in found:
+            (self.folder / name).unlink(missing_ok=True)
+            logger.info("%s: seen and removed.", self.folder / name)
+        return max((FILES[name] for name in found), default=Request.NOTHING)
+
+    def remove_earlier_files(self) -> None:
+        for name in FILES:
+            path = self.folder / name
+            if path.is_file() and path.stat().st_mtime < self.began:
+                path.unlink()
+                logger.warning("%s is from before this run and was removed.", path)
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether accelerate launch or torchrun started this process; those pass signals on, repeatedly."""
+    return any(name in environment for name in OF_LAUNCHERS)
+
+
+@contextlib.contextmanager
+def rescue(files: RunFiles, state: TrainState) -> Iterator[None]:
+    """While inside: an error that ends the run has its last update saved, and says where it is."""
+    try:
+        yield
+    except Exception as error:
+        out_of_memory = is_out_of_memory(error)
+        traceback.clear_frames(error.__traceback__)  # they hold what the step had in memory
+        end = files.rescue(state, together=isinstance(error, AlertError))
+        if isinstance(error, UserError):
+            *others, last = error.problems
+            last = replace(last, message=f"{last.message} {end}")
+            raise type(error)([*others, last]) from None
+        if out_of_memory:
+            what = f"no more memory at step {state.step + 1} ({str(error).splitlines()[0]})."
+            raise OutOfMemory(f"{what} {MEMORY_ADVICE} {end}") from None
+        logger.error("step %d failed. %s", state.step + 1, end)
+        raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_MEMORY)

@@ -1,0 +1,220 @@
+"""The ends of a run: asked for by signals and files, in real processes; forced by real errors."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import anima_train_network
+from library.data_types import TrainState
+from library.errors import DatasetError
+from library.states import open_state
+from library.stopping import OutOfMemory, Request, StopRequests, is_launched
+from tests.running import ROOT, config_files, make_trainer, read_until, start, train
+
+SCHEMA = "anima_resume_snapshot/v2"
+LONG = {"max_train_steps": 3000, "save_state": True, "save_every_n_steps": 2, "no_metadata": True}
+TO_DISK = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
+
+
+def last_state(folder):
+    """The newest state of a run that was stopped, and the adapter file beside it."""
+    state = max((folder / "out").glob("run-step*-state"))
+    return state, state.with_name(state.name.replace("-state", ".safetensors"))
+
+
+@pytest.mark.parametrize("number, pipe_breaks", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_a_signal_ends_a_run_with_everything_saved(demo, run_folder, number, pipe_breaks):
+    argv = config_files(demo, run_folder, {**LONG, **TO_DISK})
+    process = start(argv)
+    read_until(process, "run-step00000002-state")
+    if pipe_breaks:  # as `2>&1 | tee log` does, which Ctrl-C ends first
+        process.stderr.close()
+    process.send_signal(number)
+    said = "" if pipe_breaks else process.stderr.read()
+    assert process.wait() == 0, said
+    state, file = last_state(run_folder)
+    step = open_state(state, SCHEMA).position.step
+    assert file.is_file() and not (run_folder / "out" / "run.safetensors").exists()
+    if not pipe_breaks:
+        assert said.rstrip().endswith(
+            f"stopped at step {step} of 3000; to go on, add to the same command: --resume {state}"
+        )
+    make_trainer([*argv, "--resume", str(state), "--max_train_steps", str(step + 1)]).train()
+    resumed = (run_folder / "out" / "run.safetensors").read_bytes()
+    make_trainer([*argv, "--max_train_steps", str(step + 1)]).train()
+    assert (run_folder / "out" / "run.safetensors").read_bytes() == resumed
+
+
+def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder):
+    process = start(config_files(demo, run_folder, LONG), ("-m", "accelerate.commands.launch"))
+    read_until(process, "run-step00000002-state")
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
+    process.wait()
+    os.killpg(process.pid, signal.SIGINT)  # what the launcher left behind takes no notice
+    said = process.stderr.read()  # until the last process that could write is gone
+    state, file = last_state(run_folder)
+    assert f"--resume {state}" in said and file.is_file()
+    open_state(state, SCHEMA)
+
+
+LISTENER = """
+import pathlib, sys, time
+from accelerate import PartialState
+from library.stopping import StopRequests
+with StopRequests(pathlib.Path("."), PartialState()):
+    print("listening", flush=True)
+    while True:
+        time.sleep(1)
+"""
+
+
+def test_a_second_ctrl_c_leaves_at_once_unless_a_launcher_repeats_the_first():
+    for more, leaves in (({}, True), ({"RANK": "0", "WORLD_SIZE": "1"}, False)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", LISTENER],
+            cwd=ROOT, env={**os.environ, **more}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout.readline() == "listening\n"
+        process.send_signal(signal.SIGINT)
+        said = read_until(process, "Stopping after this step")
+        assert ("Ctrl-C again" in said) == leaves
+        process.send_signal(signal.SIGINT)
+        if leaves:
+            assert process.wait() == -signal.SIGINT
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
+    assert not is_launched({"PATH": "/bin"}) and is_launched({"TORCHELASTIC_RUN_ID": "x"})
+
+
+def test_two_processes_stop_at_the_same_step(demo, run_folder):
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+    argv = config_files(demo, run_folder, LONG, batch_size=1)
+    process = start(argv, launcher, ACCELERATE_USE_CPU="true")
+    read_until(process, "run-step00000004-state")
+    (run_folder / "out" / "save_quit").touch()
+    said = process.stderr.read()
+    assert process.wait() == 0, said
+    state, _ = last_state(run_folder)
+    assert said.count("to go on, add to the same command") == 1 and f"--resume {state}" in said
+    assert not (run_folder / "out" / "save_quit").exists()
+    kept = open_state(state, SCHEMA)
+    assert kept.run["num_processes"] == 2 and kept.rank(1) and not kept.rank(2)
+
+
+class Visited(anima_train_network.AnimaNetworkTrainer):
+    """A trainer in whose output folder a file appears after its second and its third step."""
+
+    def train_step(self, window):
+        super().train_step(window)
+        if self.state.step > 1:
+            (self.checkpoints.folder / ("save", "save_quit")[self.state.step - 2]).touch()
+
+
+def trainer_of(kind, argv):
+    trainer = make_trainer(argv)
+    return kind(trainer.cfg, trainer.datasets, trainer.anima)
+
+
+def test_files_in_the_output_folder_save_and_stop(demo, run_folder, caplog):
+    out = run_folder / "out"
+    out.mkdir()
+    for name in ("save", "save_quit"):
+        (out / name).touch()
+        os.utime(out / name, (0, 0))  # left by an earlier run
+    trainer = trainer_of(Visited, config_files(demo, run_folder, {"max_train_steps": 9}))
+    trainer.train()
+    assert trainer.state.step == 3
+    names = {path.name for path in out.iterdir()} - {"logs"}
+    assert names == {
+        f"run-step0000000{step}{ending}" for step in (2, 3) for ending in (".safetensors", "-state")
+    }
+    assert caplog.text.count("is from before this run") == 2
+
+
+class Failing(anima_train_network.AnimaNetworkTrainer):
+    """A trainer whose step 3 fails, in the way that `fail` does."""
+
+    def process_batch(self, batch, sigma=None):
+        if self.state.step == 2:
+            self.fail()
+        return super().process_batch(batch, sigma)
+
+
+def ends_at_step_3(demo, folder, fail, error, settings=None):
+    """The text of the error that ended the run, its state resumed to the end of the run."""
+    argv = config_files(demo, folder, {"no_metadata": True, **(settings or {})})
+    kind = type("Failing", (Failing,), {"fail": fail})
+    with pytest.raises(error) as ended:
+        trainer_of(kind, argv).train()
+    state, file = last_state(folder)
+    assert file.is_file() and open_state(state, SCHEMA).position.step == 2
+    make_trainer([*argv, "--resume", str(state)]).train()
+    resumed = (folder / "out" / "run.safetensors").read_bytes()
+    make_trainer(argv).train()
+    assert (folder / "out" / "run.safetensors").read_bytes() == resumed
+    return str(ended.value), state
+
+
+def test_memory_that_runs_out_leaves_a_state_and_says_what_to_change(demo, run_folder):
+    text, state = ends_at_step_3(
+        demo, run_folder, lambda trainer: torch.empty(1 << 60), OutOfMemory,
+        {"optimizer_type": "AdamWScheduleFree"},
+    )  # fmt: skip
+    assert "no more memory at step 3" in text and "gradient_checkpointing" in text
+    assert text.endswith(f"--resume {state}")
+
+
+def test_an_error_of_the_users_files_leaves_a_state_and_names_it(demo, run_folder):
+    def fail(trainer):
+        raise DatasetError("the picture is gone.", source="a.png")
+
+    text, state = ends_at_step_3(demo, run_folder, fail, DatasetError)
+    assert text.startswith("DatasetError: a.png: the picture is gone. The weights of step 2 are in")
+    assert text.endswith(f"--resume {state}")
+
+
+def test_an_error_of_ours_keeps_its_traceback_and_leaves_a_state(demo, run_folder, caplog):
+    text, state = ends_at_step_3(demo, run_folder, lambda trainer: {}["missing"], KeyError)
+    assert text == "'missing'"
+    assert (
+        "step 3 failed. The weights of step 2 are in" in caplog.text and str(state) in caplog.text
+    )
+
+
+def test_an_update_that_fails_in_the_middle_is_not_saved(demo, run_folder, caplog):
+    class HalfDone(anima_train_network.AnimaNetworkTrainer):
+        def update(self):
+            norm = super().update()
+            if self.state.step == 2:
+                raise RuntimeError("in the middle of an update")
+            return norm
+
+    settings = {"save_state": True, "save_every_n_steps": 1}
+    trainer = trainer_of(HalfDone, config_files(demo, run_folder, settings))
+    with pytest.raises(RuntimeError, match="in the middle"):
+        trainer.train()
+    state, _ = last_state(run_folder)
+    assert state.name == "run-step00000002-state"
+    assert f"step 3 failed. Go on with --resume {state}" in caplog.text
+
+
+def test_asking_costs_little(tmp_path, demo, run_folder):
+    """A step of the real model takes a second or so; looking for requests is not to be noticed."""
+    import time
+
+    trainer = train(demo, run_folder, {"max_train_steps": 1})
+    requests = StopRequests(tmp_path, trainer.accelerator)
+    began = time.perf_counter()
+    assert all(requests.poll() is Request.NOTHING for _ in range(200))
+    assert (time.perf_counter() - began) / 200 < 1e-3
+    assert trainer.state == TrainState(step=1, epoch=0, batch_in_epoch=1, samples_seen=2)
