@@ -184,7 +184,9 @@ class NetworkTrainer:
         return windows
 
     def run_texts(self) -> RunTexts:
-        return RunTexts(self.make_dataset(), self.sampler, self.plan.epochs)
+        """Which texts the run uses when."""
+        plan = self.plan
+        return RunTexts(self.make_dataset(), self.sampler, plan.epochs, plan.last_batches)
 
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""

@@ -18,7 +18,6 @@ from tests.test_caches import stored_files
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS = 5 * 2 + 5  # latents with their mirrored ones, and texts
-RENAMES = ITEMS + 2  # of the files that try whether the folder can be written
 
 
 @pytest.fixture
@@ -122,7 +121,7 @@ def copy_of(folder, target):
 
 
 def test_caching_that_is_killed_goes_on_to_the_same_content(folder, tmp_path):
-    stops = (2, 7, RENAMES)
+    stops = (1, 7, ITEMS)
     places = [copy_of(folder, tmp_path / f"killed at {stop}") for stop in stops]
     processes = [start(place, stop=stop) for place, stop in zip(places, stops)]
     let_go(*processes)

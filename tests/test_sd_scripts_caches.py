@@ -156,9 +156,12 @@ def test_a_cache_in_memory_reads_no_files(folder):
     assert read(folder, to_disk=False)[1] == 2
 
 
+LENGTH = {"max_train_steps": None, "max_train_epochs": 1}
+
+
 def texts_cached(demo, folder, settings=None, **dataset):
     """A trainer whose texts are cached on disk, and how many it found there."""
-    settings = {"cache_text_encoder_outputs_to_disk": True, **(settings or {})}
+    settings = {"cache_text_encoder_outputs_to_disk": True, **LENGTH, **(settings or {})}
     trainer = make_trainer(config_files(demo, folder, settings, **dataset))
     for stage in ("prepare_process", "check", "prepare_data", "prepare_strategies"):
         getattr(trainer, stage)()
@@ -222,7 +225,7 @@ def with_texts(saved):
 def test_texts_are_used_and_train_as_ours_do(demo, with_texts, caplog):
     losses = []
     for to_disk in (False, True):
-        settings = {"cache_text_encoder_outputs_to_disk": to_disk}
+        settings = {"cache_text_encoder_outputs_to_disk": to_disk, **LENGTH}
         trainer = make_trainer(config_files(demo, with_texts, settings))
         trainer.prepare()
         trainer.run_epochs()
