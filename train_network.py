@@ -162,8 +162,9 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         return windows
 
     def run_texts(self) -> RunTexts:
-        always = self.validation.captions()
-        return RunTexts(self.make_dataset(), self.sampler, self.plan.epochs, always)
+        """Which texts the run uses when."""
+        plan, always = self.plan, self.validation.captions()
+        return RunTexts(self.make_dataset(), self.sampler, plan.epochs, plan.last_batches, always)
 
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""

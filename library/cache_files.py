@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Iterable, Mapping
@@ -241,10 +242,8 @@ def check_writable(folders: Iterable[Path]) -> None:
         cache = folder / FOLDER
         try:
             cache.mkdir(exist_ok=True)
-            with atomic_write(cache / ".writable", sync=False) as temporary:
-                temporary.touch()
-            (cache / ".writable").unlink(missing_ok=True)  # another rank may have
-            remove_leftovers(cache)
+            with tempfile.TemporaryFile(dir=cache):
+                remove_leftovers(cache)
         except OSError as error:
             text = f"{cache}: the cache cannot be written here ({error.strerror}). Make it "
             text += "writable, or cache in memory: leave out the flags that end in _to_disk."

@@ -52,6 +52,8 @@ class LoadedOnUse:
             self.model = self._load() if self._resting is None else self._resting.to(self._device)
             self._resting = None
             return self.model
+        if name.startswith("_"):  # pickle and copy ask for such before there is anything to ask
+            raise AttributeError(name)
         return getattr(self.model, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -106,13 +106,21 @@ class TextCache:
         """The encoder's outputs. What is damaged or lost on disk is made anew, as it was."""
         if caption in self.held:
             return self.held[caption]
-        source = self.stored[caption]
+        if caption not in self.stored:
+            return self.encode_late(caption)
         try:
-            outputs = source.read(check=caption not in self.intact)
+            outputs = self.stored[caption].read(check=caption not in self.intact)
         except UnfitFile as error:
             outputs = self.rebuild(caption, error)
         self.intact.add(caption)
         return outputs
+
+    def encode_late(self, caption: str) -> TextOutputs:
+        """A text that `hold` was not told of: right, but slow."""
+        logger.warning("encoded while it is waited for, since it was not foreseen: %r", caption)
+        self.held[caption] = self.encode(caption)
+        self.strategy.rest()
+        return self.held[caption]
 
     def rebuild(self, caption: str, error: UnfitFile) -> TextOutputs:
         """Encode one text again. Kept aside when its file now serves another run."""
@@ -159,45 +167,60 @@ class TextCache:
         """
         tally = Tally("captions")
         self.more_to_come = more_to_come
-        self.stored = self.find(captions, pictures or {}, tally) if self.to_disk else {}
+        files = self.files_of(captions) if self.to_disk else {}
+        self.stored = self.find(files, pictures or {}, tally)
+        self.intact &= self.stored.keys()
         missing = [text for text in captions if text not in self.stored]
-        lasts = set(missing if lasting is None else lasting) if self.to_disk else set()
+        lasts = set(missing if lasting is None else lasting) & files.keys()
         self.carry_over({t: captions[t] for t in missing if t not in lasts}, tally)
         due = [text for text in missing if text not in self.held]
-        check_writable(captions[text] for text in due if text in lasts)
+        check_writable(files[text].path.parent.parent for text in due if text in lasts)
         for text in tqdm(due, desc="caching captions", unit="caption", disable=not due):
             outputs = self.encode(text)
             if text in lasts:
-                file = text_file(text, captions[text], self.strategy)
-                file.write(outputs)
-                self.stored[text] = file
+                files[text].write(outputs)
+                self.stored[text] = files[text]
             else:
                 self.held[text] = outputs
         self.put_away()
         tally.encoded = len(due)
         tally.report()
 
-    def find(
-        self, captions: Mapping[str, Path], pictures: Mapping[str, Sequence[Path]], tally: Tally
-    ) -> dict[str, Source]:
-        """The texts with a valid file: ours, in any of the folders, or another trainer's."""
-        listed: dict[str, Path] = {}
+    def files_of(self, captions: Mapping[str, Path]) -> dict[str, CacheFile]:
+        """Each text's file: a valid one in any of the folders, else one to replace, else a new one.
+
+        Which picture a text is met with first, and so its folder, can change from run to run.
+        """
+        listed: dict[str, list[Path]] = {}
         for folder in dict.fromkeys(captions.values()):
             for path in (folder / FOLDER).glob("text_*.safetensors"):
-                listed.setdefault(path.name, folder)
+                listed.setdefault(path.name, []).append(folder)
+        files = {}
+        for text, folder in captions.items():
+            new = self.file_of(text, folder)
+            there = [self.file_of(text, place) for place in listed.get(new.path.name, ())]
+            valid = (file for file in there if len(there) == 1 or file.state() == "valid")
+            files[text] = next(valid, there[0] if there else new)
+        return files
+
+    def file_of(self, caption: str, folder: Path) -> CacheFile:
+        return text_file(caption, folder, self.strategy, self.skip_check)
+
+    def find(
+        self,
+        files: Mapping[str, CacheFile],
+        pictures: Mapping[str, Sequence[Path]],
+        tally: Tally,
+    ) -> dict[str, Source]:
+        """The texts that are stored validly: in our file or another trainer's."""
         found: dict[str, Source] = {}
-        for text in tqdm(captions, "checking captions", unit="file", delay=DELAY):
-            file = text_file(text, captions[text], self.strategy, self.skip_check)
-            if file.path.name in listed:
-                folder = listed[file.path.name]
-                file = text_file(text, folder, self.strategy, self.skip_check)
-                state = file.state()
-                tally.reused += state == "valid"
-                tally.outdated += state == "outdated"
-                if state == "valid":
-                    found[text] = file
-                    continue
-            if foreign := self.find_foreign(text, pictures.get(text, ()), tally):
+        for text, file in tqdm(files.items(), "checking captions", unit="file", delay=DELAY):
+            state = file.state()
+            tally.reused += state == "valid"
+            tally.outdated += state == "outdated"
+            if state == "valid":
+                found[text] = file
+            elif foreign := self.find_foreign(text, pictures.get(text, ()), tally):
                 found[text] = foreign
         return found
 

@@ -9,8 +9,9 @@ encoder waits in the host's memory in between.
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -42,20 +43,25 @@ STEADY = {  # parts of a recipe that do the same to a caption in every epoch
 class RunTexts:
     """The texts that a run of `epochs` is trained with: known ahead, epoch by epoch.
 
-    always: further ones that every epoch needs, for validation
+    last_batches: how many of each rank's batches of the last epoch are used; all when None
+    always:       further texts that every epoch needs, for validation
     """
 
     dataset: TrainDataset
     sampler: BucketBatchSampler
     epochs: int
+    last_batches: int | None = None
     always: Mapping[str, Path] = field(default_factory=dict)
 
     def of_epoch(self, epoch: int, *, own: bool = False) -> dict[str, Path]:
         """Text -> the folder of a picture it belongs to. own: of this rank's batches alone."""
-        batches: Iterable[Sequence[SampleRequest]] = self.sampler.batches(epoch)
-        if own and self.sampler.world_size > 1:
-            batches = copy.copy(self.sampler)
-            batches.set_epoch(epoch)
+        end = self.last_batches if epoch == self.epochs - 1 else None
+        if own:
+            sampler = copy.copy(self.sampler)
+            sampler.set_epoch(epoch)
+            batches = itertools.islice(sampler, end)
+        else:
+            batches = self.sampler.batches(epoch)[: end and end * self.sampler.world_size]
         images, found = self.dataset.catalogue.images, dict(self.always)
         for batch in batches:
             for request in batch:

@@ -203,12 +203,16 @@ def windows(loader: Iterable[Batch | UserError], length: int) -> Iterator[list[B
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How long the run is. A short window at the end of an epoch is an update of its own."""
+    """How long the run is. A short window at the end of an epoch is an update of its own.
+
+    last_batches: how many batches of the last epoch are trained on
+    """
 
     batches_per_epoch: int
     steps_per_epoch: int
     total_steps: int
     epochs: int
+    last_batches: int
 
     @staticmethod
     def make(batches_per_epoch: int, accumulation: int, cfg: TrainConfig) -> StepPlan:
@@ -218,9 +222,10 @@ class StepPlan:
             total = cfg.loop.max_train_epochs * steps_per_epoch
         else:
             total = cfg.loop.max_train_steps
-        return StepPlan(
-            batches_per_epoch, steps_per_epoch, total, math.ceil(total / steps_per_epoch)
-        )
+        epochs = math.ceil(total / steps_per_epoch)
+        last_steps = total - (epochs - 1) * steps_per_epoch
+        last_batches = min(batches_per_epoch, last_steps * accumulation)
+        return StepPlan(batches_per_epoch, steps_per_epoch, total, epochs, last_batches)
 
     def starting_at(self, state: TrainState, cfg: TrainConfig) -> StepPlan:
         """The same length for a run that begins at `state`; so many epochs or steps are left.

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from library.caches import cache_latents
+from library.cache_files import THREADS
+from library.caches import cache_latents, decode_ahead, latents_fingerprint
 from library.errors import DatasetError
 from library.images import load_pixels
 from library.text_caches import TextCache, cache_text
@@ -177,6 +180,30 @@ def test_two_datasets_that_resize_to_one_size_differently_keep_their_own(tmp_pat
         kernel = image.subset.resize_interpolation
         pixels = load_pixels(image.path, image.plan, interpolation=kernel)[None]
         assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
+
+
+def test_another_crop_of_the_same_size_is_another_picture(folder):
+    def prints(image):
+        return latents_fingerprint(image, False, "x")
+
+    image = catalogue_of(folder).images[0]
+    wide = replace(image.plan, resized=(70, 64))
+    plans = [image.plan, wide, replace(wide, crop=(3, 0)), replace(wide, crop=(6, 0))]
+    assert len({prints(replace(image, plan=plan)) for plan in plans}) == 4
+    assert prints(image) == prints(replace(image, caption="other", key="elsewhere"))
+
+
+def test_pictures_are_decoded_ahead_of_the_encoder_and_not_all_at_once():
+    decoded = []
+
+    class Job:
+        def load(self):
+            decoded.append(self)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        ready = decode_ahead(pool, [Job() for _ in range(100)])
+        next(ready)
+    assert len(decoded) == 3 * THREADS + 1
 
 
 class NaNForDark(ShrinkingEncoder):

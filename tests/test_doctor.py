@@ -105,6 +105,19 @@ def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
     assert line_of(again, "latents").startswith("latents 0 B"), "the caches are there now"
 
 
+def test_a_bound_on_cached_text_bounds_what_is_expected(demo, run_folder):
+    settings = {"max_train_steps": None, "max_train_epochs": 10, "text_cache_variants": 24}
+    text, code = report(config_files(demo, run_folder, settings, shuffle_caption=True))
+    assert code == 0 and "120 different captions, up to 24 at once" in text
+    assert "Qwen, waiting" in text
+    whole, _ = report(
+        config_files(
+            demo, run_folder, {**settings, "text_cache_variants": 999}, shuffle_caption=True
+        )
+    )
+    assert "captions, up to" not in whole and "Qwen, waiting" not in whole
+
+
 WRONG = {
     "several settings": ({"leanring_rate": 1, "learning_rate": "1e-4"}, {}),
     "flags and dataset file": ({"learning_rate": "fast"}, {"num_repeat": 3}),

@@ -3,7 +3,7 @@
 import gc
 import logging
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -87,6 +87,15 @@ def test_each_rank_knows_its_share(folder):
         shares = [set(texts.of_epoch(epoch, own=True)) for texts in ranks]
         assert shares == [set(used_in(texts, epoch)) for texts in ranks]
         assert shares[0] | shares[1] == set(ranks[0].of_epoch(epoch))
+
+
+def test_a_run_that_ends_inside_an_epoch_needs_no_more_than_it_uses(folder):
+    whole = texts_of(folder)
+    texts = replace(whole, epochs=2, last_batches=2)
+    assert texts.of_epoch(0) == whole.of_epoch(0)
+    whole.sampler.set_epoch(1)
+    used = {whole.dataset.caption_of(r) for batch in list(whole.sampler)[:2] for r in batch}
+    assert set(texts.of_epoch(1)) == set(texts.of_epoch(1, own=True)) == used
 
 
 @pytest.mark.parametrize("limit", [1, 12, 25, 10_000])
@@ -211,6 +220,29 @@ def test_a_text_stored_in_another_folder_is_not_made_again(tmp_path):
     assert sum(len(stored_texts(folder)) for folder in folders) == 2
 
 
+def test_of_two_files_of_a_text_the_valid_one_is_used_whichever_it_is(tmp_path):
+    folders = [folder_of(tmp_path / name, [(64, 64)], captions=False) for name in "ab"]
+    for order in (folders, folders[::-1]):
+        for number, folder in enumerate(order):
+            encoder = LetterEncoder(identity=f"letters {number}")
+            TextCache(encoder, to_disk=True).hold({"shared": folder})
+        encoder = LetterEncoder(identity="letters 1")
+        TextCache(encoder, to_disk=True).hold({"shared": folders[0], "own": folders[1]})
+        assert "shared" not in encoder.captions
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_a_text_that_was_not_foreseen_is_encoded_late_and_told(folder, to_disk, caplog):
+    windows, encoder = windows_over(texts_of(folder), 1, to_disk=to_disk)
+    windows.prepare_epoch(0)
+    expected = LetterEncoder().encode("a surprise")
+    for _ in range(2):
+        found = windows.get("a surprise")
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert encoder.captions.count("a surprise") == 1 and encoder.log[-1] == "rest"
+    assert sum("not foreseen" in line for line in caplog.messages) == 1
+
+
 def test_windows_are_told(folder, caplog):
     windows, _ = windows_over(texts_of(folder), 25)
     with caplog.at_level(logging.INFO):
@@ -263,7 +295,8 @@ def test_training_from_the_cache_equals_training_without(
 def test_texts_are_stored_in_the_encoders_precision_and_at_their_real_length(
     demo, run_folder, precision, dtype
 ):
-    settings = {"mixed_precision": precision, "cache_text_encoder_outputs_to_disk": True}
+    length = {"max_train_steps": None, "max_train_epochs": 1}
+    settings = {"mixed_precision": precision, "cache_text_encoder_outputs_to_disk": True, **length}
     trainer = make_trainer(config_files(demo, run_folder, settings))
     trainer.prepare()
     width = trainer.params.llm_adapter.source_dim

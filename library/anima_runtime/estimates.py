@@ -17,7 +17,6 @@ from library.device_utils import precision_dtype
 from library.run_report import Page, SpaceNeed, size_text
 from library.strategy_anima import AnimaTokenizeStrategy
 from library.text_caches import text_path
-from library.text_windows import RunTexts
 from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class Estimates:
         trainer, epochs = self.trainer, self.trainer.plan.epochs
         samples = max(1, trainer.catalogue.num_samples)
         counted = max(min(2, epochs), min(epochs, REQUESTS_COUNTED // samples))
-        texts = RunTexts(trainer.make_dataset(), trainer.sampler, epochs)
+        texts = trainer.run_texts()
         found = texts.of_epoch(0)
         of_first = len(found)
         for epoch in range(1, counted):

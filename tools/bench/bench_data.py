@@ -1,0 +1,236 @@
+"""Measure what feeds the training: the scan of folders, cache items, the wait per step, the VAE.
+
+python -m tools.bench.bench_data [--parts scan cache wait vae] [--pictures 10000] [--pixels 512]
+
+Everything is made in a temporary folder, at the true sizes of a 1024 x 1024 picture. Files come from
+the system's memory of files that were just written: a cold disk adds its own time to both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from library.anima_backend.modelling.vae import QwenImageVAE
+from library.bucket_sampler import BucketBatchSampler
+from library.cache_files import CacheFile
+from library.caches import cache_latents
+from library.catalogue import Catalogue
+from library.config_util import load_dataset_config
+from library.data_types import Batch, Layout, StoredTensor, TextOutputs
+from library.dataset_scan import scan
+from library.datasets import TrainDataset
+from library.errors import run_main
+from library.run_config import DataOptions
+from library.strategy_anima import AnimaTextEncodingStrategy
+from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
+from library.text_caches import TextCache, cache_text
+from library.text_windows import RunTexts
+from library.train_util import make_loader
+
+SIDE = 128  # of the latents of a 1024 x 1024 picture
+TOKENS, T5_TOKENS, WIDTH, PADDED = 150, 170, 1024, 512  # of a description of 130 words
+ITEMS = 64
+
+
+class RandomLatents(LatentsCachingStrategy):
+    """Latents of the true size; what they say is no matter here."""
+
+    downscale, channels, identity = 8, 16, "random"
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return torch.randn(len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8)
+
+
+class RandomText(TextEncoderOutputsCachingStrategy):
+    """Text outputs of the true size."""
+
+    identity = "random"
+
+    def encode(self, caption: str) -> TextOutputs:
+        ids = torch.arange(T5_TOKENS)
+        hidden = torch.randn(TOKENS, WIDTH).bfloat16()
+        return {"qwen_hidden": hidden, "t5_ids": ids, "t5_mask": torch.ones_like(ids)}
+
+
+def median_ms(work: Callable[[int], object], count: int) -> float:
+    """The median time of work(0), work(1), ..."""
+    times = []
+    for number in range(count):
+        start = time.perf_counter()
+        work(number)
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def make_pictures(folder: Path, count: int, side: int) -> None:
+    """Plain pictures with captions."""
+    folder.mkdir()
+    Image.new("RGB", (side, side), (90, 120, 30)).save(folder / "0.png")
+    content = (folder / "0.png").read_bytes()
+    for number in range(count):
+        (folder / f"{number}.png").write_bytes(content)
+        (folder / f"{number}.txt").write_text(f"picture {number}, a, b", encoding="utf-8")
+
+
+def catalogue_of(folder: Path, resolution: int) -> Catalogue:
+    file = folder.parent / "dataset.toml"
+    file.write_text(
+        f"[[datasets]]\nresolution = {resolution}\n[[datasets.subsets]]\nimage_dir = '{folder}'\n",
+        encoding="utf-8",
+    )
+    return scan(load_dataset_config(file, {}))
+
+
+def bench_scan(root: Path, count: int) -> Iterator[str]:
+    """Headers and captions of small pictures."""
+    make_pictures(root / "small", count, 64)
+    start = time.perf_counter()
+    catalogue_of(root / "small", 64)
+    seconds = time.perf_counter() - start
+    yield f"scan of {count} pictures: {seconds:.2f} s, {count / seconds:.0f} pictures/s"
+
+
+def layout_of(tensors: Mapping[str, torch.Tensor]) -> Layout:
+    """The layout that exactly these tensors have."""
+    return {
+        name: StoredTensor(tuple(t.shape), None if t.is_floating_point() else 2**31)
+        for name, t in tensors.items()
+    }
+
+
+def bench_cache(root: Path) -> Iterator[str]:
+    """One picture's latents and text: our two files against sd-scripts' two."""
+    (root / "items").mkdir()
+    latents, text = torch.randn(ITEMS, 16, SIDE, SIDE), RandomText().encode("")
+    ours = []
+    for number, latent in enumerate(latents):
+        pair = []
+        for kind, tensors in (("lat", {"latents": latent}), ("text", text)):
+            file = CacheFile(root / "items" / f"{number}.{kind}", "x", layout_of(tensors))
+            file.write(tensors)
+            pair.append(file)
+        ours.append(pair)
+        save_as_sd_scripts(root / "items" / str(number), latent, text)
+
+    def read_ours(number: int, check: bool) -> None:
+        for file in ours[number]:
+            file.read(check=check)
+
+    def read_npz(number: int) -> None:
+        for kind in ("latents", "text"):
+            with np.load(root / "items" / f"{number}.{kind}.npz", allow_pickle=False) as stored:
+                [torch.from_numpy(stored[name]) for name in stored.files]
+
+    median_ms(read_npz, ITEMS), median_ms(lambda n: read_ours(n, True), ITEMS)  # warm
+    npz = median_ms(read_npz, ITEMS)
+    first = median_ms(lambda number: read_ours(number, True), ITEMS)
+    later = median_ms(lambda number: read_ours(number, False), ITEMS)
+    header = median_ms(lambda number: ours[number][0].state(), ITEMS)
+    sizes = [sum(file.path.stat().st_size for file in pair) for pair in ours]
+    theirs = sum(path.stat().st_size for path in (root / "items").glob("0.*.npz"))
+    yield f"cache item, sd-scripts' npz: {npz:.2f} ms, {theirs / 1e6:.2f} MB"
+    yield f"cache item, ours: {later:.2f} ms ({later / npz:.3f}x), {sizes[0] / 1e6:.2f} MB"
+    yield f"  when first read, checksum compared: {first:.2f} ms ({first / npz:.3f}x)"
+    yield f"  check of a header at the start: {header:.3f} ms a file"
+    size = ours[0][1].path.stat().st_size
+    yield f"  text of {TOKENS} tokens: {size / 1e3:.0f} kB, {size / TOKENS:.0f} bytes a token"
+
+
+def save_as_sd_scripts(base: Path, latents: Tensor, text: TextOutputs) -> None:
+    """float32, text padded, as its .npz files are."""
+    hidden = torch.zeros(PADDED, WIDTH)
+    hidden[:TOKENS] = text["qwen_hidden"]
+    ones, ids = np.ones(PADDED, np.int64), np.zeros(PADDED, np.int32)
+    size, crop = np.array([1024, 1024]), np.array([0, 0, 1024, 1024])
+    np.savez(f"{base}.latents.npz", latents=latents.numpy(), original_size=size, crop_ltrb=crop)
+    np.savez(
+        f"{base}.text.npz", prompt_embeds=hidden.numpy(), attn_mask=ones, t5_input_ids=ids,
+        t5_attn_mask=ids, caption_dropout_rate=np.float32(0),
+    )  # fmt: skip
+
+
+def bench_wait(root: Path) -> Iterator[str]:
+    """From asking for a batch to its latents and padded conditioning: what a step waits for."""
+    make_pictures(root / "large", ITEMS, 1024)
+    catalogue = catalogue_of(root / "large", 1024)
+    sampler = BucketBatchSampler(catalogue, seed=0)
+    texts = RunTexts(TrainDataset(catalogue, seed=0), sampler, 1).of_epoch(0)
+    collate = AnimaTextEncodingStrategy(None, None).collate
+    for to_disk in (True, False):
+        latents = cache_latents(catalogue, RandomLatents(), to_disk=to_disk, batch_size=8)
+        outputs = cache_text(texts, RandomText(), to_disk=to_disk)
+        loader = make_loader(
+            TrainDataset(catalogue, seed=0, latents=latents), sampler, DataOptions()
+        )
+        kind = "on disk" if to_disk else "in memory"
+        for pass_name in ("first epoch", "later"):
+            wait = median_ms(partial(take, iter(loader), outputs, collate), ITEMS)
+            yield f"data wait per step, caches {kind}, {pass_name}: {wait:.2f} ms a picture"
+
+
+def take(
+    batches: Iterator[Batch], texts: TextCache, collate: Callable[..., object], number: int
+) -> None:
+    """One batch and its conditioning, as a training step asks for them."""
+    collate([texts.get(caption) for caption in next(batches).captions])
+
+
+@torch.no_grad()
+def bench_vae(pixels: int, base_dim: int = 96) -> Iterator[str]:
+    """The real VAE's sizes with random weights: convolutions in 2-D against 3-D."""
+    from diffusers import AutoencoderKLQwenImage
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        whole = AutoencoderKLQwenImage(base_dim=base_dim).eval().to(device, dtype)
+        picture = torch.rand(1, 3, pixels, pixels, device=device) * 2 - 1
+        times, found = {}, {}
+        for name, single in (("3-D", False), ("2-D", True)):
+            vae = QwenImageVAE(whole, single_frame=single)  # folds the same weights
+            found[name] = vae.encode(picture).cpu()
+            times[name] = median_ms(partial(encode, vae, picture), 5)
+        apart = (found["3-D"] - found["2-D"]).abs().max().item()
+        yield (
+            f"VAE, {pixels} x {pixels}, {dtype}, {device}: 2-D {times['2-D']:.0f} ms, 3-D "
+            f"{times['3-D']:.0f} ms, {times['2-D'] / times['3-D']:.2f}x; furthest apart {apart:.1e}"
+        )
+
+
+def encode(vae: QwenImageVAE, picture: Tensor, number: int) -> None:
+    vae.encode(picture).cpu()  # waits for the device
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parts = ("scan", "cache", "wait", "vae")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--pictures", type=int, default=10_000, help="to scan")
+    parser.add_argument("--pixels", type=int, default=512, help="edge of the picture for the VAE")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        benches = {
+            "scan": lambda: bench_scan(root, options.pictures),
+            "cache": lambda: bench_cache(root),
+            "wait": lambda: bench_wait(root),
+            "vae": lambda: bench_vae(options.pixels),
+        }
+        for part in options.parts:
+            for line in benches[part]():
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_main(main)
