@@ -54,6 +54,10 @@ class CheckpointPlan:
     def has_final_state(self) -> bool:
         return self.states.save_state or self.states.save_state_on_train_end
 
+    def names(self) -> set[str]:
+        """With what this run's files and states begin."""
+        return {output_name(self.options, default) for default in ("at", "epoch", "last")}
+
     def due_at_step(self, step: int) -> Path | None:
         """The file to write after update `step` (from 1), or None."""
         every = self.options.save_every_n_steps
