@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from library.errors import OutputError, Problem
 from library.run_config import ResumeOptions, SaveOptions
 from library.utils import output_errors
+
+if TYPE_CHECKING:
+    from library.train_util import StepPlan
 
 EXTENSION = ".safetensors"
 
@@ -51,6 +55,10 @@ class CheckpointPlan:
     @property
     def has_final_state(self) -> bool:
         return self.states.save_state or self.states.save_state_on_train_end
+
+    def names(self) -> set[str]:
+        """With what this run's files and states begin."""
+        return {output_name(self.options, default) for default in ("at", "epoch", "last")}
 
     def due_at_step(self, step: int) -> Path | None:
         """The file to write after update `step` (from 1), or None."""
@@ -120,6 +128,54 @@ def write_or_rescue(write: Callable[[Path], None], file: Path) -> None:
         (problem,) = error.problems
         message = f"{problem.message} The weights are in {refuge} instead: move them from there."
         raise OutputError(replace(problem, message=message)) from error
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How many of a kind a run leaves, and the most of them that are there at once."""
+
+    at_end: int
+    most: int
+
+    @staticmethod
+    def of(written: Sequence[tuple[Path, Path | None]], final: Path | None) -> Kept:
+        """From (what is written, what is deleted then), in order, and what stays at the end."""
+        kept: set[Path | None] = set()
+        most = 0
+        for new, stale in written:
+            kept.add(new)
+            most = max(most, len(kept))
+            kept.discard(stale)
+        kept |= {final} - {None}
+        return Kept(len(kept), max(most, len(kept)))
+
+
+def files_of_run(
+    checkpoints: CheckpointPlan, plan: StepPlan, first_step: int = 0
+) -> tuple[Kept, Kept]:
+    """(adapter files, states) by --save_every_*, --save_last_* and --save_state*.
+
+    first_step: updates that were done before, by the run that this one goes on from
+    """
+    every = checkpoints.options.save_every_n_steps
+    due = [(step, "step") for step in range(every, plan.total_steps + 1, every)] if every else []
+    due += [(epoch * plan.steps_per_epoch, "epoch") for epoch in range(1, plan.epochs + 1)]
+    files, states = [], []
+    for step, kind in sorted(due, key=lambda each: (each[0], each[1] == "epoch")):
+        epoch = step // plan.steps_per_epoch
+        if kind == "step":
+            file, stale = checkpoints.due_at_step(step), checkpoints.stale_at_step(step)
+            stale_state = checkpoints.stale_state_at_step(step)
+        else:
+            file, stale = checkpoints.due_after_epoch(epoch), checkpoints.stale_after_epoch(epoch)
+            stale_state = checkpoints.stale_state_after_epoch(epoch)
+        if file and step > first_step:
+            files.append((file, stale))
+            states.append((checkpoints.state_folder(file), stale_state))
+    final = checkpoints.final_file()
+    final_state = checkpoints.state_folder(final) if checkpoints.has_final_state else None
+    states = states if checkpoints.states.save_state else []
+    return Kept.of(files, final), Kept.of(states, final_state)
 
 
 def check_output_dir(path: str) -> list[Problem]:

@@ -56,6 +56,7 @@ class ResumableRun:
             return
         from accelerate.utils import broadcast_object_list
 
+        logger.info("comparing this run with the state %s", self.resumed.folder)
         found = self.validate_resume_snapshot(self.resumed.snapshot) if self.is_main else []
         (problems,) = broadcast_object_list([found])
         if problems:

@@ -383,10 +383,13 @@ class PrecisionOptions:
     )  # fmt: skip
 
     def problems(self) -> list[Problem]:
+        found = []
         if self.full_bf16 and self.mixed_precision != "bf16":
-            message = "needs mixed_precision = bf16."
-            return [Problem(message, "full_bf16 = true")]
-        return []
+            found.append(Problem("needs mixed_precision = bf16.", "full_bf16 = true"))
+        if self.deterministic and self.cuda_cudnn_benchmark:
+            message = "chooses kernels by their speed, anew in each run. Leave it out."
+            found.append(Problem(message, "cuda_cudnn_benchmark = true with deterministic"))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

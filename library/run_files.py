@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from library.device_utils import precision_dtype
 from library.errors import UserError
 from library.metadata import of_session
 from library.optimizers import optimizer_eval_mode
-from library.states import StateContents, remove_leftovers, remove_state, write_state
+from library.states import StateContents, clear_leftovers, remove_state, write_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,11 +49,11 @@ class RunFiles:
     ) -> None:
         self.plan, self.accelerator, self.parts, self.metadata = plan, accelerator, parts, metadata
         self.facts = {**facts, "metadata": of_session(metadata.entries)}
-        self.snapshot = snapshot
+        self.snapshot = functools.cache(snapshot)  # the pictures are hashed for it
         self.last_state: Path | None = None
         self.is_settled = True
         if accelerator.is_main_process:
-            remove_leftovers(plan.folder, plan.final_file().stem)
+            clear_leftovers(plan.folder, plan.names())
 
     def after_step(self, state: TrainState, *, now: bool = False) -> None:
         """Save what is due at this step. now: a file and a state, due or not."""

@@ -24,7 +24,6 @@ import psutil
 import torch
 
 from library.catalogue import Catalogue
-from library.checkpoints import CheckpointPlan
 from library.config_file import LoadedConfig
 from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError
 from library.optimizers import optimizer_name
@@ -305,27 +304,6 @@ def length(page: Page, cfg: TrainConfig, plan: StepPlan, processes: int) -> None
             ("batches per step", accumulation),
         ]
     )
-
-
-def files_of_run(checkpoints: CheckpointPlan, plan: StepPlan) -> tuple[int, int]:
-    """(adapter files at the end, most of them at once) by --save_every_* and --save_last_*."""
-    kept: set[Path] = set()
-    most = 0
-    every = checkpoints.options.save_every_n_steps
-    due = [(step, "step") for step in range(every, plan.total_steps + 1, every)] if every else []
-    due += [(epoch * plan.steps_per_epoch, "epoch") for epoch in range(1, plan.epochs + 1)]
-    for step, kind in sorted(due, key=lambda each: (each[0], each[1] == "epoch")):
-        epoch = step // plan.steps_per_epoch
-        if kind == "step":
-            file, stale = checkpoints.due_at_step(step), checkpoints.stale_at_step(step)
-        else:
-            file, stale = checkpoints.due_after_epoch(epoch), checkpoints.stale_after_epoch(epoch)
-        if file:
-            kept.add(file)
-            most = max(most, len(kept))
-            kept.discard(stale)
-    kept.add(checkpoints.final_file())
-    return len(kept), max(most, len(kept))
 
 
 def optimizer_state(cfg: TrainConfig, trained: int) -> tuple[float, str]:

@@ -10,13 +10,13 @@ train_state.json       the position, facts of the run, size and sha256 of the ot
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -160,11 +160,21 @@ def remove_state(folder: Path) -> bool:
     return True
 
 
-def remove_leftovers(output_dir: Path, name: str) -> None:
-    """Delete what runs of this name left of states when they were killed while writing."""
-    for path in output_dir.glob(f".{glob.escape(name)}-*state.*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-        logger.info("removed %s, left by a run that was killed", path)
+def clear_leftovers(output_dir: Path, names: Collection[str]) -> None:
+    """Clear away what runs of these names left when they were killed while writing a state.
+
+    A state that was to be replaced, and was not, gets its name back.
+    """
+    name = "|".join(map(re.escape, names))
+    hidden = re.compile(rf"\.((?:{name})(?:-\d+|-step\d+)?-state)\.\d+\.(new|old)\.tmp")
+    for path in output_dir.iterdir() if output_dir.is_dir() else ():
+        found = hidden.fullmatch(path.name)
+        if found and found[2] == "old" and not path.with_name(found[1]).exists():
+            os.rename(path, path.with_name(found[1]))
+            logger.warning("%s has its name back; a run was killed while replacing it.", found[1])
+        elif found:
+            shutil.rmtree(path, ignore_errors=True)
+            logger.info("removed %s, left by a run that was killed", path)
 
 
 def _hidden(folder: Path, purpose: str) -> Path:

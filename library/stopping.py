@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 BEGAN = time.time()
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OF_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "RANK")
-OF_MEMORY = ("can't allocate memory", "CUDA out of memory", "out of memory")
+OF_MEMORY = ("can't allocate memory", "out of memory")
 MEMORY_ADVICE = (
     "Set gradient_checkpointing, then cpu_offload_checkpointing, and cache_latents and "
     "cache_text_encoder_outputs: a run may go on with these changed. Or lower batch_size or the "
@@ -141,7 +141,8 @@ def rescue(files: RunFiles, state: TrainState) -> Iterator[None]:
         yield
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
-        traceback.clear_frames(error.__traceback__)  # they hold what the step had in memory
+        if out_of_memory:
+            traceback.clear_frames(error.__traceback__)  # they hold what the step had in memory
         end = files.rescue(state, together=isinstance(error, AlertError))
         if isinstance(error, UserError):
             *others, last = error.problems

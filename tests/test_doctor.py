@@ -80,6 +80,9 @@ def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
         "save_every_n_steps": 2,
         "save_last_n_steps": 4,
         "save_every_n_epochs": 1,
+        "save_state": True,
+        "save_last_n_steps_state": 2,
+        "network_dim": 64,
         "cache_latents_to_disk": True,
         "cache_text_encoder_outputs_to_disk": True,
     }
@@ -92,6 +95,12 @@ def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
     assert f"{len(files)} at the end" in line_of(text, "adapter files")
     size = run_report.size_text(sum(p.numel() * 4 for p in trainer.network.get_trainable_params()))
     assert f"{size} each" in line_of(text, "adapter files")
+    states = sorted((run_folder / "out").glob("*-state"))
+    assert f"{len(states)} at the end" in line_of(text, "states")
+    factors = sum(p.numel() * 4 for p in trainer.network.get_trainable_params())
+    assert f"{run_report.size_text(3 * factors)} each" in line_of(text, "states")  # AdamW: two more
+    real = sum(file.stat().st_size for file in states[0].iterdir())
+    assert 3 * factors < real < 1.2 * 3 * factors
 
     stored = list((run_folder / "pictures/_cache").iterdir())
     captions = [file for file in stored if file.name.startswith("text_")]

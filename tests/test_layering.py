@@ -64,7 +64,7 @@ SIDEWAYS = [
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
-    ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),
+    ("library", "run_report -> optimizers", "what the optimizer keeps"),
     (
         "library",
         "resumable -> run_files, resuming -> states, metadata, optimizers, checkpoints",

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from library.cache_files import CacheFile, read_header
 from library.monitor import AlertError, LossHistory, MemoryReading
+from library.states import open_state
 from library.step_logs import RunProgress
 from library.train_util import make_loader, windows
 from tests.running import config_files, make_trainer
@@ -96,6 +97,9 @@ def test_policy_raise_ends_a_run_at_the_lost_picture_with_what_was_learned_befor
     file = run_folder / "out" / "run-step00000003.safetensors"
     assert "step 3: the loss is not finite" in str(stopped.value)
     assert key in str(stopped.value) and str(file) in str(stopped.value)
+    state = run_folder / "out" / "run-step00000003-state"
+    assert str(stopped.value).endswith(f"go on with --resume {state}")
+    assert open_state(state, trainer.snapshot_schema).position.step == 3
     assert [row["alert/nonfinite_loss"] for row in logged_by(trainer)] == [0.0, 0.0, 1.0]
     make_trainer([*argv, "--max_train_steps", "2", "--output_name", "two"]).train()
     expected = load_file(run_folder / "out" / "two.safetensors")

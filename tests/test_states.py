@@ -17,8 +17,8 @@ from library.states import (
     OPTIMIZER,
     SNAPSHOT,
     StateContents,
+    clear_leftovers,
     open_state,
-    remove_leftovers,
     remove_state,
     write_state,
 )
@@ -157,9 +157,17 @@ def test_removing_touches_states_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run-pictures"]
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next_of_its_name(tmp_path):
-    names = [".run-step00000004-state.12.new.tmp", ".other-state.12.new.tmp", "run-state"]
-    for name in names:
+def test_what_a_killed_run_left_is_cleared_by_the_next_of_its_name(tmp_path):
+    halves = [".run-step00000004-state.12.new.tmp", ".run-state.12.old.tmp"]
+    others = [".run-b-state.12.new.tmp", ".other-state.12.new.tmp", "run-state"]
+    for name in (*halves, *others):
         (tmp_path / name).mkdir()
-    remove_leftovers(tmp_path, "run")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+    clear_leftovers(tmp_path, {"run"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
+
+
+def test_a_state_whose_replacement_was_killed_gets_its_name_back(tmp_path):
+    written(tmp_path).rename(tmp_path / ".run-state.12.old.tmp")
+    clear_leftovers(tmp_path, {"run"})
+    assert open_state(tmp_path / "run-state", SCHEMA).position.step == 7
+    clear_leftovers(tmp_path / "not there", {"run"})

@@ -13,6 +13,7 @@ import torch
 
 from library import caches, run_report
 from library.anima_runtime import model_loading
+from library.checkpoints import files_of_run
 from library.device_utils import precision_dtype
 from library.run_report import Page, SpaceNeed, size_text
 from library.strategy_anima import AnimaTokenizeStrategy
@@ -145,7 +146,7 @@ class Estimates:
         return total
 
     def disk_needs(self) -> list[SpaceNeed]:
-        """Caches that are missing on disk, and adapter files."""
+        """Caches that are missing on disk, adapter files and states."""
         cfg = self.trainer.cfg
         needs = []
         if cfg.cache.cache_latents_to_disk:
@@ -156,11 +157,24 @@ class Estimates:
             facts = self.captions
             note = f"{facts.how}, without files so far; estimated from a sample"
             needs.append(SpaceNeed("text outputs", facts.folder, facts.new, note))
-        kept, most = run_report.files_of_run(self.trainer.checkpoints, self.trainer.plan)
-        each = self.file_bytes()
-        note = f"{size_text(each)} each, {most} at once, {kept} at the end"
-        folder = Path(cfg.save.output_dir)
-        return [*needs, SpaceNeed("adapter files", folder, each * most, note)]
+        folder, trainer = Path(cfg.save.output_dir), self.trainer
+        kinds = ("adapter files", self.file_bytes()), ("states", self.state_bytes())
+        counts = files_of_run(trainer.checkpoints, trainer.plan, trainer.state.step)
+        for (what, each), kept in zip(kinds, counts):
+            note = f"{size_text(each)} each, {kept.most} at once, {kept.at_end} at the end"
+            needs.append(SpaceNeed(what, folder, each * kept.most, note))
+        return [need for need in needs if need.size or need.what != "states"]
+
+    def state_bytes(self) -> float:
+        """Of one state: the adapters as they are trained, and their optimizer."""
+        trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
+        state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
+        return trained * self.trained_item() + state
+
+    def trained_item(self) -> int:
+        """Bytes of one trained number."""
+        full_bf16 = self.trainer.cfg.precision.full_bf16
+        return (torch.bfloat16 if full_bf16 else torch.float32).itemsize
 
     def file_bytes(self) -> int:
         """Of one adapter file, its metadata left out."""
@@ -215,9 +229,7 @@ class Estimates:
                 how = f"{count:,} parameters; stays, since its outputs are not cached"
                 rows.append((name, count * dtype.itemsize, how))
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
-        item = (
-            torch.bfloat16.itemsize if trainer.cfg.precision.full_bf16 else torch.float32.itemsize
-        )
+        item = self.trained_item()
         state, optimizer = run_report.optimizer_state(trainer.cfg, trained)
         device, _, how = self.activations()
         return [

@@ -57,6 +57,10 @@ class RandomText(TextEncoderOutputsCachingStrategy):
 
     identity = "random"
 
+    @property
+    def layout(self) -> Layout:
+        return layout_of(self.encode(""))
+
     def encode(self, caption: str) -> TextOutputs:
         ids = torch.arange(T5_TOKENS)
         hidden = torch.randn(TOKENS, WIDTH).bfloat16()
