@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -362,8 +363,11 @@ def has_values(tensor: Tensor, wanted: StoredTensor) -> bool:
 def write_tensors(file: CacheFile, tensors: Mapping[str, Tensor]) -> None:
     """Store tensors with their fingerprint; the file is whole or not there."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with atomic_write(file.path) as temporary:
-        save_file(contiguous, temporary, metadata={"fingerprint": file.fingerprint})
+    try:
+        with atomic_write(file.path) as temporary:
+            save_file(contiguous, temporary, metadata={"fingerprint": file.fingerprint})
+    except (OSError, SafetensorError) as error:  # a full disk, a folder of this name
+        raise DatasetError(f"{file.path}: the cache file cannot be written ({error}).") from error
 
 
 def check_writable(folders: Iterable[Path]) -> None:

@@ -43,7 +43,7 @@ SIDEWAYS = [
     ("library", "datasets, strategy_base -> caches", "who fills and who reads the caches"),
     ("library", "sampling -> prompts", "a preview is drawn from a prompt"),
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
-    ("library/anima_runtime", "model_loading -> qwen_settings", "its text encoder's sizes"),
+    ("library/anima_runtime", "model_loading, tokenizer_assets -> model_settings", "json files"),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
     ("library", "run_report -> checkpoints, optimizers", "what a run writes and keeps"),

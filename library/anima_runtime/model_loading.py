@@ -23,7 +23,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.vae import CHANNELS, QwenImageVAE
 from library.anima_runtime import key_mapping
-from library.anima_runtime.qwen_settings import (
+from library.anima_runtime.model_settings import (
     QWEN,
     qwen_config,
     qwen_sizes,

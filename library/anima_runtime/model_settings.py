@@ -1,7 +1,7 @@
-"""What Qwen3 is built with: sizes from its tensors, and a few settings of a folder's config.json.
+"""Files of settings beside models, and what Qwen3 is built with: sizes, and a few of its settings.
 
-The file may come from anyone: of its many settings only those that belong to the computation are
-used, and sizes only compared, so that it can neither ask for a huge network nor for other code.
+Such files may come from anyone: of a config.json only the settings that belong to the computation
+are used, and sizes only compared, so that it can neither ask for a huge network nor for other code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import Qwen3Config
 
 QWEN = "the Qwen3-0.6B text encoder, e.g. qwen_3_06b_base.safetensors"
-MAX_SETTINGS = 2**20  # bytes of a config.json
+MAX_SETTINGS = 2**22  # bytes
 
 # Of Qwen3-0.6B, for a single file or what a config.json leaves out (transformers' defaults differ).
 DEFAULTS = {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}
