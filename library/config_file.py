@@ -275,7 +275,7 @@ class Reader:
         except UnicodeDecodeError:
             message = "is not UTF-8 text. Save it as UTF-8 (Notepad: Save as, Encoding UTF-8)."
             self.problem(message, "", str(path))
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # endless numbers and nesting raise their own
             message = f"is not valid TOML: {error}.{toml_hint(text, str(error))}"
             self.problem(message, "", str(path))
         return text, None

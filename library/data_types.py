@@ -27,7 +27,7 @@ class StoredTensor:
     """What a cached tensor has to be.
 
     shape: lengths; a letter is any length from 1 on, the same wherever it stands in one file
-    below: what its whole numbers, from 0 on, stay below; None for finite floats
+    below: what its whole numbers, from 0 on, stay below; None for floats
     """
 
     shape: tuple[int | str, ...]

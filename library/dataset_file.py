@@ -43,10 +43,8 @@ def read_document(path: Path) -> tuple[dict, TableLines]:
         return read_json(text, source), {}
     try:
         return tomllib.loads(text), find_lines(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; endless numbers and nesting
         message = f"is not valid TOML: {error}.{_toml_hint(text, str(error))}"
-    except RecursionError:
-        message = "is not a dataset file: tables in tables in tables."
     raise ConfigError(message, source=source)
 
 
@@ -84,16 +82,17 @@ def find_lines(text: str) -> TableLines:
     datasets = subsets = -1
     for number, line in enumerate(text.splitlines(), 1):
         shown = f"line {number}  {line.strip()[:60]}"
-        header = re.match(r"\s*\[+\s*([\w.\s-]+?)\s*\]+\s*(#.*)?$", line)
+        header = re.match(r"\[+([\w.\s-]+)\]+\s*(#.*)?$", line.strip())
+        name = header[1].strip() if header else ""
         pair = re.match(r"""\s*["']?([\w-]+)["']?\s*=""", line)
-        if header and header[1] == "datasets":
+        if name == "datasets":
             datasets, subsets = datasets + 1, -1
             path = ("datasets", datasets)
-        elif header and header[1] == "datasets.subsets":
+        elif name == "datasets.subsets":
             subsets += 1
             path = ("datasets", datasets, "subsets", subsets)
         elif header:
-            path = (header[1],)
+            path = (name,)
         if header or pair:
             found.setdefault((path, pair[1] if pair else ""), shown)
     return found

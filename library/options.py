@@ -20,6 +20,7 @@ from library.utils import nearest_name
 
 T = TypeVar("T")
 KEY = "flag"
+LARGEST = 2**64  # whole numbers stay below, as seeds do
 
 
 @dataclass(frozen=True)
@@ -241,10 +242,12 @@ def convert_number(flag_: Flag, value: Any, from_text: bool) -> int | float:
         number = number if isinstance(number, int) and flag_.type is int else float(number)
     except (ValueError, OverflowError) as error:
         raise ValueError(expected) from error
-    if not math.isfinite(number):
+    if isinstance(number, float) and not math.isfinite(number):
         raise ValueError(f"{expected} that is finite")
     if flag_.type is int and number != int(number):
         raise ValueError(expected)
+    if abs(number) >= LARGEST and flag_.type is int:
+        raise ValueError("a whole number below 2**64")
     return flag_.type(number)
 
 

@@ -1,6 +1,7 @@
 """Safetensors files as an enemy, or a bad disk, would make them; drawn by hypothesis."""
 
 import json
+import os
 import struct
 
 from hypothesis import HealthCheck, settings
@@ -27,17 +28,18 @@ ODD_NUMBERS = [
 ]
 ODD_NUMBERS += ["1", [], {}]
 
-ALWAYS_THE_SAME = settings(
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+TIMES = int(os.environ.get("FUZZ_TIMES", "1"))  # more draws other examples, each run anew
 
 
 def examples(count):
-    """The same examples on every machine and in every run."""
-    return settings(ALWAYS_THE_SAME, max_examples=count)
+    """The same examples on every machine and in every run, unless FUZZ_TIMES asks for more."""
+    return settings(
+        max_examples=count * TIMES,
+        derandomize=TIMES == 1,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
 
 
 def file_bytes(header, data, length=None):

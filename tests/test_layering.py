@@ -62,6 +62,7 @@ SIDEWAYS = [
     ("library", "strategy_anima -> anima_runtime/sd_scripts_caches", "files of another trainer"),
     ("library", "sampling -> prompts", "a preview is drawn from a prompt"),
     ("library", "anima_models -> anima_runtime/model_loading -> anima_runtime/key_mapping", ""),
+    ("library/anima_runtime", "model_loading, tokenizer_assets -> model_settings", "json files"),
     ("library", "anima_models -> anima_runtime/tokenizer_assets", "public loaders, restated"),
     ("library", "anima_runtime/flow_training -> strategy_anima", "what a conditioning is"),
     ("library", "run_report -> optimizers", "what the optimizer keeps"),

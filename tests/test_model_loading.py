@@ -273,12 +273,21 @@ def test_the_config_of_a_folder_is_honoured(tmp_path):
         ("[]", "expected an object"),
         ('{"model_type": "llama"}', "llama"),
         ('{"model_type": "qwen3", "hidden_size": "wide"}', "config.json"),
-        ('{"model_type": "qwen3"}', "does not fit"),
     ],
 )
 def test_a_damaged_or_foreign_config_is_a_user_error(tmp_path, config, complaint):
     with pytest.raises(ModelFileError, match=complaint):
         load_anima_qwen_model(hf_folder(tmp_path / "qwen", config))
+
+
+def test_what_a_config_leaves_out_is_as_in_qwen3_06b(tmp_path):
+    ids = golden_vectors()["in.qwen_ids.a"]
+    single = load_anima_qwen_model(QWEN_FILE, dtype=torch.float32)
+    folder = hf_folder(tmp_path / "qwen", '{"model_type": "qwen3"}')
+    with torch.no_grad():
+        expected = single(ids, use_cache=False).last_hidden_state
+        states = load_anima_qwen_model(folder, dtype=torch.float32)(ids, use_cache=False)
+        assert torch.equal(states.last_hidden_state, expected)
 
 
 def test_qwen_needs_no_prefix_and_tolerates_a_head(tmp_path):

@@ -7,38 +7,43 @@ of another kind is an error with names.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from library import tensor_files
 from library.anima_backend.modelling.dit import Anima
-from library.anima_backend.modelling.params import DiTParams, count_blocks
-from library.anima_backend.modelling.vae import QwenImageVAE
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.vae import CHANNELS, QwenImageVAE
 from library.anima_runtime import key_mapping
+from library.anima_runtime.model_settings import (
+    QWEN,
+    qwen_config,
+    qwen_sizes,
+    read_qwen_settings,
+    refused_settings,
+)
 from library.errors import ModelFileError
 from library.tensor_files import FLOATS, TensorFileError
 from library.utils import is_quiet
 
 if TYPE_CHECKING:
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
 QUANTISED_KEYS = ("comfy_quant", "scaled_fp8", "weight_scale", "scale_weight", "scale_input")
-QWEN_ROPE_THETA = 1e6
-QWEN_NORM_EPS = 1e-6
 
 Shapes = dict[str, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
@@ -68,8 +73,12 @@ def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
             return tensor_files.read_tensors(path, header, floats)
     except TensorFileError as error:
         raise ModelFileError(f"{error}.", source=str(path)) from error
-    with safe_open(path, "pt") as file:
-        return {key: file.get_tensor(key) for key in floats}
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in floats}
+    except (SafetensorError, OSError, RuntimeError) as error:
+        message = f"cannot be mapped ({error}). Read it: --disable_mmap_load_safetensors."
+        raise ModelFileError(message, source=str(path)) from error
 
 
 def refuse_quantised(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
@@ -164,8 +173,11 @@ def inspect_transformer(
             hint = " It has no LLM adapter: give its file with --llm_adapter_path."
         raise ModelFileError(f"lacks {error.args[0]}.{hint}", source=str(path)) from error
     except (IndexError, ValueError) as error:
-        message = f"has tensors of shapes that no Anima DiT has; expected {DIT}."
+        message = f"has tensors of shapes that no Anima DiT has ({error}); expected {DIT}."
         raise ModelFileError(message, source=str(path)) from error
+    if params.channels != CHANNELS:
+        message = f"reads latents of {params.channels} channels; Anima's have {CHANNELS}."
+        raise ModelFileError(message, source=str(path))
     with torch.device("meta"):
         check_entries(path, shapes_of(Anima(params)), found)
     return params, prefix
@@ -231,18 +243,35 @@ def load_vae(
 ) -> QwenImageVAE:
     """The VAE from a file in the Wan 2.1 or the diffusers layout, or from a diffusers folder."""
     from diffusers import AutoencoderKLQwenImage
-    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 
-    is_original = inspect_vae(path)
-    tensors = read_tensors(vae_file(path), disable_mmap)
-    if is_original:
-        tensors = convert_wan_vae_to_diffusers(tensors)
-    with torch.device("meta"):
-        network = AutoencoderKLQwenImage(base_dim=tensors[DIFFUSERS_MARK].shape[0])
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    is_original, file = inspect_vae(path), vae_file(path)
+    shapes, _ = read_header(file, VAE)
+    found = vae_entries(path, shapes) if is_original else shapes
+    try:
+        with torch.device("meta"):
+            network = AutoencoderKLQwenImage(base_dim=found[DIFFUSERS_MARK][0])
+    except (IndexError, ValueError, RuntimeError, ArithmeticError) as error:
+        message = f"has tensors of shapes that no VAE has; expected {VAE}."
+        raise ModelFileError(message, source=str(path)) from error
     check_entries(path, shapes_of(network), found)
+    tensors = read_tensors(file, disable_mmap)
+    if is_original:
+        tensors = vae_entries(path, tensors)
     fill(network, tensors, device, dtype)
     return QwenImageVAE(network).requires_grad_(False).eval()
+
+
+def vae_entries(path: str | Path, entries: Mapping[str, T]) -> dict[str, T]:
+    """The entries of a Wan 2.1 file by diffusers' names."""
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    try:
+        named = convert_wan_vae_to_diffusers(dict(entries))
+    except (IndexError, KeyError, ValueError) as error:  # a number where it expects another
+        raise ModelFileError(f"has names that no VAE has ({error}).", source=str(path)) from error
+    if len(named) < len(entries):
+        raise ModelFileError("holds tensors in both layouts of the VAE.", source=str(path))
+    return named
 
 
 def vae_file(path: str | Path) -> Path:
@@ -251,30 +280,30 @@ def vae_file(path: str | Path) -> Path:
     return inside if Path(path).is_dir() and inside.is_file() else Path(path)
 
 
-QWEN = "the Qwen3-0.6B text encoder, e.g. qwen_3_06b_base.safetensors"
-
-
 def inspect_qwen(path: str | Path) -> Shapes:
     """Name and shape of every tensor Qwen3Model needs, from the headers; raises for other files.
 
-    No model library is imported: what a folder's config.json says is compared when it is loaded.
+    No model library is imported: what else a folder's config.json says is tried when it is loaded.
     """
     shapes: Shapes = {}
     for file in qwen_files(path):
         found, dtypes = read_header(file, QWEN)
         refuse_quantised(file, QWEN, dtypes)
+        if shared := sorted(shapes.keys() & found.keys()):
+            message = f"{listed(shared)}: in more than one file of this folder. Keep one set."
+            raise ModelFileError(message, source=str(path))
         shapes.update(found)
     named = key_mapping.qwen_entries(shapes)
     if "layers.0.self_attn.q_norm.weight" not in named:
         raise wrong_kind(path, QWEN, shapes)
     try:
-        qwen_sizes(named)
+        sizes = qwen_sizes(named)
     except KeyError as error:
         raise ModelFileError(f"lacks {error.args[0]}.", source=str(path)) from error
-    except (IndexError, ValueError) as error:
-        message = f"has tensors of shapes that no Qwen3 has; expected {QWEN}."
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        message = f"has tensors of shapes that no Qwen3 has ({error}); expected {QWEN}."
         raise ModelFileError(message, source=str(path)) from error
-    read_qwen_settings(path)
+    read_qwen_settings(path, sizes)
     return named
 
 
@@ -290,12 +319,16 @@ def load_qwen(
     from transformers.utils.logging import disable_progress_bar
 
     named = inspect_qwen(path)
+    config = qwen_config(path, named)
+    try:
+        with torch.device("meta"):
+            wanted = shapes_of(Qwen3Model(config))
+    except Exception as error:  # of settings that only the network itself looks at
+        raise refused_settings(path, error) from error
+    check_entries(path, wanted, named)
     tensors: dict[str, Tensor] = {}
     for file in qwen_files(path):
         tensors.update(key_mapping.qwen_entries(read_tensors(file, disable_mmap)))
-    config = qwen_config(path, named)
-    with torch.device("meta"):
-        check_entries(path, shapes_of(Qwen3Model(config)), named)
     tensors = {name: tensors.pop(name).to(dtype) for name in list(tensors)}
     disable_progress_bar()
     model = Qwen3Model.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
@@ -311,60 +344,3 @@ def qwen_files(path: str | Path) -> list[Path]:
     if not files:
         raise ModelFileError(f"{path}: the folder holds no .safetensors file; expected {QWEN}.")
     return files
-
-
-def qwen_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Qwen3Config's sizes; KeyError when a tensor that decides one is missing."""
-    first = "layers.0."
-    (head_dim,) = shapes[first + "self_attn.q_norm.weight"]
-    vocab, hidden = shapes["embed_tokens.weight"]
-    return {
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "intermediate_size": shapes[first + "mlp.gate_proj.weight"][0],
-        "num_hidden_layers": count_blocks(shapes, "layers."),
-        "num_attention_heads": shapes[first + "self_attn.q_proj.weight"][0] // head_dim,
-        "num_key_value_heads": shapes[first + "self_attn.k_proj.weight"][0] // head_dim,
-        "head_dim": head_dim,
-    }
-
-
-def read_qwen_settings(path: str | Path) -> dict[str, Any] | None:
-    """config.json of a folder; None for a single file, or a folder without one."""
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        return None
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"cannot be read ({error}). Download it again."
-        raise ModelFileError(message, source=str(file)) from error
-    if not isinstance(settings, dict):
-        message = "holds no settings; expected an object in braces. Download it again."
-        raise ModelFileError(message, source=str(file))
-    kind = settings.get("model_type", "qwen3")
-    if kind != "qwen3":
-        message = f'has model_type "{kind}", expected "qwen3": {QWEN}.'
-        raise ModelFileError(message, source=str(file))
-    return settings
-
-
-def qwen_config(path: str | Path, shapes: Mapping[str, tuple[int, ...]]) -> Qwen3Config:
-    """As the folder's config.json says; else sizes from the tensors and the rest as Qwen3-0.6B has it
-    (transformers' defaults differ).
-    """
-    from transformers import Qwen3Config
-
-    settings = read_qwen_settings(path)
-    if settings is None:
-        return Qwen3Config(
-            **qwen_sizes(shapes),
-            rope_theta=QWEN_ROPE_THETA,
-            rms_norm_eps=QWEN_NORM_EPS,
-            tie_word_embeddings=True,
-        )
-    try:
-        return Qwen3Config.from_dict(settings)
-    except Exception as error:  # of many kinds, which differ between releases of transformers
-        message = f"transformers refuses it: {' '.join(str(error).split())}"
-        raise ModelFileError(message, source=str(Path(path) / "config.json")) from error

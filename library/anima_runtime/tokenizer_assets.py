@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.anima_runtime.model_settings import read_json
 from library.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ T5 = TokenizerKind(
 )
 
 KINDS = {"qwen": QWEN, "t5": T5}
+OWN_FILES = {
+    "vocab.json": "vocab_file", "spiece.model": "vocab_file", "merges.txt": "merges_file",
+    "tokenizer.json": "tokenizer_file",
+}  # fmt: skip
 
 # What Qwen's vocab.json leaves to tokenizer_config.json; ids from 151643 on, in this order. A plain
 # caption can spell them, and ComfyUI's tokenizer knows them all.
@@ -197,7 +203,7 @@ def _load(kind: TokenizerKind, path: Path) -> PreTrainedTokenizerBase:
     source = obtain_files(kind, path)
     try:
         tokenizer = getattr(transformers, kind.class_name).from_pretrained(
-            str(source), local_files_only=True
+            str(source), local_files_only=True, **_own_files(kind, source)
         )
     except Exception as error:  # whatever a damaged file makes the library raise
         raise ModelFileError(
@@ -214,6 +220,32 @@ def _load(kind: TokenizerKind, path: Path) -> PreTrainedTokenizerBase:
     tokenizer.model_max_length = UNLIMITED
     tokenizer.split_special_tokens = False
     return tokenizer
+
+
+def _own_files(kind: TokenizerKind, source: Path) -> dict[str, str | None]:
+    """The files of a tokenizer's folder by transformers' names for them, or None where one lacks.
+
+    Given like this, the paths in tokenizer_config.json count for nothing. Raises ModelFileError for
+    settings that transformers would follow out of the folder all the same.
+    """
+    if source.is_file():
+        return {}
+    file = source / "tokenizer_config.json"
+    settings = read_json(file) if file.is_file() else {}
+    followed = [settings[name] for name in ("vocab", "merges") if name in settings]
+    versions = settings.get("fast_tokenizer_files") or []
+    followed += versions if isinstance(versions, list) else [versions]
+    paths = [each for each in followed if each and not isinstance(each, (dict, list))]
+    if wrong := [str(each) for each in paths if each not in os.listdir(source)]:
+        message = (
+            f"names files that are not in its folder: {', '.join(wrong[:3])}. Download it again."
+        )
+        raise ModelFileError(message, source=str(file))
+    found: dict[str, str | None] = dict.fromkeys(OWN_FILES.values())
+    for name in (name for names in kind.file_sets for name in names):
+        if _has_content(source / name):
+            found[OWN_FILES[name]] = str(source / name)
+    return found
 
 
 def _reason(kind: TokenizerKind, source: Path, error: Exception) -> str:

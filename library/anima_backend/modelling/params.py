@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
+MAX_BLOCKS = 1000
+
+
 def count_blocks(shapes: Shapes, prefix: str) -> int:
-    """How many numbered blocks there are under `prefix`."""
-    numbers = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in shapes)
-    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+    """How many numbered blocks there are under `prefix`; ValueError for more than any model has.
+
+    Numbers are counted, not believed: with one of a million no million blocks are built.
+    """
+    numbers = {
+        found[1] for key in shapes if (found := re.match(rf"{re.escape(prefix)}(\d+)\.", key))
+    }
+    if len(numbers) > MAX_BLOCKS:
+        raise ValueError(f"{len(numbers)} blocks under {prefix}")
+    return len(numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +41,7 @@ class LLMAdapterParams:
     def from_state_shapes(shapes: Shapes) -> LLMAdapterParams:
         """From keys without the `llm_adapter.` prefix."""
         query = shapes["blocks.0.self_attn.q_proj.weight"]
-        return LLMAdapterParams(
+        params = LLMAdapterParams(
             vocab=shapes["embed.weight"][0],
             source_dim=shapes["blocks.0.cross_attn.k_proj.weight"][1],
             target_dim=shapes["embed.weight"][1],
@@ -40,6 +50,8 @@ class LLMAdapterParams:
             mlp_dim=shapes["blocks.0.mlp.0.weight"][0],
             num_blocks=count_blocks(shapes, "blocks."),
         )
+        check_sizes(params)
+        return params
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +74,14 @@ class DiTParams:
 
     @staticmethod
     def from_state_shapes(shapes: Shapes) -> DiTParams:
-        """From keys without prefix; KeyError when a tensor that decides a size is missing."""
+        """From keys without prefix; KeyError when a tensor that decides a size is missing, and
+        IndexError or ValueError when one has a shape that decides none.
+        """
         patch = 2
         model_dim, patch_inputs = shapes["x_embedder.proj.1.weight"]
         prefix = "llm_adapter."
         adapter = {k[len(prefix) :]: v for k, v in shapes.items() if k.startswith(prefix)}
-        return DiTParams(
+        params = DiTParams(
             channels=patch_inputs // patch**2 - 1,
             patch=patch,
             model_dim=model_dim,
@@ -78,3 +92,19 @@ class DiTParams:
             num_blocks=count_blocks(shapes, "blocks."),
             llm_adapter=LLMAdapterParams.from_state_shapes(adapter),
         )
+        check_sizes(params)
+        if params.text_dim != params.llm_adapter.target_dim:
+            gives = params.llm_adapter.target_dim
+            raise ValueError(f"text of width {params.text_dim} from an adapter that gives {gives}")
+        return params
+
+
+def check_sizes(params: LLMAdapterParams | DiTParams) -> None:
+    """Raise ValueError for sizes that no network can be built with."""
+    wrong = [
+        f"{f.name} {value}" for f in fields(params) if (value := getattr(params, f.name)) in (0, -1)
+    ]
+    if params.head_dim % 2 or params.model_dim % (params.head_dim or 1):
+        wrong.append(f"heads of {params.head_dim} in a width of {params.model_dim}")
+    if wrong:
+        raise ValueError(", ".join(wrong))
