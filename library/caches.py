@@ -127,21 +127,36 @@ class LatentsCache:
 
     def rebuild(self, place: Place, error: UnfitFile) -> Tensors:
         """Encode one item again, in its batch. Kept in memory when its file now serves another run."""
-        batch = [b for b in self.batches if any(job.image.key == place[0] for job in b)]
-        if not batch:
+        found = [
+            (job, batch) for batch in self.batches for job in batch if job.image.key == place[0]
+        ]
+        if not found:
             raise DatasetError(f"{error} Start again: it is rebuilt then.") from error
+        (job, batch), flip = found[0], place[1]
+        file = job.files[flip]
+        if not self.is_unchanged(job.image, flip, file):
+            message = (
+                f"{error} {job.image.path} has changed since the run began, so it cannot be made "
+            )
+            raise DatasetError(message + "anew for this run. Start again.") from error
         logger.warning("%s It is made anew.", error)
         made: dict[Place, Tensors] = {}
-        _LatentsEncoder(self.strategy, {place}, made).run(batch)
+        _LatentsEncoder(self.strategy, {place}, made).run([batch])
         self.strategy.free()
         if isinstance(error, TakenOver):
             self.stored[place] = made[place]
         else:
-            (job,) = [job for job in batch[0] if job.image.key == place[0]]
             check_writable([job.image.path.parent])
-            self.stored[place] = job.files[place[1]]
-            job.files[place[1]].write(made[place])
+            self.stored[place] = file
+            file.write(made[place])
         return made[place]
+
+    def is_unchanged(self, image: ImageInfo, flip: bool, file: CacheFile) -> bool:
+        """Whether the picture is still the one that the file's fingerprint was made of."""
+        try:
+            return latents_fingerprint(image, flip, self.strategy.identity) == file.fingerprint
+        except OSError:
+            return False
 
     def find(self, jobs: list[LatentsJob], tally: Tally) -> Iterator[Place]:
         """Note every item that is stored validly, and yield the others."""

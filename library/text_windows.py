@@ -86,9 +86,11 @@ class RunTexts:
 
     def window(self, start: int, limit: int, *, own: bool = False) -> tuple[range, dict[str, Path]]:
         """As many epochs from `start` as have up to `limit` texts together, at least one."""
-        texts, stop = self.of_epoch(start, own=own), start + 1
-        if not self.vary:
-            return range(start, self.epochs), texts
+        stop = start + 1
+        if not self.vary:  # a rank sees other pictures in the next epoch
+            only = own and stop == self.epochs
+            return range(start, self.epochs), self.of_epoch(start, own=only)
+        texts = self.of_epoch(start, own=own)
         while stop < self.epochs:
             more = self.of_epoch(stop, own=own)
             new = more.keys() - texts.keys()

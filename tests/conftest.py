@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,14 +23,27 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    """A program's main() sets the root logger up; the next test finds it as it was."""
+@contextmanager
+def unchanged_logging():
+    """A program's main() sets the root logger up; what comes after finds it as it was."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     yield
     root.setLevel(level)
     root.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    with unchanged_logging():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logging_as_before_the_module():
+    """For fixtures of a module, which are made before a test's own."""
+    with unchanged_logging():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -260,6 +260,15 @@ def test_a_cache_file_lost_during_the_run_is_made_anew(folder, caplog):
     assert stored_files(folder) == before
 
 
+@pytest.mark.parametrize("change", [lambda path: draw(path, seed=9), lambda path: path.unlink()])
+def test_what_is_lost_is_not_made_anew_from_another_picture(folder, change):
+    cache = cache_latents(catalogue_of(folder), ShrinkingEncoder(), to_disk=True, batch_size=2)
+    (folder / "_cache" / "0.png_0064x0064.safetensors").unlink()
+    change(folder / "0.png")
+    with pytest.raises(DatasetError, match=r"0\.png has changed since the run began"):
+        cache.get("0.0/0.png")
+
+
 def texts(folder, *captions, encoder=None):
     """The captions that a new run encodes."""
     encoder = encoder or LetterEncoder()

@@ -1,6 +1,7 @@
 """Cached text keeps captions alive: the texts of a run are known ahead and encoded in windows."""
 
 import gc
+import itertools
 import logging
 import weakref
 from dataclasses import fields, replace
@@ -128,7 +129,7 @@ def test_only_parts_known_to_be_steady_leave_captions_unchanged(part):
 @pytest.mark.parametrize("to_disk", [False, True])
 @pytest.mark.parametrize("limit", [1, 25, 10_000])
 def test_every_caption_is_there_in_its_epoch_as_encoded_and_made_once_per_window(
-    folder, to_disk, limit
+    folder, to_disk, limit, caplog
 ):
     texts = texts_of(folder)
     windows, encoder = windows_over(texts, limit, to_disk=to_disk)
@@ -144,6 +145,24 @@ def test_every_caption_is_there_in_its_epoch_as_encoded_and_made_once_per_window
             expected = LetterEncoder().encode(caption)
             for name, value in windows.get(caption).items():
                 assert torch.equal(value, expected[name]) and value.dtype == expected[name].dtype
+    assert "not foreseen" not in caplog.text
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+@pytest.mark.parametrize("limit", [1, 10_000])
+@pytest.mark.parametrize("subset", [ALIVE, "num_repeats = 2"], ids=["changing", "unchanging"])
+def test_every_rank_has_its_texts_in_every_epoch(folder, subset, limit, to_disk, caplog):
+    ranks = [texts_of(folder, subset, rank=rank, world_size=2, epochs=3) for rank in (0, 1)]
+    ranks = [replace(texts, last_batches=2) for texts in ranks]
+    windows = [windows_over(texts, limit, to_disk=to_disk)[0] for texts in ranks]
+    for epoch in range(3):
+        for texts, own in zip(ranks, windows):
+            own.prepare_epoch(epoch)
+            texts.sampler.set_epoch(epoch)
+            for batch in itertools.islice(texts.sampler, 2 if epoch == 2 else None):
+                for request in batch:
+                    assert own.get(texts.dataset.caption_of(request))
+    assert "not foreseen" not in caplog.text
 
 
 def test_a_run_that_fits_encodes_each_text_once_and_frees_the_encoder(folder):
