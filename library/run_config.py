@@ -712,7 +712,10 @@ class DistributedOptions:
     ddp_timeout: int | None = flag(None, "minutes to wait for other processes", check=at_least(1))
     ddp_gradient_as_bucket_view: bool = flag(False, "DDP: gradients as views of buckets")
     ddp_static_graph: bool = flag(False, "DDP: the graph never changes")
-    deepspeed: bool = flag(False, "use DeepSpeed", refused=LATER)
+    deepspeed: bool = flag(
+        False, "use DeepSpeed",
+        refused="it splits a model that is trained; here the base is frozen and adapters are small",
+    )  # fmt: skip
     zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), ignored=LATER)
     offload_optimizer_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
     offload_optimizer_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+SHARDED = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
 def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     """The run's accelerator.
 
@@ -64,6 +71,13 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
         logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
                        asked, wanted)  # fmt: skip
+    for variable, name in SHARDED.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise ConfigError(
+                f"accelerate is set up for {name}, which splits a model that is trained. Here the base "
+                "is frozen and adapters are small: every process holds the whole. Use plain "
+                "--multi_gpu, and gradient_checkpointing where memory is short."
+            )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         gradient_accumulation_steps=1,

@@ -79,3 +79,59 @@ def test_links_lead_somewhere(document):
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
             assert anchor in slugs, target
+
+
+LAUNCH = "anima_train_network.py --config_file train_args.toml --dataset_config dataset.toml"
+PAIR = "--config_file train_args.toml --dataset_config dataset.toml"
+FETCHES = "needs the internet"
+INSTALLS = "changes the environment; the requirements themselves are installed by the two commands"
+COMMANDS = {
+    "python tools/quickstart.py": "tests/test_environment.py",
+    "python tools/run_tests.py": "tests/test_environment.py",
+    "source .venv/bin/activate": "a shell's own",
+    ".venv\\Scripts\\activate": "a shell's own",
+    f"accelerate launch {LAUNCH}": "tests/test_smoke.py",
+    "accelerate launch anima_train_network.py": "tests/test_smoke.py",
+    "accelerate launch": "tests/test_smoke.py",
+    "accelerate launch --multi_gpu": "needs two GPUs",
+    f"accelerate launch --multi_gpu --num_processes 2 {LAUNCH}": "needs two GPUs",
+    f"torchrun --nproc_per_node 2 {LAUNCH}": "tests/test_processes.py",
+    "python tools/doctor.py": "tests/test_doctor.py",
+    "python tools/preview_buckets.py --dataset_config dataset.toml": "tests/test_preview_buckets.py",
+    "python tools/cache_latents.py": "tests/test_cache_tools.py",
+    "python tools/cache_text_encoder_outputs.py": "tests/test_cache_tools.py",
+    f"python tools/cache_latents.py {PAIR}": "tests/test_cache_tools.py",
+    f"python tools/cache_text_encoder_outputs.py {PAIR}": "tests/test_cache_tools.py",
+    f"python tools/verify_resume.py {PAIR}": "tests/test_verify_resume.py",
+    "python tools/convert_anima_root_to_kohya.py --input old.toml":
+        "tests/test_convert_anima_root_to_kohya.py",
+    "tensorboard --logdir output/my_lora/logs": "tests/test_trackers.py",
+}  # fmt: skip
+PROGRAMS = "python|accelerate|pip|tensorboard|hf|modelscope|torchrun|source|[.]venv"
+
+
+def commands(document: Path) -> set[str]:
+    """Every command line of a document: of its blocks, and in its text."""
+    text = document.read_text(encoding="utf-8")
+    lines = [line for block in blocks(document, "") for line in block.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", text)
+    return {line.strip() for line in lines if re.match(rf"(?:{PROGRAMS})[ \\/]", line.strip())}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_is_run_by_a_test_or_says_why_not(document):
+    unknown = []
+    for command in commands(document):
+        reason = COMMANDS.get(command)
+        if command.startswith(("hf download", "modelscope download")):
+            reason = FETCHES
+        elif command.startswith("pip install"):
+            reason = INSTALLS
+        if reason is None:
+            unknown.append(command)
+        elif reason.startswith("tests/"):
+            name = command.split()[1] if command.startswith("python") else command.split()[0]
+            used = (ROOT / reason).read_text(encoding="utf-8")
+            stem = Path(name).stem.replace("torchrun", "torch.distributed.run")
+            assert stem in used, f"{reason} does not run {name}"
+    assert not unknown

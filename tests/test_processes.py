@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.errors import ConfigError
 from tests.running import config_files, make_trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,3 +173,20 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder):
     assert started.returncode != 0
     assert "SIGKILL" in told or "Signal 9" in told
     assert load_file(first)
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_what_splits_a_model_is_refused_with_the_reason(demo, run_folder, monkeypatch, variable):
+    trainer = make_trainer(config_files(demo, run_folder, {}))
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match="the base is frozen"):
+        trainer.train()
+
+
+def test_a_launcher_whose_processes_do_not_meet_is_told(demo, run_folder, monkeypatch):
+    trainer = make_trainer(config_files(demo, run_folder, {}))
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 1)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    with pytest.raises(ConfigError, match="started 3 processes, and 1 of them found each other"):
+        trainer.train()
