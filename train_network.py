@@ -266,15 +266,20 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         rates = self.scheduler.get_last_lr()  # before the schedule moves on
         with self.files.unsettled():
             norm = self.update()
+            limited = self.limit_norms()
             self.state.step += 1
             self.state.batch_in_epoch += len(window)
             self.state.samples_seen += sum(len(batch.keys) for batch in window)
         self.progress.add(
             self.state.step,
-            {"loss/current": loss, "norm/grad": norm},
+            {"loss/current": loss, "norm/grad": norm, **limited},
             {f"lr/{name}": float(rate) for name, rate in zip(self.group_names, rates)},
             results,
         )
+
+    def limit_norms(self) -> dict[str, Tensor]:
+        limit = self.cfg.network.scale_weight_norms
+        return self.network.scale_weight_norms(limit) if limit else {}
 
     def sync_gradients(self, last_of_window: bool) -> contextlib.AbstractContextManager:
         """Ranks exchange gradients once per update, not per micro-step."""

@@ -251,7 +251,9 @@ class NetworkOptions:
     base_weights_multiplier: tuple[float, ...] | None = flag(
         None, "their strengths, 1 if not given"
     )
-    scale_weight_norms: float | None = flag(None, "limit of each adapter's norm", refused=LATER)
+    scale_weight_norms: float | None = flag(
+        None, "longest norm of each adapter's difference, kept after every update", check=above(0)
+    )
     unet_lr: float | None = flag(None, "learning rate of the adapters", check=at_least(0))
     text_encoder_lr: tuple[float, ...] | None = flag(
         None, "learning rate of the text encoder, which is frozen: only 0, or for no effect with "

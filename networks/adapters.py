@@ -8,7 +8,7 @@ branch, so every factor has a gradient on every rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,10 @@ class LinearAdapter(Adapter):
     def changes(self) -> dict[str, Tensor]:
         return {"weight": self.delta()}
 
+    def chains(self) -> Sequence[Sequence[Tensor]]:
+        """The trained matrices: of each Kronecker factor those applied in turn, [w] or [first, last]."""
+        raise NotImplementedError
+
     def strength(self, x: Tensor) -> float | Tensor:
         """scale * multiplier, times the mask of module dropout: 0 or 1 for this call."""
         strength = self.scale * self.multiplier
@@ -117,6 +121,9 @@ class LoRA(LinearAdapter):
     def delta(self) -> Tensor:
         return self.scale * lora_delta(self.lora_down, self.lora_up)
 
+    def chains(self) -> Sequence[Sequence[Tensor]]:
+        return [[self.lora_down, self.lora_up]]
+
 
 class LoKr(LinearAdapter):
     """delta = scale * kron(w1, w2), applied by its factors; LoKrShape says which are factored."""
@@ -133,7 +140,7 @@ class LoKr(LinearAdapter):
                 nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        w1, w2 = self._chains()
+        w1, w2 = self.chains()
         if self.training and self.dropout.rank:
             w1, w2 = self._drop_rank(w1), self._drop_rank(w2)
         scaled = (product(w1) * self.strength(x)).to(x.dtype)
@@ -141,10 +148,10 @@ class LoKr(LinearAdapter):
         return F.dropout(out, self.dropout.neuron) if self.training else out
 
     def delta(self) -> Tensor:
-        w1, w2 = self._chains()
+        w1, w2 = self.chains()
         return self.scale * lokr_delta(product(w1), w2)
 
-    def _chains(self) -> tuple[list[Tensor], list[Tensor]]:
+    def chains(self) -> tuple[list[Tensor], list[Tensor]]:
         """w1 and w2 as the matrices applied in turn: [w] or [w_b, w_a]."""
         w1 = [self.lokr_w1] if self.shape.w1_rank is None else [self.lokr_w1_b, self.lokr_w1_a]
         w2 = [self.lokr_w2] if self.shape.w2_rank is None else [self.lokr_w2_b, self.lokr_w2_a]

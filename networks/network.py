@@ -22,6 +22,7 @@ from library.errors import AdapterFileError, ConfigError, Problem
 from networks.adapted import AdaptedLinear, AdaptedNorm, merged_parameters
 from networks.adapters import LinearAdapter
 from networks.codec import ALPHA, DecodedFile, decode_tensors, encode, read_tensors, write_tensors
+from networks.norm_limit import limit_norms
 from networks.placements import Placement, fill
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,11 @@ class AdapterNetwork:
         self.multiplier = float(multiplier)
         for placement in self.placements:
             placement.adapter.multiplier = self.multiplier
+
+    def scale_weight_norms(self, limit: float) -> dict[str, Tensor]:
+        """Limit the norm of every trained Linear's difference; scalars for the log."""
+        adapters = [p.adapter for p in self.trained() if not p.is_norm]
+        return limit_norms(adapters, limit) if adapters else {}
 
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
         """Establish what trains, whatever requires_grad_ calls came before."""

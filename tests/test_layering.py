@@ -30,7 +30,8 @@ LAYERS = {
     "library/caches library/cache_files library/text_caches library/text_windows "
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading "
-    "networks/file_factors networks/merging",
+    "networks/file_factors networks/merging "
+    "networks/norm_limit",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/trainer_hooks library/adapter_files library/train_util "
@@ -89,6 +90,7 @@ SIDEWAYS = [
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
+    ("networks", "network -> norm_limit -> adapters", "a limit on what was trained"),
     ("networks", "network -> placements -> targets, codec, adapters", "adapters put in place"),
     ("networks", "network, merging -> file_factors -> codec", "what a file's factors mean"),
     ("networks", "placements -> file_factors", "adapters with a file's sizes"),
