@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -182,6 +183,12 @@ def check_output_dir(path: str) -> list[Problem]:
     """Whether files can be written to `path`, which need not exist yet; nothing is left behind."""
     where = f"output_dir = {path}"
     folder = Path(path)
+    try:
+        os.stat(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # not there yet
+    except (OSError, ValueError) as error:
+        return [Problem(f"no folder can have this name ({error}).", where)]
     while not folder.exists() and folder.parent != folder:
         folder = folder.parent
     if not folder.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ COMMAND_LINE = "the command line"
 ROOT_STYLE_SECTIONS = {"model", "training"}
 CONVERTER = "tools/convert_anima_root_to_kohya.py"
 OF_COMMAND_LINE = ("config_file", "output_config")
+MANY = 200
 
 
 class Parser(argparse.ArgumentParser):
@@ -153,6 +155,7 @@ class Reader:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.broken: set[str] = set()
+        self.unknown = 0
 
     def problem(self, message: str, where: str, source: str, name: str | None = "") -> None:
         """name: the flag that is without a usable value now, if one is known."""
@@ -251,6 +254,12 @@ class Reader:
 
     def unknown_key(self, key: str, value: Any, where: str, source: str) -> None:
         """A misspelt flag or a key of dataset.toml is a problem, anything else a note."""
+        self.unknown += 1
+        if self.unknown > MANY:  # looking for the nearest name of each would take minutes
+            if self.unknown == MANY + 1:
+                message = f"over {MANY} keys are no options here. Is it another program's file?"
+                self.problem(message, where, source)
+            return
         near = nearest_name(key, self.by_name)
         if key in DATASET_KEYS or key in ("datasets", "subsets"):
             flag_ = DATASET_KEYS[key].flag if key in DATASET_KEYS else None
@@ -372,7 +381,7 @@ def write_config(loaded: LoadedConfig) -> Path:
     if "config_file" not in loaded.given:
         raise ConfigError("--output_config: name the file to write with --config_file.")
     target = with_suffix(loaded.given["config_file"].value)
-    if target.exists():
+    if os.path.exists(target):
         raise ConfigError(f"--output_config: {target} exists already. Name another --config_file.")
     document = tomlkit.document()
     for group, values in loaded.groups.items():

@@ -6,6 +6,7 @@ problems are reported at once with their lines. Without a file, the folders name
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -321,8 +322,8 @@ class _Reader:
             recursive = values["recursive"].value or metadata.value is not None
             if message := folder_problem(folder.value, recursive=recursive):
                 self.problem(message, folder.where)
-        if metadata.value is not None and not Path(metadata.value).is_file():
-            is_folder = "this is a folder" if Path(metadata.value).is_dir() else "no such file"
+        if metadata.value is not None and not os.path.isfile(metadata.value):
+            is_folder = "this is a folder" if os.path.isdir(metadata.value) else "no such file"
             message = f"{is_folder}. Give a JSON file of captions by picture."
             self.problem(message, metadata.where)
 

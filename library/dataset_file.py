@@ -142,7 +142,7 @@ def folders_document(fallbacks: Mapping[str, Any]) -> tuple[dict, TableLines, li
 
 def repeated_folders(flag: str, parent: Path, notes: list[str]) -> list[tuple[Path, int, str]]:
     """(folder, repeats, class) of the folders called `<repeats>_<class>`; others become notes."""
-    if not parent.is_dir():
+    if not os.path.isdir(parent):
         message = folder_problem(str(parent)) or "no such folder."
         raise ConfigError([Problem(message, f"{flag} {parent}")])
     found = []
@@ -178,13 +178,13 @@ def folder_problem(name: str, *, recursive: bool = False) -> str | None:
     folder = Path(name)
     if re.search(r"[\x00-\x1f]", name):
         return "a backslash was read as an escape. Use 'single quotes', or / instead of \\."
-    if folder.is_file():
+    if os.path.isfile(folder):
         return "this is a file. Give the folder that holds the pictures."
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         hint = f"It is looked for in {Path.cwd()}." if not folder.is_absolute() else ""
         if os.name != "nt" and re.match(r"[A-Za-z]:\\", name):
             hint = "This is a Windows path."
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        siblings = [p.name for p in folder.parent.iterdir()] if os.path.isdir(folder.parent) else []
         near = nearest_name(folder.name, siblings)
         return f"no such folder. {f'Did you mean {folder.parent / near}? ' if near else ''}{hint}"
     try:

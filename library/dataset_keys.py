@@ -102,6 +102,9 @@ def belongs(name: str, level: str) -> str:
 
 def convert(key: Key, value: Any) -> Any:
     """The value in the key's type. Raises ValueError saying what was expected."""
+    numbers = value if isinstance(value, list) else [value]
+    if any(type(number) is int and abs(number) >= 2**63 for number in numbers):
+        raise ValueError("expected numbers of at most 18 digits.")
     if key.kind == "size":
         return _size(key, value)
     if key.kind == "sizes":

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import mimetypes
+import os
 import time
 import uuid
 from collections import Counter
@@ -52,7 +53,7 @@ class FileHashes:
         self.pending: dict[str, Future[str]] = {
             role: pool.submit(sha256_of_file, Path(path))
             for role, path in paths.items()
-            if path and Path(path).is_file()
+            if path and os.path.isfile(path)
         }
         pool.shutdown(wait=False)
 
@@ -185,7 +186,7 @@ def thumbnail(value: str | None) -> str | None:
     if value is None or value.startswith("data:"):
         return value
     kind = mimetypes.guess_type(value)[0] or ""
-    if not kind.startswith("image/") or not Path(value).is_file():
+    if not kind.startswith("image/") or not os.path.isfile(value):
         raise ConfigError(f"metadata_thumbnail = {value}: expected a picture file or a data: URL.")
     return f"data:{kind};base64,{base64.b64encode(Path(value).read_bytes()).decode()}"
 

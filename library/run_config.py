@@ -6,9 +6,9 @@ What an option does not do here is declared with it: `ignored` or `refused`, wit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from library.errors import Problem
@@ -517,6 +517,11 @@ class SaveOptions:
         if self.output_name and ("/" in self.output_name or "\\" in self.output_name):
             message = "expected a name without folders; use output_dir for the folder."
             found.append(Problem(message, f"output_name = {self.output_name}"))
+        if self.output_name and (
+            len(os.fsencode(self.output_name)) > 200 or "\0" in self.output_name
+        ):
+            message = "is no name for a file. Choose one of at most 200 bytes."
+            found.append(Problem(message, f"output_name = {self.output_name[:60]}"))
         if self.save_model_as != "safetensors":
             message = "only safetensors is written: .ckpt and .pt files can run code when opened."
             found.append(Problem(message, f"save_model_as = {self.save_model_as}"))
@@ -702,7 +707,7 @@ class MetadataOptions:
 
     def problems(self) -> list[Problem]:
         picture = self.metadata_thumbnail
-        if picture and not picture.startswith("data:") and not Path(picture).is_file():
+        if picture and not picture.startswith("data:") and not os.path.isfile(picture):
             return [Problem("expected a picture file or a data: URL.", "metadata_thumbnail")]
         return []
 

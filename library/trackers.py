@@ -178,7 +178,7 @@ def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:
     path = Path(options.log_tracker_config)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--log_tracker_config {path}: cannot be read ({error}).") from error
 
 

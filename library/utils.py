@@ -53,7 +53,7 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
     template = "%(message)s" if simple else "%(asctime)s %(levelname)-7s %(message)s"
     try:
         handler = logging.FileHandler(file, encoding="utf-8") if file else ConsoleHandler()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--console_log_file {file}: cannot be written ({error}).") from error
     handler.setFormatter(logging.Formatter(template, datefmt="%H:%M:%S"))
     root = logging.getLogger()

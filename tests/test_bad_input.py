@@ -195,3 +195,25 @@ def test_under_the_launcher_the_message_stays_whole(demo, run_folder):
     done = launch(*argv)
     assert done.returncode != 0
     assert "v.safetensors: no such file" in done.stderr and "q.safetensors: no such" in done.stderr
+
+
+PATHS = ["anima_transformer", "llm_adapter_path", "vae", "qwen", "qwen_tokenizer_dir",
+         "t5_tokenizer_dir", "network_weights", "base_weights", "output_dir", "logging_dir",
+         "console_log_file", "log_tracker_config", "output_name", "metadata_thumbnail",
+         "image_dir"]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["x" * 300, "a\0b", "\x1b[2J", "/dev/null/x", "."])
+@pytest.mark.parametrize("name", PATHS)
+def test_a_path_that_cannot_be_is_told(demo, run_folder, monkeypatch, name, value):
+    monkeypatch.chdir(run_folder)
+    settings = {} if name == "image_dir" else {name: [value] if name == "base_weights" else value}
+    dataset = {"image_dir": value} if name == "image_dir" else {}
+    argv = config_files(demo, run_folder, settings, **dataset)
+    try:
+        trainer = make_trainer(argv)
+        trainer.prepare_process()
+        trainer.check()
+        trainer.prepare_data()
+    except UserError as error:
+        assert "\x1b" not in str(error) and "\0" not in str(error)

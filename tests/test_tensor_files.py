@@ -42,7 +42,7 @@ def library_reads(path):
         return None
 
 
-@examples(600)
+@examples(400)
 @given(tensors.flatmap(spoiled))
 def test_what_is_accepted_is_what_the_library_accepts(path, content):
     path.write_bytes(content)

@@ -103,7 +103,7 @@ def sound_file(tensors):
     return file_bytes(header, b"\0\x3c" * (size // 2) + b"\0" * (size % 2))
 
 
-@examples(300)
+@examples(200)
 @given(files, st.sampled_from(sorted(MODULES)))
 def test_an_adapter_loads_or_is_refused_in_words(path, networks, model, content, kind):
     path.write_bytes(content)
@@ -122,7 +122,7 @@ def test_an_adapter_loads_or_is_refused_in_words(path, networks, model, content,
         assert torch.isfinite(tensor).all()
 
 
-@examples(300)
+@examples(200)
 @given(files)
 def test_an_adapter_merges_or_is_refused_in_words(path, model, content):
     path.write_bytes(content)

@@ -23,7 +23,7 @@ ODD_TEXTS = st.sampled_from(
 ) | st.text(max_size=8)  # fmt: skip
 ODD_NUMBERS = st.sampled_from(
     ["0", "1", "-1", "0.5", "1e400", "-inf", "nan", "inf", "9" * 20, "9" * 400, "1_000", "0x10",
-     "0x" + "f" * 4000, "1e-400", "2024-01-01", "12:00:00", "true", "false"]
+     "0x" + "f" * 4000, "0x" + "f" * 4000, "1e-400", "2024-01-01", "12:00:00", "true", "false"]
 )  # fmt: skip
 
 
@@ -51,7 +51,7 @@ NESTED = ["a = " + "[" * 5000, "a = " + "[" * 90_000 + "]" * 90_000, "a = " + "{
           ".".join("a" * 3000) + " = 1", "[" + ".".join("a" * 3000) + "]\nb = 1",
           "a = " + "9" * 5000, "a = 1979-13-99", 'a = "\\ud800"', "[a]\n" * 2000,
           'a = """\n' + "[" + " " * 3000 + "\n" + '"""',
-          "".join(f"unknown_{n} = 1\n" for n in range(3000)),
+          "".join(f"unknown_{n} = 1\n" for n in range(30_000)),
           "x" * 200_000 + " = 1", "\n".join('learning_rate = "' for _ in range(3000))]  # fmt: skip
 texts = st.one_of(
     st.lists(SCRAPS | st.text(max_size=4), max_size=12).map("".join),
@@ -80,15 +80,15 @@ def write(path, text):
     return path
 
 
-def refused_or_read(read, limit=5.0):
-    """Run it; anything but a result or a UserError is a failure, and so is taking long."""
-    begin = time.monotonic()
+def refused_or_read(read, limit=10.0):
+    """Run it; anything but a result or a UserError is a failure, and so is computing for long."""
+    begin = time.process_time()
     try:
         result = read()
     except UserError as error:
         assert str(error)
         result = None
-    assert time.monotonic() - begin < limit
+    assert time.process_time() - begin < limit
     return result
 
 
@@ -101,21 +101,21 @@ def read_training(path, *more):
     return loaded
 
 
-@examples(150)
+@examples(100)
 @given(texts)
 def test_a_training_file_of_any_text_is_read_or_refused(folder, text):
     path = write(folder / "train.toml", text)
     refused_or_read(lambda: read_training(path))
 
 
-@examples(200)
+@examples(120)
 @given(tables(FLAGS, ["", "[a]", "[[a]]", "[training]", "[network_args]", "[learning_rate]"]))
 def test_training_options_of_any_value_are_read_or_refused(folder, text):
     path = write(folder / "train.toml", text)
     refused_or_read(lambda: read_training(path))
 
 
-@examples(150)
+@examples(80)
 @given(st.lists(st.tuples(st.sampled_from(FLAGS), values), max_size=3))
 def test_a_whole_run_is_understood_or_refused(folder, pairs):
     lines = {name: f"{name} = {toml_value(value)}" for name, value in BASE.items()}
@@ -150,7 +150,7 @@ def test_a_dataset_file_of_any_text_is_read_or_refused(folder, text):
     refused_or_read(lambda: load_dataset_config(path, {}))
 
 
-@examples(300)
+@examples(200)
 @given(tables(sorted(KEYS), ["", "[general]", "[datasets]", "[[datasets]]", "[[datasets.subsets]]",
                              "[[datasets]]\nresolution = 64", "[[datasets.subsets]]"]))  # fmt: skip
 def test_dataset_keys_of_any_value_are_read_or_refused(folder, text):
@@ -170,12 +170,21 @@ def test_one_odd_value_in_a_sound_dataset_file_is_read_or_refused(folder, odd):
     refused_or_read(lambda: load_dataset_config(path, {}))
 
 
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.kind != "table"])
+def test_a_number_of_thousands_of_digits_is_refused_everywhere(folder, name):
+    huge = "0x" + "f" * 4000
+    for value in (huge, f"-{10**400}", f"[{huge}, {huge}]"):
+        text = f"[[datasets]]\nresolution = 64\n[general]\n{name} = {value}\n"
+        with pytest.raises(ConfigError, match="expected|belongs in"):
+            load_dataset_config(write(folder / "huge.toml", text), {})
+
+
 @pytest.mark.parametrize("number", range(len(NESTED)))
 @pytest.mark.parametrize("read", [read_training, lambda path: load_dataset_config(path, {})])
 def test_texts_made_to_exhaust_a_reader_are_refused_in_short_time(folder, number, read):
     path = write(folder / "bad.toml", NESTED[number])
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ConfigError):
         read(path)
         raise ConfigError("understood, which is right too")
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 10

@@ -97,3 +97,11 @@ def test_tokenizer_files_of_any_content_are_read_or_refused_in_words(
         load_qwen_tokenizer(folder)
     except UserError:
         pass
+
+
+@pytest.mark.parametrize("kind", LOAD)
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "/dev/null", "/dev/null/x", ""])
+def test_a_tokenizer_path_that_cannot_be_is_told(tmp_path, monkeypatch, kind, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFileError, match="tokenizer"):
+        LOAD[kind](name)

@@ -1,6 +1,7 @@
 """One command to the whole test suite, in the environment that quickstart makes."""
 
 import argparse
+import os
 import sys
 
 from tools import _environment as environment
@@ -19,6 +20,9 @@ def main() -> int:
     python = environment.prepare(files, install=not args.no_install)
     environment.say_device(python)
     chosen = [] if args.all else ["-m", "not slow"]
+    if "-n" not in for_pytest:  # a process for each core, each with one thread
+        chosen += ["-n", str(min(8, os.cpu_count() or 1))]
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     environment.run([python, "-m", "pytest", *chosen, *for_pytest])
     return 0
 

@@ -277,7 +277,7 @@ def vae_entries(path: str | Path, entries: Mapping[str, T]) -> dict[str, T]:
 def vae_file(path: str | Path) -> Path:
     """`path`, or the weight file of a diffusers folder."""
     inside = Path(path) / "diffusion_pytorch_model.safetensors"
-    return inside if Path(path).is_dir() and inside.is_file() else Path(path)
+    return inside if os.path.isfile(inside) else Path(path)
 
 
 def inspect_qwen(path: str | Path) -> Shapes:
@@ -338,7 +338,7 @@ def load_qwen(
 def qwen_files(path: str | Path) -> list[Path]:
     """The weight files of a folder, or the single file itself."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     files = sorted(path.glob("*.safetensors"))
     if not files:

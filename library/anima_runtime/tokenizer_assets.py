@@ -131,7 +131,7 @@ def find_qwen_tokenizer_dir(given: str | Path | None, qwen_path: str | Path) -> 
     if given:
         return Path(given)
     qwen_path = Path(qwen_path)
-    if qwen_path.is_dir():
+    if os.path.isdir(qwen_path):
         return qwen_path
     folder = qwen_path.parent / "qwen_tokenizer"
     logger.info("Qwen tokenizer: --qwen_tokenizer_dir is not given, using %s", folder)
@@ -161,7 +161,7 @@ def obtain_files(kind: TokenizerKind, path: Path) -> Path:
 
 def missing_files(kind: TokenizerKind, path: Path) -> str:
     """What lacks, in words ("spiece.model or tokenizer.json"); "" when nothing does."""
-    if path.is_file():
+    if os.path.isfile(path):
         usable = path.name in kind.single_files and _has_content(path)
         return "" if usable else f"a folder, or the file {' or '.join(kind.single_files)}"
     lacking = [
@@ -201,24 +201,25 @@ def _load(kind: TokenizerKind, path: Path) -> PreTrainedTokenizerBase:
     import transformers
 
     source = obtain_files(kind, path)
+    files = _own_files(kind, source)
     try:
         tokenizer = getattr(transformers, kind.class_name).from_pretrained(
-            str(source), local_files_only=True, **_own_files(kind, source)
+            str(source), local_files_only=True, **files
         )
+        # ComfyUI's behaviour, whatever the files say: nothing is cut, and a special token spelled
+        # in a caption is that token.
+        tokenizer.model_max_length = UNLIMITED
+        tokenizer.split_special_tokens = False
+        problems = _smoke_problems(kind, tokenizer)
     except Exception as error:  # whatever a damaged file makes the library raise
         raise ModelFileError(
             f"the {kind.name} tokenizer in {source} cannot be read: {_reason(kind, source, error)}"
         ) from error
-    problems = _smoke_problems(kind, tokenizer)
     if problems:
         raise ModelFileError(
             f"the {kind.name} tokenizer in {source} does not work: {'; '.join(problems)}."
             f" The files are damaged or of another kind. {_how_to_get(kind, path)}"
         )
-    # ComfyUI's behaviour, whatever the files say: nothing is cut, and a special token spelled in a
-    # caption is that token.
-    tokenizer.model_max_length = UNLIMITED
-    tokenizer.split_special_tokens = False
     return tokenizer
 
 
@@ -336,7 +337,7 @@ def _range_problems(tokenizer: PreTrainedTokenizerBase, table_rows: int) -> list
 
 
 def _has_content(file: Path) -> bool:
-    return file.is_file() and file.stat().st_size > 0
+    return os.path.isfile(file) and file.stat().st_size > 0
 
 
 def commands(kind: TokenizerKind, folder: Path) -> str:
@@ -346,11 +347,11 @@ def commands(kind: TokenizerKind, folder: Path) -> str:
 
 def _how_to_get(kind: TokenizerKind, path: Path, missing: str = "") -> str:
     """What is missing where, and the commands that bring it."""
-    folder = path.parent if path.is_file() or path.suffix in (".json", ".model") else path
+    folder = path.parent if os.path.isfile(path) or path.suffix in (".json", ".model") else path
     if not missing:
         return f"To get the files again by hand:\n{commands(kind, folder)}"
-    state = "is not a tokenizer file" if path.is_file() else "has no such file"
-    if not path.exists():
+    state = "is not a tokenizer file" if os.path.isfile(path) else "has no such file"
+    if not os.path.exists(path):
         state = "does not exist"
     return (
         f"the {kind.name} tokenizer is missing: {path} {state}. Needed: {missing}."

@@ -92,7 +92,7 @@ def sources_of(kind: str, options: FetchOptions) -> list[Source]:
 
 def can_be_fetched(kind: str, folder: Path) -> bool:
     """Whether files are missing in what is, or may become, a folder; not one of the other tokenizer."""
-    is_file = folder.is_file() or folder.suffix in (".json", ".model")
+    is_file = os.path.isfile(folder) or folder.suffix in (".json", ".model")
     other = assets.KINDS["t5" if kind == "qwen" else "qwen"]
     if is_file or not assets.missing_files(other, folder):
         return False
