@@ -151,7 +151,8 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         """Encode every picture once; the VAE is freed when this returns."""
         with train_util.one_writes(self.accelerator, self.cfg.cache.cache_latents_to_disk):
             everything = self.catalogue.everything()
-            return cache_latents_of_run(everything, self.latents_strategy, self.cfg.cache)
+            ranks = {"rank": self.sampler.rank, "world_size": self.sampler.world_size}
+            return cache_latents_of_run(everything, self.latents_strategy, self.cfg.cache, **ranks)
 
     def cache_text(self) -> TextWindows:
         """The run's texts, shuffled and dropped ones included; those needed first are encoded."""

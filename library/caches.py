@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Place = tuple[str, bool]
+EXCHANGED = 64  # items of each process at a time, about 1 MB each
 Picture = tuple[Tensor, "Tensor | None"]
 Tensors = Mapping[str, Tensor]
 """latents (C, H, W), and mask (H, W) where the picture has one."""
@@ -197,9 +198,12 @@ def cache_latents(
     to_disk: bool,
     batch_size: int,
     skip_check: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> LatentsCache:
     """Encode every picture that is not stored validly, mirrored too where flips are asked for.
 
+    Of what is kept in memory, each of world_size processes encodes its share, and all have all.
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
@@ -213,23 +217,36 @@ def cache_latents(
         )
     else:
         missing = {(job.image.key, flip) for job in jobs for flip in job.files}
-    _LatentsEncoder(strategy, missing, None if to_disk else cache.stored).run(cache.batches)
+    encoder = _LatentsEncoder(strategy, missing, None if to_disk else cache.stored)
+    encoder.run(cache.batches if to_disk else cache.batches[rank::world_size])
+    if world_size > 1 and not to_disk:
+        exchange(cache.stored, len(cache.batches[::world_size]) * 2 * batch_size)
     strategy.free()
     tally.encoded = len(missing)
     tally.report()
     return cache
 
 
+def exchange(stored: dict[Place, Tensors | Source], most: int) -> None:
+    """Give every process what all of them have encoded, a few at a time. most: items of one process."""
+    from accelerate.utils import gather_object
+
+    own = list(stored.items())
+    for start in range(0, most, EXCHANGED):
+        stored.update(gather_object(own[start : start + EXCHANGED]))
+
+
 def cache_latents_of_run(
-    catalogue: Catalogue, strategy: LatentsCachingStrategy, options: CacheOptions
+    catalogue: Catalogue, strategy: LatentsCachingStrategy, options: CacheOptions, **ranks: int
 ) -> LatentsCache:
-    """The same, as the flags ask."""
+    """The same, as the flags ask. ranks: rank and world_size."""
     return cache_latents(
         catalogue,
         strategy,
         to_disk=options.cache_latents_to_disk,
         batch_size=options.vae_batch_size,
         skip_check=options.skip_cache_check,
+        **ranks,
     )
 
 

@@ -39,7 +39,16 @@ def main() -> None:
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(found, folder / f"rank{rank}.safetensors")
-    seen = {"epochs": epochs, "sigma": result.sigma.tolist(), "seeds": list(batch.seeds)}
+    encoded = sum(len(batch) for batch in trainer.dataset.latents.batches[rank::world])
+    held = {f"{key} {flip}": tensors["latents"].sum().item()
+            for (key, flip), tensors in sorted(trainer.dataset.latents.stored.items())}  # fmt: skip
+    seen = {
+        "latents": held,
+        "encoded": encoded,
+        "epochs": epochs,
+        "sigma": result.sigma.tolist(),
+        "seeds": list(batch.seeds),
+    }
     (folder / f"rank{rank}.json").write_text(json.dumps(seen))
     trainer.accelerator.end_training()
 

@@ -107,6 +107,15 @@ def test_an_epoch_is_split_without_loss_or_mixing(seen):
             assert len({images[r["index"]].plan.bucket for r in batch}) == 1
 
 
+def test_latents_in_memory_are_encoded_by_one_and_held_by_all(seen):
+    folder, _ = seen
+    alone = facts(folder, "1/rank0")
+    apart = [facts(folder, f"2/rank{rank}") for rank in range(2)]
+    assert sum(each["encoded"] for each in apart) == alone["encoded"]
+    assert all(each["encoded"] < alone["encoded"] for each in apart)
+    assert apart[0]["latents"] == apart[1]["latents"] == alone["latents"]
+
+
 def files_below(folder):
     return sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()

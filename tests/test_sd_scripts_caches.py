@@ -49,6 +49,12 @@ def read(folder, subset="", to_disk=True):
     return cache_latents(catalogue, strategy, to_disk=to_disk, batch_size=1), strategy.encoded
 
 
+def latents_of(cache, key, flipped=False):
+    latents, mask = cache.get(key, flipped)
+    assert mask is None
+    return latents
+
+
 def save(folder, number, latents, *, name="{:04d}x{:04d}", ending="_4x16", **changed):
     """A file as sd-scripts writes it; `changed` replaces or adds arrays."""
     arrays = {
@@ -71,7 +77,9 @@ def test_latents_of_either_trainer_are_used_and_told_once(folder, name, ending, 
         cache, encoded = read(folder)
     assert encoded == 0
     for number in (0, 1):
-        assert torch.equal(cache.get(f"0.0/{number}.png"), torch.full((16, 4, 16), float(number)))
+        assert torch.equal(
+            latents_of(cache, f"0.0/{number}.png"), torch.full((16, 4, 16), float(number))
+        )
     assert "latents: 2 reused, 0 encoded" in caplog.messages
     (warning,) = [line for line in caplog.messages if "no fingerprint" in line]
     assert warning.startswith("latents: 2 ")
@@ -105,13 +113,13 @@ UNFIT = {
 @pytest.mark.parametrize("kind", UNFIT)
 def test_a_file_that_does_not_fit_is_not_used_and_told_why(folder, kind, caplog):
     changed, reason = UNFIT[kind]
-    expected = made(folder).get("0.0/0.png")
+    expected = latents_of(made(folder), "0.0/0.png")
     path = save(folder, 0, **{"latents": GOOD, **(changed if isinstance(changed, dict) else {})})
     if not isinstance(changed, dict):
         path.write_bytes(path.read_bytes()[:-200] if changed is None else changed)
     cache, encoded = read(folder)
     assert encoded == 2
-    assert torch.equal(cache.get("0.0/0.png"), expected)
+    assert torch.equal(latents_of(cache, "0.0/0.png"), expected)
     (told,) = [line for line in caplog.messages if "not used" in line]
     assert str(path) in told and reason in told
 
@@ -129,7 +137,7 @@ def test_a_file_damaged_during_the_run_is_replaced_by_the_vae(folder, caplog):
     cache, encoded = read(folder)
     assert encoded == 1
     path.write_bytes(path.read_bytes()[:1000])
-    assert torch.equal(cache.get("0.0/0.png"), made(folder).get("0.0/0.png"))
+    assert torch.equal(latents_of(cache, "0.0/0.png"), latents_of(made(folder), "0.0/0.png"))
     assert "made anew" in caplog.text
     assert read(folder)[1] == 0
 
@@ -139,16 +147,18 @@ def test_only_what_a_file_lacks_is_encoded(folder):
     save(folder, 1, GOOD + 1, latents_flipped=GOOD + 2)
     cache, encoded = read(folder, subset="flip_aug = true")
     assert encoded == 1
-    assert cache.get("0.0/1.png", True).unique().item() == 2
-    expected = made(folder, subset="flip_aug = true").get("0.0/0.png", True)
-    assert torch.equal(cache.get("0.0/0.png", True), expected)
+    assert latents_of(cache, "0.0/1.png", True).unique().item() == 2
+    expected = latents_of(made(folder, subset="flip_aug = true"), "0.0/0.png", True)
+    assert torch.equal(latents_of(cache, "0.0/0.png", True), expected)
 
 
 def test_our_own_valid_files_come_first(folder):
     read(folder)
     save(folder, 0, GOOD)
     cache, encoded = read(folder)
-    assert encoded == 0 and torch.equal(cache.get("0.0/0.png"), made(folder).get("0.0/0.png"))
+    assert encoded == 0 and torch.equal(
+        latents_of(cache, "0.0/0.png"), latents_of(made(folder), "0.0/0.png")
+    )
 
 
 def test_a_cache_in_memory_reads_no_files(folder):
