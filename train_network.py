@@ -311,7 +311,7 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
 
     def get_conditioning(self, batch: Batch) -> Any:
         """Of the batch's captions. Read here, not by loader workers: the cache changes with epochs."""
-        outputs = batch.text or [self.texts.get(caption) for caption in batch.captions]
+        outputs = [self.texts.get(caption) for caption in batch.captions]
         return self.text_strategy.collate(outputs).to(self.accelerator.device)
 
     def get_noise_pred_and_target(

@@ -79,7 +79,7 @@ class Sample:
     """One training example; exactly one of pixels and latents is set.
 
     pixels:  (3, 8H, 8W) in [-1, 1], float32        latents: (C, H, W), normalized
-    caption: after shuffle, dropout and so on        text: its encoder outputs when cached, else None
+    caption: after shuffle, dropout and so on
     seed:    from (seed, epoch, key, repeat); sigma and noise are drawn from it
     loss_mask: (H', W') >= 0 at latent or pixel size; None: every element counts
     network_multiplier: strength of the adapters for its dataset
@@ -90,7 +90,6 @@ class Sample:
     caption: str
     pixels: Tensor | None = None
     latents: Tensor | None = None
-    text: TextOutputs | None = None
     loss_weight: float = 1.0
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
@@ -100,7 +99,7 @@ class Sample:
 class Batch:
     """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,)."""
 
-    IMAGE_TENSORS: ClassVar = ("loss_weight", "pixels", "latents", "loss_mask")
+    TENSORS: ClassVar = ("loss_weight", "pixels", "latents", "loss_mask")
 
     keys: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -108,12 +107,11 @@ class Batch:
     loss_weight: Tensor
     pixels: Tensor | None = None
     latents: Tensor | None = None
-    text: tuple[TextOutputs, ...] | None = None
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
 
     def to(self, device: object) -> Batch:
-        """The same batch with its image tensors and weights on `device` (text stays where it is)."""
+        """The same batch with its tensors on `device`."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -121,7 +119,7 @@ class Batch:
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = {name: getattr(self, name) for name in self.IMAGE_TENSORS}
+        values = {name: getattr(self, name) for name in self.TENSORS}
         return replace(self, **{n: None if v is None else change(v) for n, v in values.items()})
 
 

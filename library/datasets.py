@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
     from library.caches import LatentsCache
     from library.catalogue import Catalogue
-    from library.text_caches import TextCache
 
 
 class TrainDataset(Dataset[Sample]):
     """The catalogue's pictures, or their cached latents, with the captions of each position.
 
-    latents, texts:  caches; without them samples carry pixels and only the caption
+    latents:         the cache; without it samples carry pixels
     max_train_steps: length of the run, for a token_warmup_step given as a fraction
     steps_per_epoch: updates per epoch, for token warm-up; batches per epoch when 0
     prior_loss_weight: of regularisation pictures
@@ -44,7 +43,6 @@ class TrainDataset(Dataset[Sample]):
         *,
         seed: int,
         latents: LatentsCache | None = None,
-        texts: TextCache | None = None,
         max_train_steps: int = 0,
         steps_per_epoch: int = 0,
         prior_loss_weight: float = 1.0,
@@ -52,7 +50,6 @@ class TrainDataset(Dataset[Sample]):
         self.catalogue = catalogue
         self.seed = seed
         self.latents = latents
-        self.texts = texts
         self.max_train_steps = max_train_steps
         self.prior_loss_weight = prior_loss_weight
         self.batches_per_epoch = max(1, catalogue.num_batches)
@@ -63,7 +60,6 @@ class TrainDataset(Dataset[Sample]):
 
     def __getitem__(self, request: SampleRequest) -> Sample:
         image = self.catalogue.images[request.index]
-        caption = self.caption_of(request)
         flip = self.is_flipped(request)
         pixels = latents = None
         if self.latents is not None:
@@ -74,10 +70,9 @@ class TrainDataset(Dataset[Sample]):
         return Sample(
             key=image.key,
             seed=position_seed(*self.position(image, request)),
-            caption=caption,
+            caption=self.caption_of(request),
             pixels=pixels,
             latents=latents,
-            text=None if self.texts is None else self.texts.get(caption),
             loss_weight=prior * image.subset.loss_multiplier,
             loss_mask=mask,
             network_multiplier=self.catalogue.group.datasets[
@@ -147,7 +142,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         values = [getattr(sample, name) for sample in samples]
         return None if values[0] is None else torch.stack(values)
 
-    texts = tuple(sample.text for sample in samples)
     return Batch(
         keys=tuple(sample.key for sample in samples),
         seeds=tuple(sample.seed for sample in samples),
@@ -155,7 +149,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         loss_weight=torch.tensor([sample.loss_weight for sample in samples]),
         pixels=stack("pixels"),
         latents=stack("latents"),
-        text=None if texts[0] is None else texts,
         loss_mask=stack_masks([sample.loss_mask for sample in samples]),
         network_multiplier=samples[0].network_multiplier,
     )

@@ -11,10 +11,8 @@ from library.bucket_sampler import BucketBatchSampler
 from library.caches import cache_latents
 from library.data_types import SampleRequest
 from library.datasets import TrainDataset, collate
-from library.text_caches import cache_text
 from tests.dataset_files import (
     BUCKETS,
-    LetterEncoder,
     ShrinkingEncoder,
     catalogue_from,
     catalogue_of,
@@ -109,7 +107,7 @@ def test_a_batch_s_tensors_have_the_shape_of_its_bucket(two_datasets):
     for batch in DataLoader(dataset, batch_sampler=sampler, collate_fn=collate):
         (width, height) = {bucket_of[key] for key in batch.keys}.pop()
         assert batch.pixels.shape == (len(batch.keys), 3, height, width)
-        assert batch.pixels.abs().max() <= 1 and batch.latents is None and batch.text is None
+        assert batch.pixels.abs().max() <= 1 and batch.latents is None
         assert batch.loss_weight.tolist() == [1.0] * len(batch.keys)
         assert len(set(batch.seeds)) == len(batch.seeds) == len(batch.captions)
 
@@ -166,19 +164,13 @@ def test_cached_samples_equal_encoding_on_the_fly(two_datasets, to_disk):
     plain = TrainDataset(two_datasets, seed=1)
     sampler = BucketBatchSampler(two_datasets, seed=1)
     requests = [request for batch in sampler for request in batch]
-    vae, text = ShrinkingEncoder(), LetterEncoder()
-    folders = {
-        plain.caption_of(r): two_datasets.images[r.index].path.parent for r in requests
-    }  # fmt: skip
+    vae = ShrinkingEncoder()
     latents = cache_latents(two_datasets, vae, to_disk=to_disk, batch_size=2)
-    texts = cache_text(folders, text, to_disk=to_disk)
-    cached = TrainDataset(two_datasets, seed=1, latents=latents, texts=texts)
+    cached = TrainDataset(two_datasets, seed=1, latents=latents)
     for request in requests:
         expected, sample = plain[request], cached[request]
         assert sample.pixels is None and sample.seed == expected.seed
         assert torch.equal(sample.latents, vae.encode(expected.pixels[None])[0])
-        for name, value in text.encode(expected.caption).items():
-            assert torch.equal(sample.text[name], value) and sample.text[name].dtype == value.dtype
 
 
 def test_everything_a_worker_needs_can_be_pickled(two_datasets):
