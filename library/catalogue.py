@@ -93,6 +93,10 @@ class Catalogue:
             lines.append(_describe_dataset(number, dataset, images))
             for subset in dataset.subsets:
                 lines.append(_describe_subset(subset, [i for i in images if i.subset is subset]))
+            kept = [i.path.name for i in self.held_out if i.dataset_index == number]
+            if kept:
+                names = ", ".join(kept[:3] + ["..."] * (len(kept) > 3))
+                lines.append(f"  kept for validation: {len(kept)} pictures ({names})")
             for (owner, bucket), indices in buckets.items():
                 if owner != number:
                     continue

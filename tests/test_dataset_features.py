@@ -225,7 +225,9 @@ def test_a_share_of_the_pictures_is_held_out_by_the_seed(tmp_path):
     again = catalogue_of(folder, dataset="validation_split = 0.3")
     other = catalogue_of(folder, dataset="validation_split = 0.3\nvalidation_seed = 4")
     assert held_out(catalogue) == held_out(again) != held_out(other)
-    assert len(catalogue_of(folder, dataset="validation_split = 0.01").held_out) == 1
+    one = catalogue_of(folder, dataset="validation_split = 0.01")
+    (kept,) = held_out(one)
+    assert f"  kept for validation: 1 pictures ({kept})" in one.describe()
 
 
 def test_a_copy_of_a_held_out_picture_is_not_trained_on(tmp_path):

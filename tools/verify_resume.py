@@ -172,10 +172,12 @@ def verify(job: Job, rng: random.Random, *, together: bool = False) -> tuple[boo
 
     together: the undisturbed and the killed run train at the same time
     """
+    tell(f"Training {job.steps} steps undisturbed (messages: {job.folder / 'whole.log'})")
     reference = job.start("whole")
     whole = None if together else job.finish(reference, "whole")
     for attempt in range(5):
         name = f"killed-{attempt}"
+        tell("The same again, killed at a random moment")
         process = job.start(name)
         if kill_at_random(job, process, name, rng):
             break
@@ -184,6 +186,7 @@ def verify(job: Job, rng: random.Random, *, together: bool = False) -> tuple[boo
         return False, "The run was over before it could be killed. Use more --verify_steps."
     whole = whole or job.finish(reference, "whole")
     state, beyond = job.states(name)[-1], (job.folder / name / whole.name).exists()
+    tell(f"The same again, from {state.name}")
     resumed = job.finish(job.start(name, resume=state), name)
     told = f"Killed {'at its end' if beyond else 'in the middle'}, resumed from {state.name}: "
     apart = distance(whole, resumed)
@@ -191,9 +194,14 @@ def verify(job: Job, rng: random.Random, *, together: bool = False) -> tuple[boo
         return True, f"{told}the same {whole.stat().st_size} bytes."
     if not torch.cuda.is_available() or is_deterministic(job.argv):
         return False, f"{told}not the same; tensors differ by up to {apart:.2e}."
+    tell("Not the same bytes: measuring how far two undisturbed runs differ")
     spread = distance(whole, job.finish(job.start("again"), "again"))
     told += f"differs by {apart:.2e}; two undisturbed runs differ by {spread:.2e}."
     return apart <= SPREAD_ALLOWED * spread, f"{told} With --deterministic it can be exact."
+
+
+def tell(text: str) -> None:
+    print(f"{text} ...", flush=True)
 
 
 def is_deterministic(argv: Sequence[str]) -> bool:
