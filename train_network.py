@@ -149,10 +149,11 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
 
     def cache_latents(self) -> LatentsCache:
         """Encode every picture once; the VAE is freed when this returns."""
-        with train_util.one_writes(self.accelerator, self.cfg.cache.cache_latents_to_disk):
-            everything = self.catalogue.everything()
-            ranks = {"rank": self.sampler.rank, "world_size": self.sampler.world_size}
-            return cache_latents_of_run(everything, self.latents_strategy, self.cfg.cache, **ranks)
+        options, everything = self.cfg.cache, self.catalogue.everything()
+        share = train_util.share_of_caching(self.accelerator, options.cache_latents_to_disk)
+        cache = cache_latents_of_run(everything, self.latents_strategy, options, **share)
+        self.accelerator.wait_for_everyone()
+        return cache
 
     def cache_text(self) -> TextWindows:
         """The run's texts, shuffled and dropped ones included; those needed first are encoded."""

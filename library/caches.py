@@ -203,7 +203,8 @@ def cache_latents(
 ) -> LatentsCache:
     """Encode every picture that is not stored validly, mirrored too where flips are asked for.
 
-    Of what is kept in memory, each of world_size processes encodes its share, and all have all.
+    Each of world_size processes encodes its share. In memory all have all of it when this returns;
+    on disk they have to wait for each other after it.
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
@@ -218,7 +219,7 @@ def cache_latents(
     else:
         missing = {(job.image.key, flip) for job in jobs for flip in job.files}
     encoder = _LatentsEncoder(strategy, missing, None if to_disk else cache.stored)
-    encoder.run(cache.batches if to_disk else cache.batches[rank::world_size])
+    encoder.run(cache.batches[rank::world_size])
     if world_size > 1 and not to_disk:
         exchange(cache.stored, len(cache.batches[::world_size]) * 2 * batch_size)
     strategy.free()

@@ -101,6 +101,14 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def share_of_caching(accelerator: Accelerator, to_disk: bool) -> dict[str, int]:
+    """This process's rank among those that share the work: on disk, those of this machine."""
+    if to_disk:
+        together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+        return {"rank": accelerator.local_process_index, "world_size": together}
+    return {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+
+
 def one_writes(accelerator: Accelerator, to_disk: bool) -> AbstractContextManager:
     """Within, when it is on disk, the other processes wait for the one that fills a shared cache."""
     return accelerator.local_main_process_first() if to_disk else nullcontext()

@@ -11,15 +11,35 @@ from dataclasses import asdict
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
-import anima_train_network
+from anima_train_network import AnimaNetworkTrainer, load_run
 from library.data_types import SampleRequest
 from library.datasets import collate
+from library.strategy_anima import AnimaLatentsCachingStrategy
+
+
+class CountingTrainer(AnimaNetworkTrainer):
+    """Counts the pictures that its VAE encodes."""
+
+    encoded = 0
+
+    def get_latents_caching_strategy(self) -> AnimaLatentsCachingStrategy:
+        strategy = super().get_latents_caching_strategy()
+        encode = strategy.encode
+
+        def counting(pixels: Tensor) -> Tensor:
+            self.encoded += len(pixels)
+            return encode(pixels)
+
+        strategy.encode = counting
+        return strategy
 
 
 def main() -> None:
     output, samples, *argv = sys.argv[1:]
-    trainer = anima_train_network.make_trainer(argv)
+    train, datasets, anima, _ = load_run(argv)
+    trainer = CountingTrainer(train, datasets, anima)
     trainer.prepare()
     rank, world = trainer.accelerator.process_index, trainer.accelerator.num_processes
     epochs = [
@@ -39,12 +59,11 @@ def main() -> None:
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(found, folder / f"rank{rank}.safetensors")
-    encoded = sum(len(batch) for batch in trainer.dataset.latents.batches[rank::world])
     held = {f"{key} {flip}": tensors["latents"].sum().item()
             for (key, flip), tensors in sorted(trainer.dataset.latents.stored.items())}  # fmt: skip
     seen = {
         "latents": held,
-        "encoded": encoded,
+        "encoded": trainer.encoded,
         "epochs": epochs,
         "sigma": result.sigma.tolist(),
         "seeds": list(batch.seeds),

@@ -372,3 +372,19 @@ def test_impossible_numbers_in_a_cache_are_made_anew(folder, change, caplog):
     found = cache.get("a tag")
     assert "impossible numbers" in caplog.text
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_processes_share_the_pictures_that_are_to_be_stored(folder):
+    catalogue, files = catalogue_of(folder, subset="flip_aug = true"), []
+    done = []
+    for rank in (1, 0, 1):  # the one that came first again, as a later run
+        encoder = ShrinkingEncoder()
+        cache = cache_latents(
+            catalogue, encoder, to_disk=True, batch_size=1, rank=rank, world_size=2
+        )
+        done.append(sum(encoder.batches))
+        files.append(len(stored_files(folder)))
+    assert (done, files) == ([4, 4, 0], [4, 8, 8])
+    for image in catalogue.images:
+        pixels = load_pixels(image.path, image.plan)[None]
+        assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
