@@ -102,6 +102,7 @@ COMMANDS = {
     "python tools/cache_text_encoder_outputs.py": "tests/test_cache_tools.py",
     f"python tools/cache_latents.py {PAIR}": "tests/test_cache_tools.py",
     f"python tools/cache_text_encoder_outputs.py {PAIR}": "tests/test_cache_tools.py",
+    "python tools/verify_resume.py": "tests/test_verify_resume.py",
     f"python tools/verify_resume.py {PAIR}": "tests/test_verify_resume.py",
     "python tools/convert_anima_root_to_kohya.py --input old.toml":
         "tests/test_convert_anima_root_to_kohya.py",
