@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from library import losses, metadata, train_util, validation
 from library.bucket_sampler import BucketBatchSampler
-from library.caches import LatentsCache, cache_latents_of_run
+from library.caches import LatentsCache, cache_latents
 from library.checkpoints import CheckpointPlan, check_output_dir
 from library.config_util import DatasetGroupConfig
 from library.data_types import Batch, StepResult, TrainState
@@ -151,7 +151,10 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         """Encode every picture once; the VAE is freed when this returns."""
         options, everything = self.cfg.cache, self.catalogue.everything()
         share = train_util.share_of_caching(self.accelerator, options.cache_latents_to_disk)
-        cache = cache_latents_of_run(everything, self.latents_strategy, options, **share)
+        cache = cache_latents(
+            everything, self.latents_strategy, share=share, to_disk=options.cache_latents_to_disk,
+            batch_size=options.vae_batch_size, skip_check=options.skip_cache_check,
+        )  # fmt: skip
         self.accelerator.wait_for_everyone()
         return cache
 

@@ -44,7 +44,6 @@ from library.utils import is_quiet
 
 if TYPE_CHECKING:
     from library.catalogue import Catalogue
-    from library.run_config import CacheOptions
     from library.strategy_base import LatentsCachingStrategy
 
 logger = logging.getLogger(__name__)
@@ -93,6 +92,20 @@ class LatentsJob:
             mask_path=self.image.mask,
         )
         return pixels, torch.ones(pixels.shape[1:]) if self.is_masked and mask is None else mask
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process among those that encode together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def of(self, batches: list[list[LatentsJob]]) -> list[list[LatentsJob]]:
+        return batches[self.rank :: self.world_size]
+
+
+ALONE = Share()
 
 
 class LatentsCache:
@@ -198,13 +211,12 @@ def cache_latents(
     to_disk: bool,
     batch_size: int,
     skip_check: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
+    share: Share = ALONE,
 ) -> LatentsCache:
     """Encode every picture that is not stored validly, mirrored too where flips are asked for.
 
-    Each of world_size processes encodes its share. In memory all have all of it when this returns;
-    on disk they have to wait for each other after it.
+    Only this process's share is encoded here. In memory all processes have all when this returns; on
+    disk they have to wait for each other after it.
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
@@ -219,9 +231,9 @@ def cache_latents(
     else:
         missing = {(job.image.key, flip) for job in jobs for flip in job.files}
     encoder = _LatentsEncoder(strategy, missing, None if to_disk else cache.stored)
-    encoder.run(cache.batches[rank::world_size])
-    if world_size > 1 and not to_disk:
-        exchange(cache.stored, len(cache.batches[::world_size]) * 2 * batch_size)
+    encoder.run(share.of(cache.batches))
+    if share.world_size > 1 and not to_disk:
+        exchange(cache.stored, len(cache.batches[:: share.world_size]) * 2 * batch_size)
     strategy.free()
     tally.encoded = len(missing)
     tally.report()
@@ -235,20 +247,6 @@ def exchange(stored: dict[Place, Tensors | Source], most: int) -> None:
     own = list(stored.items())
     for start in range(0, most, EXCHANGED):
         stored.update(gather_object(own[start : start + EXCHANGED]))
-
-
-def cache_latents_of_run(
-    catalogue: Catalogue, strategy: LatentsCachingStrategy, options: CacheOptions, **ranks: int
-) -> LatentsCache:
-    """The same, as the flags ask. ranks: rank and world_size."""
-    return cache_latents(
-        catalogue,
-        strategy,
-        to_disk=options.cache_latents_to_disk,
-        batch_size=options.vae_batch_size,
-        skip_check=options.skip_cache_check,
-        **ranks,
-    )
 
 
 def is_masked(image: ImageInfo) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from library.bucket_sampler import BucketBatchSampler
+from library.caches import Share
 from library.data_types import Batch, Sample, SampleRequest, TrainState
 from library.datasets import TrainDataset, collate
 from library.errors import ConfigError, UserError
@@ -101,12 +102,12 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def share_of_caching(accelerator: Accelerator, to_disk: bool) -> dict[str, int]:
-    """This process's rank among those that share the work: on disk, those of this machine."""
+def share_of_caching(accelerator: Accelerator, to_disk: bool) -> Share:
+    """Of all processes; on disk, of those on this machine, which read each other's files."""
     if to_disk:
         together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        return {"rank": accelerator.local_process_index, "world_size": together}
-    return {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        return Share(accelerator.local_process_index, together)
+    return Share(accelerator.process_index, accelerator.num_processes)
 
 
 def one_writes(accelerator: Accelerator, to_disk: bool) -> AbstractContextManager:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.cache_files import THREADS
-from library.caches import cache_latents, decode_ahead, latents_fingerprint
+from library.caches import Share, cache_latents, decode_ahead, latents_fingerprint
 from library.errors import DatasetError
 from library.images import load_pixels
 from library.text_caches import TextCache, cache_text
@@ -379,9 +379,7 @@ def test_processes_share_the_pictures_that_are_to_be_stored(folder):
     done = []
     for rank in (1, 0, 1):  # the one that came first again, as a later run
         encoder = ShrinkingEncoder()
-        cache = cache_latents(
-            catalogue, encoder, to_disk=True, batch_size=1, rank=rank, world_size=2
-        )
+        cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1, share=Share(rank, 2))
         done.append(sum(encoder.batches))
         files.append(len(stored_files(folder)))
     assert (done, files) == ([4, 4, 0], [4, 8, 8])
