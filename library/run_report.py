@@ -152,7 +152,9 @@ def environment(page: Page) -> None:
 
 
 def version(package: str) -> str | None:
-    """The installed version of a package, None when it is not installed."""
+    """The installed version of a package, None when it is not installed; torch names its build."""
+    if package == "torch":
+        return torch.__version__
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

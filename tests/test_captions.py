@@ -12,6 +12,9 @@ from library.captions import CaptionPosition, CaptionRecipe, process_caption
 class FirstChoice(random.Random):
     """Draws that can be followed by hand: shuffle reverses, choice takes the last, dice are given."""
 
+    def __new__(cls, *dice):
+        return super().__new__(cls)
+
     def __init__(self, *dice):
         super().__init__(0)
         self.dice = list(dice)

@@ -319,7 +319,7 @@ def test_declarations_import_only_the_standard_library(path):
         f"{path}:{found.line} imports {found.module}"
         for found in imports_of(path, source(path))
         if not (found.in_function or found.typing_only or found.is_project)
-        and not found.is_of(sys.stdlib_module_names | {"tomli"})
+        and not found.is_of(sys.stdlib_module_names | {"tomli", "tomllib"})
     ]
     report(third_party)
 
