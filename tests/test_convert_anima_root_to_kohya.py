@@ -205,13 +205,20 @@ def test_bucket_sizes_turn_buckets_on_unless_the_file_says_otherwise(tmp_path):
 def test_unsupported_and_unknown_keys_are_reported_apart(tmp_path, capsys):
     changes = {name.replace(".", "__"): 1 for name in root_style.UNSUPPORTED}
     converted(
-        tmp_path, **changes, monitor__alert="warn", training__leanring_rate=1, extra__a=1, top=3
+        tmp_path,
+        **changes,
+        monitor__alert="warn",
+        training__leanring_rate=1,
+        training__ema=1,
+        extra__a=1,
+        top=3,
     )
     unsupported, unknown = capsys.readouterr().out.split("unknown, not converted")
     for name, instead in root_style.UNSUPPORTED.items():
         assert f"{name}: use {instead}" in unsupported
     assert "[monitor]: use" in unsupported
     assert "training.leanring_rate (did you mean training.learning_rate?)" in unknown
+    assert "training.ema\n" in unknown  # like no key of its section, however long their common name
     assert "extra" in unknown and "top" in unknown
 
 

@@ -96,8 +96,10 @@ def take(result: Converted, name: str, value: Any, folder: Path) -> None:
         result.unsupported.append(f"{name}: use {UNSUPPORTED[name]}")
         return
     if name not in RULES:
-        near = nearest_name(name, [*RULES, *UNSUPPORTED])
-        result.unknown.append(f"{name}{f' (did you mean {near}?)' if near else ''}")
+        section, key = name.split(".", 1)
+        known = (each.split(".", 1) for each in [*RULES, *UNSUPPORTED])
+        near = nearest_name(key, [of for place, of in known if place == section])
+        result.unknown.append(f"{name}{f' (did you mean {section}.{near}?)' if near else ''}")
         return
     rule = RULES[name]
     try:
