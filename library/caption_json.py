@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from library.errors import DatasetError, Problem
+from library.text_files import TextFileError, parse_json, read_text
 
 READ = ("caption", "tags")
 
@@ -63,17 +63,12 @@ def read_caption_json(path: str | Path) -> tuple[dict[str, CaptionEntry], tuple[
 
 def _load(path: Path) -> Mapping[str, Any]:
     try:
-        document = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}."
-    except UnicodeDecodeError:
-        message = "is not UTF-8 text. Save it as UTF-8."
-    except json.JSONDecodeError as error:
-        message = f"is not valid JSON: {error.msg} (line {error.lineno})."
-    except (RecursionError, ValueError) as error:
-        message = f"is not a metadata file ({error})."
-    else:
-        if isinstance(document, dict):
-            return document
+        document = parse_json(read_text(path))
+    except (FileNotFoundError, TextFileError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        message = "no such file." if missing else str(error)
+        raise DatasetError(message, source=str(path)) from error
+    if not isinstance(document, dict):
         message = 'expected an object: {"picture": {"caption": "..."}, ...}.'
-    raise DatasetError(message, source=str(path))
+        raise DatasetError(message, source=str(path))
+    return document

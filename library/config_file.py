@@ -27,12 +27,8 @@ from library.options import (
     group_problems,
     value_problem,
 )
+from library.text_files import TextFileError, parse_toml, read_text
 from library.utils import atomic_write, nearest_name
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 COMMAND_LINE = "the command line"
 ROOT_STYLE_SECTIONS = {"model", "training"}
@@ -274,19 +270,13 @@ class Reader:
         """The file's text and its content; None, with a problem, when it cannot be read."""
         text = ""
         try:
-            text = path.read_bytes().decode("utf-8-sig")
-            return text, tomllib.loads(text)
+            text = read_text(path)
+            return text, parse_toml(text)
         except FileNotFoundError:
             message = f"no such file. It is looked for in {Path.cwd()}."
             self.problem(message, f"--config_file {path}", COMMAND_LINE)
-        except OSError as error:
-            self.problem(f"cannot be read ({error.strerror}).", "", str(path))
-        except UnicodeDecodeError:
-            message = "is not UTF-8 text. Save it as UTF-8 (Notepad: Save as, Encoding UTF-8)."
-            self.problem(message, "", str(path))
-        except (ValueError, RecursionError) as error:  # endless numbers and nesting raise their own
-            message = f"is not valid TOML: {error}.{toml_hint(text, str(error))}"
-            self.problem(message, "", str(path))
+        except TextFileError as error:
+            self.problem(str(error), "", str(path))
         return text, None
 
     def convert_all(self, given: dict[str, Given]) -> dict[str, Any]:
@@ -351,16 +341,6 @@ def key_lines(text: str) -> dict[tuple[str, str], str]:
         elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line):
             found.setdefault((section, key[1]), shown)
     return found
-
-
-def toml_hint(text: str, error: str) -> str:
-    """The line in question; a backslash in double quotes is the usual cause on Windows."""
-    number = re.search(r"line (\d+)", error)
-    line = text.splitlines()[int(number[1]) - 1].strip() if number else ""
-    shown = f" The line: {line}" if line else ""
-    if "\\" in line and '"' in line:
-        shown += "  Write Windows paths in single quotes, 'C:\\models\\a.safetensors', or with /."
-    return shown
 
 
 def root_style_message(path: Path) -> str:

@@ -5,7 +5,6 @@ What the keys mean is config_util's.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,12 +13,8 @@ from typing import Any
 
 from library.dataset_keys import IMAGE_EXTENSIONS
 from library.errors import ConfigError, Problem
+from library.text_files import TextFileError, parse_json, parse_toml, read_text
 from library.utils import nearest_name
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 CACHE_FOLDER = "_cache"
 TableLines = dict[tuple, str]
@@ -30,45 +25,18 @@ def read_document(path: Path) -> tuple[dict, TableLines]:
     """The file's content and lines. Raises ConfigError when it is neither TOML nor JSON."""
     source = str(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path)
+        if path.suffix.lower() == ".json":
+            return _object(parse_json(text), source), {}
+        return parse_toml(text), find_lines(text)
     except FileNotFoundError:
         message = f"no such file. --dataset_config is looked for in {Path.cwd()}."
         raise ConfigError(message, source=source) from None
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}.", source=source) from error
-    except UnicodeDecodeError as error:
-        message = "is not UTF-8 text. Save it as UTF-8 (in Notepad: Save as, Encoding UTF-8)."
-        raise ConfigError(message, source=source) from error
-    if path.suffix.lower() == ".json":
-        return read_json(text, source), {}
-    try:
-        return tomllib.loads(text), find_lines(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError; endless numbers and nesting
-        message = f"is not valid TOML: {error}.{_toml_hint(text, str(error))}"
-    raise ConfigError(message, source=source)
+    except TextFileError as error:
+        raise ConfigError(str(error), source=source) from error
 
 
-def read_json(text: str, source: str) -> dict:
-    """A JSON object whose every key stands once. Raises ConfigError."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict:
-        names = [name for name, _ in pairs]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"{twice[0]} stands there twice. Keep one.", source=source)
-        return dict(pairs)
-
-    try:
-        document = json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as error:
-        lines = text.splitlines()
-        line = lines[error.lineno - 1].strip()[:60] if error.lineno <= len(lines) else ""
-        shown = f" The line: {line}" if line else ""
-        message = f"is not valid JSON: {error.msg} (line {error.lineno}).{shown}"
-        if "\\" in line:
-            message += "  A path needs / or \\\\ instead of \\."
-        raise ConfigError(message, source=source) from error
-    except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
-        raise ConfigError(f"is not a dataset file ({error}).", source=source) from error
+def _object(document: Any, source: str) -> dict:
     if not isinstance(document, dict):
         message = 'expected an object: {"general": {...}, "datasets": [...]}.'
         raise ConfigError(message, source=source)
@@ -96,16 +64,6 @@ def find_lines(text: str) -> TableLines:
         if header or pair:
             found.setdefault((path, pair[1] if pair else ""), shown)
     return found
-
-
-def _toml_hint(text: str, error: str) -> str:
-    """The line in question, and what to do about Windows paths."""
-    place = re.search(r"at line (\d+)", error)
-    line = text.splitlines()[int(place[1]) - 1].strip() if place else ""
-    shown = f" The line: {line}" if line else ""
-    if "\\" in line:
-        shown += "  A path with \\ needs 'single quotes', or / instead of \\."
-    return shown
 
 
 def folders_document(fallbacks: Mapping[str, Any]) -> tuple[dict, TableLines, list[str]]:

@@ -18,15 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from library.errors import ConfigError, Problem
+from library.text_files import TextFileError, parse_toml, read_text
 from library.user_classes import check_keywords, is_installed
 
 if TYPE_CHECKING:
     from library.run_config import LoggingOptions
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 logger = logging.getLogger(__name__)
 
@@ -175,10 +171,10 @@ def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:
     """Per tracker, further arguments from --log_tracker_config. Raises ConfigError."""
     if not options.log_tracker_config:
         return {}
-    path = Path(options.log_tracker_config)
+    path = options.log_tracker_config
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        return parse_toml(read_text(path))
+    except (FileNotFoundError, TextFileError) as error:
         raise ConfigError(f"--log_tracker_config {path}: cannot be read ({error}).") from error
 
 

@@ -259,6 +259,8 @@ def test_all_problems_come_at_once(tmp_path):
         (b"[training]\na = 1\n", "has no [model]"),
         (b"a = 1\n", "has no [model] and [training]"),
         (b"a = C:\\b\n", "not valid TOML"),
+        (b"a = " + b"[" * 3000, "not valid TOML"),
+        (b"a = " + b"1" * 5000, "not valid TOML"),
         ("a = '训练'".encode("gbk"), "not UTF-8"),
         (None, "no such file"),
     ],

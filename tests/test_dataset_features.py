@@ -70,6 +70,14 @@ def test_without_a_folder_the_pictures_lie_beside_the_metadata_file(tmp_path):
     assert [i.caption for i in catalogue_from(tmp_path, text).images] == ["b"]
 
 
+def test_a_picture_that_stands_twice_in_a_metadata_file_is_told(tmp_path):
+    folder = folder_of(tmp_path / "set", [(64, 64)])
+    file = tmp_path / "meta.json"
+    file.write_text('{"0": {"caption": "a"}, "0": {"caption": "b"}}', encoding="utf-8")
+    told = problems_of(lambda: catalogue_of(folder, subset=f"metadata_file = '{file}'"))
+    assert "0 stands there twice" in told
+
+
 @pytest.mark.parametrize(
     "entries, message",
     [

@@ -28,6 +28,7 @@ from typing import Any
 from library.errors import ConfigError, OutputError, Problem, run_main
 from library.optimizers import is_schedule_free
 from library.run_config import OptimizerOptions
+from library.text_files import TextFileError, parse_toml, read_text
 from library.utils import atomic_write, nearest_name, output_errors
 from tools._root_style import (
     REQUIRED,
@@ -37,11 +38,6 @@ from tools._root_style import (
     UNSUPPORTED_SECTIONS,
     resolved,
 )
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 SHIFT_LINES = ('timestep_sampling = "shift"', "discrete_flow_shift = 3.0")
 Tables = dict[str, dict[str, Any]]
@@ -222,15 +218,11 @@ def dataset_file(result: Converted, source: Path) -> str:
 def read(path: Path) -> dict[str, Any]:
     """The old file. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+        return parse_toml(read_text(path))
     except FileNotFoundError:
         message = f"no such file. It is looked for in {Path.cwd()}."
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}."
-    except UnicodeDecodeError:
-        message = "is not UTF-8 text. Save it as UTF-8 (Notepad: Save as, Encoding UTF-8)."
-    except tomllib.TOMLDecodeError as error:
-        message = f"is not valid TOML: {error}. A path with \\ needs 'single quotes'."
+    except TextFileError as error:
+        message = str(error)
     raise ConfigError(message, source=str(path))
 
 
