@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
-HUBER_SCHEDULES = ("constant", "exponential", "snr")
 
 
 class LossSettings(Protocol):

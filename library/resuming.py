@@ -241,7 +241,7 @@ def restore_schedule(
 
 
 def random_states() -> dict[str, Tensor]:
-    """The generators of torch, of each of this process's CUDA devices, of numpy and of Python.
+    """The generators of torch, of this process's CUDA device, of numpy and of Python.
 
     The trainer's own draws depend on the position alone; these are for optimizers and schedules of
     the user's that draw by themselves.

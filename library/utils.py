@@ -173,8 +173,3 @@ def file_fingerprint(path: str | Path) -> str:
     stat = os.stat(path)
     text = f"{Path(path).name}|{stat.st_size}|{stat.st_mtime_ns}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def is_interactive() -> bool:
-    """Whether standard error is a terminal (progress bars redraw there)."""
-    return sys.stderr.isatty()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from pathlib import Path
 from library.config_util import DatasetGroupConfig
 from library.data_types import ImageInfo
 from library.picture_files import Findings, natural_key
-from library.utils import position_seed
+from library.utils import position_seed, sha256_of_file
 
 
 def hold_out(
@@ -60,10 +59,10 @@ def content_ids(paths: Iterable[Path]) -> dict[Path, int]:
     by_size: dict[int, list[Path]] = defaultdict(list)
     for path in sorted(paths, key=str):
         by_size[path.stat().st_size].append(path)
-    ids: dict[tuple[int, bytes], int] = {}
+    ids: dict[tuple[int, str], int] = {}
     found = {}
     for size, same in by_size.items():
         for path in same:
-            digest = hashlib.sha256(path.read_bytes()).digest() if len(same) > 1 else b""
+            digest = sha256_of_file(path) if len(same) > 1 else ""
             found[path] = ids.setdefault((size, digest), len(ids))
     return found

@@ -114,9 +114,6 @@ class Anima(nn.Module):
         """Recompute each block in the backward pass; cpu_offload keeps the blocks' inputs in RAM."""
         self.checkpointing = "cpu_offload" if cpu_offload else "on"
 
-    def disable_gradient_checkpointing(self) -> None:
-        self.checkpointing = "off"
-
     def set_attention_backend(self, name: str) -> None:
         """torch or xformers, for the DiT's attentions."""
         backend = choose_backend(name)
