@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
 LAYERS = {
-    0: "library/errors library/utils library/device_utils library/user_classes "
+    0: "library/errors library/files library/utils library/device_utils library/user_classes "
     "library/text_files library/__init__ library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
