@@ -281,7 +281,7 @@ def first_position(
     processes: int,
 ) -> TrainState:
     """Where the run begins: at 0, at a state's position, or where the flags say."""
-    position = moved(state, processes) if state else TrainState()
+    position = moved(state, processes, plan) if state else TrainState()
     if not options.given_step:
         return position
     step = options.initial_step
@@ -296,8 +296,15 @@ def first_position(
     return replace(position, step=step, epoch=epoch, batch_in_epoch=batch)
 
 
-def moved(state: SavedState, processes: int) -> TrainState:
+def moved(state: SavedState, processes: int, plan: StepPlan) -> TrainState:
     """A state's position; batches counted anew where the number of processes differs."""
     before, position = state.run["num_processes"], state.position
     batches = position.batch_in_epoch * before // processes
+    if batches > plan.batches_per_epoch:
+        logger.warning(
+            "the state stands at batch %d of its epoch, and an epoch has %d now: it counts as done.",
+            batches,
+            plan.batches_per_epoch,
+        )
+        batches = plan.batches_per_epoch
     return replace(position, batch_in_epoch=batches)

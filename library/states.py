@@ -17,7 +17,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,21 @@ from torch import Tensor
 
 from library.data_types import TrainState
 from library.errors import Problem, ResumeError
+from library.state_manifest import (
+    ADAPTERS,
+    FORMAT,
+    MANIFEST,
+    OPTIMIZER,
+    SNAPSHOT,
+    make_manifest,
+    manifest_problems,
+    rank_file,
+    snapshot_problems,
+)
 from library.utils import current_umask, sha256_of_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "train_state/v1"
-MANIFEST, SNAPSHOT = "train_state.json", "resume_snapshot.json"
-ADAPTERS, OPTIMIZER = "adapters.safetensors", "optimizer.pt"
 OF_ACCELERATE = ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", "custom_checkpoint_0.pkl")
 START_ANEW = (
     "Start a new run from the adapter file that was saved with it: network_weights = FILE, "
@@ -86,10 +94,6 @@ class SavedState:
             return safetensors.torch.load((self.folder / name).read_bytes())
 
 
-def rank_file(rank: int) -> str:
-    return f"rank_{rank:05d}.safetensors"
-
-
 def write_state(folder: Path, contents: StateContents) -> None:
     """Write a state beside its final place, sync it, and give it its name as the last act.
 
@@ -129,8 +133,7 @@ def _write_files(folder: Path, contents: StateContents) -> None:
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
         for path in sorted(folder.iterdir())
     }
-    manifest = {"format": FORMAT, "position": asdict(contents.position), "run": dict(contents.run)}
-    _write_json(folder / MANIFEST, {**manifest, "files": files})
+    _write_json(folder / MANIFEST, make_manifest(contents.position, contents.run, files))
     for path in folder.iterdir():
         os.chmod(path, 0o666 & ~current_umask())  # safetensors writes for the owner alone
         with open(path, "rb+") as file:
@@ -196,7 +199,14 @@ def open_state(path: str | Path, schema: str) -> SavedState:
 
     schema: that its snapshot must have. Raises ResumeError for anything else, with what it is.
     """
-    folder, source = Path(path), f"resume = {path}"
+    try:
+        return _open_state(Path(path), schema, f"resume = {path}")
+    except OSError as error:
+        message = f"cannot be read ({error}). Make it readable, or resume from another state."
+        raise ResumeError(message, source=f"resume = {path}") from error
+
+
+def _open_state(folder: Path, schema: str, source: str) -> SavedState:
     if not folder.is_dir():
         raise ResumeError(f"no such folder.{_others(folder)}", source=source)
     snapshot = _read_json(folder / SNAPSHOT, source)
@@ -206,22 +216,17 @@ def open_state(path: str | Path, schema: str) -> SavedState:
     manifest = _read_json(folder / MANIFEST, source)
     if not snapshot or manifest.get("format") != FORMAT:
         raise ResumeError(_not_a_state(folder), source=source)
-    try:
-        problems = _damage(folder, manifest)
-        state = SavedState(
-            folder, TrainState(**manifest["position"]), dict(manifest["run"]), snapshot
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"{MANIFEST} is not as it was written ({error!r}). Resume from another state."
-        raise ResumeError(message, source=source) from error
+    problems = manifest_problems(manifest) or _damage(folder, manifest["files"])
+    problems += snapshot_problems(snapshot)
     if problems:
         problems.append(Problem("Resume from another state."))
         raise ResumeError(problems, source=f"{source}: the state is damaged")
-    return state
+    return SavedState(folder, TrainState(**manifest["position"]), manifest["run"], snapshot)
 
 
 def _foreign_schema(found: object, wanted: str) -> str:
-    if str(found).endswith("/v1"):
+    found = str(found)[:60]
+    if found.endswith("/v1"):
         return f"a state of the earlier version ({found}): those hold no adapter weights."
     return f"a state of another kind ({found}, expected {wanted})."
 
@@ -233,6 +238,8 @@ def _not_a_state(folder: Path) -> str:
             "a state of accelerate, as sd-scripts writes them: its pickled files can run code when "
             f"opened and are not read. {START_ANEW}"
         )
+    if {MANIFEST, SNAPSHOT} <= names:
+        return f"damaged, or of a later version: {MANIFEST} or {SNAPSHOT} is not as expected."
     inside = [name for name in sorted(names) if (folder / name / MANIFEST).is_file()]
     hint = f" Inside it there are: {', '.join(inside)}." if inside else _others(folder)
     return f"not a state: expected a folder with {MANIFEST} and {SNAPSHOT}.{hint}"
@@ -251,17 +258,17 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         message = f"{path.name} cannot be read ({error}). Resume from another state."
         raise ResumeError(message, source=source) from error
     return value if isinstance(value, dict) else {}
 
 
-def _damage(folder: Path, manifest: Mapping[str, Any]) -> list[Problem]:
+def _damage(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
     """What differs from the sizes and hashes that were written with the files."""
     problems = []
-    for name, facts in manifest["files"].items():
-        path = folder / Path(name).name  # never outside the folder
+    for name, facts in files.items():
+        path = folder / name
         size = path.stat().st_size if path.is_file() else None
         if size is None:
             problems.append(Problem("is missing.", name))

@@ -35,7 +35,7 @@ LAYERS = {
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/trainer_hooks library/adapter_files library/train_util "
-    "library/run_report library/states library/resuming library/resumable library/run_files "
+    "library/run_report library/states library/state_manifest library/resuming library/resumable library/run_files "
     "library/resume_snapshot library/stopping",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
@@ -69,7 +69,7 @@ SIDEWAYS = [
     ("library", "run_report -> optimizers", "what the optimizer keeps"),
     (
         "library",
-        "resumable -> run_files, resuming -> states, metadata, optimizers, checkpoints",
+        "resumable -> run_files, resuming -> states -> state_manifest, metadata, optimizers, checkpoints",
         "what a run writes, when it is due, and goes on from",
     ),
     ("library", "resumable -> resume_snapshot -> optimizers", "what has to agree"),

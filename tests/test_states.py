@@ -29,7 +29,7 @@ SCHEMA = "family_resume_snapshot/v2"
 def contents(**changes):
     values = {
         "position": TrainState(step=7, epoch=1, batch_in_epoch=3, samples_seen=40),
-        "run": {"seed": 3, "num_processes": 2},
+        "run": {"seed": 3, "num_processes": 2, "metadata": {"ss_session_id": "9"}},
         "snapshot": {"schema": SCHEMA, "critical": {"名字": "值"}},
         "factors": {"a.adapter.lora_down": torch.arange(12.0).reshape(3, 4).bfloat16()},
         "training": {"optimizer": {"state": {0: {"step": torch.tensor(7.0), "m": (1, None)}}}},
@@ -81,7 +81,9 @@ def test_a_damaged_file_is_named(tmp_path, name):
     open_state(tmp_path / "run-state", SCHEMA)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "train_state/v1", "files": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": "train_state/v1", "files": 3}', "[" * 9**5]
+)
 def test_a_damaged_list_of_files_is_an_error_of_the_state(tmp_path, text):
     (written(tmp_path) / MANIFEST).write_text(text)
     with pytest.raises(ResumeError):
