@@ -29,6 +29,7 @@ from torch import Tensor
 
 from library.data_types import Layout, StoredTensor
 from library.errors import DatasetError, OutputError, Problem
+from library.files import remove_file
 from library.utils import atomic_write, output_errors
 
 logger = logging.getLogger(__name__)
@@ -257,6 +258,6 @@ def remove_leftovers(cache: Path) -> None:
     for path in cache.glob(".*.tmp"):
         try:
             if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-                path.unlink()
+                remove_file(path)
         except FileNotFoundError:
             continue  # finished, or removed by another process

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import OutputError, Problem
+from library.files import free_name, remove_folder
 from library.run_config import ResumeOptions, SaveOptions
 from library.utils import output_errors
 
 if TYPE_CHECKING:
     from library.train_util import StepPlan
+
+logger = logging.getLogger(__name__)
 
 EXTENSION = ".safetensors"
 
@@ -110,25 +113,49 @@ class CheckpointPlan:
         return self.epoch_file(stale) if stale > 0 else None
 
 
-def write_or_rescue(write: Callable[[Path], None], file: Path) -> None:
-    """write(file); where that fails, once more into the system's folder for temporary files.
+def write_or_rescue(write: Callable[[Path], None], file: Path) -> Path:
+    """write(file); returns the file that was written: another beside it where it cannot be replaced.
 
-    Raises OutputError either way, which says where the weights are: they are not lost with the disk.
+    Where nothing can be written there, the weights go to the system's folder for temporary files and
+    an OutputError says so: they are not lost with the disk.
     """
     try:
         with output_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
         write(file)
+        return file
     except OutputError as error:
-        refuge = Path(tempfile.mkdtemp(prefix="training-rescued-")) / file.name
-        try:
-            write(refuge)
-        except OutputError:
-            shutil.rmtree(refuge.parent, ignore_errors=True)
-            raise error from None
-        (problem,) = error.problems
-        message = f"{problem.message} The weights are in {refuge} instead: move them from there."
-        raise OutputError(replace(problem, message=message)) from error
+        beside = _write_beside(write, file, error)
+        if beside is None:
+            raise _rescued(write, error) from error
+        return beside
+
+
+def _write_beside(write: Callable[[Path], None], file: Path, error: OutputError) -> Path | None:
+    """write() to a free name beside a file that is there and cannot be replaced; None: it failed."""
+    if not os.path.lexists(file):
+        return None
+    beside = free_name(file, EXTENSION)
+    try:
+        write(beside)
+    except OutputError:
+        return None
+    logger.warning("%s\nSaved as %s instead.", error, beside)
+    return beside
+
+
+def _rescued(write: Callable[[Path], None], error: OutputError) -> OutputError:
+    """The error, with the place where write() has put the weights if they could be put anywhere."""
+    folder = Path(tempfile.mkdtemp(prefix="training-rescued-"))
+    refuge = folder / f"weights{EXTENSION}"  # a name that is right on every system
+    try:
+        write(refuge)
+    except OutputError:
+        remove_folder(folder)
+        return error
+    (problem,) = error.problems
+    message = f"{problem.message} The weights are in {refuge} instead: move them from there."
+    return OutputError(replace(problem, message=message))
 
 
 @dataclass(frozen=True)

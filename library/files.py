@@ -58,6 +58,14 @@ def rename_folder(source: str | Path, target: str | Path) -> None:
     patiently(lambda: os.rename(source, target))
 
 
+def free_name(path: Path, suffix: str = "") -> Path:
+    """`path`, or the first of path-2, path-3 ... (before the suffix) that nothing bears."""
+    stem, number, free = path.name.removesuffix(suffix), 2, path
+    while os.path.lexists(free):
+        free, number = path.with_name(f"{stem}-{number}{suffix}"), number + 1
+    return free
+
+
 def remove_file(path: str | Path) -> bool:
     """Delete a file; False when there is none, or when it cannot be deleted, which is a warning."""
     return _remove(lambda: os.unlink(path), path)
@@ -71,9 +79,11 @@ def remove_folder(path: str | Path) -> bool:
 def _remove(act: Callable[[], None], path: str | Path) -> bool:
     try:
         patiently(act)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        logger.warning("%s cannot be removed (%s): delete it yourself.", path, error.strerror or error)
+        logger.warning(
+            "%s cannot be removed (%s): delete it yourself.", path, error.strerror or error
+        )
         return False
     return True

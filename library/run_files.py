@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from library.checkpoints import write_or_rescue
 from library.device_utils import precision_dtype
 from library.errors import UserError
+from library.files import remove_file
 from library.metadata import of_session
 from library.optimizers import optimizer_eval_mode
 from library.states import StateContents, clear_leftovers, remove_state, write_state
@@ -77,33 +78,35 @@ class RunFiles:
             step = f"stopped at step {state.step} of {total_steps}"
             return f"{step}; to go on, add to the same command: --resume {self.last_state}"
         file = self.plan.final_file()
-        self.save(file, state, with_state=self.plan.has_final_state)
+        file = self.save(file, state, with_state=self.plan.has_final_state)
         return f"done: {state.step} steps, {file}"
 
     def save(
         self, file: Path, state: TrainState, *, with_state: bool, next_epoch: bool = False
-    ) -> None:
-        """Export to `file`; with_state: and write the state that goes with it."""
+    ) -> Path:
+        """Export to `file`; with_state: and write the state that goes with it. Returns the file."""
         self.parts.progress.write()
         self.accelerator.wait_for_everyone()
         ranks = gather(self.parts.rank()) if with_state else []
         if self.accelerator.is_main_process:
             position = replace(state, epoch=state.epoch + 1, batch_in_epoch=0)
             with self.unsettled():
-                self.export(file, state)
+                folder = self.plan.state_folder(file)
+                file = self.export(file, state)
                 if with_state:
-                    folder = self.plan.state_folder(file)
                     self.write_state(folder, position if next_epoch else state, ranks)
+        return file
 
-    def export(self, file: Path, state: TrainState) -> None:
+    def export(self, file: Path, state: TrainState) -> Path:
         dtype = precision_dtype(self.plan.options.save_precision or "float")
 
         def write(path: Path) -> None:
             self.parts.network.save_weights(str(path), dtype, self.metadata.at(state))
 
         with optimizer_eval_mode(self.parts.optimizer):
-            write_or_rescue(write, file)
+            file = write_or_rescue(write, file)
         logger.info("saved %s", file)
+        return file
 
     def write_state(
         self, folder: Path, position: TrainState, ranks: list[Mapping[str, Tensor]]
@@ -116,9 +119,8 @@ class RunFiles:
             training=self.parts.training(),
             ranks=ranks,
         )
-        write_state(folder, contents)
-        self.last_state = folder
-        logger.info("saved %s", folder)
+        self.last_state = write_state(folder, contents)
+        logger.info("saved %s", self.last_state)
 
     @contextlib.contextmanager
     def unsettled(self) -> Iterator[None]:
@@ -165,8 +167,7 @@ class RunFiles:
         """Delete an adapter file and a state that are no longer to be kept, if they are there."""
         if not self.accelerator.is_main_process:
             return
-        if file is not None and file.exists():
-            file.unlink()
+        if file is not None and remove_file(file):
             logger.info("removed %s", file)
         if state is not None and self.plan.states.save_state and remove_state(state):
             logger.info("removed %s", state)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from library.data_types import TrainState
 from library.errors import Problem, ResumeError
+from library.files import free_name, remove_folder, rename_folder
 from library.state_manifest import (
     ADAPTERS,
     FORMAT,
@@ -94,10 +95,11 @@ class SavedState:
             return safetensors.torch.load((self.folder / name).read_bytes())
 
 
-def write_state(folder: Path, contents: StateContents) -> None:
+def write_state(folder: Path, contents: StateContents) -> Path:
     """Write a state beside its final place, sync it, and give it its name as the last act.
 
-    A state of that name is replaced. Raises ResumeError when it cannot be written; what was there
+    A state of that name is replaced, or stays when a program holds it, and the new one gets the next
+    free name. Returns where it is. Raises ResumeError when it cannot be written; what was there
     before stays.
     """
     temporary, earlier = _hidden(folder, "new"), None
@@ -105,12 +107,12 @@ def write_state(folder: Path, contents: StateContents) -> None:
         temporary.mkdir(parents=True)
         _write_files(temporary, contents)
         sync_folder(temporary)
-        earlier = _set_aside(folder)
-        os.rename(temporary, folder)
+        earlier, folder = _make_way(folder)
+        rename_folder(temporary, folder)
         sync_folder(folder.parent)
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: writing failed, too
         if earlier and not folder.exists():
-            os.rename(earlier, folder)
+            rename_folder(earlier, folder)
         message = f"the state could not be written ({error}). Earlier ones are untouched."
         raise ResumeError(
             f"{message} Look at the space on the disk.", source=str(folder)
@@ -118,7 +120,8 @@ def write_state(folder: Path, contents: StateContents) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if earlier:
-        shutil.rmtree(earlier, ignore_errors=True)
+        remove_folder(earlier)
+    return folder
 
 
 def _write_files(folder: Path, contents: StateContents) -> None:
@@ -159,8 +162,21 @@ def remove_state(folder: Path) -> bool:
     """Delete a state; False when there is none of that name. A half-deleted one has another name."""
     if not (folder / MANIFEST).is_file():
         return False
-    shutil.rmtree(_set_aside(folder))
-    return True
+    try:
+        return remove_folder(_set_aside(folder))
+    except OSError as error:
+        logger.warning("%s cannot be removed (%s): delete it yourself.", folder, error.strerror)
+        return False
+
+
+def _make_way(folder: Path) -> tuple[Path | None, Path]:
+    """(what bore this name, under another now, or None; the name that is free)."""
+    try:
+        return _set_aside(folder), folder
+    except OSError as error:
+        beside = free_name(folder)
+        logger.warning("%s cannot be replaced (%s): saved as %s", folder, error.strerror, beside)
+        return None, beside
 
 
 def clear_leftovers(output_dir: Path, names: Collection[str]) -> None:
@@ -173,7 +189,7 @@ def clear_leftovers(output_dir: Path, names: Collection[str]) -> None:
     for path in output_dir.iterdir() if output_dir.is_dir() else ():
         found = hidden.fullmatch(path.name)
         if found and found[2] == "old" and not path.with_name(found[1]).exists():
-            os.rename(path, path.with_name(found[1]))
+            rename_folder(path, path.with_name(found[1]))
             logger.warning("%s has its name back; a run was killed while replacing it.", found[1])
         elif found:
             shutil.rmtree(path, ignore_errors=True)
@@ -190,7 +206,7 @@ def _set_aside(folder: Path) -> Path | None:
         return None
     aside = _hidden(folder, "old")
     shutil.rmtree(aside, ignore_errors=True)
-    os.rename(folder, aside)
+    rename_folder(folder, aside)
     return aside
 
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 import traceback
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from library.errors import UserError
+from library.files import remove_file
 from library.monitor import AlertError
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class StopRequests:
 
     folder:  where the files `save` and `save_quit` are looked for, by the first process
     began:   seconds since 1970; such files from before were not meant for this run
+    kept:    when the files were written that were seen and cannot be removed, by name
     quits:   a request to end the run was agreed on
     """
 
@@ -76,6 +79,7 @@ class StopRequests:
         self.quits = False
         self.group: Any = None
         self.handlers: dict[int, Any] = {}
+        self.kept: dict[str, float] = {}
 
     def __enter__(self) -> None:
         if self.is_main:
@@ -115,18 +119,33 @@ class StopRequests:
         return Request(wanted)
 
     def asked_by_file(self) -> Request:
-        found = [name for name in FILES if os.path.isfile(self.folder / name)]
-        for name in found:
-            (self.folder / name).unlink(missing_ok=True)
-            logger.info("%s: seen and removed.", self.folder / name)
-        return max((FILES[name] for name in found), default=Request.NOTHING)
+        wanted = Request.NOTHING
+        for name, written in self.files():
+            if self.kept.get(name) != written:
+                wanted = max(wanted, FILES[name])
+                if self.consume(name, written):
+                    logger.info("%s: seen and removed.", self.folder / name)
+        return wanted
 
     def remove_earlier_files(self) -> None:
+        for name, written in self.files():
+            if written < self.began and self.consume(name, written):
+                logger.warning("%s is from before this run and was removed.", self.folder / name)
+
+    def files(self) -> Iterator[tuple[str, float]]:
+        """(name, when it was written) of the files that ask for something."""
         for name in FILES:
-            path = self.folder / name
-            if path.is_file() and path.stat().st_mtime < self.began:
-                path.unlink()
-                logger.warning("%s is from before this run and was removed.", path)
+            with contextlib.suppress(OSError):  # most of the time there is none
+                facts = os.stat(self.folder / name)
+                if stat.S_ISREG(facts.st_mode):
+                    yield name, facts.st_mtime
+
+    def consume(self, name: str, written: float) -> bool:
+        """Remove such a file. One that cannot be removed asks no second time until it is changed."""
+        removed = remove_file(self.folder / name)
+        if not removed:
+            self.kept[name] = written
+        return removed
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.errors import OutputError, UserError
+from library.files import remove_file, replace_file
 
 HANDLER = "the program's own messages"
 
@@ -91,9 +92,9 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         if sync:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_file(temporary)
 
 
 @contextmanager

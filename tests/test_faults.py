@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from library.checkpoints import write_or_rescue
 from library.errors import DatasetError, OutputError
 from library.utils import atomic_write, output_errors
 from tests.running import config_files, make_trainer, train
@@ -75,14 +76,46 @@ def test_a_disk_that_is_full_while_caching_keeps_what_was_cached(demo, run_folde
 def test_weights_are_rescued_when_their_folder_cannot_hold_them(
     demo, run_folder, tmp_path, monkeypatch
 ):
-    argv = config_files(demo, run_folder, {"save_every_n_steps": 2})
-    trainer = make_trainer(argv)
-    (run_folder / "out" / "run-step00000002.safetensors" / "in the way").mkdir(parents=True)
+    trainer = make_trainer(config_files(demo, run_folder, {"max_train_steps": 1}))
+    after_step = trainer.after_step
+
+    def and_replace():
+        after_step()
+        shutil.rmtree(run_folder / "out")
+        (run_folder / "out").touch()
+
+    trainer.after_step = and_replace
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with pytest.raises(OutputError, match="cannot be written") as caught:
         trainer.train()
     (rescued,) = tmp_path.glob("training-rescued-*/*.safetensors")
     assert str(rescued) in str(caught.value) and load_file(rescued)
+
+
+def test_what_cannot_be_replaced_is_saved_beside_it(demo, run_folder, caplog):
+    trainer = make_trainer(config_files(demo, run_folder, {"max_train_steps": 1}))
+    out = run_folder / "out"
+    for name in ("run.safetensors", "run-2.safetensors"):
+        (out / name / "in the way").mkdir(parents=True)
+    trainer.train()
+    assert load_file(out / "run-3.safetensors")
+    assert "run.safetensors: cannot be written (" in caplog.text
+    assert f"Saved as {out / 'run-3.safetensors'} instead." in caplog.text
+    assert f"done: 1 steps, {out / 'run-3.safetensors'}" in caplog.text
+    assert not list(out.glob(".*"))
+
+
+def test_weights_with_a_name_that_no_file_can_have_are_rescued(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def write(path):
+        with output_errors(path), atomic_write(path) as temporary:
+            temporary.write_bytes(b"weights")
+
+    with pytest.raises(OutputError, match="The weights are in"):
+        write_or_rescue(write, tmp_path / f"{'n' * 300}.safetensors")
+    (rescued,) = tmp_path.glob("training-rescued-*/*")
+    assert rescued.read_bytes() == b"weights"
 
 
 def test_an_output_folder_that_disappears_is_made_again(demo, run_folder, caplog):

@@ -85,7 +85,7 @@ SIDEWAYS = [
         "files' headers",
     ),
     ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
-    ("library", "user_classes -> utils -> errors", "helpers that report to the user"),
+    ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),

@@ -65,6 +65,17 @@ def test_a_state_of_the_same_name_is_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run-state"]
 
 
+def test_a_state_that_cannot_be_replaced_stays_and_the_new_one_is_beside_it(tmp_path, caplog):
+    earlier = written(tmp_path)
+    (tmp_path / f".run-state.{os.getpid()}.old.tmp").touch()  # keeps it from being renamed
+    beside = write_state(earlier, contents(position=TrainState(step=8)))
+    assert beside == tmp_path / "run-state-2" and "run-state cannot be replaced" in caplog.text
+    steps = [open_state(folder, SCHEMA).position.step for folder in (earlier, beside)]
+    assert steps == [7, 8]
+    assert not remove_state(earlier) and "cannot be removed" in caplog.text
+    assert earlier.is_dir()
+
+
 @pytest.mark.parametrize("name", [ADAPTERS, OPTIMIZER, "rank_00001.safetensors"])
 def test_a_damaged_file_is_named(tmp_path, name):
     whole = {path.name: path.read_bytes() for path in written(tmp_path).iterdir()}

@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import anima_train_network
 from library.errors import DatasetError
 from library.states import open_state
-from library.stopping import OutOfMemory, is_launched
+from library.stopping import OutOfMemory, Request, StopRequests, is_launched
 from tests.running import ROOT, config_files, make_trainer, read_until, start
 
 SCHEMA = "anima_resume_snapshot/v2"
@@ -138,6 +139,21 @@ def test_files_in_the_output_folder_save_and_stop(demo, run_folder, caplog):
         f"run-step0000000{step}{ending}" for step in (2, 3) for ending in (".safetensors", "-state")
     }
     assert caplog.text.count("is from before this run") == 2
+
+
+def test_a_file_that_cannot_be_removed_asks_once(tmp_path, caplog, monkeypatch):
+    requests = StopRequests(tmp_path, Accelerator(cpu=True))
+    (tmp_path / "save").touch()
+    monkeypatch.setattr("library.stopping.remove_file", lambda path: False)  # a program holds it
+    assert [requests.poll() for _ in range(3)] == [Request.SAVE, Request.NOTHING, Request.NOTHING]
+    os.utime(tmp_path / "save", (5, 5))  # written anew
+    assert [requests.poll() for _ in range(2)] == [Request.SAVE, Request.NOTHING]
+    monkeypatch.undo()
+    os.utime(tmp_path / "save", (6, 6))
+    assert requests.poll() is Request.SAVE and not (tmp_path / "save").exists()
+    (tmp_path / "save").touch()
+    os.utime(tmp_path / "save", (6, 6))
+    assert requests.poll() is Request.SAVE
 
 
 class Failing(anima_train_network.AnimaNetworkTrainer):

@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from urllib.request import getproxies, proxy_bypass
 from library.anima_runtime import tokenizer_assets as assets
 from library.anima_runtime.tokenizer_assets import T5
 from library.errors import ModelFileError, OutputError, Problem, UserError
+from library.files import remove_file, remove_folder, replace_file
 from library.utils import output_errors
 
 logger = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def _fetch_from(source: Source, kind: str, folder: Path, table_rows: int, second
     except UserError as error:
         raise type(error)([_without(problem, work) for problem in error.problems]) from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_folder(work)
 
 
 def _without(problem: Problem, work: Path) -> Problem:
@@ -281,7 +281,7 @@ def download(source: Source, files: Sequence[str], target: Path, seconds: float)
         last = last_words(error.stderr)
         raise ModelFileError(f"not done within {seconds:.0f} s. {last}".strip()) from None
     finally:
-        request.unlink(missing_ok=True)
+        remove_file(request)
     if done.returncode:
         raise ModelFileError(last_words(done.stderr) or f"ended with code {done.returncode}.")
 
@@ -327,4 +327,4 @@ def move_into(work: Path, folder: Path) -> None:
         if file.is_file():
             with file.open("rb+") as handle:
                 os.fsync(handle.fileno())
-            os.replace(file, folder / file.name)
+            replace_file(file, folder / file.name)
