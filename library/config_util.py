@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from library.captions import CaptionRecipe
+from library.dataset_effects import Table, Written, written_keys
 from library.dataset_file import TableLines, folder_problem, folders_document, read_document
 from library.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
 from library.errors import ConfigError, Problem
@@ -87,11 +88,15 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetGroupConfig:
-    """All datasets of a run, the file they come from, and what the user should be told once."""
+    """All datasets of a run, the file they come from, and what the user should be told once.
+
+    written: every key that was set, and what uses it
+    """
 
     datasets: tuple[DatasetConfig, ...]
     source: str
     notes: tuple[str, ...] = ()
+    written: tuple[Written, ...] = ()
 
 
 DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets", "family"})
@@ -145,9 +150,9 @@ def _configure(
     datasets = reader.read(document)
     if reader.problems:
         raise ConfigError(list(dict.fromkeys(reader.problems)), source=source)
-    return DatasetGroupConfig(
-        datasets=datasets, source=source, notes=tuple(dict.fromkeys(reader.notes))
-    )
+    notes = tuple(dict.fromkeys(reader.notes))
+    written = written_keys(reader.tables)
+    return DatasetGroupConfig(datasets=datasets, source=source, notes=notes, written=written)
 
 
 class _Reader:
@@ -159,6 +164,7 @@ class _Reader:
         self.fallbacks = fallbacks
         self.problems: list[Problem] = []
         self.notes: list[str] = []
+        self.tables: list[Table] = []
 
     def problem(self, message: str, where: str = "") -> None:
         self.problems.append(Problem(message, where))
@@ -182,23 +188,7 @@ class _Reader:
         subsets = [subset for dataset in found for subset in dataset.subsets]
         if subsets and all(subset.is_reg for subset in subsets) and not self.problems:
             self.problem("every subset has is_reg = true: there is nothing to train. Unset one.")
-        self.note_unused(found, subsets)
         return tuple(found)
-
-    def note_unused(self, datasets: list[DatasetConfig], subsets: list[SubsetConfig]) -> None:
-        """Flags that need something of the datasets which none of them has."""
-        missing = {}
-        if not any(subset.is_masked for subset in subsets):
-            missing["masked_loss"] = "no subset has masks"
-        if not any(subset.is_reg for subset in subsets):
-            missing["prior_loss_weight"] = "there are no regularisation pictures"
-        if not any(dataset.validation_split for dataset in datasets):
-            names = ("validate_every_n_steps", "validate_every_n_epochs", "max_validation_steps")
-            missing |= dict.fromkeys((*names, "validation_seed"), "validation_split is 0")
-        given = {name: why for name, why in missing.items() if self.fallbacks.get(name) is not None}
-        for name, why in given.items():
-            if self.fallbacks[name] is not False:
-                self.notes.append(f"--{name} has no effect: {why}")
 
     def array(self, parent: dict, path: tuple, name: str) -> list[dict]:
         """The tables under `name`; a problem when there is none or it is not an array."""
@@ -256,8 +246,6 @@ class _Reader:
         except ValueError as error:
             self.problem(str(error), where)
             return Entry(key.default, where)
-        if key.unread and value != key.default:
-            self.notes.append(f"{name} has no effect: {key.unread}")
         return Entry(value, where)
 
     def unknown_at_top(self, name: str) -> None:
@@ -278,14 +266,19 @@ class _Reader:
         for size in sizes:
             self.check_buckets({**values, "resolution": size}, path)
         tables = self.array(table, path, "subsets")
-        subsets = tuple(self.subset(t, (*path, "subsets", i), chain) for i, t in enumerate(tables))
+        chains = [[self.entries(t, (*path, "subsets", i)), *chain] for i, t in enumerate(tables)]
+        subsets = tuple(self.subset(c, (*path, "subsets", i)) for i, c in enumerate(chains))
         if not subsets or any(size.value is None for size in sizes):
             return []  # their problem is recorded
         fields = {name: entry.value for name, entry in values.items()}
-        return [
+        made = [
             DatasetConfig(**{**fields, "resolution": size.value}, subsets=subsets, family=number)
             for size in sizes
         ]
+        for dataset in made:
+            self.tables.append(Table(chain, dataset))
+            self.tables += [Table(c, dataset, subset) for c, subset in zip(chains, subsets)]
+        return made
 
     def sizes(self, chain: list[Entries]) -> list[Entry]:
         """What to train at: resolution or resolutions, whichever is set further inside."""
@@ -300,8 +293,8 @@ class _Reader:
                 return [entries["resolution"]]
         return [Entry(None)]
 
-    def subset(self, table: dict, path: tuple, outer: list[Entries]) -> SubsetConfig:
-        chain = [self.entries(table, path), *outer]
+    def subset(self, chain: list[Entries], path: tuple) -> SubsetConfig:
+        """The subset of one table. chain: what is written for it, the innermost first."""
         values = {name: _find(name, chain) for name in SUBSET_FIELDS}
         self.check_places(values, path)
         self.choose_mask(values, chain[0])
@@ -340,7 +333,6 @@ class _Reader:
             if name != (here or given)[0]:
                 values[name] = Entry(KEYS[name].default)
         if values["conditioning_data_dir"].value and not self.fallbacks.get("masked_loss"):
-            self.notes.append("conditioning_data_dir has no effect: --masked_loss is off")
             values["conditioning_data_dir"] = Entry(None)
         for name in ("mask_path", "conditioning_data_dir"):
             if (folder := values[name]).value is not None:

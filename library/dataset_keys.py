@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from library.effects import Idle, loses_to, needs
+
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".avif")
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 LEVELS = {"general": "[general]", "datasets": "[[datasets]]", "subsets": "[[datasets.subsets]]"}
@@ -20,7 +22,9 @@ class Key:
 
     levels:  where it may stand: g, d, s
     flag:    the command line's name for it; None when only the file has it
-    unread:  why it has no effect; "" when it has one
+    ignored: why it never has an effect; "" when it has one
+    idle:    when it has none beside the other options
+    flag_acts: the flag has a use of its own, also where the file has the key
     """
 
     kind: str
@@ -30,58 +34,106 @@ class Key:
     high: float = math.inf
     flag: str | None = "="
     choices: tuple[str, ...] = ()
-    unread: str = ""
+    ignored: str = ""
+    idle: tuple[Idle, ...] = ()
+    flag_acts: bool = False
 
+
+BUCKETS = needs(lambda o: o.enable_bucket, "enable_bucket is off")
+OWN_SIZES = loses_to(
+    lambda o: o.bucket_no_upscale, "bucket_no_upscale makes buckets as pictures are"
+)
+NO_CAPTIONS = loses_to(
+    lambda o: o.caption_dropout_rate == 1 or o.caption_dropout_every_n_epochs == 1,
+    "every caption is dropped as a whole",
+)
+CHANGING_TAGS = needs(
+    lambda o: o.shuffle_caption or o.token_warmup_step or o.caption_tag_dropout_rate,
+    "tags are neither shuffled nor dropped (shuffle_caption, caption_tag_dropout_rate)",
+)
+TAGS = needs(
+    lambda o: (
+        o.shuffle_caption or o.token_warmup_step or o.caption_tag_dropout_rate
+        or o.keep_tokens_separator or o.secondary_separator or o.trigger_word or o.metadata_file
+    ),
+    "captions stay as they are; only the tag counts of the metadata are divided by it",
+)  # fmt: skip
+OTHER_MASK = "another mask of the subset is used"
 
 KEYS = {
     "batch_size": Key("int", 1, "gd", low=1, flag="train_batch_size"),
     "resolution": Key("size", None, "gd"),
     "enable_bucket": Key("bool", False, "gd"),
-    "min_bucket_reso": Key("int", 256, "gd", low=1),
-    "max_bucket_reso": Key("int", 1024, "gd", low=1),
-    "bucket_reso_steps": Key("int", 64, "gd", low=1),
-    "bucket_no_upscale": Key("bool", False, "gd"),
+    "min_bucket_reso": Key("int", 256, "gd", low=1, idle=(BUCKETS, OWN_SIZES)),
+    "max_bucket_reso": Key("int", 1024, "gd", low=1, idle=(BUCKETS, OWN_SIZES)),
+    "bucket_reso_steps": Key("int", 64, "gd", low=1, idle=(BUCKETS,)),
+    "bucket_no_upscale": Key("bool", False, "gd", idle=(BUCKETS,)),
     "resize_interpolation": Key("text", None, choices=INTERPOLATIONS),
     "num_repeats": Key("int", 1, low=1, flag="dataset_repeats"),
-    "shuffle_caption": Key("bool", False),
-    "caption_separator": Key("text", ","),
-    "keep_tokens": Key("int", 0, low=0),
-    "keep_tokens_separator": Key("text", ""),
-    "secondary_separator": Key("text", ""),
-    "enable_wildcard": Key("bool", False),
-    "caption_prefix": Key("text", ""),
-    "caption_suffix": Key("text", ""),
+    "shuffle_caption": Key("bool", False, idle=(NO_CAPTIONS,)),
+    "caption_separator": Key("text", ",", idle=(NO_CAPTIONS, TAGS)),
+    "keep_tokens": Key("int", 0, low=0, idle=(NO_CAPTIONS, CHANGING_TAGS)),
+    "keep_tokens_separator": Key("text", "", idle=(NO_CAPTIONS,)),
+    "secondary_separator": Key("text", "", idle=(NO_CAPTIONS,)),
+    "enable_wildcard": Key("bool", False, idle=(NO_CAPTIONS,)),
+    "caption_prefix": Key("text", "", idle=(NO_CAPTIONS,)),
+    "caption_suffix": Key("text", "", idle=(NO_CAPTIONS,)),
     "flip_aug": Key("bool", False),
-    "token_warmup_min": Key("int", 1, low=0),
-    "token_warmup_step": Key("float", 0.0, low=0),
+    "token_warmup_min": Key(
+        "int",
+        1,
+        low=0,
+        idle=(NO_CAPTIONS, needs(lambda o: o.token_warmup_step, "token_warmup_step is not set")),
+    ),
+    "token_warmup_step": Key("float", 0.0, low=0, idle=(NO_CAPTIONS,)),
     "caption_dropout_rate": Key("float", 0.0, low=0, high=1),
     "caption_dropout_every_n_epochs": Key("int", 0, low=0),
-    "caption_tag_dropout_rate": Key("float", 0.0, low=0, high=1),
+    "caption_tag_dropout_rate": Key("float", 0.0, low=0, high=1, idle=(NO_CAPTIONS,)),
     "image_dir": Key("text", None, "s", flag=None),
-    "caption_extension": Key("text", ".txt"),
-    "class_tokens": Key("text", "", flag=None),
+    "caption_extension": Key(
+        "text",
+        ".txt",
+        idle=(NO_CAPTIONS, loses_to(lambda o: o.metadata_file, "captions are in metadata_file")),
+    ),
+    "class_tokens": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
     "cache_info": Key("bool", False),
     "network_multiplier": Key("float", 1.0, "gd", flag=None),
     "validation_split": Key("float", 0.0, "gd", low=0, high=0.9),
-    "validation_seed": Key("int", None, "gd"),
+    "validation_seed": Key(
+        "int",
+        None,
+        "gd",
+        flag_acts=True,
+        idle=(needs(lambda o: o.validation_split, "validation_split is 0"),),
+    ),
     "skip_image_resolution": Key("size", None, "gd"),
     "color_aug": Key("bool", False),
     "random_crop": Key("bool", False),
     "face_crop_aug_range": Key("range", None),
     "is_reg": Key("bool", False, "s", flag=None),
     "metadata_file": Key("text", None, "s", flag=None),
-    "alpha_mask": Key("bool", False, "s"),
-    "conditioning_data_dir": Key("text", None, "s"),
-    "custom_attributes": Key("table", None, flag=None, unread="no custom datasets here read it"),
+    "alpha_mask": Key("bool", False, "s", idle=(loses_to(lambda o: not o.alpha_mask, OTHER_MASK),)),
+    "conditioning_data_dir": Key(
+        "text",
+        None,
+        "s",
+        idle=(
+            needs(lambda o: o.masked_loss, "--masked_loss is off"),
+            loses_to(lambda o: not o.conditioning_data_dir, OTHER_MASK),
+        ),
+    ),
+    "custom_attributes": Key("table", None, flag=None, ignored="no custom datasets here read it"),
     # beyond sd-scripts
     "resolutions": Key("sizes", None, "gd", flag=None),
     "recursive": Key("bool", False, flag=None),
-    "mask_path": Key("text", None, "s", flag=None),
+    "mask_path": Key(
+        "text", None, "s", flag=None, idle=(loses_to(lambda o: not o.mask_path, OTHER_MASK),)
+    ),
     "min_ar": Key("float", None, low=0.01, high=100, flag=None),
     "max_ar": Key("float", None, low=0.01, high=100, flag=None),
     "skip_empty_caption": Key("bool", False, flag=None),
     "loss_multiplier": Key("float", 1.0, low=0, flag=None),
-    "trigger_word": Key("text", "", flag=None),
+    "trigger_word": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
 }
 EXPECTED = {
     "bool": "true or false",

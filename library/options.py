@@ -1,7 +1,8 @@
 """One dataclass field = one flag: the parser, the object and the documentation come from the field.
 
 A flag without effect here says so in its declaration, with the reason: it is accepted, and named
-once when the user sets it; or it is refused, where silence would change what is trained.
+once when the user sets it; or it is refused, where silence would change what is trained. So does one
+that has an effect only beside others, see effects.py.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+from library.effects import Idle, idle_reason
 from library.errors import Problem
 from library.utils import nearest_name
 
@@ -31,6 +34,7 @@ class Flag:
     check:   what is wrong with a value of the right type, as a sentence, or None
     off:     values that ask for nothing, beside the default, false, "" and an empty list
     ignored: the reason why it has no effect here; named once when set
+    idle:    when it has no effect beside the other options
     refused: the reason why setting it is an error
     read:    from text or a TOML value to the field's value; ValueError says what was expected
     hidden:  not shown in --help (old misspellings)
@@ -47,6 +51,7 @@ class Flag:
     off: tuple[Any, ...] = ()
     read: Callable[[Any], Any] | None = None
     ignored: str = ""
+    idle: tuple[Idle, ...] = ()
     refused: str = ""
     hidden: bool = False
 
@@ -276,15 +281,16 @@ def group_problems(groups: Sequence[Any]) -> list[Problem]:
     return [p for group in groups if hasattr(group, "problems") for p in group.problems()]
 
 
-def effect_notes(groups: Sequence[Any], explicit: Iterable[str]) -> list[str]:
-    """One line for each option that was set and that the others leave without effect.
+def idle_flags(flags: Iterable[Flag], options: SimpleNamespace) -> dict[str, str]:
+    """Why flags have no effect beside the others, by dest; of those whose value asks for something.
 
-    A group tells them by its `unread` property, {name: reason}.
+    options: every option as an attribute, and what else conditions look at
     """
-    notes = []
-    for group in groups:
-        flags = {flag_.dest: flag_ for flag_ in flags_of(type(group))}
-        for name, reason in getattr(group, "unread", {}).items():
-            if name in explicit and flags[name].asks(getattr(group, name)):
-                notes.append(f"{flags[name].names[0]} has no effect: {reason}.")
-    return notes
+    found = {}
+    for flag_ in flags:
+        value = getattr(options, flag_.dest)
+        if value is None or value is False or value in ("", ()):
+            continue
+        if reason := idle_reason(flag_.idle, options, asks=flag_.asks(value)):
+            found[flag_.dest] = reason
+    return found

@@ -57,19 +57,20 @@ def run_fields(
 ) -> Snapshot:
     """What every family's snapshot holds. network: may be without memory, on the meta device."""
     arguments = network.network_args
+    idle = cfg.idle()
     rates = {name: arguments.pop(name) for name in list(arguments) if name.endswith("_lr")}
     critical = {
         **network_fields(cfg, network, arguments),
         **optimizer_fields(cfg, network),
-        **flags(cfg.schedule),
+        **flags(cfg.schedule, idle),
         "gradient_accumulation_steps": cfg.loop.gradient_accumulation_steps,
         "num_processes": processes,
         "seed": seed,
         "mixed_precision": cfg.precision.mixed_precision,
         "full_bf16": cfg.precision.full_bf16,
         "no_half_vae": cfg.cache.no_half_vae,
-        **flags(cfg.flow),
-        **flags(cfg.loss),
+        **flags(cfg.flow, idle),
+        **flags(cfg.loss, idle),
         **dataset_fields(catalogue),
     }
     soft = {
@@ -97,11 +98,10 @@ def run_fields(
     return Snapshot(critical, soft, changeable)
 
 
-def flags(group: Any) -> dict[str, Any]:
+def flags(group: Any, idle: set[str]) -> dict[str, Any]:
     """A group's options by name, without those that have no effect, or none beside the others."""
-    idle = set(getattr(group, "unread", {}))
-    idle |= {flag.dest for flag in flags_of(type(group)) if flag.ignored or flag.refused}
-    return {f.name: getattr(group, f.name) for f in fields(group) if f.name not in idle}
+    without = idle | {flag.dest for flag in flags_of(type(group)) if flag.ignored or flag.refused}
+    return {f.name: getattr(group, f.name) for f in fields(group) if f.name not in without}
 
 
 def network_fields(

@@ -7,21 +7,24 @@ What an option does not do here is declared with it: `ignored` or `refused`, wit
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 from typing import Any
 
+from library.effects import Condition, Idle, loses_to, needs, needs_data
 from library.errors import Problem
 from library.options import (
     above,
     at_least,
     between,
-    effect_notes,
     flag,
+    flags_of,
+    idle_flags,
     size,
     steps_or_fraction,
     word,
 )
+from library.user_classes import parse_assignments
 
 LATER = "not available yet in this version"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
@@ -72,8 +75,92 @@ DYNAMO = (
     "ipex",
     "tvm",
 )
+SCHEDULE_READS = {
+    "constant": (),
+    "constant_with_warmup": ("lr_warmup_steps",),
+    "linear": ("lr_warmup_steps",),
+    "cosine": ("lr_warmup_steps",),
+    "cosine_with_restarts": ("lr_warmup_steps", "lr_scheduler_num_cycles"),
+    "polynomial": ("lr_warmup_steps", "lr_scheduler_power"),
+    "inverse_sqrt": ("lr_warmup_steps", "lr_scheduler_timescale"),
+    "cosine_with_min_lr": (
+        "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio",
+    ),
+    "warmup_stable_decay": (
+        "lr_warmup_steps", "lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio",
+    ),
+    "piecewise_constant": (),
+    "adafactor": (),
+}  # fmt: skip
+"""name -> the options that it reads."""
 RESAMPLING = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 OFFLOAD = ("cpu", "nvme", "None")
+
+
+def sets_own_rate(o: SimpleNamespace) -> bool:
+    """Whether the optimizer is Adafactor at its own step size, sd-scripts' default of it."""
+    if o.optimizer_type.strip().lower() != "adafactor" or o.use_8bit_adam or o.use_lion_optimizer:
+        return False
+    arguments, _ = parse_assignments(o.optimizer_args, "optimizer_args")
+    return bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
+
+
+def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
+    """When an option of the schedule has no effect: the schedule does not read it."""
+    return (
+        loses_to(sets_own_rate, OWN_RATE.reason),
+        Idle(
+            lambda o: o.lr_scheduler_type,
+            "lr_scheduler_type takes its numbers from lr_scheduler_args",
+        ),
+        needs(
+            lambda o: name in SCHEDULE_READS.get(o.lr_scheduler.partition(":")[0], (name,)),
+            "lr_scheduler = {o.lr_scheduler} does not read it",
+        ),
+    )
+
+
+def uses_density(scheme: str) -> Condition:
+    return lambda o: (o.timestep_sampling, o.weighting_scheme) == ("sigma", scheme)
+
+
+def given_step(o: Any) -> bool:
+    """Whether the start of the run is given, not taken from a state."""
+    return bool(o.initial_step) or (o.initial_epoch or 1) > 1
+
+
+def subsets_of(o: SimpleNamespace) -> list[Any]:
+    return [subset for dataset in o.datasets for subset in dataset.subsets]
+
+
+# When options have no effect, where several share the reason.
+OWN_RATE = loses_to(
+    sets_own_rate,
+    "Adafactor sets its own step size unless optimizer_args has relative_step=False "
+    "scale_parameter=False warmup_init=False",
+)
+OWN_RATE_SCHEDULE = loses_to(
+    lambda o: sets_own_rate(o) and not o.lr_scheduler.startswith("adafactor"), OWN_RATE.reason
+)
+FILE_OF_DATASETS = loses_to(lambda o: o.dataset_config, "dataset_config names the folders")
+NO_WORKERS = needs(lambda o: not o.cache_latents, "cached latents need no processes that decode")
+SAMPLING = "timestep_sampling is {o.timestep_sampling}"
+DENSITY = "it belongs to timestep_sampling = sigma with weighting_scheme = "
+HUBER = needs(lambda o: o.loss_type in ("huber", "smooth_l1"), "loss_type is {o.loss_type}")
+EPOCH_FILES = needs(
+    lambda o: o.save_every_n_epochs or o.save_n_epoch_ratio, "save_every_n_epochs is not set"
+)
+STEP_FILES = needs(lambda o: o.save_every_n_steps, "save_every_n_steps is not set")
+STATES = needs(lambda o: o.save_state, "save_state is not set")
+RESUMED = needs(lambda o: o.resume, "resume is not set")
+VALIDATED = needs_data(
+    lambda o: any(dataset.validation_split for dataset in o.datasets), "validation_split is 0"
+)
+NO_LOGS = needs(lambda o: o.log_with != "none", "log_with is none")
+WANDB = needs(lambda o: o.log_with in ("wandb", "all"), "log_with is {o.log_with}")
+SERVED = needs(lambda o: o.auto_start_tensorboard, "auto_start_tensorboard is off")
+NO_METADATA = loses_to(lambda o: o.no_metadata, "no_metadata is set")
+SEVERAL = needs(lambda o: o.processes > 1, "one process trains")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,14 +241,28 @@ class DataOptions:
         8,
         "most processes that decode pictures; none run when latents are cached",
         check=at_least(0),
+        idle=(NO_WORKERS,),
     )
-    persistent_data_loader_workers: bool = flag(False, "keep those processes between epochs")
+    persistent_data_loader_workers: bool = flag(
+        False,
+        "keep those processes between epochs",
+        idle=(
+            NO_WORKERS,
+            needs(lambda o: o.max_data_loader_n_workers, "max_data_loader_n_workers is 0"),
+        ),
+    )
     train_data_dir: str | None = flag(
-        None, "folder of <repeats>_<class> folders, where there is no dataset_config"
+        None,
+        "folder of <repeats>_<class> folders, where there is no dataset_config",
+        idle=(FILE_OF_DATASETS,),
     )
-    reg_data_dir: str | None = flag(None, "the same, of regularisation pictures")
+    reg_data_dir: str | None = flag(
+        None, "the same, of regularisation pictures", idle=(FILE_OF_DATASETS,)
+    )
     in_json: str | None = flag(
-        None, "metadata file of captions, with the pictures in train_data_dir"
+        None,
+        "metadata file of captions, with the pictures in train_data_dir",
+        idle=(FILE_OF_DATASETS,),
     )
     dataset_class: str | None = flag(
         None, "class path of a dataset of your own", refused="datasets are described in TOML here"
@@ -191,11 +292,15 @@ class CacheOptions:
 
     cache_latents: bool = flag(False, "encode every picture once, before training")
     cache_latents_to_disk: bool = flag(False, "the same, kept beside the pictures; implies it")
-    vae_batch_size: int = flag(1, "pictures per VAE call while caching", check=at_least(1))
+    vae_batch_size: int = flag(
+        1,
+        "pictures per VAE call while caching",
+        check=at_least(1),
+        idle=(needs(lambda o: o.cache_latents, "latents are not cached"),),
+    )
     skip_cache_check: bool = flag(
         False, "trust cache files by name and shape",
-        names=("--skip_cache_check", "--skip_latents_validity_check"),
-    )  # fmt: skip
+        names=("--skip_cache_check", "--skip_latents_validity_check"), idle=(needs(lambda o: o.cache_latents_to_disk or o.cache_text_encoder_outputs_to_disk, "there are no caches on disk"),))  # fmt: skip
     cache_text_encoder_outputs: bool = flag(
         False, "encode every caption of the run once, shuffled and dropped ones included"
     )
@@ -204,8 +309,7 @@ class CacheOptions:
     )
     text_cache_variants: int = flag(
         4000, "texts held at once; a run with more encodes them in windows of epochs",
-        check=at_least(1),
-    )  # fmt: skip
+        check=at_least(1), idle=(needs(lambda o: o.cache_text_encoder_outputs, "text encoder outputs are not cached"),))  # fmt: skip
     text_encoder_batch_size: int | None = flag(
         None, "captions per text encoder call",
         ignored="captions are encoded one at a time, so that a cached value has no neighbours",
@@ -226,23 +330,32 @@ class CacheOptions:
         for name in ("cache_latents", "cache_text_encoder_outputs"):
             object.__setattr__(self, name, getattr(self, name) or getattr(self, f"{name}_to_disk"))
 
-    @property
-    def unread(self) -> dict[str, str]:
-        unread = {} if self.cache_latents else {"vae_batch_size": "latents are not cached"}
-        if not self.cache_text_encoder_outputs:
-            unread["text_cache_variants"] = "text encoder outputs are not cached"
-        if not (self.cache_latents_to_disk or self.cache_text_encoder_outputs_to_disk):
-            unread["skip_cache_check"] = "there are no caches on disk"
-        return unread
-
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkOptions:
     """Adapters"""
 
     network_module: str | None = flag(None, "the kind of adapter")
-    network_dim: int | None = flag(None, "rank, 4 if not given", check=at_least(1))
-    network_alpha: float = flag(1.0, "scale = alpha / rank; 0 means the rank", check=at_least(0))
+    network_dim: int | None = flag(
+        None,
+        "rank, 4 if not given",
+        check=at_least(1),
+        idle=(
+            loses_to(
+                lambda o: o.dim_from_weights, "dim_from_weights takes the rank from network_weights"
+            ),
+        ),
+    )
+    network_alpha: float = flag(
+        1.0,
+        "scale = alpha / rank; 0 means the rank",
+        check=at_least(0),
+        idle=(
+            loses_to(
+                lambda o: o.dim_from_weights, "dim_from_weights takes it from network_weights too"
+            ),
+        ),
+    )
     network_dropout: float | None = flag(None, "dropout of adapter inputs", check=between(0, 0.999))
     network_args: tuple[str, ...] | None = flag(None, "key=value arguments of the kind of adapter")
     network_weights: str | None = flag(None, "adapter file to start from")
@@ -254,10 +367,12 @@ class NetworkOptions:
     scale_weight_norms: float | None = flag(
         None, "longest norm of each adapter's difference, kept after every update", check=above(0)
     )
-    unet_lr: float | None = flag(None, "learning rate of the adapters", check=at_least(0))
+    unet_lr: float | None = flag(
+        None, "learning rate of the adapters", check=at_least(0), idle=(OWN_RATE,)
+    )
     text_encoder_lr: tuple[float, ...] | None = flag(
-        None, "learning rate of the text encoder, which is frozen: only 0, or for no effect with "
-        "network_train_unet_only", check=at_least(0),
+        None, "learning rate of the text encoder: above 0 an error without network_train_unet_only",
+        check=at_least(0), ignored="the text encoder is frozen here",
     )  # fmt: skip
     network_train_unet_only: bool = flag(False, "leave the text encoder alone (always so here)")
     network_train_text_encoder_only: bool = flag(
@@ -275,14 +390,6 @@ class NetworkOptions:
             found.append(Problem(message, "text_encoder_lr"))
         return found
 
-    @property
-    def unread(self) -> dict[str, str]:
-        unread = {"text_encoder_lr": "the text encoder is frozen here"}
-        if self.dim_from_weights:
-            unread["network_dim"] = "dim_from_weights takes the rank from network_weights"
-            unread["network_alpha"] = "dim_from_weights takes it from network_weights too"
-        return unread
-
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerOptions:
@@ -291,7 +398,15 @@ class OptimizerOptions:
     optimizer_type: str = flag("", OPTIMIZERS)
     use_8bit_adam: bool = flag(False, "old form of optimizer_type = AdamW8bit")
     use_lion_optimizer: bool = flag(False, "old form of optimizer_type = Lion")
-    learning_rate: float = flag(2e-6, "step size of the optimizer", check=at_least(0))
+    learning_rate: float = flag(
+        2e-6,
+        "step size of the optimizer",
+        check=at_least(0),
+        idle=(
+            OWN_RATE,
+            loses_to(lambda o: o.unet_lr is not None, "unet_lr decides"),
+        ),
+    )
     max_grad_norm: float = flag(
         1.0, "clip gradients at this norm; 0 does not clip", check=at_least(0)
     )
@@ -308,20 +423,50 @@ class OptimizerOptions:
 class ScheduleOptions:
     """Learning-rate schedule"""
 
-    lr_scheduler: str = flag("constant", SCHEDULES)
-    lr_scheduler_type: str = flag("", "class path of a schedule of your own")
-    lr_scheduler_args: tuple[str, ...] | None = flag(None, "key=value arguments of the schedule")
+    lr_scheduler: str = flag(
+        "constant",
+        SCHEDULES,
+        idle=(
+            loses_to(lambda o: o.lr_scheduler_type, "lr_scheduler_type decides"),
+            OWN_RATE_SCHEDULE,
+        ),
+    )
+    lr_scheduler_type: str = flag("", "class path of a schedule of your own", idle=(OWN_RATE,))
+    lr_scheduler_args: tuple[str, ...] | None = flag(
+        None, "key=value arguments of the schedule", idle=(OWN_RATE,)
+    )
     lr_warmup_steps: float = flag(
-        0, "warm-up: steps, fraction of the run, or percentage", read=steps_or_fraction
+        0,
+        "warm-up: steps, fraction of the run, or percentage",
+        read=steps_or_fraction,
+        idle=(*read_by_schedule("lr_warmup_steps"),),
     )
     lr_decay_steps: float = flag(
-        0, "decay: steps, fraction of the run, or percentage", read=steps_or_fraction
+        0,
+        "decay: steps, fraction of the run, or percentage",
+        read=steps_or_fraction,
+        idle=(*read_by_schedule("lr_decay_steps"),),
     )
-    lr_scheduler_num_cycles: float = flag(1, "cycles or restarts, also halves", check=at_least(0))
-    lr_scheduler_power: float = flag(1.0, "power of polynomial")
-    lr_scheduler_timescale: int | None = flag(None, "time scale of inverse_sqrt", check=at_least(1))
+    lr_scheduler_num_cycles: float = flag(
+        1,
+        "cycles or restarts, also halves",
+        check=at_least(0),
+        idle=(*read_by_schedule("lr_scheduler_num_cycles"),),
+    )
+    lr_scheduler_power: float = flag(
+        1.0, "power of polynomial", idle=(*read_by_schedule("lr_scheduler_power"),)
+    )
+    lr_scheduler_timescale: int | None = flag(
+        None,
+        "time scale of inverse_sqrt",
+        check=at_least(1),
+        idle=(*read_by_schedule("lr_scheduler_timescale"),),
+    )
     lr_scheduler_min_lr_ratio: float | None = flag(
-        None, "floor, as a share of the learning rate", check=between(0, 1)
+        None,
+        "floor, as a share of the learning rate",
+        check=between(0, 1),
+        idle=(*read_by_schedule("lr_scheduler_min_lr_ratio"),),
     )
 
 
@@ -329,7 +474,17 @@ class ScheduleOptions:
 class LoopOptions:
     """Length of the run, memory of a step"""
 
-    max_train_steps: int = flag(1600, "updates", check=at_least(1))
+    max_train_steps: int = flag(
+        1600,
+        "updates",
+        check=at_least(1),
+        idle=(
+            loses_to(
+                lambda o: o.max_train_epochs is not None,
+                "max_train_epochs decides how long the run is",
+            ),
+        ),
+    )
     max_train_epochs: int | None = flag(
         None, "epochs; wins over max_train_steps", check=at_least(1)
     )
@@ -342,12 +497,6 @@ class LoopOptions:
         None, "blocks parked in RAM", check=at_least(0),
         ignored=f"{LATER}: all blocks stay on the card; gradient_checkpointing saves most memory",
     )  # fmt: skip
-
-    @property
-    def unread(self) -> dict[str, str]:
-        if self.max_train_epochs is None:
-            return {}
-        return {"max_train_steps": "max_train_epochs decides how long the run is"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,23 +552,51 @@ class FlowOptions:
         "how sigma is drawn",
         choices=("sigma", "uniform", "sigmoid", "shift", "flux_shift"),
     )
-    sigmoid_scale: float = flag(1.0, "spread of sigmoid, shift and flux_shift", check=above(0))
+    sigmoid_scale: float = flag(
+        1.0,
+        "spread of sigmoid, shift and flux_shift",
+        check=above(0),
+        idle=(
+            needs(lambda o: o.timestep_sampling in ("sigmoid", "shift", "flux_shift"), SAMPLING),
+        ),
+    )
     discrete_flow_shift: float = flag(
-        1.0, "shift of shift and sigma; 3 leans to noise", check=above(0)
+        1.0,
+        "shift of shift and sigma; 3 leans to noise",
+        check=above(0),
+        idle=(needs(lambda o: o.timestep_sampling in ("shift", "sigma"), SAMPLING),),
     )
     weighting_scheme: str = flag(
         "uniform", "loss weight (sigma_sqrt, cosmap), or density of sigma (logit_normal, mode)",
-        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"),
-    )  # fmt: skip
-    logit_mean: float = flag(0.0, "mean of logit_normal")
-    logit_std: float = flag(1.0, "spread of logit_normal", check=above(0))
-    mode_scale: float = flag(1.29, "scale of mode")
+        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"), idle=(needs(lambda o: o.timestep_sampling == "sigma" or o.weighting_scheme not in ("logit_normal", "mode"), SAMPLING),))  # fmt: skip
+    logit_mean: float = flag(
+        0.0,
+        "mean of logit_normal",
+        idle=(needs(uses_density("logit_normal"), DENSITY + "logit_normal"),),
+    )
+    logit_std: float = flag(
+        1.0,
+        "spread of logit_normal",
+        check=above(0),
+        idle=(needs(uses_density("logit_normal"), DENSITY + "logit_normal"),),
+    )
+    mode_scale: float = flag(
+        1.29, "scale of mode", idle=(needs(uses_density("mode"), DENSITY + "mode"),)
+    )
     min_timestep: int | None = flag(None, "lowest timestep, 0 to 1000", check=between(0, 1000))
     max_timestep: int | None = flag(None, "highest timestep, 0 to 1000", check=between(0, 1000))
     noise_offset: float | None = flag(None, "extra noise per channel")
-    noise_offset_random_strength: bool = flag(False, "draw its strength in [0, noise_offset]")
+    noise_offset_random_strength: bool = flag(
+        False,
+        "draw its strength in [0, noise_offset]",
+        idle=(needs(lambda o: o.noise_offset, "noise_offset is not set"),),
+    )
     ip_noise_gamma: float | None = flag(None, "extra noise in the input alone")
-    ip_noise_gamma_random_strength: bool = flag(False, "draw its strength in [0, ip_noise_gamma]")
+    ip_noise_gamma_random_strength: bool = flag(
+        False,
+        "draw its strength in [0, ip_noise_gamma]",
+        idle=(needs(lambda o: o.ip_noise_gamma, "ip_noise_gamma is not set"),),
+    )
     multires_noise_iterations: int | None = flag(None, "pyramid noise", ignored=FLOW)
     multires_noise_discount: float = flag(0.3, "decay of pyramid noise", ignored=FLOW)
     adaptive_noise_scale: float | None = flag(None, "noise offset by latents' mean", ignored=FLOW)
@@ -436,29 +613,6 @@ class FlowOptions:
             return [Problem("expected less than max_timestep (1000).", f"min_timestep = {lowest}")]
         return []
 
-    @property
-    def unread(self) -> dict[str, str]:
-        """Options that the chosen sampling does not read."""
-        method, scheme = self.timestep_sampling, self.weighting_scheme
-        names = []
-        if method not in ("sigmoid", "shift", "flux_shift"):
-            names.append("sigmoid_scale")
-        if method not in ("shift", "sigma"):
-            names.append("discrete_flow_shift")
-        if method != "sigma" and scheme in ("logit_normal", "mode"):
-            names.append("weighting_scheme")
-        unread = dict.fromkeys(names, f"timestep_sampling is {method}")
-        density = "timestep_sampling = sigma with weighting_scheme = "
-        if (method, scheme) != ("sigma", "logit_normal"):
-            reason = f"it belongs to {density}logit_normal"
-            unread |= dict.fromkeys(("logit_mean", "logit_std"), reason)
-        if (method, scheme) != ("sigma", "mode"):
-            unread["mode_scale"] = f"it belongs to {density}mode"
-        for strength in ("noise_offset", "ip_noise_gamma"):
-            if not getattr(self, strength):
-                unread[f"{strength}_random_strength"] = f"{strength} is not set"
-        return unread
-
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
@@ -466,25 +620,34 @@ class LossOptions:
 
     loss_type: str = flag("l2", "kind of loss", choices=("l1", "l2", "huber", "smooth_l1"))
     huber_schedule: str = flag(
-        "snr", "threshold by sigma", choices=("constant", "exponential", "snr")
+        "snr", "threshold by sigma", choices=("constant", "exponential", "snr"), idle=(HUBER,)
     )
-    huber_c: float = flag(0.1, "threshold of huber and smooth_l1", check=above(0))
-    huber_scale: float = flag(1.0, "factor of the threshold", check=above(0))
-    prior_loss_weight: float = flag(1.0, "weight of regularisation pictures", check=at_least(0))
-    masked_loss: bool = flag(False, "loss inside the masks of conditioning_data_dir only")
+    huber_c: float = flag(0.1, "threshold of huber and smooth_l1", check=above(0), idle=(HUBER,))
+    huber_scale: float = flag(1.0, "factor of the threshold", check=above(0), idle=(HUBER,))
+    prior_loss_weight: float = flag(
+        1.0,
+        "weight of regularisation pictures",
+        check=at_least(0),
+        idle=(
+            needs_data(
+                lambda o: any(s.is_reg for s in subsets_of(o)),
+                "there are no regularisation pictures",
+            ),
+        ),
+    )
+    masked_loss: bool = flag(
+        False,
+        "loss inside the masks of conditioning_data_dir only",
+        idle=(
+            needs_data(lambda o: any(s.is_masked for s in subsets_of(o)), "no subset has masks"),
+        ),
+    )
     min_snr_gamma: float | None = flag(
         None, "weight by SNR", ignored=f"{FLOW}; weighting_scheme = sigma_sqrt or cosmap weights it"
     )
     debiased_estimation_loss: bool = flag(False, "debiased estimation", ignored=FLOW)
     v_pred_like_loss: float | None = flag(None, "v-prediction weight", ignored=FLOW)
     scale_v_pred_loss_like_noise_pred: bool = flag(False, "scale v-prediction loss", ignored=FLOW)
-
-    @property
-    def unread(self) -> dict[str, str]:
-        if self.loss_type in ("huber", "smooth_l1"):
-            return {}
-        names = ("huber_schedule", "huber_c", "huber_scale")
-        return dict.fromkeys(names, f"loss_type is {self.loss_type}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -496,11 +659,20 @@ class SaveOptions:
     save_precision: str | None = flag(
         None, "precision of the file", choices=("float", "fp16", "bf16")
     )
-    save_every_n_epochs: int | None = flag(None, "write a file every n epochs", check=at_least(1))
+    save_every_n_epochs: int | None = flag(
+        None,
+        "write a file every n epochs",
+        check=at_least(1),
+        idle=(loses_to(lambda o: o.save_n_epoch_ratio, "save_n_epoch_ratio decides"),),
+    )
     save_every_n_steps: int | None = flag(None, "write a file every n steps", check=at_least(1))
     save_n_epoch_ratio: int | None = flag(None, "write at least n files", check=at_least(1))
-    save_last_n_epochs: int | None = flag(None, "keep the last n epoch files", check=at_least(1))
-    save_last_n_steps: int | None = flag(None, "keep files of the last n steps", check=at_least(0))
+    save_last_n_epochs: int | None = flag(
+        None, "keep the last n epoch files", check=at_least(1), idle=(EPOCH_FILES,)
+    )
+    save_last_n_steps: int | None = flag(
+        None, "keep files of the last n steps", check=at_least(0), idle=(STEP_FILES,)
+    )
     save_model_as: str = flag("safetensors", "kind of file", choices=("safetensors", "ckpt", "pt"))
     no_metadata: bool = flag(False, "write only the metadata other tools need")
     huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
@@ -527,17 +699,6 @@ class SaveOptions:
             found.append(Problem(message, f"save_model_as = {self.save_model_as}"))
         return found
 
-    @property
-    def unread(self) -> dict[str, str]:
-        unread = {}
-        if self.save_n_epoch_ratio:
-            unread["save_every_n_epochs"] = "save_n_epoch_ratio decides"
-        elif not self.save_every_n_epochs:
-            unread["save_last_n_epochs"] = "save_every_n_epochs is not set"
-        if not self.save_every_n_steps:
-            unread["save_last_n_steps"] = "save_every_n_steps is not set"
-        return unread
-
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
@@ -546,47 +707,57 @@ class ResumeOptions:
     save_state: bool = flag(False, "write a state with every file, and at the end")
     save_state_on_train_end: bool = flag(False, "write a state at the end")
     save_last_n_epochs_state: int | None = flag(
-        None, "keep the last n epochs' states; save_last_n_epochs if not given", check=at_least(1)
+        None,
+        "keep the last n epochs' states; save_last_n_epochs if not given",
+        check=at_least(1),
+        idle=(
+            STATES,
+            EPOCH_FILES,
+        ),
     )
     save_last_n_steps_state: int | None = flag(
-        None, "keep states of the last n steps; save_last_n_steps if not given", check=at_least(0)
+        None,
+        "keep states of the last n steps; save_last_n_steps if not given",
+        check=at_least(0),
+        idle=(
+            STATES,
+            STEP_FILES,
+        ),
     )
     save_state_to_huggingface: bool = flag(False, "upload states", refused=LATER)
     resume: str | None = flag(None, "state (a folder) to go on from")
     resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
     resume_allow: tuple[str, ...] | None = flag(
-        None, "settings that may differ from the state's, by the names that the error gives"
+        None,
+        "settings that may differ from the state's, by the names that the error gives",
+        idle=(RESUMED,),
     )
     resume_ignore_optimizer_mismatch: bool = flag(
-        False, "start the optimizer afresh where it differs from the state's"
+        False, "start the optimizer afresh where it differs from the state's", idle=(RESUMED,)
     )
     initial_epoch: int | None = flag(
-        None, "epoch to start at, from 1, whatever a state says", off=(1,), check=at_least(1)
+        None,
+        "epoch to start at, from 1, whatever a state says",
+        off=(1,),
+        check=at_least(1),
+        idle=(loses_to(lambda o: o.initial_step is not None, "initial_step decides"),),
     )
     initial_step: int | None = flag(
         None, "steps to count as done; wins over initial_epoch", check=at_least(0)
     )
     skip_until_initial_step: bool = flag(
-        False, "start at the batch of initial_step, not at the first of its epoch"
+        False,
+        "start at the batch of initial_step, not at the first of its epoch",
+        idle=(
+            Idle(lambda o: o.resume and not given_step(o), "a resumed run goes on at its batch"),
+            needs(given_step, "no step to skip to"),
+        ),
     )
 
     @property
     def given_step(self) -> bool:
         """Whether the start of the run is given, not taken from a state."""
-        return bool(self.initial_step) or (self.initial_epoch or 1) > 1
-
-    @property
-    def unread(self) -> dict[str, str]:
-        unread = {}
-        if not self.resume:
-            names = ("resume_allow", "resume_ignore_optimizer_mismatch")
-            unread = dict.fromkeys(names, "resume is not set")
-        if not self.given_step:
-            reason = "a resumed run goes on at its batch" if self.resume else "no step to skip to"
-            unread["skip_until_initial_step"] = reason
-        if self.initial_step is not None:
-            unread["initial_epoch"] = "initial_step decides"
-        return unread
+        return given_step(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -612,12 +783,17 @@ class ValidationOptions:
         0.0, "share of pictures kept for validation", check=between(0, 0.9)
     )
     validation_seed: int | None = flag(None, "which of them; 0 if not given")
-    validate_every_n_steps: int | None = flag(None, "validate every n steps", check=at_least(1))
+    validate_every_n_steps: int | None = flag(
+        None, "validate every n steps", check=at_least(1), idle=(VALIDATED,)
+    )
     validate_every_n_epochs: int | None = flag(
-        None, "validate every n epochs; every epoch if neither is given", check=at_least(1)
+        None,
+        "validate every n epochs; every epoch if neither is given",
+        check=at_least(1),
+        idle=(VALIDATED,),
     )
     max_validation_steps: int | None = flag(
-        None, "most batches of a validation; all if not given", check=at_least(1)
+        None, "most batches of a validation; all if not given", check=at_least(1), idle=(VALIDATED,)
     )
 
 
@@ -625,44 +801,58 @@ class ValidationOptions:
 class LoggingOptions:
     """Logs"""
 
-    logging_dir: str | None = flag(None, "root of the logs; <output_dir>/logs if not given")
+    logging_dir: str | None = flag(
+        None, "root of the logs; <output_dir>/logs if not given", idle=(NO_LOGS,)
+    )
     log_with: str = flag(
         "tensorboard", "where numbers go", choices=("none", "tensorboard", "wandb", "all")
     )
     log_prefix: str | None = flag(
-        None, "start of the run folder's name; <output_name>_ if not given"
+        None, "start of the run folder's name; <output_name>_ if not given", idle=(NO_LOGS,)
     )
     log_every_n_steps: int = flag(
         10, "write the steps' numbers every n steps, all of them", check=at_least(1)
     )
-    log_tracker_name: str | None = flag(None, "name of the tracker; network_train if not given")
-    log_tracker_config: str | None = flag(None, "TOML with the trackers' own settings")
-    log_config: bool = flag(False, "log the settings too")
-    wandb_run_name: str | None = flag(None, "name of the wandb run")
-    wandb_api_key: str | None = flag(None, "wandb key")
-    auto_start_tensorboard: bool = flag(False, "serve TensorBoard during the run")
-    tensorboard_host: str = flag("127.0.0.1", "its address")
-    tensorboard_port: int = flag(6006, "its port, or the next free one", check=between(1, 65535))
-    tensorboard_logdir: str = flag("", "folder it shows; the root of the logs if not given")
+    log_tracker_name: str | None = flag(
+        None, "name of the tracker; network_train if not given", idle=(NO_LOGS,)
+    )
+    log_tracker_config: str | None = flag(
+        None, "TOML with the trackers' own settings", idle=(NO_LOGS,)
+    )
+    log_config: bool = flag(False, "log the settings too", idle=(NO_LOGS,))
+    wandb_run_name: str | None = flag(None, "name of the wandb run", idle=(WANDB,))
+    wandb_api_key: str | None = flag(None, "wandb key", idle=(WANDB,))
+    auto_start_tensorboard: bool = flag(False, "serve TensorBoard during the run", idle=(NO_LOGS,))
+    tensorboard_host: str = flag(
+        "127.0.0.1",
+        "its address",
+        idle=(
+            NO_LOGS,
+            SERVED,
+        ),
+    )
+    tensorboard_port: int = flag(
+        6006,
+        "its port, or the next free one",
+        check=between(1, 65535),
+        idle=(
+            NO_LOGS,
+            SERVED,
+        ),
+    )
+    tensorboard_logdir: str = flag(
+        "",
+        "folder it shows; the root of the logs if not given",
+        idle=(
+            NO_LOGS,
+            SERVED,
+        ),
+    )
     console_log_level: str | None = flag(
         None, "detail of messages", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )
     console_log_file: str | None = flag(None, "file for messages instead of the console")
     console_log_simple: bool = flag(False, "messages without time and level")
-
-    @property
-    def unread(self) -> dict[str, str]:
-        unread = {}
-        if self.log_with not in ("wandb", "all"):
-            names = ("wandb_run_name", "wandb_api_key")
-            unread = dict.fromkeys(names, f"log_with is {self.log_with}")
-        if self.log_with == "none":
-            names = ("logging_dir", "log_prefix", "log_config", "log_tracker_name")
-            unread |= dict.fromkeys((*names, "log_tracker_config"), "log_with is none")
-        if not self.auto_start_tensorboard:
-            names = ("tensorboard_host", "tensorboard_port", "tensorboard_logdir")
-            unread |= dict.fromkeys(names, "auto_start_tensorboard is off")
-        return unread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -678,8 +868,7 @@ class MonitorOptions:
     )  # fmt: skip
     monitor_memory_warn_ratio: float = flag(
         0.95, "alert when more than this share of the memory is needed", check=between(0, 1),
-        names=("--anima_monitor_memory_warn_ratio",),
-    )  # fmt: skip
+        names=("--anima_monitor_memory_warn_ratio",), idle=(needs(lambda o: o.monitor_memory, "anima_monitor_memory is off"),))  # fmt: skip
     monitor_loss_spike_ratio: float = flag(
         3.0, "alert when the loss is this many times what is usual at like sigma", check=above(0),
         names=("--anima_monitor_loss_spike_ratio",),
@@ -690,19 +879,19 @@ class MonitorOptions:
 class MetadataOptions:
     """Metadata"""
 
-    training_comment: str | None = flag(None, "free text")
-    metadata_title: str | None = flag(None, "title; output_name if not given")
-    metadata_author: str | None = flag(None, "author")
-    metadata_description: str | None = flag(None, "description")
-    metadata_license: str | None = flag(None, "licence")
-    metadata_tags: str | None = flag(None, "tags, separated by commas")
-    metadata_usage_hint: str | None = flag(None, "how to use it")
-    metadata_thumbnail: str | None = flag(None, "picture file or data: URL")
-    metadata_merged_from: str | None = flag(None, "files it was merged from")
-    metadata_trigger_phrase: str | None = flag(None, "trigger words")
-    metadata_preprocessor: str | None = flag(None, "preprocessor")
+    training_comment: str | None = flag(None, "free text", idle=(NO_METADATA,))
+    metadata_title: str | None = flag(None, "title; output_name if not given", idle=(NO_METADATA,))
+    metadata_author: str | None = flag(None, "author", idle=(NO_METADATA,))
+    metadata_description: str | None = flag(None, "description", idle=(NO_METADATA,))
+    metadata_license: str | None = flag(None, "licence", idle=(NO_METADATA,))
+    metadata_tags: str | None = flag(None, "tags, separated by commas", idle=(NO_METADATA,))
+    metadata_usage_hint: str | None = flag(None, "how to use it", idle=(NO_METADATA,))
+    metadata_thumbnail: str | None = flag(None, "picture file or data: URL", idle=(NO_METADATA,))
+    metadata_merged_from: str | None = flag(None, "files it was merged from", idle=(NO_METADATA,))
+    metadata_trigger_phrase: str | None = flag(None, "trigger words", idle=(NO_METADATA,))
+    metadata_preprocessor: str | None = flag(None, "preprocessor", idle=(NO_METADATA,))
     metadata_is_negative_embedding: str | None = flag(
-        None, "true for a negative embedding", read=word
+        None, "true for a negative embedding", read=word, idle=(NO_METADATA,)
     )
 
     def problems(self) -> list[Problem]:
@@ -716,9 +905,13 @@ class MetadataOptions:
 class DistributedOptions:
     """Several processes"""
 
-    ddp_timeout: int | None = flag(None, "minutes to wait for other processes", check=at_least(1))
-    ddp_gradient_as_bucket_view: bool = flag(False, "DDP: gradients as views of buckets")
-    ddp_static_graph: bool = flag(False, "DDP: the graph never changes")
+    ddp_timeout: int | None = flag(
+        None, "minutes to wait for other processes", check=at_least(1), idle=(SEVERAL,)
+    )
+    ddp_gradient_as_bucket_view: bool = flag(
+        False, "DDP: gradients as views of buckets", idle=(SEVERAL,)
+    )
+    ddp_static_graph: bool = flag(False, "DDP: the graph never changes", idle=(SEVERAL,))
     deepspeed: bool = flag(
         False, "use DeepSpeed",
         refused="it splits a model that is trained; here the base is frozen and adapters are small",
@@ -792,16 +985,23 @@ class TrainConfig:
         message = "is needed: a TOML file that describes the pictures (or --train_data_dir)."
         return [Problem(message, "dataset_config")]
 
-    def notes(self, explicit: Collection[str]) -> list[str]:
-        """One line for each option that was set and that others leave without effect."""
-        groups = [getattr(self, field.name) for field in fields(self)]
-        found = effect_notes(groups, explicit)
-        if self.files.dataset_config:
-            named = [name for name in FOLDERS if name in explicit and getattr(self.data, name)]
-            found += [
-                f"--{name} has no effect: dataset_config names the folders." for name in named
-            ]
-        given = [f.name for f in fields(self.metadata) if getattr(self.metadata, f.name)]
-        if self.save.no_metadata and (names := [name for name in given if name in explicit]):
-            found += [f"--{name} has no effect: no_metadata is set." for name in names]
-        return found
+    def situation(self, family: Any = None, datasets: Any = None) -> SimpleNamespace:
+        """What conditions of effect look at: every option by name, and what else is known.
+
+        family:    the options of the model family
+        datasets:  their configurations, None when they are not known
+        processes: that train together
+        """
+        processes = os.environ.get("WORLD_SIZE", "1")
+        return SimpleNamespace(
+            **self.flat(),
+            **(vars(family) if family else {}),
+            family=family,
+            datasets=datasets,
+            processes=int(processes) if processes.isdecimal() else 1,
+        )
+
+    def idle(self) -> set[str]:
+        """The options that the others leave without effect."""
+        flags = [flag_ for group in GROUPS.values() for flag_ in flags_of(group)]
+        return set(idle_flags(flags, self.situation()))

@@ -1,7 +1,7 @@
 """Learning-rate schedules by sd-scripts' names, stepped once per update by the trainer.
 
 The curves are transformers'; what is ours is the reading of the options. Warm-up and decay are steps, or
-a fraction of the run when below 1. An option that the chosen schedule does not read is named.
+a fraction of the run when below 1.
 """
 
 from __future__ import annotations
@@ -21,45 +21,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SCHEDULES: dict[str, tuple[str, frozenset[str]]] = {
-    "constant": ("get_constant_schedule", frozenset()),
-    "constant_with_warmup": (
-        "get_constant_schedule_with_warmup",
-        frozenset({"lr_warmup_steps"}),
-    ),
-    "linear": ("get_linear_schedule_with_warmup", frozenset({"lr_warmup_steps"})),
-    "cosine": ("get_cosine_schedule_with_warmup", frozenset({"lr_warmup_steps"})),
-    "cosine_with_restarts": (
-        "get_cosine_with_hard_restarts_schedule_with_warmup",
-        frozenset({"lr_warmup_steps", "lr_scheduler_num_cycles"}),
-    ),
-    "polynomial": (
-        "get_polynomial_decay_schedule_with_warmup",
-        frozenset({"lr_warmup_steps", "lr_scheduler_power"}),
-    ),
-    "inverse_sqrt": (
-        "get_inverse_sqrt_schedule",
-        frozenset({"lr_warmup_steps", "lr_scheduler_timescale"}),
-    ),
-    "cosine_with_min_lr": (
-        "get_cosine_with_min_lr_schedule_with_warmup",
-        frozenset({"lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio"}),
-    ),
-    "warmup_stable_decay": (
-        "get_wsd_schedule",
-        frozenset(
-            {
-                "lr_warmup_steps",
-                "lr_decay_steps",
-                "lr_scheduler_num_cycles",
-                "lr_scheduler_min_lr_ratio",
-            }
-        ),
-    ),
-    "piecewise_constant": ("", frozenset()),
-    "adafactor": ("", frozenset()),
+SCHEDULES = {
+    "constant": "get_constant_schedule",
+    "constant_with_warmup": "get_constant_schedule_with_warmup",
+    "linear": "get_linear_schedule_with_warmup",
+    "cosine": "get_cosine_schedule_with_warmup",
+    "cosine_with_restarts": "get_cosine_with_hard_restarts_schedule_with_warmup",
+    "polynomial": "get_polynomial_decay_schedule_with_warmup",
+    "inverse_sqrt": "get_inverse_sqrt_schedule",
+    "cosine_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup",
+    "warmup_stable_decay": "get_wsd_schedule",
+    "piecewise_constant": "",
+    "adafactor": "",
 }
-"""name -> (the function in transformers.optimization, the options that it reads)."""
+"""name -> the function in transformers.optimization; what each reads: run_config.SCHEDULE_READS."""
 
 UNSET = {
     "lr_warmup_steps": 0,
@@ -115,19 +90,6 @@ def _check_named(options: ScheduleOptions, arguments: dict[str, Any]) -> list[st
     return []
 
 
-def ignored_options(options: ScheduleOptions) -> list[str]:
-    """The options that were set and that the chosen schedule does not read."""
-    if options.lr_scheduler_type:
-        read = frozenset()
-    else:
-        read = SCHEDULES[options.lr_scheduler.partition(":")[0]][1]
-    return [
-        option
-        for option, unset in UNSET.items()
-        if option not in read and getattr(options, option) not in (None, unset)
-    ]
-
-
 def create_scheduler(
     options: ScheduleOptions, optimizer: Optimizer, *, total_steps: int
 ) -> lr_scheduler.LRScheduler:
@@ -146,9 +108,6 @@ def create_scheduler(
         raise ConfigError(
             "--lr_scheduler adafactor needs optimizer_type = Adafactor with relative_step=True."
         )
-    if ignored := ignored_options(options):
-        chosen = options.lr_scheduler_type or options.lr_scheduler
-        logger.warning("%s: no effect with the schedule %s", ", ".join(ignored), chosen)
     if options.lr_scheduler_type:
         return _of_class(options.lr_scheduler_type, optimizer, arguments)
     if name == "piecewise_constant":
@@ -198,7 +157,7 @@ def _named(
     from transformers import optimization
 
     possible = _curve_arguments(name, options, total_steps)
-    make = getattr(optimization, SCHEDULES[name][0])
+    make = getattr(optimization, SCHEDULES[name])
     _refuse_unknown(make, arguments)
     takes = inspect.signature(make).parameters
     chosen = {key: value for key, value in possible.items() if key in takes}

@@ -9,11 +9,10 @@ from library.anima_runtime.config_adapter import (
     MODULES,
     AnimaConfig,
     adapt,
-    dataset_notes,
     run_notes,
 )
 from library.config_file import read_config
-from library.config_util import DatasetConfig, DatasetGroupConfig, SubsetConfig
+from library.config_util import DatasetGroupConfig
 from library.run_config import GROUPS, FlowOptions, TrainConfig
 from networks.lokr_anima import check_network_args as check_lokr
 from networks.lora_anima import check_network_args as check_lora
@@ -293,28 +292,3 @@ def test_component_rates_reach_the_network_when_given():
     kwargs = adapted("--llm_adapter_lr", "0", "--mod_lr", "1e-5")[1].network_kwargs()
     assert (kwargs["llm_adapter_lr"], kwargs["mod_lr"]) == (0.0, 1e-5)
     assert "mlp_lr" not in kwargs
-
-
-def group(**settings) -> DatasetGroupConfig:
-    subset = SubsetConfig(image_dir="a", num_repeats=settings.pop("num_repeats", 1))
-    dataset = DatasetConfig(resolution=(512, 512), subsets=(subset,), **settings)
-    return DatasetGroupConfig(datasets=(dataset,), source="dataset.toml")
-
-
-@pytest.mark.parametrize(
-    ("options", "datasets", "noted"),
-    [
-        ({"train_batch_size": 4}, group(batch_size=2), True),
-        ({"train_batch_size": 4}, group(batch_size=4), False),
-        ({"train_batch_size": 1}, group(batch_size=2), False),
-        ({"dataset_repeats": 3}, group(num_repeats=2), True),
-        ({"resolution": "512"}, group(), False),
-        ({"resolution": "512,768"}, group(), True),
-        ({"enable_bucket": False}, group(enable_bucket=True), False),
-        ({"min_bucket_reso": 64}, group(min_bucket_reso=64), True),
-        ({"min_bucket_reso": 64}, group(min_bucket_reso=64, enable_bucket=True), False),
-    ],
-)
-def test_flags_that_the_dataset_file_overrides_are_named(options, datasets, noted):
-    notes = dataset_notes(options, set(options), datasets)
-    assert len(notes) == noted

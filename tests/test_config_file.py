@@ -361,7 +361,7 @@ def test_bucket_sizes_without_buckets_are_named(run_files, run_folder):
 def test_flags_fill_what_the_dataset_file_leaves_open(run_files, run_folder):
     argv = run_files(
         resolution="128,192", train_batch_size=3, dataset_repeats=2, caption_extention=".caption",
-        keep_tokens_separator="|||", token_warmup_step=10, caption_dropout_rate=1, flip_aug=True,
+        keep_tokens_separator="|||", token_warmup_step=10, caption_dropout_rate=0.5, flip_aug=True,
     )  # fmt: skip
     write_bare_dataset(run_folder)
     _, group, _, notes = load_run(argv)
@@ -370,7 +370,7 @@ def test_flags_fill_what_the_dataset_file_leaves_open(run_files, run_folder):
     assert (dataset.resolution, dataset.batch_size) == ((128, 192), 3)
     assert (subset.num_repeats, subset.caption_extension, subset.flip_aug) == (2, ".caption", True)
     assert (subset.keep_tokens_separator, subset.token_warmup_step) == ("|||", 10.0)
-    assert subset.caption_dropout_rate == 1.0
+    assert subset.caption_dropout_rate == 0.5
     assert notes == []
 
 

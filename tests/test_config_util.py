@@ -164,12 +164,6 @@ def test_without_effect_nothing_is_demanded_of_bucket_sizes(tmp_path, pictures):
         load(tmp_path, minimal(pictures, dataset=f"{lines}\nmin_bucket_reso = 900"))
 
 
-def test_a_key_that_nothing_reads_is_noted(tmp_path, pictures):
-    group = load(tmp_path, minimal(pictures, subset="custom_attributes = {a = 1}"))
-    (note,) = group.notes
-    assert note.startswith("custom_attributes has no effect")
-
-
 def test_a_flag_with_a_problem_is_named_as_a_flag(tmp_path, pictures):
     (problem,) = problems_of(tmp_path, minimal(pictures), keep_tokens=-1)
     assert problem.where == "--keep_tokens"

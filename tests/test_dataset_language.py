@@ -165,7 +165,6 @@ def test_each_of_the_resolutions_has_to_fit(tmp_path, folder):
 def test_masks_need_the_flag_only_when_sd_scripts_asks_for_it(tmp_path, folder):
     conditioned = document_with(folder, "subsets", conditioning_data_dir=str(folder))
     group = load(tmp_path, conditioned)
-    assert group.notes == ("conditioning_data_dir has no effect: --masked_loss is off",)
     assert not group.datasets[0].subsets[0].is_masked
     assert load(tmp_path, conditioned, masked_loss=True).datasets[0].subsets[0].is_masked
     masked = document_with(folder, "subsets", mask_path=str(folder))
@@ -179,19 +178,6 @@ def test_a_trigger_word_reaches_no_regularisation_pictures(tmp_path, folder):
     document["datasets"][0]["subsets"].append(own)
     subsets = load(tmp_path, document).datasets[0].subsets
     assert [subset.trigger_word for subset in subsets] == ["sks", "", "cat"]
-
-
-@pytest.mark.parametrize(
-    "flags, why",
-    [
-        ({"masked_loss": True}, "no subset has masks"),
-        ({"prior_loss_weight": 0.5}, "no regularisation pictures"),
-        ({"validate_every_n_steps": 5}, "validation_split is 0"),
-    ],
-)
-def test_flags_that_need_something_of_the_datasets_are_noted(tmp_path, folder, flags, why):
-    (note,) = load(tmp_path, document_with(folder, "subsets"), **flags).notes
-    assert why in note
 
 
 def test_folders_named_by_flags_become_subsets(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from anima_train_network import GROUPS, load_run, setup_parser
 from library.config_file import read_config
-from library.options import all_flags, flags_of
+from library.options import all_flags
 from tools import make_flags_doc
 
 FLAGS = all_flags(GROUPS)
@@ -104,12 +104,6 @@ def test_a_removed_flag_is_no_abbreviation():
 
 def test_a_flag_has_one_state():
     assert not [f.dest for f in FLAGS.values() if f.ignored and f.refused]
-
-
-def test_what_a_group_calls_unread_is_a_flag_of_its_own():
-    for group in GROUPS:
-        unread = getattr(group(), "unread", {})
-        assert set(unread) <= {flag.dest for flag in flags_of(group)}, group
 
 
 def test_help_names_every_flag_and_ends_well(capsys):

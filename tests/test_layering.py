@@ -18,13 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
 LAYERS = {
     0: "library/errors library/files library/utils library/device_utils library/user_classes "
-    "library/text_files library/__init__ library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
+    "library/text_files library/effects library/__init__ "
+    "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
     "library/dataset_keys library/dataset_file library/caption_json library/augment "
     "library/tensor_files library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
-    "library/flag_table library/legacy_flags library/config_file library/config_util",
+    "library/flag_table library/legacy_flags library/config_file library/config_util "
+    "library/dataset_effects",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
     "library/caches library/cache_files library/text_caches library/text_windows "
@@ -89,6 +91,7 @@ SIDEWAYS = [
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),
+    ("library", "config_util -> dataset_effects", "what becomes of each key"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
     ("networks", "network -> norm_limit -> adapters", "a limit on what was trained"),
     ("networks", "network -> placements -> targets, codec, adapters", "adapters put in place"),

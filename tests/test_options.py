@@ -2,9 +2,11 @@
 
 from argparse import ArgumentParser
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
+from library.effects import loses_to, needs
 from library.options import (
     above,
     add_flags,
@@ -12,9 +14,9 @@ from library.options import (
     between,
     build,
     convert,
-    effect_notes,
     flag,
     flags_of,
+    idle_flags,
     size,
     steps_or_fraction,
     value_problem,
@@ -28,20 +30,28 @@ class Options:
 
     count: int = flag(1, "a number", check=at_least(1))
     seed: int | None = flag(None, "a seed")
-    rate: float = flag(0.5, "a share, 50% say", check=between(0, 1))
-    scale: float = flag(1.0, "a factor", check=above(0))
+    rate: float = flag(
+        0.5,
+        "a share, 50% say",
+        check=between(0, 1),
+        idle=(loses_to(lambda o: o.seed, "seed decides"),),
+    )
+    scale: float = flag(
+        1.0, "a factor", check=above(0), idle=(needs(lambda o: o.count > 1, "count is {o.count}"),)
+    )
     kind: str = flag("none", "a kind", choices=("none", "some", "sigmoid"))
-    path: str | None = flag(None, "a path", names=("--path", "--file"))
+    path: str | None = flag(
+        None,
+        "a path",
+        names=("--path", "--file"),
+        idle=(loses_to(lambda o: o.seed, "seed decides"),),
+    )
     on: bool = flag(False, "a switch")
     off: bool = flag(True, "a switch that is on")
     items: tuple[str, ...] | None = flag(None, "texts")
     rates: tuple[float, ...] | None = flag(None, "numbers")
     steps: float = flag(0, "steps", read=steps_or_fraction)
     later: int | None = flag(None, "a dream", refused="not available", off=(1,))
-
-    @property
-    def unread(self) -> dict[str, str]:
-        return {"scale": "count is 1"} if self.count == 1 else {}
 
 
 FLAGS = {each.dest: each for each in flags_of(Options)}
@@ -198,11 +208,19 @@ def test_a_group_is_built_from_its_own_values():
     assert (built.count, built.rate) == (3, 0.5)
 
 
-def test_notes_name_what_was_set_and_is_not_read():
-    options = Options(scale=2.0)
-    assert effect_notes([options], {"scale"}) == ["--scale has no effect: count is 1."]
-    assert effect_notes([options], set()) == []
-    assert effect_notes([Options()], {"scale"}) == []
+def test_a_flag_that_the_others_leave_without_effect_tells_why():
+    assert idle(Options(scale=2.0)) == {"scale": "count is 1"}
+    assert idle(Options(scale=2.0, count=2)) == {}
+
+
+def test_the_default_asks_for_nothing_but_can_lose_to_another_value():
+    assert idle(Options(scale=1.0)) == {}
+    assert idle(Options(seed=5, rate=0.5)) == {"rate": "seed decides"}
+    assert idle(Options(seed=5, path="")) == {"rate": "seed decides"}
+
+
+def idle(options: Options) -> dict[str, str]:
+    return idle_flags(flags_of(Options), SimpleNamespace(**vars(options), datasets=None))
 
 
 def test_a_percent_sign_in_the_help_is_shown():

@@ -213,15 +213,6 @@ def test_an_argument_the_schedule_does_not_take_is_an_error():
         curve(options("polynomial", lr_scheduler_args=["lr_ende=0"]))
 
 
-def test_options_without_effect_are_named(caplog):
-    with caplog.at_level(logging.WARNING):
-        curve(options("linear", lr_decay_steps=10, lr_scheduler_num_cycles=3), total=3)
-    assert "lr_decay_steps, lr_scheduler_num_cycles: no effect" in caplog.text
-    caplog.clear()
-    curve(options("linear", lr_warmup_steps=1), total=3)
-    assert caplog.text == ""
-
-
 @pytest.mark.parametrize("name", ["linear", "cosine", "polynomial", "cosine_with_restarts"])
 def test_a_warm_up_as_long_as_the_run_is_said_and_rises_to_its_end(name, caplog):
     found = curve(options(name, lr_warmup_steps=10), total=10)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from library.anima_runtime.tokenizer_fetch import sources_of
 from library.config_util import DatasetGroupConfig
-from library.dataset_keys import KEYS, split_numbers
-from library.dataset_keys import convert as convert_key
+from library.dataset_effects import idle_keys
+from library.effects import loses_to, needs
 from library.errors import ModelFileError, Problem
-from library.options import above, at_least, effect_notes, flag
-from library.run_config import LATER, FlowOptions, TrainConfig
+from library.options import above, all_flags, at_least, flag, idle_flags
+from library.run_config import GROUPS, LATER, OWN_RATE, RESUMED, FlowOptions, TrainConfig
 from networks.arguments import read_bool
 
 MODULES = ("networks.lora_anima", "networks.lokr_anima")
@@ -42,6 +42,10 @@ FLOW_ALIASES = {
     "anima_noise_offset": "noise_offset",
 }
 """Anima's names of shared options."""
+FETCHED = needs(lambda o: o.auto_download_t5_tokenizer, "auto_download_t5_tokenizer is off")
+MODELSCOPE = needs(
+    lambda o: o.t5_tokenizer_modelscope_fallback, "t5_tokenizer_modelscope_fallback is off"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,17 @@ class AnimaConfig:
         None, "T5 tokenizer; t5_tokenizer/ beside the DiT if not given",
         names=("--t5_tokenizer_dir", "--t5_tokenizer_path"),
     )  # fmt: skip
-    anima_seq_len: int | None = flag(None, "most tokens of both kinds; no limit", check=at_least(2))
+    anima_seq_len: int | None = flag(
+        None,
+        "most tokens of both kinds; no limit",
+        check=at_least(2),
+        idle=(
+            loses_to(
+                lambda o: o.qwen3_max_token_length and o.t5_max_token_length,
+                "both kinds of tokens have a limit of their own",
+            ),
+        ),
+    )
     qwen3_max_token_length: int | None = flag(None, "most Qwen tokens; no limit", check=at_least(1))
     t5_max_token_length: int | None = flag(None, "most T5 tokens; no limit", check=at_least(2))
     empty_caption: str = flag(
@@ -73,7 +87,11 @@ class AnimaConfig:
     )  # fmt: skip
     xformers: bool = flag(False, "attention by xformers")
     xfomers: bool | None = flag(None, "old misspelling of xformers", hidden=True)
-    sdpa: bool = flag(False, "torch's attention, which is the default")
+    sdpa: bool = flag(
+        False,
+        "torch's attention, which is the default",
+        idle=(loses_to(lambda o: o.family.attention_backend == "xformers", "xformers is chosen"),),
+    )
     split_attn: bool = flag(
         False, "attention of one picture at a time", ignored="batches share one shape, unmasked"
     )
@@ -86,18 +104,27 @@ class AnimaConfig:
     )
     anima_noise_offset: float | None = flag(None, "as noise_offset")
     train_norm: bool = flag(True, "train the norms' weights too")
-    norm_export: str = flag("diff", "norms in the file", choices=("diff", "omit"))
-    llm_adapter_lr: float | None = flag(
-        None, "rate of the LLM adapter; 0 freezes", check=at_least(0)
+    norm_export: str = flag(
+        "diff",
+        "norms in the file",
+        choices=("diff", "omit"),
+        idle=(needs(lambda o: o.train_norm or o.network_weights, "norms are not trained"),),
     )
-    self_attn_lr: float | None = flag(None, "rate of self-attention; 0 freezes", check=at_least(0))
+    llm_adapter_lr: float | None = flag(
+        None, "rate of the LLM adapter; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+    )
+    self_attn_lr: float | None = flag(
+        None, "rate of self-attention; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+    )
     cross_attn_lr: float | None = flag(
-        None, "rate of cross-attention; 0 freezes", check=at_least(0)
+        None, "rate of cross-attention; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
     )
     mlp_lr: float | None = flag(
-        None, "rate of the feed-forward layers; 0 freezes", check=at_least(0)
+        None, "rate of the feed-forward layers; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
     )
-    mod_lr: float | None = flag(None, "rate of the modulation layers; 0 freezes", check=at_least(0))
+    mod_lr: float | None = flag(
+        None, "rate of the modulation layers; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+    )
     vae_chunk_size: int | None = flag(
         None, "rows per VAE call",
         ignored=f"{LATER}; vae_batch_size = 1 and cache_latents use least memory",
@@ -111,28 +138,54 @@ class AnimaConfig:
     qwen_tokenizer_repo_id: str = flag(
         "Qwen/Qwen3-0.6B-Base",
         "where a missing Qwen tokenizer comes from: a repository id or its address",
+        idle=(FETCHED,),
     )
     auto_download_t5_tokenizer: bool = flag(
         True, "fetch tokenizers that are missing, T5's and Qwen's"
     )
     t5_tokenizer_repo_id: str = flag(
-        "google/t5-v1_1-base", "where a missing T5 tokenizer comes from"
+        "google/t5-v1_1-base", "where a missing T5 tokenizer comes from", idle=(FETCHED,)
     )
-    t5_tokenizer_subfolder: str = flag("tokenizer", "its folder there, tried before the root")
-    t5_tokenizer_modelscope_fallback: bool = flag(True, "try ModelScope second")
+    t5_tokenizer_subfolder: str = flag(
+        "tokenizer", "its folder there, tried before the root", idle=(FETCHED,)
+    )
+    t5_tokenizer_modelscope_fallback: bool = flag(True, "try ModelScope second", idle=(FETCHED,))
     t5_tokenizer_modelscope_repo_id: str = flag(
-        "nv-community/Cosmos-Predict2-2B-Text2Image", "T5's repository on ModelScope"
+        "nv-community/Cosmos-Predict2-2B-Text2Image",
+        "T5's repository on ModelScope",
+        idle=(
+            FETCHED,
+            MODELSCOPE,
+        ),
     )
-    t5_tokenizer_modelscope_revision: str = flag("master", "its revision")
-    t5_tokenizer_modelscope_subfolder: str = flag("tokenizer", "folder there")
+    t5_tokenizer_modelscope_revision: str = flag(
+        "master",
+        "its revision",
+        idle=(
+            FETCHED,
+            MODELSCOPE,
+        ),
+    )
+    t5_tokenizer_modelscope_subfolder: str = flag(
+        "tokenizer",
+        "folder there",
+        idle=(
+            FETCHED,
+            MODELSCOPE,
+        ),
+    )
     t5_tokenizer_validate_strict: bool = flag(
         False,
         "refuse a wrong tokenizer",
         ignored="a tokenizer that cannot be right is always refused",
     )
-    download_timeout: float = flag(60.0, "seconds for fetching one tokenizer", check=above(0))
+    download_timeout: float = flag(
+        60.0, "seconds for fetching one tokenizer", check=above(0), idle=(FETCHED,)
+    )
     anima_resume_snapshot_strict: bool = flag(
-        False, "every difference between a state and the run that goes on from it is an error"
+        False,
+        "every difference between a state and the run that goes on from it is an error",
+        idle=(RESUMED,),
     )
 
     @property
@@ -179,15 +232,6 @@ class AnimaConfig:
         if not self.qwen:
             found.append(Problem("is needed: the Qwen3-0.6B file or folder.", "qwen"))
         return found
-
-    @property
-    def unread(self) -> dict[str, str]:
-        unread = {}
-        if self.attention_backend == "xformers":
-            unread["sdpa"] = "xformers is chosen"
-        if self.qwen3_max_token_length and self.t5_max_token_length:
-            unread["anima_seq_len"] = "both kinds of tokens have a limit of their own"
-        return unread
 
 
 def adapt(
@@ -311,36 +355,13 @@ def run_notes(
     train: TrainConfig,
     anima: AnimaConfig,
     explicit: Collection[str],
-    datasets: DatasetGroupConfig,
+    datasets: DatasetGroupConfig | None,
 ) -> list[str]:
     """One line for each option that was set and has no effect in this run."""
-    aliases = {shared: name for name, shared in FLOW_ALIASES.items() if name in explicit}
-    notes = train.notes({*explicit, *aliases})
-    for shared, name in aliases.items():
-        notes = [note.replace(f"--{shared} ", f"--{name} ", 1) for note in notes]
-    return [
-        *notes,
-        *effect_notes([anima], explicit),
-        *dataset_notes(train.flat(), explicit, datasets),
-    ]
-
-
-def dataset_notes(
-    options: Mapping[str, Any], explicit: Collection[str], datasets: DatasetGroupConfig
-) -> list[str]:
-    """Flags that the dataset file overrides everywhere; sizes of buckets where there are none."""
-    tables = [*datasets.datasets, *(s for each in datasets.datasets for s in each.subsets)]
-    bucketed = any(each.enable_bucket for each in datasets.datasets)
-    notes = []
-    for key, known in KEYS.items():
-        name = key if known.flag == "=" else known.flag
-        holders = [table for table in tables if hasattr(table, key)]
-        value = options.get(name)
-        if name not in explicit or not holders or value in (None, False, known.default):
-            continue
-        value = convert_key(known, split_numbers(value) if known.kind == "size" else value)
-        if all(getattr(table, key) != value for table in holders):
-            notes.append(f"--{name} has no effect: {datasets.source} sets {key} everywhere.")
-        elif "bucket_" in key and key != "enable_bucket" and not bucketed:
-            notes.append(f"--{name} has no effect: enable_bucket is off.")
-    return notes
+    options = train.situation(anima, datasets.datasets if datasets else None)
+    flags = all_flags([*GROUPS.values(), AnimaConfig])
+    names = {dest: flag_.names[0] for dest, flag_ in flags.items() if dest in explicit}
+    names |= {shared: f"--{name}" for name, shared in FLOW_ALIASES.items() if name in explicit}
+    reasons = idle_flags([flags[dest] for dest in names], options)
+    notes = [f"{names[dest]} has no effect: {reason}." for dest, reason in reasons.items()]
+    return notes + (idle_keys(datasets, options) if datasets else [])

@@ -174,9 +174,7 @@ class Check:
 
     def known_notes(self) -> list[str]:
         """What has no effect in a configuration that has problems too."""
-        if self.trainer.datasets:
-            return run_notes(self.train, self.anima, self.loaded.explicit, self.trainer.datasets)
-        return self.train.notes(self.loaded.explicit)
+        return run_notes(self.train, self.anima, self.loaded.explicit, self.trainer.datasets)
 
     def check_files(self) -> None:
         """The trainer's check of all together; of a configuration with problems, of each file."""
