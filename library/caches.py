@@ -281,7 +281,7 @@ def make_jobs(
 def short_name(picture: Path) -> str:
     """The picture's full name, so that a.png and a.jpg differ; hashed when near the system's limit."""
     name = picture.name
-    if len(name.encode()) <= 200:
+    if len(os.fsencode(name)) <= 200:
         return name
     return f"{fingerprint('name', name)}{picture.suffix}"
 

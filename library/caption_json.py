@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from library.errors import DatasetError, Problem
+from library.errors import DatasetError, Problem, as_utf8
 from library.text_files import TextFileError, parse_json, read_text
 
 READ = ("caption", "tags")
@@ -52,6 +52,9 @@ def read_caption_json(path: str | Path) -> tuple[dict[str, CaptionEntry], tuple[
             if value is not None and not isinstance(value, str):
                 problems.append(Problem(f"{name} is not text. Use quotes.", f"{picture!r:.60}"))
                 texts[name] = None
+            elif value is not None and as_utf8(value) != value:
+                message = f"{name} holds half a character, which is no text. Write it anew."
+                problems.append(Problem(message, f"{picture!r:.60}"))
         unread |= set(values) - set(READ)
         entries[picture] = CaptionEntry(**texts)
     if not document:

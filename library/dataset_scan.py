@@ -17,7 +17,7 @@ from library.buckets import BucketManager, Size
 from library.catalogue import Catalogue
 from library.config_util import DatasetConfig, DatasetGroupConfig, SubsetConfig
 from library.data_types import ImageInfo
-from library.errors import DatasetError
+from library.errors import DatasetError, as_utf8
 from library.masks import MaskFolder
 from library.picture_files import Findings, PictureFile, count, list_pictures, names
 from library.picture_sizes import read_sizes
@@ -42,6 +42,7 @@ def scan(group: DatasetGroupConfig) -> Catalogue:
     sizes = _sizes(folders, findings)
     images = [image for folder in folders for image in _images(group, folder, sizes, findings)]
     images = _without_twins(images, group, findings)
+    _check_texts(images, findings)
     if not images and not findings.problems:
         findings.problem("no picture is left to train on.", source=group.source)
     if findings.problems:
@@ -207,6 +208,22 @@ def _balance_regularisation(
             if repeats.get(i, 1)
         ]
     return images
+
+
+def _check_texts(images: list[ImageInfo], findings: Findings) -> None:
+    """What becomes part of captions has to be text: a folder's name may be in another encoding."""
+    used: dict[tuple[str, str, str], None] = {}
+    for image in images:
+        subset = image.subset
+        names = ("caption_prefix", "caption_suffix", "trigger_word")
+        names += ("class_tokens",) * (image.caption is None)
+        used |= dict.fromkeys((subset.place, name, getattr(subset, name)) for name in names)
+    for place, name, text in used:
+        if as_utf8(text) != text:
+            message = f"{name} = {text} is not UTF-8 text, and captions are. Write it in UTF-8"
+            if name == "class_tokens":
+                message += ", or rename the folder that gave it, or give every picture a caption"
+            findings.problem(f"{message}.", source=place)
 
 
 def _note_images(images: list[ImageInfo], findings: Findings) -> None:

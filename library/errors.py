@@ -6,12 +6,14 @@ wrong at one stage travels in one error, so that the user mends a file once.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from unicodedata import category
 
 EXIT_USER_ERROR = 2
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
 EXIT_INTERRUPTED = 130
 
@@ -100,10 +102,18 @@ def visible(text: str, keep: str = "") -> str:
     """The text with what a terminal would act on, or an encoder choke on, as escapes."""
     if text.isprintable():
         return text
-    return "".join(
-        c.encode("unicode_escape").decode() if category(c) in ACTING and c not in keep else c
-        for c in text
-    )
+    return "".join(_escape(c) if category(c) in ACTING and c not in keep else c for c in text)
+
+
+def as_utf8(text: str, *, backslash: str = "\\") -> str:
+    """The text with what UTF-8 cannot hold as escapes: names from systems of another encoding."""
+    return HALF_CHARACTER.sub(lambda found: _escape(found[0]).replace("\\", backslash), text)
+
+
+def _escape(letter: str) -> str:
+    """Python has U+DC80 to U+DCFF for the bytes 80 to FF of a name that is not UTF-8."""
+    byte = ord(letter) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
 
 
 def run_main(main: Callable[[], int | None]) -> None:

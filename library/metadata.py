@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.catalogue import Catalogue
 from library.data_types import TrainState
-from library.errors import ConfigError
+from library.errors import ConfigError, as_utf8
 from library.run_config import MetadataOptions, TrainConfig
 from library.utils import sha256_of_file
 
@@ -41,8 +41,17 @@ SESSION_KEYS = ("ss_session_id", "ss_training_started_at", "modelspec.date")
 
 
 def text(value: object) -> str:
-    """A metadata value as sd-scripts writes it: str(), with None and True as Python spells them."""
-    return value if isinstance(value, str) else str(value)
+    """A metadata value as sd-scripts writes it: str(), with None and True as Python spells them.
+
+    What the file's UTF-8 cannot hold is escaped.
+    """
+    return as_utf8(value if isinstance(value, str) else str(value))
+
+
+def json_shown(value: object) -> str:
+    """JSON that any reader can show: names that are not UTF-8 stand in it as they are shown."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return as_utf8(text, backslash=r"\\")
 
 
 class FileHashes:
@@ -148,10 +157,10 @@ def dataset_entries(catalogue: Catalogue) -> dict[str, Any]:
         "num_train_images": sum(image.repeats for image in images if not image.subset.is_reg),
         "num_reg_images": sum(image.repeats for image in images if image.subset.is_reg),
         "num_validation_images": len(catalogue.held_out),
-        "datasets": json.dumps(datasets, ensure_ascii=False, default=str),
-        "tag_frequency": json.dumps(frequency, ensure_ascii=False),
-        "dataset_dirs": json.dumps(dirs, ensure_ascii=False),
-        "reg_dataset_dirs": json.dumps(reg_dirs, ensure_ascii=False),
+        "datasets": json_shown(datasets),
+        "tag_frequency": json_shown(frequency),
+        "dataset_dirs": json_shown(dirs),
+        "reg_dataset_dirs": json_shown(reg_dirs),
     }
 
 
@@ -178,7 +187,9 @@ def modelspec(
         "is_negative_embedding": options.metadata_is_negative_embedding,
         "thumbnail": thumbnail(options.metadata_thumbnail),
     }
-    return {f"modelspec.{name}": value for name, value in entries.items() if value is not None}
+    return {
+        f"modelspec.{name}": text(value) for name, value in entries.items() if value is not None
+    }
 
 
 def thumbnail(value: str | None) -> str | None:

@@ -20,6 +20,7 @@ from library.buckets import Size
 from library.dataset_file import CACHE_FOLDER
 from library.errors import Problem
 from library.images import UnreadableImage, read_size
+from library.text_files import json_text
 from library.utils import atomic_write, is_quiet
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,6 @@ def _remember(folder: Path, sizes: dict[Path, Size]) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
         with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(memory, ensure_ascii=False), encoding="utf-8")
+            temporary.write_text(json_text(memory), encoding="utf-8")
     except OSError as error:
         logger.warning("cache_info: %s cannot be written (%s)", file, error.strerror)

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from library.data_types import TrainState
-from library.errors import Problem, ResumeError
+from library.errors import Problem, ResumeError, as_utf8
 from library.files import free_name, remove_folder, rename_folder
 from library.state_manifest import (
     ADAPTERS,
@@ -40,6 +40,7 @@ from library.state_manifest import (
     rank_file,
     snapshot_problems,
 )
+from library.text_files import json_text
 from library.utils import current_umask, sha256_of_file, sync_folder
 
 logger = logging.getLogger(__name__)
@@ -145,8 +146,9 @@ def _write_files(folder: Path, contents: StateContents) -> None:
 
 def _check_plain(path: Path) -> None:
     """Raise ResumeError when the file just written could not be read as data alone."""
+    mmap = as_utf8(str(path)) == str(path)  # torch maps no file of another name
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n")[0]
         message = f"the optimizer or schedule keeps objects that are no data ({reason}); states"
@@ -154,7 +156,7 @@ def _check_plain(path: Path) -> None:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=1)
+    text = json_text(value, indent=1)
     path.write_text(text + "\n", encoding="utf-8")
 
 

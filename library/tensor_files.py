@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from library.errors import as_utf8
 
 MAX_HEADER = 32 * 2**20  # bytes; a full checkpoint's header has 0.1 MB, metadata included
 MAX_OBJECTS = 100_000  # braces in a header: one for each tensor, more in the metadata's texts
@@ -65,7 +69,7 @@ def read_header(path: str | Path) -> Header:
             raw = file.read(length)
         if raw.count(b"{") > MAX_OBJECTS:  # before anything is made of them
             raise TensorFileError("lists more tensors than any model has")
-        with safe_open(path, "np"):
+        with utf8_name(path) as name, safe_open(name, "np"):
             pass  # the library's own checks: known dtypes; ranges fill the file and fit the shapes
         header = json.loads(raw.decode("utf-8"))
     except (SafetensorError, OSError, ValueError) as error:
@@ -79,6 +83,18 @@ def read_header(path: str | Path) -> Header:
         entries[name] = Entry(found["dtype"], tuple(found["shape"]), begin, end)
     check_shapes(entries)
     return Header(entries, metadata)
+
+
+@contextmanager
+def utf8_name(path: str | Path) -> Iterator[str | Path]:
+    """The file by a name in UTF-8, as the safetensors library needs it: through a link if need be."""
+    if as_utf8(str(path)) == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "link.safetensors")
+        link.symlink_to(os.path.abspath(path))
+        yield link
 
 
 def check_shapes(entries: Mapping[str, Entry]) -> None:

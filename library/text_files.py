@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from library.errors import HALF_CHARACTER
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -60,6 +62,15 @@ def parse_json(text: str) -> Any:
         raise TextFileError(message) from error
     except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise TextFileError(f"is not JSON that can be used ({error}).") from error
+
+
+def json_text(value: Any, **layout: Any) -> str:
+    """The value as JSON in UTF-8, letters of every script as they are; layout: of json.dumps.
+
+    What UTF-8 cannot hold, as in names from systems of another encoding, is escaped and read back.
+    """
+    text = json.dumps(value, ensure_ascii=False, **layout)
+    return HALF_CHARACTER.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from library.errors import ConfigError, Problem
+from library.errors import ConfigError, Problem, as_utf8
 from library.text_files import TextFileError, parse_toml, read_text
 from library.user_classes import check_keywords, is_installed
 
@@ -117,14 +117,21 @@ def create_trackers(
     settings = _tracker_settings(options)
     name = options.log_tracker_name or DEFAULT_TRACKER_NAME
     writers: list[Writer] = [JsonLines(run_dir / "loss.jsonl")]
-    if "tensorboard" in chosen:
+    writes_events = as_utf8(str(run_dir)) == str(run_dir)
+    if not writes_events and ("tensorboard" in chosen or options.auto_start_tensorboard):
+        logger.warning(
+            "TensorBoard takes no folder whose name is not UTF-8: %s gets no event files. loss.jsonl has "
+            "the same numbers; choose another --logging_dir to see them as curves.", run_dir
+        )  # fmt: skip
+    if "tensorboard" in chosen and writes_events:
         writers.append(TensorBoard(run_dir / name, shown, settings.get("tensorboard", {})))
     if "wandb" in chosen:
         keywords = {"dir": str(run_dir), "config": shown, **settings.get("wandb", {})}
         if options.wandb_run_name:
             keywords["name"] = options.wandb_run_name
         writers.append(WeightsAndBiases(name, keywords, options.wandb_api_key))
-    return Trackers(run_dir, tuple(writers), _start_server(options, root, run_dir))
+    server = _start_server(options, root, run_dir) if writes_events else None
+    return Trackers(run_dir, tuple(writers), server)
 
 
 def log_root(logging_dir: str | None, output_dir: str | Path | None) -> Path:
@@ -217,7 +224,7 @@ class TensorBoard:
 
 
 def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return as_utf8(str(value)).replace("|", "\\|").replace("\n", " ")
 
 
 class WeightsAndBiases:

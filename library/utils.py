@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.errors import OutputError, UserError
+from library.errors import OutputError, UserError, visible
 from library.files import remove_file, replace_file
 
 HANDLER = "the program's own messages"
@@ -29,6 +29,13 @@ class ConsoleHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         with outliving_console(), tqdm.external_write_mode(file=sys.stderr):
             super().emit(record)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Lines that any terminal and any file takes, whatever the names in them are made of."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), keep="\n\t")
 
 
 @contextmanager
@@ -56,7 +63,7 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
         handler = logging.FileHandler(file, encoding="utf-8") if file else ConsoleHandler()
     except (OSError, ValueError) as error:
         raise UserError(f"--console_log_file {file}: cannot be written ({error}).") from error
-    handler.setFormatter(logging.Formatter(template, datefmt="%H:%M:%S"))
+    handler.setFormatter(VisibleFormatter(template, datefmt="%H:%M:%S"))
     root = logging.getLogger()
     for earlier in [h for h in root.handlers if h.name == HANDLER]:
         root.removeHandler(earlier)
@@ -157,7 +164,13 @@ def position_seed(*position: int | str) -> int:
     The same on every machine, process and Python version (hash() is not).
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in position)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    digest = hashlib.blake2b(name_bytes(text), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def name_bytes(text: str) -> bytes:
+    """The text as bytes to hash: UTF-8, and distinct bytes for a name that is not UTF-8 too."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def sha256_of_file(path: str | Path) -> str:
@@ -173,4 +186,4 @@ def file_fingerprint(path: str | Path) -> str:
     """A cheap identity of a file: name, size and modification time, hashed (16 hex digits)."""
     stat = os.stat(path)
     text = f"{Path(path).name}|{stat.st_size}|{stat.st_mtime_ns}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(name_bytes(text)).hexdigest()[:16]

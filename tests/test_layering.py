@@ -88,6 +88,7 @@ SIDEWAYS = [
     ),
     ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
     ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
+    ("library", "text_files -> errors", "letters that no file can hold"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),

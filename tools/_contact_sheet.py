@@ -13,6 +13,7 @@ from torch import Tensor
 
 from library.data_types import SampleRequest
 from library.datasets import TrainDataset
+from library.errors import visible
 from library.utils import atomic_write
 
 CELL, GAP, COLUMNS, ROWS = 224, 8, 6, 8
@@ -110,7 +111,11 @@ def label(dataset: TrainDataset, batch: int, request: SampleRequest) -> list[str
         f"loss x{image.subset.loss_multiplier:g}" if image.subset.loss_multiplier != 1 else "",
     ]
     caption = dataset.caption_of(request) or "(no caption)"
-    lines = [" ".join(fact for fact in facts if fact), image.path.name[:34], *wrap(caption)]
+    lines = [
+        " ".join(fact for fact in facts if fact),
+        visible(image.path.name)[:34],
+        *wrap(caption),
+    ]
     return lines if len(lines) <= LINES else [*lines[: LINES - 1], lines[LINES - 1][:-3] + "..."]
 
 

@@ -31,7 +31,7 @@ from library.config_util import read_datasets
 from library.data_types import ImageInfo
 from library.dataset_scan import scan
 from library.datasets import TrainDataset
-from library.errors import ConfigError, run_main
+from library.errors import ConfigError, run_main, visible
 from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
 from library.train_util import StepPlan
@@ -129,7 +129,7 @@ def preview(argv: Sequence[str]) -> list[Path]:
     cfg, catalogue = load(rest)
     print("\n".join(table(catalogue)))
     for text in (*catalogue.notes, *warnings_of(catalogue)):
-        print(f"note: {text}")
+        print(f"note: {visible(text)}")
     if catalogue.held_out:
         print(f"{len(catalogue.held_out)} pictures are kept for validation")
     seed = cfg.loop.seed
@@ -149,8 +149,9 @@ def preview(argv: Sequence[str]) -> list[Path]:
     shown = math.ceil(own.max_samples / max(len(batch) for batch in batches))
     files = draw_sheet(dataset, batches[:shown], Path(own.output))
     samples = sum(map(len, batches[:shown]))
+    written = visible(", ".join(map(str, files)))
     print(
-        f"written: {', '.join(map(str, files))} (epoch {own.epoch} of {plan.epochs}: {samples} of "
+        f"written: {written} (epoch {own.epoch} of {plan.epochs}: {samples} of "
         f"{catalogue.num_samples} samples, {min(shown, len(batches))} of {len(batches)} batches)"
     )
     return files

@@ -33,7 +33,7 @@ from library.catalogue import Catalogue
 from library.config_file import LoadedConfig, Parser, read_config
 from library.config_util import DatasetGroupConfig, read_datasets
 from library.dataset_scan import scan
-from library.errors import ConfigError, Problem, UserError
+from library.errors import ConfigError, Problem, UserError, visible
 from library.metadata import legacy_hash
 from library.optimizers import create_optimizer
 from library.options import all_flags
@@ -73,7 +73,8 @@ def report(
     check.describe(page)
     code = run_report.result(page, check.failures, check.warnings)
     secrets = run_report.secret_values(check.loaded)
-    return run_report.scrub("\n".join(page.lines), secrets) + "\n", code
+    text = visible("\n".join(page.lines), keep="\n")
+    return run_report.scrub(text, secrets) + "\n", code
 
 
 def show(text: str) -> None:

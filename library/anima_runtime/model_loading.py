@@ -74,7 +74,7 @@ def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
     except TensorFileError as error:
         raise ModelFileError(f"{error}.", source=str(path)) from error
     try:
-        with safe_open(path, "pt") as file:
+        with tensor_files.utf8_name(path) as name, safe_open(name, "pt") as file:
             return {key: file.get_tensor(key) for key in floats}
     except (SafetensorError, OSError, RuntimeError) as error:
         message = f"cannot be mapped ({error}). Read it: --disable_mmap_load_safetensors."

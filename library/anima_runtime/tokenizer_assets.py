@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.anima_runtime.model_settings import read_json
-from library.errors import ModelFileError
+from library.errors import ModelFileError, as_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -202,6 +202,11 @@ def _load(kind: TokenizerKind, path: Path) -> PreTrainedTokenizerBase:
 
     source = obtain_files(kind, path)
     files = _own_files(kind, source)
+    if as_utf8(str(source)) != str(source):
+        raise ModelFileError(
+            f"the {kind.name} tokenizer lies in {source}, and its library opens no path that is not "
+            "UTF-8. Rename the folder, or start inside it and give a relative path."
+        )
     try:
         tokenizer = getattr(transformers, kind.class_name).from_pretrained(
             str(source), local_files_only=True, **files
