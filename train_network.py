@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from library import losses, metadata, train_util, validation
+from library.batch_loader import BatchLoader
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, cache_latents
 from library.checkpoints import CheckpointPlan, check_output_dir
@@ -122,10 +122,9 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         cache = self.cfg.cache
         self.prepare_strategies()
         latents = self.cache_latents() if cache.cache_latents else None
-        self.texts = TextNow(self.tokenize_strategy, self.text_strategy)
-        if cache.cache_text_encoder_outputs:
-            self.texts = self.cache_text()
-        self.dataset = self.make_dataset(latents=latents)
+        texts = self.cache_text() if cache.cache_text_encoder_outputs else None
+        self.texts = texts or TextNow(self.tokenize_strategy, self.text_strategy)
+        self.dataset = self.make_dataset(latents=latents, texts=texts)
         self.validation.use_latents(latents)
         encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
         for what in (name for name, is_cached in encoders.items() if not is_cached):
@@ -241,16 +240,18 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
                 self.validate()
             self.files.after_epoch(self.state)
 
-    def train_epoch(self, loader: DataLoader) -> None:
+    def train_epoch(self, loader: BatchLoader) -> None:
         """Every window of the epoch that is left, until the run's last step."""
         if self.is_over:
             return
         self.sampler.set_epoch(self.state.epoch, start_batch=self.state.batch_in_epoch)
-        for window in train_util.windows(loader, self.cfg.loop.gradient_accumulation_steps):
-            self.train_step(window)
-            self.after_step()
-            if self.is_over:
-                break
+        accumulation = self.cfg.loop.gradient_accumulation_steps
+        with contextlib.closing(train_util.windows(loader, accumulation)) as windows:
+            for window in windows:
+                self.train_step(window)
+                self.after_step()
+                if self.is_over:
+                    break
 
     @property
     def is_over(self) -> bool:
@@ -314,8 +315,8 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         return self.latents_strategy.encode(pixels).to(self.accelerator.device)
 
     def get_conditioning(self, batch: Batch) -> Any:
-        """Of the batch's captions. Read here, not by loader workers: the cache changes with epochs."""
-        outputs = [self.texts.get(caption) for caption in batch.captions]
+        """Of the batch's captions; what is not cached is encoded now."""
+        outputs = batch.texts or [self.texts.get(caption) for caption in batch.captions]
         return self.text_strategy.collate(outputs).to(self.accelerator.device)
 
     def get_noise_pred_and_target(

@@ -120,14 +120,13 @@ class LatentsCache:
         self.stored: dict[Place, Tensors | Source] = {}
         self.intact: set[Place] = set()  # read before and found whole
 
-    def __getstate__(self) -> dict:
-        """For loader workers, which read but do not encode."""
-        return {**self.__dict__, "strategy": None, "batches": []}
-
-    def get(self, key: str, flipped: bool = False) -> tuple[Tensor, Tensor | None]:
+    def get(
+        self, key: str, flipped: bool = False, *, rebuild: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Latents (C, H, W) and loss mask (H, W), None for a picture without one.
 
-        What is damaged or lost is made anew, as it was. Raises DatasetError.
+        What is damaged or lost is made anew, as it was; without `rebuild` it raises UnfitFile. Raises
+        DatasetError.
         """
         place = key, flipped
         found = self.stored[place]
@@ -135,18 +134,18 @@ class LatentsCache:
             try:
                 found = found.read(check=place not in self.intact)
             except UnfitFile as error:
+                if not rebuild:
+                    raise
                 found = self.rebuild(place, error)
             self.intact.add(place)
         return found["latents"], found.get("mask")
 
     def rebuild(self, place: Place, error: UnfitFile) -> Tensors:
         """Encode one item again, in its batch. Kept in memory when its file now serves another run."""
-        found = [
+        job, batch = next(
             (job, batch) for batch in self.batches for job in batch if job.image.key == place[0]
-        ]
-        if not found:
-            raise DatasetError(f"{error} Start again: it is rebuilt then.") from error
-        (job, batch), flip = found[0], place[1]
+        )
+        flip = place[1]
         file = job.files[flip]
         if not self.is_unchanged(job.image, flip, file):
             message = (

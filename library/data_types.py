@@ -80,6 +80,7 @@ class Sample:
 
     pixels:  (3, 8H, 8W) in [-1, 1], float32        latents: (C, H, W), normalized
     caption: after shuffle, dropout and so on
+    text:    its encoder outputs; None where they are not cached
     seed:    from (seed, epoch, key, repeat); sigma and noise are drawn from it
     loss_mask: (H', W') >= 0 at latent or pixel size; None: every element counts
     network_multiplier: strength of the adapters for its dataset
@@ -88,6 +89,7 @@ class Sample:
     key: str
     seed: int
     caption: str
+    text: TextOutputs | None = None
     pixels: Tensor | None = None
     latents: Tensor | None = None
     loss_weight: float = 1.0
@@ -97,7 +99,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,)."""
+    """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,).
+
+    texts: the captions' encoder outputs, None where they are not cached
+    """
 
     TENSORS: ClassVar = ("loss_weight", "pixels", "latents", "loss_mask")
 
@@ -105,6 +110,7 @@ class Batch:
     seeds: tuple[int, ...]
     captions: tuple[str, ...]
     loss_weight: Tensor
+    texts: tuple[TextOutputs, ...] | None = None
     pixels: Tensor | None = None
     latents: Tensor | None = None
     loss_mask: Tensor | None = None

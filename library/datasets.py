@@ -1,7 +1,7 @@
 """Requests to samples, samples to batches.
 
-A sample is a function of (seed, epoch, picture, repeat) alone: loader workers hold no state, and
-any sample can be made again anywhere. Everything here can be pickled, as Windows workers need.
+A sample is a function of (seed, epoch, picture, repeat) alone: whatever makes it holds no state, and
+any sample can be made again anywhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import Dataset
 
 from library import augment
 from library.buckets import CropPlan
@@ -26,12 +25,14 @@ if TYPE_CHECKING:
 
     from library.caches import LatentsCache
     from library.catalogue import Catalogue
+    from library.text_windows import TextWindows
 
 
-class TrainDataset(Dataset[Sample]):
+class TrainDataset:
     """The catalogue's pictures, or their cached latents, with the captions of each position.
 
     latents:         the cache; without it samples carry pixels
+    texts:           the same of text outputs; without it samples carry captions alone
     max_train_steps: length of the run, for a token_warmup_step given as a fraction
     steps_per_epoch: updates per epoch, for token warm-up; batches per epoch when 0
     prior_loss_weight: of regularisation pictures
@@ -43,6 +44,7 @@ class TrainDataset(Dataset[Sample]):
         *,
         seed: int,
         latents: LatentsCache | None = None,
+        texts: TextWindows | None = None,
         max_train_steps: int = 0,
         steps_per_epoch: int = 0,
         prior_loss_weight: float = 1.0,
@@ -50,6 +52,7 @@ class TrainDataset(Dataset[Sample]):
         self.catalogue = catalogue
         self.seed = seed
         self.latents = latents
+        self.texts = texts
         self.max_train_steps = max_train_steps
         self.prior_loss_weight = prior_loss_weight
         self.batches_per_epoch = max(1, catalogue.num_batches)
@@ -59,18 +62,27 @@ class TrainDataset(Dataset[Sample]):
         return len(self.catalogue.images)
 
     def __getitem__(self, request: SampleRequest) -> Sample:
+        return self.sample(request)
+
+    def sample(self, request: SampleRequest, *, rebuild: bool = True) -> Sample:
+        """What this request is trained on. Raises DatasetError.
+
+        rebuild: whether what a cache has lost is encoded anew, on the device; else raises UnfitFile
+        """
         image = self.catalogue.images[request.index]
         flip = self.is_flipped(request)
+        caption = self.caption_of(request)
         pixels = latents = None
         if self.latents is not None:
-            latents, mask = self.latents.get(image.key, flip)
+            latents, mask = self.latents.get(image.key, flip, rebuild=rebuild)
         else:
             pixels, mask = self.picture_of(request)
         prior = self.prior_loss_weight if image.subset.is_reg else 1.0
         return Sample(
             key=image.key,
             seed=position_seed(*self.position(image, request)),
-            caption=self.caption_of(request),
+            caption=caption,
+            text=None if self.texts is None else self.texts.get(caption, rebuild=rebuild),
             pixels=pixels,
             latents=latents,
             loss_weight=prior * image.subset.loss_multiplier,
@@ -146,6 +158,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         keys=tuple(sample.key for sample in samples),
         seeds=tuple(sample.seed for sample in samples),
         captions=tuple(sample.caption for sample in samples),
+        texts=None if samples[0].text is None else tuple(sample.text for sample in samples),
         loss_weight=torch.tensor([sample.loss_weight for sample in samples]),
         pixels=stack("pixels"),
         latents=stack("latents"),

@@ -143,7 +143,10 @@ OWN_RATE_SCHEDULE = loses_to(
     lambda o: sets_own_rate(o) and not o.lr_scheduler.startswith("adafactor"), OWN_RATE.reason
 )
 FILE_OF_DATASETS = loses_to(lambda o: o.dataset_config, "dataset_config names the folders")
-NO_WORKERS = needs(lambda o: not o.cache_latents, "cached latents need no processes that decode")
+ONE_READER = needs(
+    lambda o: not (o.cache_latents and o.max_data_loader_n_workers),
+    "one thread reads cached latents ahead",
+)
 SAMPLING = "timestep_sampling is {o.timestep_sampling}"
 DENSITY = "it belongs to timestep_sampling = sigma with weighting_scheme = "
 HUBER = needs(lambda o: o.loss_type in ("huber", "smooth_l1"), "loss_type is {o.loss_type}")
@@ -238,18 +241,16 @@ class DataOptions:
         refused="tools/preview_buckets.py shows it, with the same arguments",
     )  # fmt: skip
     max_data_loader_n_workers: int = flag(
-        8,
-        "most processes that decode pictures; none run when latents are cached",
+        4,
+        "most threads that decode pictures ahead of the training (sd-scripts: processes); one reads "
+        "ahead when latents are cached; 0: nothing is loaded ahead",
         check=at_least(0),
-        idle=(NO_WORKERS,),
+        idle=(ONE_READER,),
     )
     persistent_data_loader_workers: bool = flag(
         False,
-        "keep those processes between epochs",
-        idle=(
-            NO_WORKERS,
-            needs(lambda o: o.max_data_loader_n_workers, "max_data_loader_n_workers is 0"),
-        ),
+        "keep sd-scripts' worker processes between epochs",
+        ignored="pictures are decoded by threads of the trainer, which are never started anew",
     )
     train_data_dir: str | None = flag(
         None,

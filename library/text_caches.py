@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  lives as long as the window
+        self.lock = threading.Lock()  # batches are made on other threads
         self.places: dict[str, tuple[int, int]] = {}
 
     def __contains__(self, caption: str) -> bool:
@@ -70,18 +72,21 @@ class Scratch:
 
     def __setitem__(self, caption: str, outputs: TextOutputs) -> None:
         content = save(dict(outputs))
-        start = self.file.seek(0, os.SEEK_END)
         try:
-            self.file.write(content)
-            self.file.flush()
+            with self.lock:
+                start = self.file.seek(0, os.SEEK_END)
+                self.file.write(content)
+                self.file.flush()
         except OSError as error:
             raise DatasetError(f"cached captions cannot be written ({error.strerror}).") from error
         self.places[caption] = start, len(content)
 
     def __getitem__(self, caption: str) -> TextOutputs:
         start, length = self.places[caption]
-        self.file.seek(start)
-        return parse(bytearray(self.file.read(length)))
+        with self.lock:
+            self.file.seek(start)
+            content = self.file.read(length)
+        return parse(bytearray(content))
 
 
 class TextCache:
@@ -102,15 +107,22 @@ class TextCache:
         self.intact: set[str] = set()  # read before and found whole
         self.more_to_come = False
 
-    def get(self, caption: str) -> TextOutputs:
-        """The encoder's outputs. What is damaged or lost on disk is made anew, as it was."""
+    def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
+        """The encoder's outputs. What is damaged or lost on disk is made anew, as it was.
+
+        Without `rebuild` nothing is encoded: raises UnfitFile.
+        """
         if caption in self.held:
             return self.held[caption]
-        if caption not in self.stored:
-            return self.encode_late(caption)
         try:
+            if caption not in self.stored:
+                raise UnfitFile(f"{caption!r} was not foreseen.")
             outputs = self.stored[caption].read(check=caption not in self.intact)
         except UnfitFile as error:
+            if not rebuild:
+                raise
+            if caption not in self.stored:
+                return self.encode_late(caption)
             outputs = self.rebuild(caption, error)
         self.intact.add(caption)
         return outputs

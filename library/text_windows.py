@@ -132,9 +132,9 @@ class TextWindows:
         cache = TextCache(strategy, to_disk=to_disk, skip_check=options.skip_cache_check)
         return cls(texts, cache, options.text_cache_variants)
 
-    def get(self, caption: str) -> TextOutputs:
-        """The outputs of a caption of the epochs at hand."""
-        return self.cache.get(caption)
+    def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
+        """The outputs of a caption of the epochs at hand, see TextCache.get."""
+        return self.cache.get(caption, rebuild=rebuild)
 
     def prepare_epoch(self, epoch: int) -> None:
         """Make the texts of `epoch` (from 0) ready, and of those after it within the limit.

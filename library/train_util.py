@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import random
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,13 +16,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
+from library.batch_loader import BatchLoader
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import Share
-from library.data_types import Batch, Sample, SampleRequest, TrainState
-from library.datasets import TrainDataset, collate
-from library.errors import ConfigError, UserError
+from library.data_types import Batch, TrainState
+from library.datasets import TrainDataset
+from library.errors import ConfigError
 from library.flow_matching import NoiseSettings, Noising, SigmaSampling
 from library.run_config import DataOptions, FlowOptions, TrainConfig
 from library.utils import position_seed
@@ -167,55 +166,18 @@ def make_noising(flow: FlowOptions) -> Noising:
 
 def make_loader(
     dataset: TrainDataset, sampler: BucketBatchSampler, data: DataOptions
-) -> DataLoader:
-    """Batches in the sampler's order; without worker processes for cached latents: they only cost."""
-    workers = min(data.max_data_loader_n_workers, os.cpu_count() or 1)
+) -> BatchLoader:
+    """Batches in the sampler's order. Cached latents are only read: one thread is ahead by one batch."""
+    threads = min(data.max_data_loader_n_workers, os.cpu_count() or 1)
     if dataset.latents is not None:
-        workers = 0
-    return DataLoader(
-        _Guarded(dataset),
-        batch_sampler=sampler,
-        collate_fn=_collate_or_error,
-        num_workers=workers,
-        persistent_workers=data.persistent_data_loader_workers and workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=leave_signals_to_the_trainer,
-    )
+        threads = min(threads, 1)
+    return BatchLoader(dataset, sampler, threads=threads, pin=torch.cuda.is_available())
 
 
-class _Guarded(Dataset):
-    """A dataset whose UserErrors come as values: torch would turn them into a worker's traceback."""
-
-    def __init__(self, dataset: TrainDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, request: SampleRequest) -> Sample | UserError:
-        try:
-            return self.dataset[request]
-        except UserError as error:
-            return error
-
-
-def _collate_or_error(samples: list[Sample | UserError]) -> Batch | UserError:
-    errors = [sample for sample in samples if isinstance(sample, UserError)]
-    return errors[0] if errors else collate(samples)
-
-
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; a worker that ended by it would end the trainer."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_IGN)
-
-
-def windows(loader: Iterable[Batch | UserError], length: int) -> Iterator[list[Batch]]:
-    """The micro-batches of each update; the last window of an epoch may be short.
-
-    Raises the UserError of a picture that cannot be loaded any more.
-    """
+def windows(loader: Iterable[Batch], length: int) -> Iterator[list[Batch]]:
+    """The micro-batches of each update; the last window of an epoch may be short."""
     window: list[Batch] = []
     for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
         window.append(batch)
         if len(window) == length:
             yield window

@@ -1,16 +1,15 @@
 """Order and content of an epoch: complete, one bucket per batch, a function of the position."""
 
-import pickle
 from collections import Counter
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
+from library.batch_loader import BatchLoader
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import cache_latents
 from library.data_types import SampleRequest
-from library.datasets import TrainDataset, collate
+from library.datasets import TrainDataset
 from tests.dataset_files import (
     BUCKETS,
     ShrinkingEncoder,
@@ -104,7 +103,7 @@ def test_a_batch_s_tensors_have_the_shape_of_its_bucket(two_datasets):
     dataset = TrainDataset(two_datasets, seed=1)
     sampler = BucketBatchSampler(two_datasets, seed=1)
     bucket_of = {image.key: image.plan.bucket for image in two_datasets.images}
-    for batch in DataLoader(dataset, batch_sampler=sampler, collate_fn=collate):
+    for batch in BatchLoader(dataset, sampler, threads=0):
         (width, height) = {bucket_of[key] for key in batch.keys}.pop()
         assert batch.pixels.shape == (len(batch.keys), 3, height, width)
         assert batch.pixels.abs().max() <= 1 and batch.latents is None
@@ -171,23 +170,3 @@ def test_cached_samples_equal_encoding_on_the_fly(two_datasets, to_disk):
         expected, sample = plain[request], cached[request]
         assert sample.pixels is None and sample.seed == expected.seed
         assert torch.equal(sample.latents, vae.encode(expected.pixels[None])[0])
-
-
-def test_everything_a_worker_needs_can_be_pickled(two_datasets):
-    latents = cache_latents(two_datasets, ShrinkingEncoder(), to_disk=True, batch_size=1)
-    dataset = pickle.loads(pickle.dumps(TrainDataset(two_datasets, seed=1, latents=latents)))
-    request = SampleRequest(0, 0, 0)
-    assert torch.equal(
-        dataset[request].latents, latents.get("0.0/0.png", dataset.is_flipped(request))[0]
-    )
-
-
-def test_loader_workers_give_the_same_batches(two_datasets):
-    dataset, sampler = TrainDataset(two_datasets, seed=1), BucketBatchSampler(two_datasets, seed=1)
-    here, there = (
-        list(DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, num_workers=n))
-        for n in (0, 1)
-    )
-    for one, other in zip(here, there, strict=True):
-        assert (one.keys, one.seeds, one.captions) == (other.keys, other.seeds, other.captions)
-        assert torch.equal(one.pixels, other.pixels)

@@ -29,6 +29,7 @@ LAYERS = {
     "library/dataset_effects",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
+    "library/batch_loader "
     "library/caches library/cache_files library/text_caches library/text_windows "
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading "
@@ -49,6 +50,7 @@ HIGHEST_IMPORT = {"train_network.py": 4}  # the trainer is an entry, but knows n
 # Imports inside one layer: (folder, chain, why). A name may import every name further right.
 SIDEWAYS = [
     ("library", "datasets, strategy_base -> caches", "who fills and who reads the caches"),
+    ("library", "batch_loader -> datasets, cache_files", "samples to batches, ahead of their use"),
     (
         "library",
         "dataset_scan -> masks, validation_split, picture_sizes -> picture_files",
