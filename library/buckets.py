@@ -88,13 +88,21 @@ class BucketManager:
                 (self.floor(down * width / height), down),
             )
             bucket = closest_bucket(size, candidates)
-        longest = [self.floor(self.max_area / edge) for edge in (bucket[1], bucket[0])]
-        return min(bucket[0], longest[0]), min(bucket[1], longest[1])
+        return bucket if bucket[0] * bucket[1] <= self.max_area else self.shortened(size, bucket)
+
+    def shortened(self, size: Size, bucket: Size) -> Size:
+        """A bucket above the area with one side shortened: the side that crops less."""
+        width, height = (self.floor(self.max_area // edge) for edge in (bucket[1], bucket[0]))
+        choices = [(width, bucket[1]), (bucket[0], height)]
+        fitting = tuple(each for each in choices if each[0] * each[1] <= self.max_area)
+        return closest_bucket(size, fitting)
 
     def floor(self, length: float) -> int:
-        """The largest multiple of the step up to `length`, at least one step."""
-        # the epsilon keeps 1024 * sqrt(...) = 1023.9999999 at 1024
-        return max(self.step, int((length + 1e-6) // self.step) * self.step)
+        """The largest multiple of the step up to `length` in whole pixels, at least one step.
+
+        Rounded to the pixel first, as sd-scripts does: 1023.66 is 1024, not a step less.
+        """
+        return max(self.step, int(length + 0.5) // self.step * self.step)
 
 
 def make_bucket_resolutions(

@@ -1,7 +1,9 @@
 """Bucket plans: their resolutions against sd-scripts' known lists, their promises as properties."""
 
+import math
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from library.buckets import BucketManager, cropped_fraction, make_bucket_resolutions
@@ -61,6 +63,28 @@ def test_no_upscale_never_enlarges_unless_a_side_is_shorter_than_a_step(step, wi
         assert plan.resized == (width, height)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.integers(2, 24), steps, edges, edges)
+@example(16, 64, 1500, 1501)
+@example(32, 16, 1201, 1200)
+def test_a_picture_that_is_shrunk_loses_no_step_to_rounding(steps_along, step, width, height):
+    side = steps_along * step
+    if width * height <= side**2 or side**2 < step * max(width, height):
+        return  # its own size, or narrower than a step
+    bucket = (
+        BucketManager((side, side), enable_bucket=True, step=step, no_upscale=True)
+        .plan((width, height))
+        .bucket
+    )
+    shrunk = [edge * side / math.sqrt(width * height) for edge in (width, height)]
+    nearest = [int(edge + 0.5) // step * step for edge in shrunk]
+    is_whole = [edge == near for edge, near in zip(bucket, nearest)]
+    assert any(is_whole) or nearest[0] * nearest[1] > side**2
+    assert bucket[0] <= width and bucket[1] <= height
+    assert all(edge > 0 and edge % step == 0 for edge in bucket)
+    assert bucket[0] * bucket[1] <= side**2
+
+
 @settings(max_examples=100, deadline=None)
 @given(edges, edges)
 def test_no_other_bucket_would_crop_less(width, height):
@@ -106,6 +130,8 @@ def test_plans_worked_out_by_hand(size, bucket, resized, crop):
             (640, 320),
         ),  # large: of 704x320 and 640x320 the one without loss
         ((40, 300), (64, 256), (64, 480)),  # narrower than a step: enlarged to one step
+        ((750, 751), (512, 512), (512, 513)),  # 511.66: rounded to the pixel before the step
+        ((751, 750), (512, 512), (513, 512)),
     ],
 )
 def test_no_upscale_plans_worked_out_by_hand(size, bucket, resized):
