@@ -5,6 +5,11 @@ accelerate launch anima_train_network.py --config_file train_args.toml --dataset
 
 from __future__ import annotations
 
+from library import stop_signals
+
+if __name__ == "__main__":  # before the imports that take seconds
+    stop_signals.listen(stop_signals.while_importing)
+
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -309,4 +314,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    run_main(stop_signals.heeding(main))

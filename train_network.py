@@ -55,9 +55,10 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
         self.prepare()
-        with self.stops, rescue(self.files, self.state):
+        with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
             self.run_epochs()
-            self.finish()
+            last_words = self.finish()
+        logger.info(last_words)  # of one process only: the others do not tell
 
     def prepare(self) -> None:
         """Everything before the first step, one large model in memory at a time."""
@@ -368,12 +369,11 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
             self.model, self.noising = model, noising
             self.network.set_training(True)
 
-    def finish(self) -> None:
-        """The final export, or how to go on, and the end of the logs."""
+    def finish(self) -> str:
+        """The final export; returns the run's last words: its file, or how to go on."""
         end = self.files.finish(self.state, self.plan.total_steps)
-        self.progress.close()
         self.accelerator.end_training()
-        logger.info(end)  # of one process only: the others do not tell
+        return end
 
 
 def main() -> int:

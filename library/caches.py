@@ -40,7 +40,7 @@ from library.cache_files import (
 from library.data_types import ImageInfo, Layout, StoredTensor
 from library.errors import DatasetError, Problem
 from library.images import UnreadableImage, load_picture
-from library.utils import is_quiet
+from library.utils import is_quiet, threads
 
 if TYPE_CHECKING:
     from library.catalogue import Catalogue
@@ -174,7 +174,7 @@ class LatentsCache:
     def find(self, jobs: list[LatentsJob], tally: Tally) -> Iterator[Place]:
         """Note every item that is stored validly, and yield the others."""
         places = [(job, flip) for job in jobs for flip in job.files]
-        with ThreadPoolExecutor(THREADS) as pool:
+        with threads(THREADS) as pool:
             looks = pool.map(lambda place: self.look(*place), places)
             bar = tqdm(looks, "checking latents", len(places), unit="file", delay=DELAY)
             for (job, flip), (state, note) in zip(places, bar):
@@ -328,7 +328,7 @@ class _LatentsEncoder:
         due = [batch for batch in batches if any(self.is_missing(job) for job in batch)]
         jobs = [job for batch in due for job in batch]
         with (
-            ThreadPoolExecutor(THREADS) as pool,
+            threads(THREADS) as pool,
             tqdm(
                 total=len(jobs),
                 desc="caching latents",

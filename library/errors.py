@@ -6,9 +6,11 @@ wrong at one stage travels in one error, so that the user mends a file once.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from unicodedata import category
 
@@ -16,6 +18,7 @@ EXIT_USER_ERROR = 2
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
 EXIT_INTERRUPTED = 130
+NOTHING_TRAINED = "Stopped before anything was trained."
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class OutputError(UserError):
     """Files that cannot be written: a full disk, a folder that is gone, something in the way."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that asks to stop, outside a run's loop; as Ctrl-C, no `except Exception` keeps it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.code = 128 + number
+
+
 def format_problems(kind: str, problems: Sequence[Problem]) -> str:
     """The text shown to the user: one heading per source, one aligned line per problem.
 
@@ -116,14 +127,27 @@ def _escape(letter: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
 
 
+def close_bars() -> None:
+    """End progress bars that an error interrupted, so that it begins on a line of its own."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    for bar in list(getattr(bars, "_instances", ())):
+        with suppress(OSError):  # nobody is there to see it
+            bar.close()
+
+
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a program's main(): a UserError becomes its text on standard error and exit code 2."""
     try:
         code = main() or 0
     except UserError as error:
+        close_bars()
         print(error, file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
-    except KeyboardInterrupt:  # a run's loop takes care of itself: this is before it
-        print("\nStopped before anything was trained.", file=sys.stderr, flush=True)
-        code = EXIT_INTERRUPTED
+    except KeyboardInterrupt as stop:  # a run's loop takes care of itself: this is before it
+        if os.environ.get("RANK", "0") == "0":  # one process tells what all of them do
+            print(f"\n{NOTHING_TRAINED}", file=sys.stderr, flush=True)
+        code = getattr(stop, "code", EXIT_INTERRUPTED)
+    except Exception:
+        close_bars()
+        raise
     sys.exit(code)

@@ -11,11 +11,12 @@ import hashlib
 import json
 import mimetypes
 import os
+import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -55,16 +56,19 @@ def json_shown(value: object) -> str:
 
 
 class FileHashes:
-    """sha256 of large files, computed beside the run."""
+    """sha256 of large files, computed beside the run; a run that ends does not wait for it."""
 
     def __init__(self, paths: Mapping[str, str | None]) -> None:
-        pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self.pending: dict[str, Future[str]] = {
-            role: pool.submit(sha256_of_file, Path(path))
-            for role, path in paths.items()
-            if path and os.path.isfile(path)
-        }
-        pool.shutdown(wait=False)
+        self.files = {r: path for r, path in paths.items() if path and os.path.isfile(path)}
+        self.pending: dict[str, Future[str]] = {role: Future() for role in self.files}
+        threading.Thread(target=self.compute, name="hash", daemon=True).start()
+
+    def compute(self) -> None:
+        for role, path in self.files.items():
+            try:
+                self.pending[role].set_result(sha256_of_file(path))
+            except Exception as error:  # noqa: BLE001  whoever asks gets it
+                self.pending[role].set_exception(error)
 
     def get(self, role: str) -> str | None:
         """The hexadecimal digest, waiting for it if need be; None for a folder or no file."""

@@ -11,7 +11,6 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,7 +20,7 @@ from library.dataset_file import CACHE_FOLDER
 from library.errors import Problem
 from library.images import UnreadableImage, read_size
 from library.text_files import json_text
-from library.utils import atomic_write, is_quiet
+from library.utils import atomic_write, is_quiet, threads
 
 logger = logging.getLogger(__name__)
 READERS = 8  # threads: on a cold disk the headers' seeks overlap
@@ -44,7 +43,7 @@ def read_sizes(
             known |= _recall(folder, inside)
     unknown = [path for inside in by_folder.values() for path in inside if path not in known]
     problems = []
-    with ThreadPoolExecutor(READERS) as pool:
+    with threads(READERS) as pool:
         sizes = pool.map(_read, unknown)
         bar = tqdm(
             sizes,

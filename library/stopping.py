@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
@@ -24,9 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from library import stop_signals
 from library.errors import UserError
 from library.files import remove_file
 from library.monitor import AlertError
+from library.stop_signals import Interrupts, Preparing, is_launched
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BEGAN = time.time()
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-OF_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "RANK")
 OF_MEMORY = ("can't allocate memory", "out of memory")
 MEMORY_ADVICE = (
     "Set gradient_checkpointing, then cpu_offload_checkpointing, and cache_latents and "
@@ -76,6 +76,7 @@ class StopRequests:
         self.is_main = accelerator.is_main_process
         self.num_processes = accelerator.num_processes
         self.received = Request.NOTHING
+        self.interrupts = Interrupts()
         self.quits = False
         self.group: Any = None
         self.handlers: dict[int, Any] = {}
@@ -87,26 +88,29 @@ class StopRequests:
         if self.num_processes > 1:  # apart from the devices' group, so that no device is waited for
             self.group = torch.distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
-            self.handlers = {each: signal.signal(each, self.on_signal) for each in SIGNALS}
+            earlier = {each: signal.signal(each, self.on_signal) for each in stop_signals.signals()}
+            self.handlers = earlier
+            for handler in earlier.values():
+                if isinstance(handler, Preparing) and handler.stopped:
+                    raise handler.stopped  # something kept it from ending the run before
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+            is_over = isinstance(handler, Preparing)  # the loop is what was prepared
+            signal.signal(number, signal.SIG_IGN if is_over else handler)
         self.handlers = {}
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Remember the wish. A second Ctrl-C ends the process, unless a launcher repeats the first."""
-        if self.received is Request.QUIT:
-            if number == signal.SIGINT and not is_launched(os.environ):
-                signal.signal(number, signal.SIG_DFL)
-                signal.raise_signal(number)
+        is_first = self.interrupts.first is None
+        can_leave = number == signal.SIGINT and not is_launched(os.environ)
+        if self.interrupts.is_second(number, time.monotonic()) and can_leave:
+            stop_signals.end_at_once(number)
+        if self.received is Request.QUIT and not (can_leave and is_first):
             return
         self.received = Request.QUIT
-        text = "\nStopping after this step, with everything saved."
-        if not is_launched(os.environ):
-            text += " Ctrl-C again leaves at once."
-        with contextlib.suppress(OSError):
-            os.write(2, f"{text}\n".encode())  # print might have been interrupted in the middle
+        text = "Stopping after this step, with everything saved."
+        stop_signals.say(text + " Ctrl-C again leaves at once." * can_leave)
 
     def poll(self) -> Request:
         """What is asked for now, the same in every process; files that ask are consumed."""
@@ -146,11 +150,6 @@ class StopRequests:
         if not removed:
             self.kept[name] = written
         return removed
-
-
-def is_launched(environment: Mapping[str, str]) -> bool:
-    """Whether accelerate launch or torchrun started this process; those pass signals on, repeatedly."""
-    return any(name in environment for name in OF_LAUNCHERS)
 
 
 @contextlib.contextmanager

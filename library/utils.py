@@ -12,6 +12,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,6 +133,16 @@ def _safetensors_errno(error: Exception) -> int | None:
 def _free_space(path: Path) -> str:
     folder = next((each for each in path.parents if each.exists()), None)
     return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there. " if folder else ""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads; after an error, or Ctrl-C, what has not begun is left undone."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def sync_folder(path: str | Path) -> None:

@@ -106,6 +106,16 @@ def test_a_user_error_with_a_cause_shows_no_traceback_either():
     assert (ran.returncode, ran.stderr) == (2, "ConfigError: no number.\n")
 
 
+@pytest.mark.parametrize("error", ["ConfigError('a problem.')", "ValueError('ours')"])
+def test_an_error_does_not_hang_on_a_progress_bar(error):
+    ran = run_program(
+        f"from tqdm import tqdm\n    bar = tqdm(total=9)\n    bar.update()\n    raise {error}"
+    )
+    lines = ran.stderr.splitlines()
+    assert any("0%" in line for line in lines)
+    assert any(line.startswith(("ConfigError: a", "Traceback")) for line in lines)
+
+
 @pytest.mark.parametrize("body, code", [("return None", 0), ("return 0", 0), ("return 3", 3)])
 def test_a_programs_own_code_is_its_exit_code(body, code):
     ran = run_program(body)

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,8 +10,8 @@ from accelerate import Accelerator
 import anima_train_network
 from library.errors import DatasetError
 from library.states import open_state
-from library.stopping import OutOfMemory, Request, StopRequests, is_launched
-from tests.running import ROOT, config_files, make_trainer, read_until, start
+from library.stopping import OutOfMemory, Request, StopRequests
+from tests.running import config_files, make_trainer, read_until, start
 
 SCHEMA = "anima_resume_snapshot/v2"
 LONG = {"max_train_steps": 3000, "save_state": True, "save_every_n_steps": 2, "no_metadata": True}
@@ -59,41 +57,6 @@ def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder):
     state, file = last_state(run_folder)
     assert f"--resume {state}" in said and file.is_file()
     open_state(state, SCHEMA)
-
-
-LISTENER = """
-import pathlib, sys, time
-from accelerate import PartialState
-from library.stopping import StopRequests
-with StopRequests(pathlib.Path("."), PartialState()):
-    print("listening", flush=True)
-    while True:
-        time.sleep(1)
-"""
-
-
-def test_a_second_ctrl_c_leaves_at_once_unless_a_launcher_repeats_the_first():
-    for more, leaves in (({}, True), ({"RANK": "0", "WORLD_SIZE": "1"}, False)):
-        process = subprocess.Popen(
-            [sys.executable, "-c", LISTENER],
-            cwd=ROOT, env={**os.environ, **more}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert process.stdout.readline() == "listening\n"
-        process.send_signal(signal.SIGINT)
-        said = read_until(process, "Stopping after this step")
-        assert ("Ctrl-C again" in said) == leaves
-        process.send_signal(signal.SIGINT)
-        if leaves:
-            assert process.wait() == -signal.SIGINT
-        else:
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.5)
-            process.kill()
-            process.wait()
-        process.stdout.close()
-        process.stderr.close()
-    assert not is_launched({"PATH": "/bin"}) and is_launched({"TORCHELASTIC_RUN_ID": "x"})
 
 
 def test_two_processes_stop_at_the_same_step(demo, run_folder):
