@@ -21,7 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
-from library.anima_runtime import doctor, model_loading, tokenizer_assets, tokenizer_fetch
+from library.anima_runtime import (
+    doctor,
+    model_loading,
+    start_notes,
+    tokenizer_assets,
+    tokenizer_fetch,
+)
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
@@ -74,6 +80,21 @@ class AnimaNetworkTrainer(NetworkTrainer):
             except UserError as error:
                 problems += error.problems
         return problems
+
+    def check(self) -> None:
+        super().check()
+        if problems := start_notes.rate_problems(self.cfg, self.outline):
+            raise ConfigError(problems)
+
+    @property
+    def start(self) -> start_notes.Start:
+        return start_notes.Start(self.cfg, self.anima, self.outline)
+
+    def warnings(self) -> list[str]:
+        return start_notes.rate_notes(self.start)
+
+    def differences(self) -> list[str]:
+        return start_notes.differences(self.start)
 
     def inspect_transformer(self, path: str, llm_adapter_path: str | None) -> None:
         self.params, _ = model_loading.inspect_transformer(path, llm_adapter_path)
@@ -264,7 +285,8 @@ def setup_parser() -> Parser:
 def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]:
     """Everything the user wrote, checked; all problems of flags and both files in one ConfigError."""
     loaded = read_config(setup_parser(), argv, GROUPS)
-    train = TrainConfig(**{name: loaded.groups[group] for name, group in SHARED_GROUPS.items()})
+    groups = {name: loaded.groups[group] for name, group in SHARED_GROUPS.items()}
+    train = TrainConfig(**groups, explicit=loaded.explicit)
     if train.files.output_config:
         loaded.require()
         print(f"written: {write_config(loaded)}")
@@ -278,7 +300,7 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
         *check_logging(train.logging),
     ])  # fmt: skip
     datasets = None
-    if not train.check():
+    if not train.dataset_problems():
         try:
             fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
             datasets = read_datasets(train.files.dataset_config, fallbacks)

@@ -64,6 +64,8 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         """Everything before the first step, one large model in memory at a time."""
         self.prepare_process()
         self.check()
+        log_lines(logger, self.warnings(), logging.WARNING)
+        log_lines(logger, self.differences())
         self.prepare_data()
         self.check_resume()
         self.cache_inputs()

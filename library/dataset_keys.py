@@ -175,6 +175,8 @@ def convert(key: Key, value: Any) -> Any:
     if key.kind in ("int", "float") and not key.low <= value <= key.high:
         bound = f"at least {key.low:g}" if value < key.low else f"at most {key.high:g}"
         raise ValueError(f"{value} is out of range: expected {bound}.")
+    if key is KEYS["network_multiplier"] and value == 0:
+        raise ValueError("at strength 0 adapters learn nothing. Leave these pictures out instead.")
     if key is KEYS["caption_extension"] and not value.startswith("."):
         raise ValueError(f'an extension starts with a dot. Write ".{value}".')
     if key is KEYS["caption_separator"] and not value:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ class Flag:
 
     names:   flags as typed; the first is the one shown
     check:   what is wrong with a value of the right type, as a sentence, or None
+    refuses: values that other programs take and that are an error here, each with the reason
     off:     values that ask for nothing, beside the default, false, "" and an empty list
     ignored: the reason why it has no effect here; named once when set
     idle:    when it has no effect beside the other options
@@ -48,6 +49,7 @@ class Flag:
     choices: tuple[Any, ...] | None = None
     many: bool = False
     check: Callable[[Any], str | None] | None = None
+    refuses: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     off: tuple[Any, ...] = ()
     read: Callable[[Any], Any] | None = None
     ignored: str = ""
@@ -259,6 +261,8 @@ def convert_number(flag_: Flag, value: Any, from_text: bool) -> int | float:
 def value_problem(flag_: Flag, value: Any) -> str | None:
     """What is wrong with a value of the right type, as a sentence."""
     for item in value if flag_.many else (value,):
+        if item in flag_.refuses:
+            return f"is refused: {flag_.refuses[item]}."
         if flag_.choices and item not in flag_.choices:
             near = nearest_name(str(item), map(str, flag_.choices))
             hint = f" Did you mean {near}?" if near else ""

@@ -674,7 +674,11 @@ class SaveOptions:
     save_last_n_steps: int | None = flag(
         None, "keep files of the last n steps", check=at_least(0), idle=(STEP_FILES,)
     )
-    save_model_as: str = flag("safetensors", "kind of file", choices=("safetensors", "ckpt", "pt"))
+    save_model_as: str = flag(
+        "safetensors", "kind of file", choices=("safetensors",), refuses=dict.fromkeys(
+            ("ckpt", "pt"), "only safetensors is written: such files can run code when they are opened"
+        ),
+    )  # fmt: skip
     no_metadata: bool = flag(False, "write only the metadata other tools need")
     huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
     huggingface_repo_type: str | None = flag(None, "its type", ignored=LATER)
@@ -695,9 +699,6 @@ class SaveOptions:
         ):
             message = "is no name for a file. Choose one of at most 200 bytes."
             found.append(Problem(message, f"output_name = {self.output_name[:60]}"))
-        if self.save_model_as != "safetensors":
-            message = "only safetensors is written: .ckpt and .pt files can run code when opened."
-            found.append(Problem(message, f"save_model_as = {self.save_model_as}"))
         return found
 
 
@@ -952,7 +953,10 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The shared configuration of a run, one group each."""
+    """The shared configuration of a run, one group each.
+
+    explicit: the options that the user set, those of the family included, be it to the default
+    """
 
     files: ConfigOptions
     paths: ModelPaths
@@ -973,18 +977,32 @@ class TrainConfig:
     monitor: MonitorOptions
     metadata: MetadataOptions
     distributed: DistributedOptions
+    explicit: frozenset[str] = frozenset()
 
     def flat(self) -> dict[str, Any]:
         """Every option by name."""
-        groups = (getattr(self, field.name) for field in fields(self))
+        groups = (getattr(self, name) for name in GROUPS)
         return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
 
     def check(self) -> list[Problem]:
         """What is wrong between groups."""
+        return [*self.distributed_problems(), *self.dataset_problems()]
+
+    def dataset_problems(self) -> list[Problem]:
         if self.files.dataset_config or any(getattr(self.data, name) for name in FOLDERS):
             return []
         message = "is needed: a TOML file that describes the pictures (or --train_data_dir)."
         return [Problem(message, "dataset_config")]
+
+    def distributed_problems(self) -> list[Problem]:
+        """torch ends with an internal error where micro-steps without exchange meet a static graph."""
+        several = self.situation().processes > 1
+        if not (several and self.distributed.ddp_static_graph) or (
+            self.loop.gradient_accumulation_steps == 1
+        ):
+            return []
+        message = "torch cannot use it with gradient_accumulation_steps above 1. Leave it out."
+        return [Problem(message, "ddp_static_graph = true")]
 
     def situation(self, family: Any = None, datasets: Any = None) -> SimpleNamespace:
         """What conditions of effect look at: every option by name, and what else is known.

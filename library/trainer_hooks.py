@@ -49,5 +49,13 @@ class FamilyHooks:
         """Arguments of the network: --network_args, and what a family adds from its own flags."""
         return parse_network_args(self.cfg.network.network_args)
 
+    def warnings(self) -> list[str]:
+        """What should be told of the options before anything is loaded."""
+        return []
+
+    def differences(self) -> list[str]:
+        """What other trainers would do otherwise with these options."""
+        return []
+
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Add the family's entries to the exported metadata."""

@@ -7,7 +7,7 @@ adapter (60), and every norm that has a weight (113 and 43).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -112,7 +112,9 @@ class AdapterArguments:
                 problems.append(Problem("expected 0 or more.", f"{pattern}={value:g}"))
         if values.get("norm_export", "diff") not in NORM_EXPORTS:
             problems.append(
-                Problem("expected diff or omit.", f"norm_export={values['norm_export']}")
+                Problem(
+                    f"expected {', '.join(NORM_EXPORTS)}.", f"norm_export={values['norm_export']}"
+                )
             )
         return problems
 
@@ -276,6 +278,7 @@ def make_network_as_file(
     own = {path: module for path, module in linears.items() if path in adapters}
     rules = TargetRules(("*",) if own else (), lrs=arguments.network_reg_lrs)
     selection = select_targets(own, chosen, rules)
+    check_component_rates(selection, arguments)
     placements = place_on_targets(selection, lambda t: adapters[t.path], rates_of(arguments))
     for placement in placements:
         if placement.is_norm and not arguments.train_norm:
@@ -330,22 +333,51 @@ def settings_of(
 
 
 def check_component_rates(selection: Selection, arguments: AdapterArguments) -> None:
-    """Raise ConfigError for every rate, other than 0, of a component with nothing to train."""
-    present = {component_of(target.path) for target in (*selection.linears, *selection.norms)}
+    """Raise ConfigError for rates of components that cannot hold.
+
+    Those, other than 0, of a component with nothing to train; and of 0 where a pattern of
+    network_reg_lrs asks for another.
+    """
+    targets = (*selection.linears, *selection.norms)
+    present = {component_of(target.path) for target in targets}
     problems = [
         Problem("no module of this component is adapted; see target_modules.", f"{name}_lr={lr:g}")
         for name, lr in arguments.component_rates.items()
         if lr and name not in present
     ]
+    for name in (name for name, lr in arguments.component_rates.items() if lr == 0):
+        rated = [t.path for t in targets if t.lr and component_of(t.path) == name]
+        if rated:
+            message = (
+                f"freezes the component, and network_reg_lrs gives {len(rated)} of its modules a rate "
+                f"({rated[0]} ...). Keep one; to train some of them, give the others 0 in "
+                "network_reg_lrs."
+            )
+            problems.append(Problem(message, f"{name}_lr=0"))
     if problems:
         raise ConfigError(problems, source=SOURCE)
 
 
-def report(selection: Selection, arguments: AdapterArguments) -> None:
+def idle_arguments(selection: Selection, arguments: AdapterArguments) -> Iterator[tuple[str, str]]:
+    """The arguments that were given and do nothing here, with the reason."""
     if arguments.loraplus_text_encoder_lr_ratio:
-        logger.warning(
-            "loraplus_text_encoder_lr_ratio has no effect: text encoders are not trained"
-        )
+        yield "loraplus_text_encoder_lr_ratio", "text encoders are not trained"
+    if arguments.loraplus_unet_lr_ratio and arguments.loraplus_lr_ratio:
+        yield "loraplus_lr_ratio", "loraplus_unet_lr_ratio decides"
+    if not selection.linears:
+        for name in ("rank_dropout", "module_dropout", "loraplus_lr_ratio"):
+            if getattr(arguments, name):
+                yield name, "no Linear is adapted"
+    targets = (*selection.linears, *selection.norms)
+    for name, lr in arguments.component_rates.items():
+        own = [target for target in targets if component_of(target.path) == name]
+        if lr and own and all(target.lr is not None for target in own):
+            yield f"{name}_lr", "network_reg_lrs gives every module of the component a rate"
+
+
+def report(selection: Selection, arguments: AdapterArguments) -> None:
+    for name, reason in idle_arguments(selection, arguments):
+        logger.warning("network_args: %s has no effect: %s", name, reason)
     if arguments.verbose:
         for target in (*selection.linears, *selection.norms):
             logger.info("adapted: %s", target.path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 
 from library.errors import ConfigError, Problem
 from networks._anima_adapter_common import (
-    LLM_ADAPTER,
     AdapterArguments,
     Plan,
     make_network,
@@ -22,8 +20,6 @@ from networks.adapters import LoRA
 from networks.factors import FULL_MATRIX_DIM, training_alpha
 from networks.network import AdapterNetwork
 from networks.targets import Target
-
-logger = logging.getLogger(__name__)
 
 _LOKR = "belongs to --network_module networks.lokr_anima."
 ELSEWHERE = {
@@ -47,9 +43,7 @@ def create_network(
         alpha = training_alpha(plan.alpha if target.alpha is None else target.alpha, rank)
         return LoRA(base.in_features, base.out_features, rank, alpha, plan.dropout)
 
-    network = make_network("LoRA", plan, unet, multiplier, make_adapter)
-    report_beyond_official(network, adapter_was_asked_for="train_llm_adapter" in kwargs)
-    return network
+    return make_network("LoRA", plan, unet, multiplier, make_adapter)
 
 
 def create_network_from_weights(
@@ -88,20 +82,3 @@ def _plan(
         message = "asks for full matrices, which only networks.lokr_anima has."
         raise ConfigError([Problem(message, f"network_reg_dims {p!r}") for p in too_large])
     return plan
-
-
-def report_beyond_official(network: AdapterNetwork, *, adapter_was_asked_for: bool) -> None:
-    """Say once what trains here that sd-scripts' module of the same name would leave alone."""
-    norms = sum(placement.is_norm for placement in network.placements)
-    layers = sum(
-        placement.path.startswith(LLM_ADAPTER) and not placement.is_norm
-        for placement in network.placements
-    )
-    if adapter_was_asked_for:
-        layers = 0
-    if layers or norms:
-        logger.info(
-            "beyond what official networks.lora_anima trains: %d LLMAdapter layers and %d norms. "
-            "To leave them out: network_args train_llm_adapter=false, and --no-train_norm",
-            layers, norms,
-        )  # fmt: skip

@@ -27,7 +27,8 @@ from networks.placements import Placement, fill
 
 logger = logging.getLogger(__name__)
 
-NORM_EXPORTS = ("diff", "omit")
+NORM_EXPORTS = ("diff", "omit", "omit_trained")
+"""omit_trained leaves out norms that were trained or loaded; with omit there may be none."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,13 @@ class AdapterNetwork:
             raise ConfigError(
                 "nothing to train: no Linear and no norm is adapted, or every learning rate is 0. "
                 "See target_modules, train_norm and the component learning rates."
+            )
+        norms = sum(placement.is_norm for placement in placements)
+        if norms and settings.norm_export == "omit":
+            raise ConfigError(
+                f"norm_export = omit would leave {norms} norms out of the file that the adapters are "
+                "trained with. Train none with --no-train_norm; or, to lose them knowingly, set "
+                "norm_export = omit_trained."
             )
         self.placements = list(placements)
         self.settings = settings
@@ -135,6 +143,11 @@ class AdapterNetwork:
     def trained(self) -> list[Placement]:
         return [placement for placement in self.placements if not placement.frozen]
 
+    @property
+    def uses_default_rate(self) -> bool:
+        """Whether any adapter learns at the network's own rate."""
+        return any(placement.lr is None for placement in self.trained())
+
     def prepare_optimizer_params(
         self, text_encoder_lr: Any, unet_lr: float | None, learning_rate: float | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -193,7 +206,7 @@ class AdapterNetwork:
         for placement in self.placements:
             if placement.frozen and not placement.loaded:
                 continue  # untrained and unfilled: a difference of zero
-            if placement.is_norm and self.settings.norm_export == "omit":
+            if placement.is_norm and self.settings.norm_export == "omit_trained":
                 continue
             adapter = placement.adapter
             for name, factor in adapter.factors().items():
@@ -206,7 +219,7 @@ class AdapterNetwork:
 
     def describe_norms(self) -> str:
         """What share of the norms' changed entries still differs after addition to bf16 weights."""
-        if self.settings.norm_export == "omit":
+        if self.settings.norm_export != "diff":
             return ""
         changed = survived = 0
         for placement in self.placements:

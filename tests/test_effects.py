@@ -3,6 +3,7 @@
 import pytest
 
 from anima_train_network import load_run
+from library.errors import ConfigError
 from tests.dataset_files import folder_of
 
 NEEDED = ["--anima_transformer", "d", "--vae", "v", "--qwen", "q", "--output_dir", "out"]
@@ -99,3 +100,24 @@ def test_a_seed_of_validation_has_a_use_beside_the_file(notes):
 )
 def test_a_flag_without_use_is_named_with_the_reason(notes, words, why):
     assert notes(file_with(), *words) == [f"{words[0]} has no effect: {why}."]
+
+
+def test_pictures_at_strength_0_are_an_error(notes):
+    """No adapter would take part in their loss."""
+    with pytest.raises(ConfigError, match="at strength 0 adapters learn nothing"):
+        notes(file_with(dataset="network_multiplier = 0"))
+
+
+def test_a_static_graph_and_accumulation_are_an_error_where_several_train(notes, monkeypatch):
+    words = ["--ddp_static_graph", "--gradient_accumulation_steps", "2"]
+    assert notes(file_with(), *words) == ["--ddp_static_graph has no effect: one process trains."]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="with gradient_accumulation_steps above 1. Leave it out"):
+        notes(file_with(), *words)
+    assert not notes(file_with(), "--ddp_static_graph")
+
+
+@pytest.mark.parametrize("kind", ["ckpt", "pt"])
+def test_files_that_can_run_code_are_refused(notes, kind):
+    with pytest.raises(ConfigError, match="is refused: only safetensors is written"):
+        notes(file_with(), "--save_model_as", kind)

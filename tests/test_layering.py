@@ -83,6 +83,7 @@ SIDEWAYS = [
         "doctor -> estimates, config_adapter -> tokenizer_fetch -> tokenizer_assets",
         "a report asks all the parts",
     ),
+    ("library/anima_runtime", "start_notes -> config_adapter", "what the user asked for"),
     (
         "library/anima_runtime",
         "doctor, estimates -> model_loading -> key_mapping",

@@ -91,7 +91,10 @@ def shown(value: object) -> str:
 def state(flag: Flag) -> str:
     if flag.refused:
         return f"refused: {flag.refused}"
-    return f"no effect: {flag.ignored}" if flag.ignored else "effective"
+    if flag.ignored:
+        return f"no effect: {flag.ignored}"
+    refused = [f"`{value}` is refused: {reason}" for value, reason in flag.refuses.items()]
+    return "; ".join(["effective", *refused])
 
 
 def main() -> int:

@@ -14,10 +14,16 @@ from library.effects import loses_to, needs
 from library.errors import ModelFileError, Problem
 from library.options import above, all_flags, at_least, flag, idle_flags
 from library.run_config import GROUPS, LATER, OWN_RATE, RESUMED, FlowOptions, TrainConfig
-from networks.arguments import read_bool
+from networks.arguments import read_bool, read_number, read_text
 
 MODULES = ("networks.lora_anima", "networks.lokr_anima")
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
+IN_NETWORK_ARGS = {
+    "train_norm": read_bool,
+    "norm_export": read_text,
+    **dict.fromkeys(COMPONENT_RATES, read_number),
+}
+"""Flags that may stand in network_args as well, and how their text is read there."""
 OTHER_MODULES = {
     "networks.lora": MODULES[0],
     "networks.loha": None,
@@ -106,9 +112,9 @@ class AnimaConfig:
     train_norm: bool = flag(True, "train the norms' weights too")
     norm_export: str = flag(
         "diff",
-        "norms in the file",
-        choices=("diff", "omit"),
-        idle=(needs(lambda o: o.train_norm or o.network_weights, "norms are not trained"),),
+        "trained norms in the file: diff writes them, omit_trained leaves them out knowingly, omit is "
+        "for runs that train none",
+        choices=("diff", "omit", "omit_trained"),
     )
     llm_adapter_lr: float | None = flag(
         None, "rate of the LLM adapter; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
@@ -248,10 +254,10 @@ def adapt(
     if module not in MODULES:
         problems.append(network_module_problem(module, train.network.network_args or ()))
     network = dataclasses.replace(train.network, network_module=module)
-    train_norm = adapt_train_norm(network.network_args or (), anima, explicit, problems)
+    anima = adapt_network_args(network.network_args or (), anima, explicit, problems)
     flow = adapt_flow(train.flow, anima, explicit, problems)
     train = dataclasses.replace(train, paths=paths, network=network, flow=flow)
-    anima = dataclasses.replace(anima, anima_transformer=transformer, train_norm=train_norm)
+    anima = dataclasses.replace(anima, anima_transformer=transformer)
     return train, anima, problems
 
 
@@ -273,28 +279,28 @@ def arguments_of(network_args: Collection[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def adapt_train_norm(
+def adapt_network_args(
     network_args: Collection[str],
     anima: AnimaConfig,
     explicit: Collection[str],
     problems: list[Problem],
-) -> bool:
-    """train_norm of the flag or of network_args, which may not differ."""
-    args = arguments_of(network_args)
-    if "train_norm" not in args:
-        return anima.train_norm
-    given = f"train_norm={args['train_norm']}"
-    try:
-        wanted = read_bool(args["train_norm"])
-    except ValueError as error:
-        problems.append(Problem(f"{given}: {error}.", "network_args"))
-        return anima.train_norm
-    if "train_norm" in explicit and wanted != anima.train_norm:
-        flag_ = f"train_norm = {str(anima.train_norm).lower()}"
-        problems.append(
-            Problem(f"{given} differs from the flag {flag_}. Keep one.", "network_args")
-        )
-    return wanted
+) -> AnimaConfig:
+    """The options that network_args may give as well as flags; two values: error."""
+    found: dict[str, Any] = {}
+    for name, text in arguments_of(network_args).items():
+        if name not in IN_NETWORK_ARGS:
+            continue
+        try:
+            found[name] = IN_NETWORK_ARGS[name](text)
+        except ValueError as error:
+            problems.append(Problem(f"{name}={text}: {error}.", "network_args"))
+            continue
+        set_to = getattr(anima, name)
+        if name in explicit and found[name] != set_to:
+            shown = str(set_to).lower() if isinstance(set_to, bool) else set_to
+            message = f"{name}={text} differs from the flag {name} = {shown}. Keep one."
+            problems.append(Problem(message, "network_args"))
+    return dataclasses.replace(anima, **found)
 
 
 def network_module_problem(module: str, network_args: Collection[str]) -> Problem:

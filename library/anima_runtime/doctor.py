@@ -108,7 +108,8 @@ class Check:
         loaded = read_config(Parser(), [a for a in argv if a not in ("--help", "-h")], GROUPS)
         if "output_config" in loaded.given:
             raise ConfigError("--output_config writes a file; a check writes none. Leave it out.")
-        shared = TrainConfig(**{name: loaded.groups[g] for name, g in SHARED_GROUPS.items()})
+        groups = {name: loaded.groups[g] for name, g in SHARED_GROUPS.items()}
+        shared = TrainConfig(**groups, explicit=loaded.explicit)
         train, anima, _ = adapt(shared, loaded.groups[AnimaConfig], loaded.explicit)
         check = Check(loaded, train, anima, trainer_class(train, None, anima))
         with check.listening():
@@ -181,6 +182,7 @@ class Check:
         """The trainer's check of all together; of a configuration with problems, of each file."""
         if self.is_sound:
             self.trainer.check()
+            self.notes += [*self.trainer.warnings(), *self.trainer.differences()]
             return
         inspections = (
             (self.trainer.inspect_transformer, self.anima.anima_transformer),
