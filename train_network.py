@@ -28,11 +28,10 @@ from library.datasets import TrainDataset
 from library.device_utils import precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.flow_matching import NoiseSettings, Noising, NoisyLatents
-from library.monitor import Monitor
-from library.optimizers import create_optimizer, optimizer_eval_mode
+from library.optimization import OptimizedRun
+from library.optimizers import optimizer_eval_mode
 from library.resumable import ResumableRun
 from library.run_config import TrainConfig
-from library.schedulers import create_scheduler
 from library.step_logs import RunProgress
 from library.stopping import Request, rescue
 from library.text_windows import RunTexts, TextNow, TextWindows
@@ -44,7 +43,7 @@ from networks.loading import load_network_module, make_network, merge_base_weigh
 logger = logging.getLogger(__name__)
 
 
-class NetworkTrainer(ResumableRun, FamilyHooks):
+class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
     """Trains adapters on a frozen model. Each stage sets what the later ones read."""
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
@@ -195,20 +194,6 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         self.network = network
         log_lines(logger, network.summary())
 
-    def prepare_optimization(self) -> None:
-        """Establish optimizer and schedule over the trainables, wrapped by accelerate."""
-        options = self.cfg.optimizer
-        groups, self.group_names = self.network.prepare_optimizer_params(
-            None, self.cfg.network.unet_lr, options.learning_rate
-        )
-        optimizer = create_optimizer(options, groups)
-        self.scheduler = create_scheduler(
-            self.cfg.schedule, optimizer, total_steps=self.plan.total_steps
-        )
-        self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
-        self.network.check_trainables()
-        self.monitor = Monitor(self.cfg.monitor, self.optimizer, self.accelerator.device)
-
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = self.cfg, self.plan
@@ -272,7 +257,6 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
                 self.accelerator.backward(result.loss / len(window))
             results.append(result)
             loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
-        rates = self.scheduler.get_last_lr()  # before the schedule moves on
         with self.files.unsettled():
             norm = self.update()
             limited = self.limit_norms()
@@ -282,7 +266,7 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         self.progress.add(
             self.state.step,
             {"loss/current": loss, "norm/grad": norm, **limited},
-            {f"lr/{name}": float(rate) for name, rate in zip(self.group_names, rates)},
+            self.rates.latest,
             results,
         )
 
@@ -332,16 +316,6 @@ class NetworkTrainer(ResumableRun, FamilyHooks):
         """Draw sigma unless given, noise the latents, predict."""
         noisy = self.noising.draw(latents, seeds, sigma)
         return self.call_unet(noisy, conditioning), noisy
-
-    def update(self) -> Tensor:
-        """Clip, step, advance the schedule once; returns the gradient norm, on the device."""
-        limit = self.cfg.optimizer.max_grad_norm or float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.network.get_trainable_params(), limit)
-        self.monitor.guard.step(norm)  # never with a gradient that is not finite
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
 
     def after_step(self) -> None:
         step = self.state.step

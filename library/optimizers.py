@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 FLAG = "optimizer_type"
 FUSED_DEVICES = ("cuda", "cpu")
+UPDATES_BEFORE = "updates_before"  # key of a group, kept with its state
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,11 @@ def create_optimizer(
         arguments = _fused_where_possible(groups, arguments)
     elif known.finds_own_lr:
         _check_free_learning_rate(name, groups)
-    return _construct(optimizer_class, groups, arguments)
+    given = " ".join(options.optimizer_args or ())
+    optimizer = _construct(optimizer_class, groups, arguments, given)
+    if optimizer.defaults.get("relative_step"):
+        optimizer._get_lr = partial(_own_step, optimizer_class)
+    return optimizer
 
 
 def _import_optimizer(known: KnownOptimizer) -> type[Optimizer]:
@@ -209,13 +215,20 @@ def _import_optimizer(known: KnownOptimizer) -> type[Optimizer]:
 
 
 def _construct(
-    optimizer_class: type[Optimizer], groups: list[dict[str, Any]], arguments: Mapping[str, Any]
+    optimizer_class: type[Optimizer],
+    groups: list[dict[str, Any]],
+    arguments: Mapping[str, Any],
+    given: str,
 ) -> Optimizer:
+    """given: the arguments as the user wrote them, for the class's own check of their values."""
     lr = groups[0]["lr"]
     try:
         optimizer = optimizer_class(groups, lr=lr, **arguments)
-    except (ValueError, TypeError) as error:  # the class's own check of the user's values
-        raise ConfigError(f"--{FLAG} {optimizer_class.__name__}: {error}") from error
+    except (ValueError, TypeError) as error:
+        flag = "optimizer_args" if given else FLAG
+        raise ConfigError(
+            Problem(f"{optimizer_class.__name__}: {error}", given, f"--{flag}")
+        ) from error
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
     logger.info("optimizer: %s(%s)", optimizer_class.__name__, shown)
     return optimizer
@@ -257,6 +270,21 @@ def _adafactor(
     return [{**group, "lr": None} for group in groups], {**arguments, "relative_step": True}
 
 
+def _own_step(optimizer_class: Any, group: Mapping[str, Any], state: Mapping[str, Any]) -> Any:
+    """Adafactor's step size, by the steps of the run: those that count as done are no updates of its."""
+    before = group.get(UPDATES_BEFORE, 0)
+    return optimizer_class._get_lr(group, {**state, "step": state["step"] + before})
+
+
+def count_updates_before(optimizer: Optimizer, step: int) -> None:
+    """Let Adafactor's own step size stand where it stands after `step` updates; others have none."""
+    if not optimizer.defaults.get("relative_step"):
+        return
+    done = max((state.get("step", 0) for state in optimizer.state.values()), default=0)
+    for group in optimizer.param_groups:
+        group[UPDATES_BEFORE] = step - done
+
+
 def _check_free_learning_rate(name: str, groups: list[dict[str, Any]]) -> None:
     """Optimizers that find their own step size want one learning rate, about 1."""
     rates = {group["lr"] for group in groups if group["lr"] != 0}
@@ -272,12 +300,6 @@ def _check_free_learning_rate(name: str, groups: list[dict[str, Any]]) -> None:
             name,
             min(rates),
         )
-
-
-def found_rates(optimizer: Optimizer) -> list[float]:
-    """Per group, the rate d * lr that D-Adaptation or Prodigy arrived at; empty for the others."""
-    groups = _unwrapped(optimizer).param_groups
-    return [float(group["d"] * group["lr"]) for group in groups if "d" in group]
 
 
 def optimizer_train_mode(optimizer: Optimizer) -> None:

@@ -82,11 +82,20 @@ class TrainingParts:
             "log.samples": torch.tensor(list(history), dtype=torch.float64).reshape(-1, 2),
         }
 
-    def restore(self, state: SavedState, rank: int, *, may_start_afresh: bool = False) -> None:
+    def restore(
+        self,
+        state: SavedState,
+        rank: int,
+        *,
+        may_start_afresh: bool = False,
+        schedule_stands: bool = False,
+    ) -> None:
         """Put a state's contents back. Raises ResumeError when something does not fit.
 
         may_start_afresh: an optimizer that is not the saved one stays as it was made
+        schedule_stands:  the schedule stands already where it has to, and its rates count
         """
+        rates = self.scheduler.get_last_lr()
         self.restore_factors(state.factors(), str(state.folder))
         training = state.training()
         saved = training["optimizer"]
@@ -94,7 +103,11 @@ class TrainingParts:
             logger.warning("the optimizer starts afresh: its state is not taken over.")
         else:
             restore_optimizer(self.optimizer, saved, self.arguments)
-        restore_schedule(self.scheduler, training["schedule"], state.position.step)
+        if schedule_stands:
+            for group, rate in zip(self.optimizer.param_groups, rates):
+                group["lr"] = rate
+        else:
+            restore_schedule(self.scheduler, training["schedule"], state.position.step)
         if self.scaler and training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
         self.restore_rank(state.rank(rank))
@@ -161,7 +174,8 @@ def restore_optimizer(
 ) -> None:
     """Load a saved state; afterwards it is the optimizer's own, bit for bit.
 
-    arguments: of this run's optimizer, key=value; those that differ from the saved run's count.
+    arguments: of this run's optimizer, key=value; those that differ from the saved run's count, and so
+    does what this run's schedule put into the groups.
     Raises ResumeError when class or groups differ, or when the optimizer does not keep its state.
     """
     name = class_name(optimizer)
@@ -186,6 +200,9 @@ def restore_optimizer(
             f"{name} does not take its own state back unchanged, so that this run cannot go on "
             f"exactly. Use another optimizer."
         )
+    for group, fresh in zip(optimizer.param_groups, made):
+        of_schedule = fresh.keys() - optimizer.defaults.keys() - {"params"}
+        group.update({key: fresh[key] for key in of_schedule})
     if set(arguments) != set(saved["arguments"]):
         named = {text.partition("=")[0].strip() for text in (*arguments, *saved["arguments"])}
         for group, fresh in zip(optimizer.param_groups, made):
@@ -290,7 +307,7 @@ def first_position(
     if state:
         logger.warning("starting at step %d; the state is of step %d.", step, position.step)
     else:
-        logger.info("starting at step %d; the schedule starts at its beginning.", step)
+        logger.info("starting at step %d, where the schedule stands too.", step)
     epoch, window = divmod(step, plan.steps_per_epoch)
     batch = window * accumulation if options.skip_until_initial_step else 0
     return replace(position, step=step, epoch=epoch, batch_in_epoch=batch)

@@ -6,9 +6,10 @@ a fraction of the run when below 1.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer, lr_scheduler
@@ -109,7 +110,7 @@ def create_scheduler(
             "--lr_scheduler adafactor needs optimizer_type = Adafactor with relative_step=True."
         )
     if options.lr_scheduler_type:
-        return _of_class(options.lr_scheduler_type, optimizer, arguments)
+        return _of_class(options, optimizer, arguments)
     if name == "piecewise_constant":
         rules = arguments.pop("step_rules")
         _refuse_unknown(lr_scheduler.LambdaLR, arguments)
@@ -123,16 +124,35 @@ def _follow_adafactor(
     """Reports the rates that Adafactor chose; changes nothing. initial_lr: shown before step 1."""
     from transformers.optimization import AdafactorSchedule
 
+    class Follower(AdafactorSchedule):
+        """Also before an update was made: the first one is left out when its gradient is not finite."""
+
+        def get_lr(self) -> list[float]:
+            groups = self.optimizer.param_groups
+            states = [self.optimizer.state.get(group["params"][0], {}) for group in groups]
+            ready = all("step" in state for state in states)
+            return super().get_lr() if ready else list(self.base_lrs)
+
     chosen = options.lr_scheduler_type or options.lr_scheduler
     if chosen.partition(":")[0] != "adafactor":
         logger.warning("Adafactor sets its own step size: the schedule %s has no effect", chosen)
-    return AdafactorSchedule(optimizer, initial_lr)
+    return Follower(optimizer, initial_lr)
+
+
+def count_as_done(scheduler: lr_scheduler.LRScheduler, steps: int) -> None:
+    """Bring a fresh schedule, and the rates in its optimizer, to where they stand after `steps` updates.
+
+    It takes the steps, so that one that is no function of the step stands where it would stand too.
+    """
+    for _ in range(steps):
+        scheduler.step()
 
 
 def _of_class(
-    path: str, optimizer: Optimizer, arguments: dict[str, Any]
+    options: ScheduleOptions, optimizer: Optimizer, arguments: dict[str, Any]
 ) -> lr_scheduler.LRScheduler:
     """A schedule class by its dotted path, or by its name in torch.optim.lr_scheduler."""
+    path = options.lr_scheduler_type
     path = path if "." in path else f"torch.optim.lr_scheduler.{path}"
     schedule = import_class(path, "lr_scheduler_type")
     if "metrics" in inspect.signature(getattr(schedule, "step", len)).parameters:
@@ -140,10 +160,8 @@ def _of_class(
     if not hasattr(schedule, "step") or not hasattr(schedule, "get_last_lr"):
         raise ConfigError(f"--lr_scheduler_type {path}: is not a learning-rate schedule.")
     _refuse_unknown(schedule, arguments)
-    try:
+    with _refusals(path, options, "lr_scheduler_type"):
         return schedule(optimizer, **arguments)
-    except (ValueError, TypeError) as error:  # the class's own check of the user's values
-        raise ConfigError(f"--lr_scheduler_type {path}: {error}") from error
 
 
 def _named(
@@ -161,10 +179,19 @@ def _named(
     _refuse_unknown(make, arguments)
     takes = inspect.signature(make).parameters
     chosen = {key: value for key, value in possible.items() if key in takes}
-    try:
+    with _refusals(name, options, "lr_scheduler"):
         return make(optimizer, **{**chosen, **arguments})
-    except (ValueError, TypeError) as error:  # transformers' own check of the user's values
-        raise ConfigError(f"--lr_scheduler {name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _refusals(name: str, options: ScheduleOptions, flag: str) -> Iterator[None]:
+    """Within: what a class's own check says of the user's values, as a ConfigError that names them."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        given = " ".join(options.lr_scheduler_args or ())
+        source = f"--{'lr_scheduler_args' if given else flag}"
+        raise ConfigError(Problem(f"{name}: {error}", given, source)) from error
 
 
 def _curve_arguments(name: str, options: ScheduleOptions, total_steps: int) -> dict[str, Any]:

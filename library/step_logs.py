@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from library.errors import UserError
+from library.learning_rates import shown_rate
 from library.utils import outliving_console
 
 if TYPE_CHECKING:
@@ -78,14 +79,16 @@ class StepLogs:
         self,
         step: int,
         scalars: Mapping[str, Tensor],
-        numbers: Mapping[str, float],
+        numbers: Mapping[str, float | Tensor],
         results: Sequence[StepResult] = (),
     ) -> None:
-        """Keep one step: scalar tensors (detached, any device), plain numbers, samples' losses."""
+        """Keep one step: scalar tensors (detached, any device), numbers or more such, samples' losses."""
         keys = tuple(key for result in results for key in result.keys)
         losses = tuple(result.per_sample for result in results)  # not the loss: it holds a graph
         sigmas = tuple(result.sigma for result in results)
-        self.unread.append(UnreadStep(step, dict(scalars), dict(numbers), keys, losses, sigmas))
+        late = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in numbers.items() if name not in late}
+        self.unread.append(UnreadStep(step, {**scalars, **late}, plain, keys, losses, sigmas))
 
     def flush(self) -> list[StepRow]:
         """All steps since the last flush; empties the buffer.
@@ -156,7 +159,7 @@ class RunProgress:
         self,
         step: int,
         scalars: Mapping[str, Tensor],
-        numbers: Mapping[str, float],
+        numbers: Mapping[str, float | Tensor],
         results: Sequence[StepResult] = (),
     ) -> None:
         """Count a step and keep its values on the device: reading them here would stall every step."""
@@ -173,7 +176,7 @@ class RunProgress:
         for row in rows:
             self.trackers.log(row.step, row.values)
         latest = rows[-1].values
-        rate = max(value for name, value in latest.items() if name.startswith("lr/"))
+        rate = shown_rate(latest)
         text = (
             f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
         )

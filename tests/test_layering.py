@@ -38,6 +38,7 @@ LAYERS = {
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/trainer_hooks library/adapter_files library/train_util "
+    "library/optimizer_trial library/learning_rates library/optimization library/metadata_table "
     "library/run_report library/states library/state_manifest library/resuming library/resumable library/run_files "
     "library/resume_snapshot library/stopping",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
@@ -77,6 +78,12 @@ SIDEWAYS = [
         "what a run writes, when it is due, and goes on from",
     ),
     ("library", "resumable -> resume_snapshot -> optimizers", "what has to agree"),
+    (
+        "library",
+        "optimization -> optimizer_trial, learning_rates, monitor -> optimizers, schedulers, resuming",
+        "what an update is made with, tried beforehand",
+    ),
+    ("library", "step_logs -> learning_rates", "which rate a progress bar shows"),
     ("library", "resumable -> stopping -> monitor", "how a run ends"),
     (
         "library/anima_runtime",

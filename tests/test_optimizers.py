@@ -11,7 +11,6 @@ from library.optimizers import (
     OPTIMIZERS,
     check_optimizer,
     create_optimizer,
-    found_rates,
     is_schedule_free,
     optimizer_eval_mode,
     optimizer_name,
@@ -201,16 +200,6 @@ def test_own_rate_optimizers_warn_of_a_small_rate_and_refuse_two(caplog):
     groups[0]["lr"] = 0.5
     with pytest.raises(ConfigError, match="one learning rate"):
         create_optimizer(options("Prodigy", lr=1.0), groups)
-
-
-def test_the_rate_that_prodigy_finds_can_be_logged():
-    pytest.importorskip("prodigyopt")
-    parameters = make_parameters()
-    optimizer = create_optimizer(options("Prodigy", lr=1.0), [{"params": parameters}])
-    start = found_rates(optimizer)
-    train(optimizer, parameters, steps=5)
-    assert start == [1e-6] and found_rates(optimizer)[0] > start[0]
-    assert found_rates(torch.optim.AdamW(parameters)) == []
 
 
 def test_adafactor_sets_its_own_step_unless_told_otherwise(caplog):
