@@ -66,6 +66,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
         log_lines(logger, self.warnings(), logging.WARNING)
         log_lines(logger, self.differences())
         self.prepare_data()
+        self.check_optimization(self.outline)
         self.check_resume()
         self.cache_inputs()
         self.load_models()
@@ -76,7 +77,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
-        return check_output_dir(self.cfg.save.output_dir)
+        return [*check_output_dir(self.cfg.save.output_dir), *self.optimizer_problems()]
 
     def prepare_process(self) -> None:
         """Establish the accelerator, the seed and the settings of the path."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from library.errors import ConfigError, Problem
 from library.learning_rates import LearningRates
 from library.monitor import Monitor
+from library.optimizer_trial import try_optimizer, try_schedule
 from library.optimizers import create_optimizer
+from library.run_config import OptimizerOptions
 from library.schedulers import count_as_done, create_scheduler
 
 if TYPE_CHECKING:
@@ -21,6 +25,27 @@ class OptimizedRun:
     """Stages for a trainer with the attributes that train_network.py's has."""
 
     cfg: TrainConfig
+
+    def optimizer_problems(self) -> list[Problem]:
+        """What is wrong with the optimizer's settings, found before the network is known."""
+        known = hasattr(self, "accelerator")  # not in a report on a run that finds no device
+        return try_optimizer(
+            self.cfg.optimizer, device=self.accelerator.device if known else "cpu"
+        )
+
+    def check_optimization(self, network: AdapterNetwork) -> None:
+        """Establish that optimizer and schedule work, from the first step to the last."""
+        options, (groups, _) = self.cfg.optimizer, self.optimizer_groups(network)
+        schedule, total = self.cfg.schedule, self.plan.total_steps
+        dtype = torch.bfloat16 if self.cfg.precision.full_bf16 else torch.float32
+        place = {"device": self.accelerator.device, "dtype": dtype}
+        problems = try_optimizer(options, groups, **place)
+        if problems:  # told together: the schedule over an optimizer that works
+            options = OptimizerOptions(learning_rate=options.learning_rate)
+        if not (problems and schedule.lr_scheduler.startswith("adafactor")):
+            problems += try_schedule(options, schedule, groups, total, **place)
+        if problems:
+            raise ConfigError(problems)
 
     def optimizer_groups(self, network: AdapterNetwork) -> tuple[list[dict[str, Any]], list[str]]:
         """What is trained, one group for each learning rate, and the groups' names in the logs."""

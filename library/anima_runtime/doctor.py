@@ -35,7 +35,8 @@ from library.config_util import DatasetGroupConfig, read_datasets
 from library.dataset_scan import scan
 from library.errors import ConfigError, Problem, UserError, visible
 from library.metadata import legacy_hash
-from library.optimizers import create_optimizer
+from library.optimizer_trial import try_optimizer
+from library.optimizers import check_optimizer, create_optimizer
 from library.options import all_flags
 from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
@@ -189,11 +190,20 @@ class Check:
             (model_loading.inspect_vae, self.train.paths.vae),
             (self.trainer.inspect_qwen, self.anima.qwen),
         )
+        with self.stage("optimizer"):
+            self.try_optimizer()
         for inspect, path in inspections:
             if path:
                 extra = [self.anima.llm_adapter_path] * (path == self.anima.anima_transformer)
                 with self.stage("files"):
                     inspect(path, *extra)
+
+    def try_optimizer(self) -> None:
+        """By itself, in a configuration that has other problems."""
+        if check_optimizer(self.train.optimizer, self.train.schedule):
+            return
+        if problems := try_optimizer(self.train.optimizer):
+            raise ConfigError(problems)
 
     def read_dataset(self) -> None:
         trainer = self.trainer
@@ -238,12 +248,18 @@ class Check:
             model, kwargs = trainer.empty_model(), trainer.network_kwargs()
             self.network = make_network(trainer.network_module, options, kwargs, model)
             merge_base_weights(options, model)
-        groups, _ = self.network.prepare_optimizer_params(
-            None, options.unet_lr, self.train.optimizer.learning_rate
-        )
+        self.try_optimization()
+
+    def try_optimization(self) -> None:
+        """The trainer's trial of optimizer and schedule; then both made once, for their warnings."""
+        trainer, groups = self.trainer, self.trainer.optimizer_groups(self.network)[0]
+        if plan := getattr(trainer, "plan", None):
+            trainer.check_optimization(self.network)
+        elif problems := try_optimizer(self.train.optimizer, groups):
+            raise ConfigError(problems)
         small = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in groups]
         optimizer = create_optimizer(self.train.optimizer, small)
-        if plan := getattr(trainer, "plan", None):
+        if plan:
             create_scheduler(self.train.schedule, optimizer, total_steps=plan.total_steps)
 
     def describe(self, page: Page) -> None:
