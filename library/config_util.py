@@ -12,91 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from library.captions import CaptionRecipe
-from library.dataset_effects import Table, Written, written_keys
+from library.dataset_config import DatasetConfig, DatasetGroupConfig, SubsetConfig
+from library.dataset_effects import Table, written_keys
 from library.dataset_file import TableLines, folder_problem, folders_document, read_document
 from library.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
 from library.errors import ConfigError, Problem
 from library.utils import nearest_name
 
 PIXEL_GRID = 16  # the VAE shrinks by 8, the denoiser takes patches of 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubsetConfig(CaptionRecipe):
-    """One folder or metadata file of pictures, and how its pictures and captions are used.
-
-    At most one of alpha_mask, mask_path and conditioning_data_dir is set.
-    """
-
-    image_dir: str | None = None
-    metadata_file: str | None = None
-    recursive: bool = False
-    num_repeats: int = 1
-    is_reg: bool = False
-    caption_extension: str = ".txt"
-    cache_info: bool = False
-    flip_aug: bool = False
-    color_aug: bool = False
-    random_crop: bool = False
-    face_crop_aug_range: tuple[float, float] | None = None
-    resize_interpolation: str | None = None
-    alpha_mask: bool = False
-    mask_path: str | None = None
-    conditioning_data_dir: str | None = None
-    min_ar: float | None = None
-    max_ar: float | None = None
-    skip_empty_caption: bool = False
-    loss_multiplier: float = 1.0
-
-    @property
-    def place(self) -> str:
-        """What to call it: its folder, else its metadata file."""
-        return self.image_dir or self.metadata_file or ""
-
-    @property
-    def mask_dir(self) -> str | None:
-        """The folder with the masks of its pictures."""
-        return self.mask_path or self.conditioning_data_dir
-
-    @property
-    def is_masked(self) -> bool:
-        return self.alpha_mask or self.mask_dir is not None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetConfig:
-    """Subsets that share a resolution (width, height) and a batch size.
-
-    family: number of the [[datasets]] table; the datasets made from one list of `resolutions` share it
-    """
-
-    resolution: tuple[int, int]
-    subsets: tuple[SubsetConfig, ...]
-    batch_size: int = 1
-    enable_bucket: bool = False
-    min_bucket_reso: int = 256
-    max_bucket_reso: int = 1024
-    bucket_reso_steps: int = 64
-    bucket_no_upscale: bool = False
-    skip_image_resolution: tuple[int, int] | None = None
-    network_multiplier: float = 1.0
-    validation_split: float = 0.0
-    validation_seed: int | None = None
-    family: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetGroupConfig:
-    """All datasets of a run, the file they come from, and what the user should be told once.
-
-    written: every key that was set, and what uses it
-    """
-
-    datasets: tuple[DatasetConfig, ...]
-    source: str
-    notes: tuple[str, ...] = ()
-    written: tuple[Written, ...] = ()
 
 
 DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets", "family"})
@@ -151,8 +74,13 @@ def _configure(
     if reader.problems:
         raise ConfigError(list(dict.fromkeys(reader.problems)), source=source)
     notes = tuple(dict.fromkeys(reader.notes))
-    written = written_keys(reader.tables)
-    return DatasetGroupConfig(datasets=datasets, source=source, notes=notes, written=written)
+    return DatasetGroupConfig(
+        datasets=datasets,
+        source=source,
+        notes=notes,
+        mask_dirs=tuple(reader.mask_dirs),
+        written=written_keys(reader.tables),
+    )
 
 
 class _Reader:
@@ -165,6 +93,7 @@ class _Reader:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.tables: list[Table] = []
+        self.mask_dirs: list[str] = []
 
     def problem(self, message: str, where: str = "") -> None:
         self.problems.append(Problem(message, where))
@@ -324,6 +253,7 @@ class _Reader:
         """One source of masks: what the subset itself names wins over what flags say."""
         sources = ("mask_path", "conditioning_data_dir", "alpha_mask")
         given = [name for name in sources if values[name].value]
+        self.mask_dirs += [values[name].value for name in given if name != "alpha_mask"]
         here = [name for name in given if name in own]
         if len(here) > 1:
             self.problem(

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from library.dataset_keys import IMAGE_EXTENSIONS
 from library.errors import ConfigError, Problem
+from library.picture_folders import (
+    KINDS,
+    Search,
+    cure_of,
+    inner_folders,
+    some,
+)
 from library.text_files import TextFileError, parse_json, parse_toml, read_text
 from library.utils import nearest_name
 
-CACHE_FOLDER = "_cache"
 TableLines = dict[tuple, str]
 """(table path, key) -> "line N  its text"; key "" for headers. What it misses has no line."""
 
@@ -103,8 +108,19 @@ def repeated_folders(flag: str, parent: Path, notes: list[str]) -> list[tuple[Pa
     if not os.path.isdir(parent):
         message = folder_problem(str(parent)) or "no such folder."
         raise ConfigError([Problem(message, f"{flag} {parent}")])
-    found = []
-    for folder in inner_folders(parent):
+    search, found = Search(), []
+    try:
+        loose = [path.name for path in search.files(parent)]
+        folders = list(inner_folders(parent))
+    except OSError as error:
+        message = f"the folder cannot be read: {error.strerror}."
+        raise ConfigError([Problem(message, f"{flag} {parent}")]) from error
+    broken = [path.name for path in search.passed.broken]
+    if loose:
+        notes.append(f"{flag}: pictures beside the folders are left out: {some(loose)}")
+    if broken:
+        notes.append(f"{flag}: links that lead nowhere are left out: {some(broken)}")
+    for folder in folders:
         number, _, name = folder.name.partition("_")
         if number.isascii() and number.isdecimal() and 0 < len(number) < 10 and int(number) > 0:
             found.append((folder, int(number), name))
@@ -114,21 +130,11 @@ def repeated_folders(flag: str, parent: Path, notes: list[str]) -> list[tuple[Pa
         message = (
             f"{parent} has no folder called <repeats>_<class>, for example 10_cat. Make one and"
         )
-        raise ConfigError([Problem(f"{message} move the pictures there.", flag)])
+        message += " move the pictures there."
+        if broken:
+            message += f" These links lead nowhere: {some(broken)}."
+        raise ConfigError([Problem(message, flag)])
     return found
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file of this name counts as a picture; hidden ones (._a.png of macOS) do not."""
-    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
-
-
-def inner_folders(folder: Path) -> Iterator[Path]:
-    """The folders below that may hold pictures: no hidden ones, links (they may loop) or caches."""
-    for child in sorted(folder.iterdir()):
-        hidden = child.name == CACHE_FOLDER or child.name.startswith(".")
-        if not hidden and child.is_dir() and not child.is_symlink():
-            yield child
 
 
 def folder_problem(name: str, *, recursive: bool = False) -> str | None:
@@ -145,19 +151,16 @@ def folder_problem(name: str, *, recursive: bool = False) -> str | None:
         siblings = [p.name for p in folder.parent.iterdir()] if os.path.isdir(folder.parent) else []
         near = nearest_name(folder.name, siblings)
         return f"no such folder. {f'Did you mean {folder.parent / near}? ' if near else ''}{hint}"
+    search = Search(deep=recursive)
     try:
-        if _holds_pictures(folder, recursive):
+        if next(search.files(folder), None):
             return None
         inner = [child.name for child in inner_folders(folder)]
     except OSError as error:
         return f"the folder cannot be read: {error.strerror}."
-    message = f"no pictures in this folder (looked for {', '.join(IMAGE_EXTENSIONS)})."
+    message = f"no pictures in this folder (looked for {', '.join(KINDS)})."
+    if unread := search.passed.unread:
+        return f"{message} {len(unread)} of a kind that is not read: {cure_of(unread)}."
     if not inner or recursive:
         return message
     return f"{message} It is not searched deeper: set recursive = true, or name {inner[0]} itself."
-
-
-def _holds_pictures(folder: Path, recursive: bool) -> bool:
-    if any(is_picture(child.name) for child in folder.iterdir()):
-        return True
-    return recursive and any(_holds_pictures(child, True) for child in inner_folders(folder))

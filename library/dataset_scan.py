@@ -20,7 +20,8 @@ from library.data_types import ImageInfo
 from library.errors import DatasetError, as_utf8
 from library.masks import MaskFolder
 from library.picture_files import Findings, PictureFile, count, list_pictures, names
-from library.picture_sizes import read_sizes
+from library.picture_folders import Search
+from library.picture_sizes import read_headers
 from library.validation_split import hold_out
 
 
@@ -49,7 +50,10 @@ def scan(group: DatasetGroupConfig) -> Catalogue:
         raise DatasetError(list(dict.fromkeys(findings.problems)))
     _note_images(images, findings)
     uses = Counter(os.path.realpath(p.path) for f in _distinct(folders) for p in f.pictures)
-    findings.note("in more than one subset", [Path(path) for path, n in uses.items() if n > 1])
+    findings.note(
+        "in more than one subset, trained in each",
+        [Path(path) for path, n in uses.items() if n > 1],
+    )
     images, held_out = hold_out(images, group, findings)
     images = _balance_regularisation(images, group, findings)
     notes = tuple(dict.fromkeys(findings.notes))
@@ -83,12 +87,24 @@ def _list_folders(group: DatasetGroupConfig, findings: Findings) -> Iterator[_Fo
             seen.add(place)
             family = dataset.family, s
             if family not in listed:  # the datasets of one list of resolutions share theirs
-                pictures = tuple(list_pictures(subset, findings))
+                pictures = tuple(list_pictures(subset, findings, _search_of(subset, group)))
                 masks = MaskFolder(subset, findings)
                 masks_found = tuple(masks.mask_of(picture) for picture in pictures)
                 masks.report(p.path for p, mask in zip(pictures, masks_found) if mask is None)
                 listed[family] = pictures, masks_found
             yield _Folder(d, s, subset, *listed[family])
+
+
+def _search_of(subset: SubsetConfig, group: DatasetGroupConfig) -> Search:
+    """The search for a subset's pictures, which leaves masks and the other sort to their own uses."""
+    subsets = [each for dataset in group.datasets for each in dataset.subsets]
+    places = {each: os.path.realpath(each.pictures_dir) for each in subsets}
+    return Search(
+        deep=subset.is_deep,
+        masks={os.path.realpath(each) for each in group.mask_dirs},
+        others={place for each, place in places.items() if each.is_reg != subset.is_reg},
+        used=set(places.values()),
+    )
 
 
 def _distinct(folders: Iterable[_Folder]) -> list[_Folder]:
@@ -106,9 +122,11 @@ def _sizes(folders: list[_Folder], findings: Findings) -> dict[Path, Size]:
         if folder.subset.cache_info
         for picture in folder.pictures
     }
-    sizes, problems = read_sizes(dict.fromkeys(files), remembered)
+    headers, problems = read_headers(dict.fromkeys(files), remembered)
     findings.problems += problems
-    return sizes
+    several = [path for path, header in headers.items() if header.several]
+    findings.note("of several frames or pages, of which the first is used", several)
+    return {path: header.size for path, header in headers.items()}
 
 
 def _images(

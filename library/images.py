@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from library.buckets import CropPlan, Size
 from library.errors import DatasetError
+from library.picture_folders import has_plugin
 
 # sd-scripts' names. Pillow's filters widen with the scale, so BOX is "area" when shrinking, and
 # bilinear and bicubic are the antialiased kinds.
@@ -35,6 +38,11 @@ RESAMPLING = {
 TURNED = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
 PNG_EXIF_TEXTS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "BMP", "DIB", "AVIF", "GIF", "TIFF", "TGA", "PPM", "JPEG2000"),
+    *("JXL", "HEIF"),
+)
+"""What is opened, whatever the file is called: nothing that starts another program, as EPS would."""
 MAX_PIXELS = 2**28  # beyond it Pillow's guard against decompression bombs is right to step in
 
 
@@ -42,19 +50,38 @@ class UnreadableImage(DatasetError):
     """A picture file that cannot be used."""
 
 
+@dataclass(frozen=True)
+class PictureHeader:
+    """size: (width, height) as displayed; several: frames or pages, of which the first is used."""
+
+    size: Size
+    several: bool = False
+
+
 def read_size(path: str | Path) -> Size:
-    """(width, height) as displayed, from the header alone; a picture cut short is found too.
+    """(width, height) as displayed. Raises UnreadableImage."""
+    return read_picture_header(path).size
+
+
+def read_picture_header(path: str | Path) -> PictureHeader:
+    """What is known without the pixels; a picture cut short is found too.
 
     Only a picture whose end looks wrong is decoded, to be sure. Raises UnreadableImage.
     """
     with open_image(path) as image:
-        end = read_end(path, image.format)
-        if end == "suspicious":
-            return load_image(path).size
-        # Pillow's own getexif decodes a whole PNG in search of EXIF behind the pixels
-        exif = Image.Image.getexif(image) if end == "whole" else image.getexif()
-        turned = exif.get(ORIENTATION) in TURNED
-        return (image.height, image.width) if turned else image.size
+        # the further pictures in a camera's MPO are no frames
+        several = image.format != "MPO" and getattr(image, "is_animated", False)
+        return PictureHeader(_displayed_size(path, image), several)
+
+
+def _displayed_size(path: str | Path, image: Image.Image) -> Size:
+    end = read_end(path, image.format)
+    if end == "suspicious":
+        return load_image(path).size
+    # Pillow's own getexif decodes a whole PNG in search of EXIF behind the pixels
+    exif = Image.Image.getexif(image) if end == "whole" else image.getexif()
+    turned = exif.get(ORIENTATION) in TURNED
+    return (image.height, image.width) if turned else image.size
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -79,7 +106,7 @@ def open_image(path: str | Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=formats())
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{path}: {describe_foreign(path)}") from error
     except Image.DecompressionBombError as error:
@@ -90,6 +117,19 @@ def open_image(path: str | Path) -> Image.Image:
         image.close()
         raise UnreadableImage(f"{path}: {image.size[0]} x {image.size[1]} is too large to load.")
     return image
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Of the formats that are read, those that this Pillow has, with the plugins that are there."""
+    if has_plugin("pillow_jxl"):
+        import pillow_jxl  # noqa: F401  registers itself
+    if has_plugin("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def read_end(path: str | Path, kind: str | None) -> str:
@@ -105,6 +145,9 @@ def read_end(path: str | Path, kind: str | None) -> str:
         if kind in ("WEBP", "BMP"):
             declared = 8 + _little(head[4:8]) if kind == "WEBP" else _little(head[2:6])
             return "whole" if declared <= size else "suspicious"
+        if kind == "GIF":
+            file.seek(-1, os.SEEK_END)
+            return "whole" if file.read() == b";" else "suspicious"
         if kind == "AVIF":
             return "whole" if _boxes_end(file) <= size else "suspicious"
     return "suspicious"

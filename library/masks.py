@@ -22,8 +22,7 @@ class MaskFolder:
         self.found: dict[str, Path] = {}
         self.used: set[Path] = set()
         if subset.mask_dir:
-            deep = subset.recursive or subset.metadata_file is not None
-            folder = SubsetConfig(image_dir=subset.mask_dir, recursive=deep)
+            folder = SubsetConfig(image_dir=subset.mask_dir, recursive=subset.is_deep)
             for mask in list_pictures(folder, Findings()):
                 self.found[mask.name] = mask.path
                 self.found.setdefault(_stem(mask.name), mask.path)

@@ -5,18 +5,15 @@ Raises nothing: what cannot be used becomes a problem, what is worth knowing a n
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.caption_json import CaptionEntry, read_caption_json
 from library.config_util import SubsetConfig
-from library.dataset_file import inner_folders, is_picture
 from library.errors import DatasetError, Problem
-
-NAMES_SHOWN = 8
+from library.picture_folders import PassedOver, Search, cure_of, is_picture, natural_key, some
 
 
 @dataclass
@@ -44,11 +41,18 @@ class PictureFile:
     caption: str | None
 
 
-def list_pictures(subset: SubsetConfig, findings: Findings) -> list[PictureFile]:
-    """The subset's pictures in natural order, with captions as they stand in the files."""
+def list_pictures(
+    subset: SubsetConfig, findings: Findings, search: Search | None = None
+) -> list[PictureFile]:
+    """The subset's pictures in natural order, with captions as they stand in the files.
+
+    search: knows the folders within that are of other use
+    """
+    search = search or Search(deep=subset.is_deep)
     try:
-        folder = Path(subset.image_dir or Path(subset.metadata_file or "").parent)
-        files = list(_files(folder, subset))
+        folder = Path(subset.pictures_dir)
+        files = list(search.files(folder))
+        _tell(search.passed, subset, findings)
         if subset.metadata_file:
             return _from_json(subset, folder, files, findings)
     except OSError as error:
@@ -58,25 +62,31 @@ def list_pictures(subset: SubsetConfig, findings: Findings) -> list[PictureFile]
     except DatasetError as error:
         findings.problems += error.problems
         return []
+    stems = Counter(path.with_suffix("") for path in files)
+    same = [path for path in files if stems[path.with_suffix("")] > 1]
+    findings.note("share a caption file with another, each is trained", same)
     return [
         PictureFile(path, _name(path, folder), read_caption(path, subset, findings))
         for path in files
     ]
 
 
-def natural_key(name: str) -> tuple:
-    """Sorts a2 before a10, upper and lower case together, the same on every system."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((int(p), "") if p.isdecimal() else (-1, p.casefold()) for p in parts), name
-
-
-def _files(folder: Path, subset: SubsetConfig) -> Iterator[Path]:
-    """Pictures of the folder, then of the folders within where asked for."""
-    found = [e.path for e in os.scandir(folder) if is_picture(e.name) and e.is_file()]
-    yield from map(Path, sorted(found, key=lambda path: natural_key(os.path.basename(path))))
-    if subset.recursive or subset.metadata_file:
-        for inner in sorted(inner_folders(folder), key=lambda path: natural_key(path.name)):
-            yield from _files(inner, subset)
+def _tell(passed: PassedOver, subset: SubsetConfig, findings: Findings) -> None:
+    """What the search of a subset came by and did not use."""
+    other = "train" if subset.is_reg else "regularisation"
+    lists = {
+        "links that lead nowhere, left out": passed.broken,
+        "folders searched by another path already": passed.twice,
+        "folders of masks, not searched for pictures": passed.masks,
+        f"folders of a {other} subset, left to it": passed.others,
+        "folders with pictures that are left out; recursive = true searches them": passed.deeper,
+        "hidden pictures or folders, left out": passed.hidden,
+    }
+    for text, paths in lists.items():
+        if paths:
+            findings.notes.append(f"{subset.place}: {len(paths)} {text}: {names(paths)}")
+    if unread := passed.unread:
+        findings.note(f"of kinds that are not read ({cure_of(unread)})", unread)
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -160,6 +170,5 @@ def count(paths: list[Path]) -> str:
     return f"{len(paths)} picture{'s' if len(paths) > 1 else ''}"
 
 
-def names(paths: list[Path]) -> str:
-    shown = ", ".join(path.name for path in paths[:NAMES_SHOWN])
-    return shown + (f" and {len(paths) - NAMES_SHOWN} more" if len(paths) > NAMES_SHOWN else "")
+def names(paths: Sequence[Path]) -> str:
+    return some([path.name for path in paths])

@@ -1,7 +1,7 @@
 """Sizes of pictures from their headers, many at a time; remembered in the folder where asked for.
 
-The memory (`cache_info`) is `_cache/pictures.json`: name to [bytes, time of change, width, height]. A
-picture whose file has changed is read again.
+The memory (`cache_info`) is `_cache/pictures.json`: name to [bytes, time of change, width, height], and
+true after these for one of several frames. A picture whose file has changed is read again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.buckets import Size
-from library.dataset_file import CACHE_FOLDER
 from library.errors import Problem
-from library.images import UnreadableImage, read_size
+from library.images import PictureHeader, UnreadableImage, read_picture_header
+from library.picture_folders import CACHE_FOLDER
 from library.text_files import json_text
 from library.utils import atomic_write, is_quiet, threads
 
@@ -27,36 +26,36 @@ READERS = 8  # threads: on a cold disk the headers' seeks overlap
 MEMORY = "pictures.json"
 
 
-def read_sizes(
+def read_headers(
     paths: Iterable[Path], remembered: Collection[Path] = ()
-) -> tuple[dict[Path, Size], list[Problem]]:
-    """Sizes of the readable pictures, and the problems of the others.
+) -> tuple[dict[Path, PictureHeader], list[Problem]]:
+    """Headers of the readable pictures, and the problems of the others.
 
     remembered: folders that keep a memory of sizes
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in paths:
         by_folder[path.parent].append(path)
-    known: dict[Path, Size] = {}
+    known: dict[Path, PictureHeader] = {}
     for folder, inside in by_folder.items():
         if folder in remembered:
             known |= _recall(folder, inside)
     unknown = [path for inside in by_folder.values() for path in inside if path not in known]
     problems = []
     with threads(READERS) as pool:
-        sizes = pool.map(_read, unknown)
+        headers = pool.map(_read, unknown)
         bar = tqdm(
-            sizes,
+            headers,
             "reading pictures",
             len(unknown),
             unit="picture",
             disable=is_quiet() or not unknown,
         )
-        for path, size in zip(unknown, bar):
-            if isinstance(size, UnreadableImage):
-                problems += size.problems
+        for path, header in zip(unknown, bar):
+            if isinstance(header, UnreadableImage):
+                problems += header.problems
             else:
-                known[path] = size
+                known[path] = header
     fresh = set(unknown)
     for folder, inside in by_folder.items():
         if folder in remembered and not fresh.isdisjoint(inside):
@@ -64,23 +63,23 @@ def read_sizes(
     return known, problems
 
 
-def _read(path: Path) -> Size | UnreadableImage:
+def _read(path: Path) -> PictureHeader | UnreadableImage:
     try:
-        return read_size(path)
+        return read_picture_header(path)
     except UnreadableImage as error:
         return error
 
 
-def _recall(folder: Path, paths: list[Path]) -> dict[Path, Size]:
+def _recall(folder: Path, paths: list[Path]) -> dict[Path, PictureHeader]:
     """What the folder's memory holds and is still true."""
     try:
         memory = json.loads((folder / CACHE_FOLDER / MEMORY).read_bytes())
         found = {}
         for path in paths:
-            size, time, width, height = memory.get(path.name, (-1, -1, 0, 0))
+            size, time, width, height, *several = memory.get(path.name, (-1, -1, 0, 0))
             stat = os.stat(path)
             if (size, time) == (stat.st_size, stat.st_mtime_ns) and min(width, height) > 0:
-                found[path] = (int(width), int(height))
+                found[path] = PictureHeader((int(width), int(height)), several == [True])
         return found
     except FileNotFoundError:
         return {}
@@ -90,11 +89,11 @@ def _recall(folder: Path, paths: list[Path]) -> dict[Path, Size]:
         return {}
 
 
-def _remember(folder: Path, sizes: dict[Path, Size]) -> None:
+def _remember(folder: Path, headers: dict[Path, PictureHeader]) -> None:
     memory = {}
-    for path, size in sizes.items():
+    for path, header in headers.items():
         stat = os.stat(path)
-        memory[path.name] = (stat.st_size, stat.st_mtime_ns, *size)
+        memory[path.name] = (stat.st_size, stat.st_mtime_ns, *header.size, *[True] * header.several)
     file = folder / CACHE_FOLDER / MEMORY
     try:
         file.parent.mkdir(exist_ok=True)

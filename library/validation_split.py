@@ -9,7 +9,8 @@ from pathlib import Path
 
 from library.config_util import DatasetGroupConfig
 from library.data_types import ImageInfo
-from library.picture_files import Findings, natural_key
+from library.picture_files import Findings
+from library.picture_folders import natural_key
 from library.utils import position_seed, sha256_of_file
 
 

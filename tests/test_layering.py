@@ -22,11 +22,11 @@ LAYERS = {
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
-    "library/dataset_keys library/dataset_file library/caption_json library/augment "
+    "library/dataset_keys library/dataset_file library/picture_folders library/caption_json library/augment "
     "library/tensor_files library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util "
-    "library/dataset_effects",
+    "library/dataset_effects library/dataset_config",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
     "library/batch_loader "
@@ -58,7 +58,7 @@ SIDEWAYS = [
         "one scan, by parts",
     ),
     ("library", "dataset_scan -> catalogue", "what a scan makes"),
-    ("library", "dataset_file -> dataset_keys", "which files are pictures"),
+    ("library", "dataset_file -> picture_folders", "which files are pictures"),
     ("library", "augment -> buckets", "a crop is planned anew"),
     (
         "library",
@@ -100,10 +100,11 @@ SIDEWAYS = [
     ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
     ("library", "text_files -> errors", "letters that no file can hold"),
     ("library", "stop_signals -> errors", "how a stop is told"),
+    ("library", "images -> picture_folders", "which plugins are there"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),
-    ("library", "config_util -> dataset_effects", "what becomes of each key"),
+    ("library", "config_util -> dataset_config -> dataset_effects", "what becomes of each key"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
     ("networks", "network -> norm_limit -> adapters", "a limit on what was trained"),
     ("networks", "network -> placements -> targets, codec, adapters", "adapters put in place"),
@@ -123,7 +124,8 @@ SIDEWAYS = [
 # Imported where they are used, so that --help and configuration errors do not wait for them.
 HEAVY_OR_OPTIONAL = (
     "accelerate transformers diffusers tensorboard torch.utils.tensorboard modelscope "
-    "huggingface_hub bitsandbytes xformers flash_attn wandb schedulefree prodigyopt"
+    "huggingface_hub bitsandbytes xformers flash_attn wandb schedulefree prodigyopt "
+    "pillow_heif pillow_jxl"
 )
 NEVER_AT_TOP = set(HEAVY_OR_OPTIONAL.split())
 IN_FUNCTIONS = NEVER_AT_TOP | {

@@ -10,7 +10,8 @@ from library.anima_runtime.model_loading import read_tensors
 from library.anima_runtime.tokenizer_assets import load_t5_tokenizer
 from library.caches import short_name
 from library.errors import DatasetError, ModelFileError, as_utf8, visible
-from library.picture_sizes import read_sizes
+from library.images import PictureHeader
+from library.picture_sizes import read_headers
 from library.text_files import json_text, parse_json
 from library.utils import VisibleFormatter, position_seed
 from tests.dataset_files import catalogue_of, draw, folder_of
@@ -54,7 +55,7 @@ def test_sizes_are_remembered_and_cache_files_are_named(tmp_path):
     picture = draw(tmp_path / f"{GIRL}.png", (48, 32))
     (tmp_path / "_cache").mkdir()
     for _ in range(2):
-        assert read_sizes([picture], {tmp_path}) == ({picture: (48, 32)}, [])
+        assert read_headers([picture], {tmp_path}) == ({picture: PictureHeader((48, 32))}, [])
     assert short_name(picture) == f"{GIRL}.png"
     assert len(short_name(tmp_path / (60 * GIRL))) < 100  # 240 bytes: too long with an ending
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from library.catalogue import UNCHANGED
 from library.config_util import SubsetConfig
 from library.data_types import SampleRequest
-from library.dataset_file import is_picture
 from library.datasets import collate
 from library.images import load_image
+from library.picture_folders import is_picture
 from tests.running import config_files, make_trainer, model_paths, train
 
 UNCACHED = {"cache_latents": False, "cache_text_encoder_outputs": False}
