@@ -24,6 +24,7 @@ from networks.adapters import LinearAdapter
 from networks.codec import ALPHA, DecodedFile, decode_tensors, encode, read_tensors, write_tensors
 from networks.norm_limit import limit_norms
 from networks.placements import Placement, fill
+from networks.precision import in_precision
 
 logger = logging.getLogger(__name__)
 
@@ -201,8 +202,8 @@ class AdapterNetwork:
             logger.info(line)
 
     def export_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Key -> tensor on the CPU: factors in `dtype`, alpha always float32."""
-        tensors = {}
+        """Key -> tensor on the CPU: factors in `dtype` if it can hold them, alpha in float32."""
+        factors, alphas = {}, {}
         for placement in self.placements:
             if placement.frozen and not placement.loaded:
                 continue  # untrained and unfilled: a difference of zero
@@ -210,12 +211,10 @@ class AdapterNetwork:
                 continue
             adapter = placement.adapter
             for name, factor in adapter.factors().items():
-                tensors[encode(placement.path, name)] = (
-                    factor.detach().to("cpu", dtype).contiguous()
-                )
+                factors[encode(placement.path, name)] = factor.detach().cpu()
             if isinstance(adapter, LinearAdapter):
-                tensors[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
-        return tensors
+                alphas[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
+        return in_precision(factors, dtype) | alphas
 
     def describe_norms(self) -> str:
         """What share of the norms' changed entries still differs after addition to bf16 weights."""

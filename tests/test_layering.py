@@ -34,7 +34,7 @@ LAYERS = {
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading "
     "networks/file_factors networks/merging "
-    "networks/norm_limit",
+    "networks/norm_limit networks/precision",
     4: "library/optimizers library/schedulers library/checkpoints library/metadata "
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/trainer_hooks library/adapter_files library/train_util "
@@ -107,6 +107,7 @@ SIDEWAYS = [
     ("library", "config_util -> dataset_config -> dataset_effects", "what becomes of each key"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
     ("networks", "network -> norm_limit -> adapters", "a limit on what was trained"),
+    ("networks", "network -> precision", "what a file's precision can hold"),
     ("networks", "network -> placements -> targets, codec, adapters", "adapters put in place"),
     ("networks", "network, merging -> file_factors -> codec", "what a file's factors mean"),
     ("networks", "placements -> file_factors", "adapters with a file's sizes"),

@@ -291,14 +291,42 @@ def test_norms_can_be_left_out_of_the_file(tmp_path, name):
     )
 
 
-def test_a_factor_that_is_not_finite_or_outgrows_the_precision_is_not_written(tmp_path):
+def test_a_factor_that_is_not_finite_is_not_written(tmp_path):
     network = trained("lora")
     with torch.no_grad():
-        network.placements[0].adapter.lora_up[0, 0] = 1e6
-    network.save_weights(tmp_path / "a.safetensors", torch.bfloat16, None)
-    with pytest.raises(AdapterFileError, match=r"q_proj.lora_up.weight.*NaN or infinity"):
-        network.save_weights(tmp_path / "b.safetensors", torch.float16, None)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+        network.placements[0].adapter.lora_up[0, 0] = torch.inf
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with pytest.raises(AdapterFileError, match=r"q_proj.lora_up.weight.*NaN or infinity"):
+            network.save_weights(tmp_path / "b.safetensors", dtype, None)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["lora", "lokr full"])
+@pytest.mark.parametrize(
+    "change, lost",
+    [
+        (lambda factor: factor.view(-1)[0].fill_(70_000.0), {torch.float16}),  # beyond 65504
+        (lambda factor: factor.mul_(1e-8), {torch.float16}),  # below 6e-8: all zeros
+        (lambda factor: factor.view(-1)[0].fill_(3.4e38), {torch.float16, torch.bfloat16}),
+        (lambda factor: factor.view(-1)[:2].mul_(1e-9), set()),  # some zeros are rounding
+        (lambda factor: factor.zero_(), set()),
+    ],
+)
+def test_what_a_precision_cannot_hold_is_written_in_float32(tmp_path, caplog, name, change, lost):
+    network = trained(name)
+    adapter = network.placements[0].adapter
+    with torch.no_grad():
+        change(list(adapter.factors().values())[-1])
+    exact = network.export_tensors(torch.float32)
+    for dtype in (torch.float16, torch.bfloat16):
+        caplog.clear()
+        network.save_weights(tmp_path / "a.safetensors", dtype, None)
+        written = load_file(tmp_path / "a.safetensors")
+        used = torch.float32 if dtype in lost else dtype
+        assert {t.dtype for key, t in written.items() if not key.endswith("alpha")} == {used}
+        assert ("so the file is written in float32" in caplog.text) is (dtype in lost)
+        for key, tensor in written.items():
+            torch.testing.assert_close(tensor.float(), exact[key].to(tensor.dtype).float())
 
 
 def test_the_share_of_norm_differences_that_survives_bf16_weights_is_told(tmp_path, caplog):
