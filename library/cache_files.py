@@ -30,7 +30,8 @@ from torch import Tensor
 from library.data_types import Layout, StoredTensor
 from library.errors import DatasetError, OutputError, Problem
 from library.files import remove_file
-from library.utils import atomic_write, output_errors
+from library.system_errors import output_errors
+from library.utils import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from library.errors import OutputError, Problem
 from library.files import free_name, remove_folder
 from library.run_config import ResumeOptions, SaveOptions
-from library.utils import output_errors
+from library.system_errors import output_errors
 
 if TYPE_CHECKING:
     from library.train_util import StepPlan

@@ -22,10 +22,10 @@ T = TypeVar("T")
 Sleep = Callable[[float], None]
 
 PAUSES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.4, 0.5)  # seconds between the tries, two in all
-HELD = (errno.EBUSY, errno.ETXTBSY)
-# Access denied (what replacing an open file gives), sharing and lock violation, and a folder not
-# empty yet because a file in it is deleted only when the last program closes it.
-HELD_ON_WINDOWS = (5, 32, 33, 145)
+HELD = (errno.EBUSY, getattr(errno, "ETXTBSY", errno.EBUSY))
+# Access denied (what replacing an open file gives), sharing and lock violation, a folder not empty
+# yet because a file in it is deleted only when the last program closes it, a file that is mapped.
+HELD_ON_WINDOWS = (5, 32, 33, 145, 1224)
 
 
 def is_held(error: BaseException | None) -> bool:

@@ -40,6 +40,7 @@ from library.state_manifest import (
     rank_file,
     snapshot_problems,
 )
+from library.system_errors import system_fault
 from library.text_files import json_text
 from library.utils import current_umask, sha256_of_file, sync_folder
 
@@ -114,10 +115,10 @@ def write_state(folder: Path, contents: StateContents) -> Path:
     except (OSError, RuntimeError, SafetensorError) as error:  # the last two: writing failed, too
         if earlier and not folder.exists():
             rename_folder(earlier, folder)
-        message = f"the state could not be written ({error}). Earlier ones are untouched."
-        raise ResumeError(
-            f"{message} Look at the space on the disk.", source=str(folder)
-        ) from error
+        fault = system_fault(error)
+        advice = fault.advice(folder) if fault else "Look at the space on the disk."
+        message = f"the state could not be written ({error}). Earlier ones are untouched. {advice}"
+        raise ResumeError(message, source=str(folder)) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if earlier:

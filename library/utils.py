@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import hashlib
 import logging
 import os
-import re
 import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.errors import OutputError, UserError, visible
+from library.errors import UserError, visible
 from library.files import remove_file, replace_file
 
 HANDLER = "the program's own messages"
@@ -103,36 +100,6 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         replace_file(temporary, path)
     finally:
         remove_file(temporary)
-
-
-@contextmanager
-def output_errors(path: str | Path) -> Iterator[None]:
-    """Turn a failure to write `path` into an OutputError that says why and what to do."""
-    try:
-        yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _safetensors_errno(error)
-        if number is None:
-            raise
-        reason = os.strerror(number)
-        advice = "Look at what is in the way, or choose another folder."
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            advice = f"{_free_space(Path(path))}Make room, then start again."
-        elif number in (errno.EACCES, errno.EPERM, errno.EROFS):
-            advice = "Make it writable, or choose another folder."
-        message = f"cannot be written ({reason}). {advice} Nothing that was there has been changed."
-        raise OutputError(message, source=str(path)) from error
-
-
-def _safetensors_errno(error: Exception) -> int | None:
-    """The system's error number in safetensors' own error; its type is not an OSError."""
-    found = re.search(r"I/O error: .*\(os error (\d+)\)", str(error))
-    return int(found[1]) if found and type(error).__name__ == "SafetensorError" else None
-
-
-def _free_space(path: Path) -> str:
-    folder = next((each for each in path.parents if each.exists()), None)
-    return f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there. " if folder else ""
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from library import tensor_files
 from library.errors import AdapterFileError, Problem
+from library.system_errors import output_errors
 from library.tensor_files import NUMBERS, TensorFileError
-from library.utils import atomic_write, output_errors
+from library.utils import atomic_write
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
 FORMAT_PREFIXES = {

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from library.checkpoints import write_or_rescue
 from library.errors import DatasetError, OutputError
-from library.utils import atomic_write, output_errors
+from library.system_errors import output_errors
+from library.utils import atomic_write
 from tests.running import config_files, make_trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]

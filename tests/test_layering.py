@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
 LAYERS = {
-    0: "library/errors library/files library/utils library/device_utils library/user_classes "
-    "library/text_files library/effects library/stop_signals library/__init__ "
+    0: "library/errors library/files library/system_errors library/utils library/device_utils "
+    "library/user_classes library/text_files library/effects library/stop_signals library/__init__ "
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
@@ -98,7 +98,7 @@ SIDEWAYS = [
     ),
     ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
     ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
-    ("library", "text_files -> errors", "letters that no file can hold"),
+    ("library", "system_errors, text_files -> errors", "letters that no file can hold; causes"),
     ("library", "stop_signals -> errors", "how a stop is told"),
     ("library", "images -> picture_folders", "which plugins are there"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),

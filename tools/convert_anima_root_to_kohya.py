@@ -28,8 +28,9 @@ from typing import Any
 from library.errors import ConfigError, OutputError, Problem, run_main
 from library.optimizers import is_schedule_free
 from library.run_config import OptimizerOptions
+from library.system_errors import output_errors
 from library.text_files import TextFileError, parse_toml, read_text
-from library.utils import atomic_write, nearest_name, output_errors
+from library.utils import atomic_write, nearest_name
 from tools._root_style import (
     REQUIRED,
     RULES,
