@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,10 +18,13 @@ from torch import Tensor
 from library.device_utils import to_device
 from library.utils import position_seed
 
+Number = TypeVar("Number", float, Tensor)
+
 SAMPLING_METHODS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
 WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
 
-SMALLEST_WEIGHTED_SIGMA = 1e-3
+SMALLEST_SIGMA = 1e-3
+"""Of the 1000 that sd-scripts draws from, before any shift."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,14 @@ class SigmaSampling:
         assert self.weighting_scheme in WEIGHTING_SCHEMES, self.weighting_scheme
         assert self.shift > 0 and 0 <= self.min_sigma < self.max_sigma <= 1
 
+    @property
+    def smallest_weighted(self) -> float:
+        """The sigma below which sigma_sqrt weighs no more: the smallest one that sd-scripts draws."""
+        if self.method != "sigma":
+            return SMALLEST_SIGMA
+        smallest = shift_sigma(SMALLEST_SIGMA, self.shift)
+        return self.min_sigma + (self.max_sigma - self.min_sigma) * smallest
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSettings:
@@ -99,7 +111,8 @@ class Noising:
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """The weight (B,) of each sample's loss."""
-        return loss_weight(sigma, self.sampling.weighting_scheme)
+        sampling = self.sampling
+        return loss_weight(sigma, sampling.weighting_scheme, sampling.smallest_weighted)
 
 
 def sample_sigma(
@@ -141,15 +154,15 @@ def _sigma_of_density(seeds: Sequence[int], sampling: SigmaSampling) -> Tensor:
         u = _draw_each(seeds, torch.rand)
     if sampling.weighting_scheme == "mode":
         u = 1 - u - sampling.mode_scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)
-    return 1 - u
+    return (1 - u).clamp(0, 1)  # rounding may lead past the ends
 
 
-def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+def shift_sigma(sigma: Number, shift: float) -> Number:
     """Push sigma towards noise; shift 1 changes nothing. Esser et al. 2024, sec. 5.3.2."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def unshift_sigma(sigma: Tensor, shift: float) -> Tensor:
+def unshift_sigma(sigma: Number, shift: float) -> Number:
     """The inverse of `shift_sigma`."""
     return shift_sigma(sigma, 1 / shift)
 
@@ -245,15 +258,17 @@ def _per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def loss_weight(sigma: Tensor, weighting_scheme: str) -> Tensor:
+def loss_weight(
+    sigma: Tensor, weighting_scheme: str, smallest: float = SMALLEST_SIGMA
+) -> Tensor:
     """The weight (B,) of the loss at sigma; 1 unless the scheme is sigma_sqrt or cosmap.
 
-    sigma_sqrt (sigma^-2) has a pole at the image; as in sd-scripts, whose smallest sigma is 0.001, the
-    weight never exceeds 1e6. Source: diffusers' SD3 training, which sd-scripts uses.
+    sigma_sqrt (sigma^-2) has a pole at the image; as in sd-scripts, which draws no smaller sigma, the
+    weight is never above that at `smallest`. Source: diffusers' SD3 training, which sd-scripts uses.
     """
     assert weighting_scheme in WEIGHTING_SCHEMES, weighting_scheme
     if weighting_scheme == "sigma_sqrt":
-        return sigma.clamp(min=SMALLEST_WEIGHTED_SIGMA) ** -2
+        return sigma.clamp(min=smallest) ** -2
     if weighting_scheme == "cosmap":
         return 2 / (math.pi * (1 - 2 * sigma + 2 * sigma**2))
     return torch.ones_like(sigma)

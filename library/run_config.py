@@ -120,6 +120,10 @@ def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
     )
 
 
+MODE_SCALES = (-1.0, 7.235)
+"""Within them the density `mode` keeps sigma in [0, 1]."""
+
+
 def uses_density(scheme: str) -> Condition:
     return lambda o: (o.timestep_sampling, o.weighting_scheme) == ("sigma", scheme)
 
@@ -564,7 +568,7 @@ class FlowOptions:
     discrete_flow_shift: float = flag(
         1.0,
         "shift of shift and sigma; 3 leans to noise",
-        check=above(0),
+        check=between(1e-6, 1e6),  # beyond, float32 has no sigma for it
         idle=(needs(lambda o: o.timestep_sampling in ("shift", "sigma"), SAMPLING),),
     )
     weighting_scheme: str = flag(
@@ -609,10 +613,15 @@ class FlowOptions:
     show_timesteps_offset: float | None = flag(None, "its offset", ignored=LATER)
 
     def problems(self) -> list[Problem]:
+        found = []
         lowest, highest = self.min_timestep or 0, self.max_timestep
         if lowest >= (1000 if highest is None else highest):
-            return [Problem("expected less than max_timestep (1000).", f"min_timestep = {lowest}")]
-        return []
+            found = [Problem("expected less than max_timestep (1000).", f"min_timestep = {lowest}")]
+        smallest, largest = MODE_SCALES
+        if uses_density("mode")(self) and not smallest <= self.mode_scale <= largest:
+            message = f"expected {smallest:g} to {largest:g}: beyond, sigma would leave [0, 1]."
+            found.append(Problem(message, f"mode_scale = {self.mode_scale:g}"))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from library.flow_matching import (
     velocity_from_clean,
     velocity_from_noise,
 )
+from library.run_config import MODE_SCALES, FlowOptions
 
 SEEDS = range(4000)
 SQUARE = (64, 64)
@@ -233,3 +234,47 @@ def test_loss_weights_equal_their_formulas():
 
 def test_the_weight_at_the_image_is_finite():
     assert loss_weight(torch.zeros(1), "sigma_sqrt").item() == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0, 12.0])
+def test_sigma_sqrt_weighs_no_more_than_the_smallest_shifted_sigma_of_sd_scripts(shift):
+    theirs = shift_sigma(torch.arange(1, 1001, dtype=torch.float64) / 1000, shift)
+    sampling = SigmaSampling(method="sigma", weighting_scheme="sigma_sqrt", shift=shift)
+    weigh = Noising(sampling).loss_weight
+    assert weigh(torch.zeros(1)).item() == pytest.approx(theirs[0].item() ** -2)
+    ours = shift_sigma((torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000, shift)
+    assert weigh(ours).mean() == pytest.approx((theirs**-2).mean().item(), rel=0.25)
+
+
+def test_sigma_sqrt_weighs_a_squeezed_range_to_its_end():
+    sampling = SigmaSampling(method="sigma", weighting_scheme="sigma_sqrt", min_sigma=0.2)
+    weight = Noising(sampling).loss_weight(torch.tensor([0.0, 0.5]))
+    assert weight.tolist() == pytest.approx([(0.2 + 0.8e-3) ** -2, 4.0])
+
+
+def mode_sigmas(scale):
+    u = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    return u + scale * (torch.cos(math.pi * u / 2) ** 2 - 1 + u)
+
+
+@pytest.mark.parametrize("scale", MODE_SCALES)
+def test_exactly_the_mode_scales_that_leave_the_path_are_refused(scale):
+    beyond = scale + math.copysign(0.01, scale)
+    within, outside = mode_sigmas(scale), mode_sigmas(beyond)
+    assert within.min() > -1e-9 and within.max() < 1 + 1e-5
+    assert outside.min() < 0 and outside.max() > 1
+    asked = {"timestep_sampling": "sigma", "weighting_scheme": "mode"}
+    assert FlowOptions(**asked, mode_scale=scale).problems() == []
+    (problem,) = FlowOptions(**asked, mode_scale=beyond).problems()
+    assert f"mode_scale = {beyond:g}" in problem.where + problem.source
+    assert FlowOptions(mode_scale=beyond).problems() == []  # it has no effect
+
+
+@pytest.mark.parametrize("scale", MODE_SCALES)
+@pytest.mark.parametrize("shift", [1e-6, 1.0, 1e6])
+def test_sigma_is_a_number_in_0_to_1_at_the_ends_of_what_is_accepted(scale, shift):
+    for method, scheme in (("sigma", "mode"), ("sigma", "uniform"), ("shift", "none")):
+        found = drawn(method=method, weighting_scheme=scheme, mode_scale=scale, shift=shift)
+        assert found.min() >= 0 and found.max() <= 1
+    ends = shift_sigma(torch.tensor([0.0, 1.0]), shift)
+    assert ends.tolist() == [0.0, pytest.approx(1.0, abs=0.1)]
