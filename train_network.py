@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from library.data_types import Batch, StepResult, TrainState
 from library.dataset_scan import scan
 from library.datasets import TrainDataset
 from library.device_utils import precision_dtype
-from library.errors import EXIT_USER_ERROR, ConfigError, Problem
+from library.errors import EXIT_USER_ERROR, ConfigError, Problem, run_main
 from library.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.optimization import OptimizedRun
 from library.optimizers import optimizer_eval_mode
@@ -362,4 +361,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

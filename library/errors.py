@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from unicodedata import category
 
+from library import console
+
 EXIT_USER_ERROR = 2
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
@@ -137,6 +139,7 @@ def close_bars() -> None:
 
 def run_main(main: Callable[[], int | None]) -> None:
     """Run a program's main(): a UserError becomes its text on standard error and exit code 2."""
+    console.secure()
     try:
         code = main() or 0
     except UserError as error:

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from library.errors import UserError
 from library.learning_rates import shown_rate
-from library.utils import outliving_console
 
 if TYPE_CHECKING:
     from library.data_types import StepResult
@@ -152,8 +151,7 @@ class RunProgress:
 
     def start_epoch(self, epoch: int) -> None:
         """epoch counts from 0."""
-        with outliving_console():
-            self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
+        self.bar.set_description_str(f"epoch {epoch + 1}/{self.plan.epochs}")
 
     def add(
         self,
@@ -164,8 +162,7 @@ class RunProgress:
     ) -> None:
         """Count a step and keep its values on the device: reading them here would stall every step."""
         self.logs.add(step, scalars, numbers, results)
-        with outliving_console():
-            self.bar.update()
+        self.bar.update()
 
     def write(self) -> None:
         """Read, judge and write all steps since the last call. Raises AlertError as the monitor does."""
@@ -180,8 +177,7 @@ class RunProgress:
         text = (
             f"loss={latest['loss/current']:.4f}, mean={latest['loss/average']:.4f}, lr={rate:.2e}"
         )
-        with outliving_console():
-            self.bar.set_postfix_str(text)
+        self.bar.set_postfix_str(text)
         if self.monitor:
             try:
                 self.monitor.act(alerts)
@@ -190,6 +186,5 @@ class RunProgress:
                 raise
 
     def close(self) -> None:
-        with outliving_console():
-            self.bar.close()
+        self.bar.close()
         self.trackers.close()

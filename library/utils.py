@@ -25,7 +25,7 @@ class ConsoleHandler(logging.StreamHandler):
     """Messages on standard error, above a progress bar that is being drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        with outliving_console(), tqdm.external_write_mode(file=sys.stderr):
+        with tqdm.external_write_mode(file=sys.stderr):
             super().emit(record)
 
 
@@ -34,21 +34,6 @@ class VisibleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record), keep="\n\t")
-
-
-@contextmanager
-def outliving_console() -> Iterator[None]:
-    """While inside: what cannot be printed is not an error, and nothing is printed from then on.
-
-    A closed terminal, or a `tee` that Ctrl-C ended first, shall not end a run before it is saved.
-    """
-    try:
-        yield
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for descriptor in (1, 2):
-            os.dup2(nowhere, descriptor)
-        os.close(nowhere)
 
 
 def setup_logging(level: str | None = None, file: str | None = None, simple: bool = False) -> None:

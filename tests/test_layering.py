@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
 LAYERS = {
-    0: "library/errors library/files library/system_errors library/utils library/device_utils "
+    0: "library/console "
+    "library/errors library/files library/system_errors library/utils library/device_utils "
     "library/user_classes library/text_files library/effects library/stop_signals library/__init__ "
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
@@ -99,6 +100,7 @@ SIDEWAYS = [
     ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
     ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
     ("library", "system_errors, text_files -> errors", "letters that no file can hold; causes"),
+    ("library", "errors -> console", "where errors are told"),
     ("library", "stop_signals -> errors", "how a stop is told"),
     ("library", "images -> picture_folders", "which plugins are there"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
@@ -143,7 +145,11 @@ DYNAMIC_IMPORTS = {
     "networks/loading.py",  # --network_module
     "library/user_classes.py",  # --optimizer_type, --lr_scheduler_type: a class by its dotted name
 }
-STANDARD_LIBRARY_ONLY = ("_environment", "_launch", "quickstart", "run_tests")  # before installing
+STANDARD_LIBRARY_ONLY = {  # what runs before anything is installed
+    *(f"tools/{name}.py" for name in ["__init__", "quickstart", "run_tests", "_launch"]),
+    *(f"tools/{name}.py" for name in ["_environment", "_quickstart", "_run_tests"]),
+    *("library/__init__.py", "library/console.py"),
+}
 FLAG_TABLES = ("library/run_config.py", "library/run_config_*.py", "library/legacy_flags.py")
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 
@@ -413,13 +419,12 @@ def test_the_backend_imports_torch_and_itself():
 
 
 def test_the_first_tools_need_nothing_installed():
-    first = {f"tools/{name}.py" for name in STANDARD_LIBRARY_ONLY} | {"tools/__init__.py"}
     report(
         [
             f"{path}:{found.line} imports {found.module}"
             for path, found in runtime_imports()
-            if path in first
-            and found.module not in first
+            if path in STANDARD_LIBRARY_ONLY
+            and found.module not in STANDARD_LIBRARY_ONLY
             and not found.is_of(sys.stdlib_module_names)
         ]
     )

@@ -5,6 +5,7 @@ Standard library only: this runs before anything is installed.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -14,6 +15,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+
+from library import console
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -49,8 +52,8 @@ def has_nvidia_driver() -> bool:
     program = shutil.which("nvidia-smi")
     if program is None:
         return False
-    listing = subprocess.run([program, "-L"], capture_output=True, text=True, check=False)
-    return listing.returncode == 0 and "GPU" in listing.stdout
+    listing = subprocess.run([program, "-L"], capture_output=True, check=False)
+    return listing.returncode == 0 and b"GPU" in listing.stdout
 
 
 def index_answers(url: str = CPU_INDEX, seconds: float = 5.0) -> bool:
@@ -124,11 +127,16 @@ def prepare(requirements: Sequence[str], *, install: bool) -> Path:
 def say_device(python: Path) -> None:
     """Print which torch was found and whether it sees a CUDA device."""
     code = (
-        "import torch; ok = torch.cuda.is_available();"
-        "print(f'torch {torch.__version__}, torch.cuda.is_available() = {ok}',"
-        " torch.cuda.get_device_name(0) if ok else '(the CPU is used / 使用 CPU)')"
+        "import json, torch; ok = torch.cuda.is_available();"
+        "print(json.dumps([torch.__version__, torch.cuda.get_device_name(0) if ok else None]))"
     )
-    subprocess.run([str(python), "-c", code], env=plain_environment(), check=True)
+    command = [str(python), "-c", code]
+    done = subprocess.run(command, env=plain_environment(), stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise StepFailed(f"torch cannot be imported by {python}. Run this without --no-install.")
+    version, device = json.loads(done.stdout)
+    shown = device or "(the CPU is used / 使用 CPU)"
+    print(f"torch {version}, torch.cuda.is_available() = {device is not None} {shown}")
     if has_nvidia_driver() and not answers(
         python, "import torch; assert torch.cuda.is_available()"
     ):
@@ -140,6 +148,7 @@ def say_device(python: Path) -> None:
 
 def main_guarded(main) -> int:
     """Run a tool's main; a failed step is told in its own words, without a traceback."""
+    console.secure()
     try:
         return main() or 0
     except StepFailed as failure:

@@ -75,7 +75,7 @@ class Job:
         if self.processes > 1:
             command += ["torch.distributed.run", "--nproc_per_node", str(self.processes), "-m"]
         command += ["tools.verify_resume", AS_CHILD, json.dumps(orders), *self.argv]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
         if self.processes > 1 and not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
         with open(self.folder / f"{name}.log", "w", encoding="utf-8") as log:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,10 +78,9 @@ def report(
 
 
 def show(text: str) -> None:
-    """Print a report, also where the output cannot hold every letter."""
+    """Print a report, once."""
     if os.environ.get("RANK", "0") != "0":  # one process tells what all of them do
         return
-    sys.stdout.reconfigure(errors="backslashreplace")
     print(text, end="", flush=True)
 
 

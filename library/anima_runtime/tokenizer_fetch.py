@@ -301,7 +301,7 @@ def _environment(source: Source) -> dict[str, str]:
     }
     if source.endpoint:
         own["MODELSCOPE_ENDPOINT"] = source.endpoint
-    return {**own, **os.environ}
+    return {**own, **os.environ, "PYTHONIOENCODING": "utf-8"}  # as last_words reads it
 
 
 def _refuse_pages(folder: Path) -> None:
