@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,7 @@ def path_fingerprint(path: str | Path) -> str:
     return "+".join(map(file_fingerprint, files))
 
 
+@cache
 def setup_parser() -> Parser:
     """Every flag of the trainer."""
     usage = "accelerate launch anima_train_network.py --config_file FILE --dataset_config FILE ..."

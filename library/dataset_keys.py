@@ -125,9 +125,7 @@ KEYS = {
     # beyond sd-scripts
     "resolutions": Key("sizes", None, "gd", flag=None),
     "recursive": Key("bool", False, flag=None),
-    "mask_path": Key(
-        "text", None, "s", flag=None, idle=(loses_to(lambda o: not o.mask_path, OTHER_MASK),)
-    ),
+    "mask_path": Key("text", None, "s", flag=None),
     "min_ar": Key("float", None, low=0.01, high=100, flag=None),
     "max_ar": Key("float", None, low=0.01, high=100, flag=None),
     "skip_empty_caption": Key("bool", False, flag=None),

@@ -61,7 +61,10 @@ def main() -> None:
     save_file(found, folder / f"rank{rank}.safetensors")
     held = {f"{key} {flip}": tensors["latents"].sum().item()
             for (key, flip), tensors in sorted(trainer.dataset.latents.stored.items())}  # fmt: skip
+    accelerator = trainer.accelerator
+    ddp = [accelerator.ddp_handler.gradient_as_bucket_view, accelerator.ddp_handler.static_graph]
     seen = {
+        "ddp": [accelerator.init_handler.timeout.total_seconds() / 60, *ddp],
         "latents": held,
         "encoded": trainer.encoded,
         "epochs": epochs,

@@ -49,6 +49,7 @@ def seen(demo, tmp_path_factory):
     (folder / "pictures").symlink_to(demo / "pictures")
     settings = {"max_grad_norm": 1.0, "noise_offset": 0.1, "log_with": "none"}
     settings |= {"optimizer_type": "torch.optim.SGD"}  # Adam turns rounding into signs
+    settings |= {"ddp_timeout": 7, "ddp_gradient_as_bucket_view": True, "ddp_static_graph": True}
     argv = config_files(demo, folder, settings, batch_size=1, num_repeats=2, flip_aug=True)
     trainer = make_trainer(argv)
     trainer.prepare()
@@ -65,6 +66,10 @@ def tensors(folder, name):
 
 def facts(folder, name):
     return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_settings_of_ddp_reach_torch(seen):
+    assert facts(seen[0], "2/rank1")["ddp"] == [7.0, True, True]
 
 
 def test_gradients_and_weights_are_equal_on_all_ranks(seen):

@@ -13,7 +13,15 @@ from library.dataset_effects import idle_keys
 from library.effects import loses_to, needs
 from library.errors import ModelFileError, Problem
 from library.options import above, all_flags, at_least, flag, idle_flags
-from library.run_config import GROUPS, LATER, OWN_RATE, RESUMED, FlowOptions, TrainConfig
+from library.run_config import (
+    GROUPS,
+    LATER,
+    OWN_RATE,
+    RESUMED,
+    FlowOptions,
+    TrainConfig,
+    sets_own_rate,
+)
 from networks.arguments import read_bool, read_number, read_text
 
 MODULES = ("networks.lora_anima", "networks.lokr_anima")
@@ -48,6 +56,7 @@ FLOW_ALIASES = {
     "anima_noise_offset": "noise_offset",
 }
 """Anima's names of shared options."""
+NO_OWN_RATE = needs(lambda o: not sets_own_rate(o), OWN_RATE.reason)  # 0 freezes all the same
 FETCHED = needs(lambda o: o.auto_download_t5_tokenizer, "auto_download_t5_tokenizer is off")
 MODELSCOPE = needs(
     lambda o: o.t5_tokenizer_modelscope_fallback, "t5_tokenizer_modelscope_fallback is off"
@@ -117,19 +126,19 @@ class AnimaConfig:
         choices=("diff", "omit", "omit_trained"),
     )
     llm_adapter_lr: float | None = flag(
-        None, "rate of the LLM adapter; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+        None, "rate of the LLM adapter; 0 freezes", check=at_least(0), idle=(NO_OWN_RATE,)
     )
     self_attn_lr: float | None = flag(
-        None, "rate of self-attention; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+        None, "rate of self-attention; 0 freezes", check=at_least(0), idle=(NO_OWN_RATE,)
     )
     cross_attn_lr: float | None = flag(
-        None, "rate of cross-attention; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+        None, "rate of cross-attention; 0 freezes", check=at_least(0), idle=(NO_OWN_RATE,)
     )
     mlp_lr: float | None = flag(
-        None, "rate of the feed-forward layers; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+        None, "rate of the feed-forward layers; 0 freezes", check=at_least(0), idle=(NO_OWN_RATE,)
     )
     mod_lr: float | None = flag(
-        None, "rate of the modulation layers; 0 freezes", check=at_least(0), idle=(OWN_RATE,)
+        None, "rate of the modulation layers; 0 freezes", check=at_least(0), idle=(NO_OWN_RATE,)
     )
     vae_chunk_size: int | None = flag(
         None, "rows per VAE call",
@@ -155,7 +164,7 @@ class AnimaConfig:
     t5_tokenizer_subfolder: str = flag(
         "tokenizer", "its folder there, tried before the root", idle=(FETCHED,)
     )
-    t5_tokenizer_modelscope_fallback: bool = flag(True, "try ModelScope second", idle=(FETCHED,))
+    t5_tokenizer_modelscope_fallback: bool = flag(True, "try ModelScope second")
     t5_tokenizer_modelscope_repo_id: str = flag(
         "nv-community/Cosmos-Predict2-2B-Text2Image",
         "T5's repository on ModelScope",
