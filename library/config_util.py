@@ -253,7 +253,8 @@ class _Reader:
         """One source of masks: what the subset itself names wins over what flags say."""
         sources = ("mask_path", "conditioning_data_dir", "alpha_mask")
         given = [name for name in sources if values[name].value]
-        self.mask_dirs += [values[name].value for name in given if name != "alpha_mask"]
+        named = [values[name].value for name in given if name != "alpha_mask"]
+        self.mask_dirs += filter(os.path.isdir, named)
         here = [name for name in given if name in own]
         if len(here) > 1:
             self.problem(
