@@ -2,8 +2,8 @@
 
 Pure functions of (text, recipe, rng, position), as sd-scripts' code works. Deviations, each marked
 where it occurs: empty tags and empty lines are left out; prefix and suffix go to whichever line of
-a multi-line caption is chosen; keep_tokens_separator never stays in the caption. trigger_word is
-our own.
+a multi-line caption is chosen; keep_tokens_separator never stays in the caption; of a separator that
+ends in white space no further blank follows. trigger_word and caption_lines are our own.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 WILDCARD = re.compile(r"\{([^}]+)\}")
+CAPTION_LINES = ("first", "join", "each")
+MARKS = (*".!?,;:", *"。！？，；：")
+"""After one of these at the end of a line, a blank alone joins the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +27,8 @@ class CaptionRecipe:
     keep_tokens:       leading tags that are neither shuffled nor dropped
     token_warmup_step: steps until all tags are used; a fraction of the run when below 1
     class_tokens:      the caption of pictures without a caption file
+    caption_lines:     what is made of several lines, one of CAPTION_LINES; None is first, and each
+                       with enable_wildcard, as in sd-scripts
     trigger_word:      stands before every caption that is not dropped as a whole, outside all shuffling
                        and dropping; a caption that still has it as a tag keeps that one instead
     """
@@ -42,6 +48,12 @@ class CaptionRecipe:
     token_warmup_step: float = 0.0
     class_tokens: str = ""
     trigger_word: str = ""
+    caption_lines: str | None = None
+
+    @property
+    def use_of_lines(self) -> str:
+        """One of CAPTION_LINES."""
+        return self.caption_lines or ("each" if self.enable_wildcard else "first")
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def add_trigger(caption: str, recipe: CaptionRecipe) -> str:
     word = recipe.trigger_word
     if not word or word in split_tags(caption, recipe.caption_separator):
         return caption
-    return f"{word}, {caption}" if caption else word
+    return join_tags([word, caption], recipe.caption_separator) if caption else word
 
 
 def is_dropped(recipe: CaptionRecipe, rng: random.Random, epoch: int) -> bool:
@@ -89,11 +101,39 @@ def is_dropped(recipe: CaptionRecipe, rng: random.Random, epoch: int) -> bool:
 
 
 def choose_line(text: str, recipe: CaptionRecipe, rng: random.Random) -> str:
-    """The first line, or any line when wildcards are on. Empty lines do not count."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    if not lines:
-        return ""
-    return rng.choice(lines) if recipe.enable_wildcard else lines[0]
+    """The line that is used: the only one, or one by chance."""
+    choices = variants(text, recipe)
+    if recipe.use_of_lines == "each" and choices:
+        return rng.choice(choices)
+    return choices[0] if choices else ""
+
+
+def variants(text: str, recipe: CaptionRecipe) -> list[str]:
+    """What a caption file's text may be trained as, by its lines; none when all of them are empty."""
+    lines = caption_lines(text)
+    if recipe.use_of_lines == "join" and lines:
+        return [join_lines(lines, recipe.caption_separator)]
+    return lines[:1] if recipe.use_of_lines == "first" else lines
+
+
+def caption_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def join_lines(lines: list[str], separator: str) -> str:
+    """One caption: lines divided by the separator, or by a blank where one ends in a mark."""
+    text = ""
+    for line in lines:
+        is_ended = text.endswith((separator.strip() or separator, *MARKS))
+        text = (
+            f"{text} {line}" if is_ended else join_tags([text, line] if text else [line], separator)
+        )
+    return text
+
+
+def join_tags(tags: Sequence[str], separator: str) -> str:
+    """Joined by the separator and a blank, as sd-scripts does since June 2026; ", " by default."""
+    return (separator if separator[-1:].isspace() else f"{separator} ").join(tags)
 
 
 def expand_wildcards(caption: str, rng: random.Random) -> str:
@@ -106,7 +146,7 @@ def expand_wildcards(caption: str, rng: random.Random) -> str:
 def process_tags(
     caption: str, recipe: CaptionRecipe, rng: random.Random, position: CaptionPosition
 ) -> str:
-    """Warm up, shuffle and drop tags between the fixed head and tail; joined by ", ".
+    """Warm up, shuffle and drop tags between the fixed head and tail; joined by the separator.
 
     A caption to which none of this applies is returned untouched.
     """
@@ -120,7 +160,7 @@ def process_tags(
         rng.shuffle(flexible)
     if recipe.caption_tag_dropout_rate > 0:
         flexible = [tag for tag in flexible if rng.random() >= recipe.caption_tag_dropout_rate]
-    return ", ".join([*head, *flexible, *tail])
+    return join_tags([*head, *flexible, *tail], recipe.caption_separator)
 
 
 def split_fixed(

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from library.captions import CAPTION_LINES
 from library.effects import Idle, loses_to, needs
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
@@ -53,7 +54,7 @@ CHANGING_TAGS = needs(
 TAGS = needs(
     lambda o: (
         o.shuffle_caption or o.token_warmup_step or o.caption_tag_dropout_rate
-        or o.keep_tokens_separator or o.secondary_separator or o.trigger_word or o.metadata_file
+        or o.keep_tokens_separator or o.secondary_separator or o.trigger_word or o.metadata_file or o.caption_lines == "join"
     ),
     "captions stay as they are; only the tag counts of the metadata are divided by it",
 )  # fmt: skip
@@ -130,6 +131,7 @@ KEYS = {
     "max_ar": Key("float", None, low=0.01, high=100, flag=None),
     "skip_empty_caption": Key("bool", False, flag=None),
     "loss_multiplier": Key("float", 1.0, low=0, flag=None),
+    "caption_lines": Key("text", None, flag=None, choices=CAPTION_LINES, idle=(NO_CAPTIONS,)),
     "trigger_word": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
 }
 EXPECTED = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.buckets import BucketManager, Size
+from library.captions import caption_lines
 from library.catalogue import Catalogue
 from library.config_util import DatasetConfig, DatasetGroupConfig, SubsetConfig
 from library.data_types import ImageInfo
@@ -261,10 +262,21 @@ def _note_images(images: list[ImageInfo], findings: Findings) -> None:
             findings.notes.append(
                 f"{other} files lie beside them: set caption_extension to read those"
             )
+    short = [i.path for i in images if i.subset.caption_lines is None and loses_lines(i)]
+    findings.note(
+        'with several lines in the caption, of which the first is trained alone (caption_lines = "join" '
+        'trains them as one caption, "each" draws one every time, "first" is this without a note)', short
+    )  # fmt: skip
     empty = [i.path for i in images if i.caption is not None and not i.caption.strip()]
     findings.note("with an empty caption file", empty)
     enlarged = [i.path for i in images if 4 * math.prod(i.size) < math.prod(i.plan.resized)]
     findings.note("enlarged to more than twice its size", enlarged)
+
+
+def loses_lines(image: ImageInfo) -> bool:
+    """Whether lines of a caption are never trained."""
+    uses_first = image.subset.use_of_lines == "first"
+    return uses_first and len(caption_lines(image.caption or "")) > 1
 
 
 def _other_captions(paths: list[Path]) -> str | None:

@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from library.captions import split_tags, variants
 from library.catalogue import Catalogue
 from library.data_types import TrainState
 from library.errors import ConfigError, as_utf8
@@ -150,10 +151,10 @@ def dataset_entries(catalogue: Catalogue) -> dict[str, Any]:
             counts = {"n_repeats": subset.num_repeats, "img_count": len(inside)}
             (reg_dirs if subset.is_reg else dirs)[name] = counts
             tags = Counter(
-                tag.strip()
+                tag
                 for image in inside
-                for tag in (image.caption or "").split(subset.caption_separator)
-                if tag.strip()
+                for line in variants(image.caption or "", subset)
+                for tag in split_tags(line, subset.caption_separator)
             )
             frequency[name] = dict(tags)
     images = catalogue.images

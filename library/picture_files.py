@@ -153,7 +153,7 @@ def _from_json(
 
 
 def _caption(entry: CaptionEntry, subset: SubsetConfig) -> str | None:
-    return entry.text(subset.caption_separator, several_lines=subset.enable_wildcard)
+    return entry.text(subset.caption_separator, several_lines=subset.use_of_lines == "each")
 
 
 def _named_file(key: str, base: Path) -> Path | None:

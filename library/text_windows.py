@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 STEADY = {  # parts of a recipe that do the same to a caption in every epoch
     "caption_separator", "keep_tokens", "keep_tokens_separator", "secondary_separator",
     "caption_prefix", "caption_suffix", "token_warmup_min", "class_tokens",
-    "trigger_word",
+    "trigger_word", "caption_lines",  # but for "each"
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ class RunTexts:
 def is_steady(recipe: CaptionRecipe) -> bool:
     """Whether captions made by this recipe are the same in every epoch."""
     plain = CaptionRecipe()
-    return all(
+    return recipe.use_of_lines != "each" and all(
         getattr(recipe, part.name) == getattr(plain, part.name)
         for part in fields(CaptionRecipe)
         if part.name not in STEADY

@@ -284,3 +284,24 @@ def test_opacity_and_red_channel_become_masks(tmp_path):
     Image.fromarray(red).save(tmp_path / "mask.png")
     _, mask = load_picture(folder / "0.png", plan, mask_path=tmp_path / "mask.png")
     assert mask[:16].eq(128 / 255).all() and mask[16:].eq(0).all()
+
+
+def test_captions_of_several_lines_are_told_unless_the_file_says_what_they_are(tmp_path):
+    folder = folder_of(tmp_path / "set", [(64, 64)] * 3)
+    for number in (0, 1):
+        (folder / f"{number}.txt").write_text("1girl, solo\n\nA girl on a bridge.\n")
+    (note,) = catalogue_of(folder).notes
+    assert note.startswith("2 pictures with several lines in the caption") and "0.png" in note
+    for use in ("first", "join", "each"):
+        assert not catalogue_of(folder, subset=f"caption_lines = '{use}'").notes
+    assert not catalogue_of(folder, subset="enable_wildcard = true").notes
+
+
+def test_tags_of_a_metadata_file_follow_each_line_that_may_be_drawn(tmp_path):
+    folder = folder_of(tmp_path / "set", [(64, 64)], captions=False)
+    entries = tmp_path / "meta.json"
+    entries.write_text('{"0": {"caption": "a\\nb", "tags": "c, d"}}')
+    source = f"metadata_file = '{entries}'\n"
+    for use, text in (("join", "a\nb,c, d"), ("each", "a,c, d\nb,c, d")):
+        (image,) = catalogue_of(folder, subset=f"{source}caption_lines = '{use}'").images
+        assert image.caption == text

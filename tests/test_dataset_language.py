@@ -35,7 +35,7 @@ FITTING = {
     "range": [1.0, 2.0],
     "table": {"a": 1},
 }
-SPECIAL = {"resize_interpolation": "area", "caption_extension": ".cap"}
+SPECIAL = {"resize_interpolation": "area", "caption_lines": "join", "caption_extension": ".cap"}
 FOLDERS = ("image_dir", "mask_path", "conditioning_data_dir")
 
 

@@ -59,6 +59,7 @@ SIDEWAYS = [
         "one scan, by parts",
     ),
     ("library", "dataset_scan -> catalogue", "what a scan makes"),
+    ("library", "dataset_keys -> captions", "what may be made of lines"),
     ("library", "dataset_file -> picture_folders", "which files are pictures"),
     ("library", "augment -> buckets", "a crop is planned anew"),
     (

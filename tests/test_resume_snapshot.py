@@ -5,9 +5,10 @@ import logging
 
 import pytest
 
+from library.config_util import SubsetConfig
 from library.data_types import TrainState
 from library.errors import ResumeError
-from library.resume_snapshot import Snapshot, compare
+from library.resume_snapshot import Snapshot, changed, compare, differences_of
 from library.resuming import moved
 from library.run_config import ResumeOptions
 from library.states import SavedState
@@ -79,6 +80,18 @@ def test_another_optimizer_is_allowed_by_its_own_flag():
 def test_a_field_that_older_versions_did_not_write_is_no_difference():
     older = Snapshot({"seed": 1, "num_processes": 2}, {}, {})
     assert set(differences(saved=older)) == {"dataset.0.flip_aug"}
+
+
+def test_what_is_made_of_caption_lines_has_to_agree_where_it_is_set():
+    def document(subset):
+        fields = {f"dataset.0.subset.0.{k}": v for k, v in changed(subset).items()}
+        return Snapshot(critical=fields).document(SCHEMA)
+
+    before = document(SubsetConfig())
+    assert before["critical"] == {}  # as in states written before there was a choice
+    assert differences_of(before, before, "critical") == {}
+    now = document(SubsetConfig(caption_lines="each"))
+    assert list(differences_of(before, now, "critical")) == ["dataset.0.subset.0.caption_lines"]
 
 
 def test_another_number_of_processes_says_what_it_changes(tmp_path, caplog):

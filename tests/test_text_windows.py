@@ -121,9 +121,21 @@ def test_unchanging_captions_are_one_window_whatever_the_limit(folder):
 @pytest.mark.parametrize("part", [f.name for f in fields(CaptionRecipe)])
 def test_only_parts_known_to_be_steady_leave_captions_unchanged(part):
     value = getattr(CaptionRecipe(), part)
-    other = {bool: True, int: 2, float: 0.5, str: "|"}[type(value)]
+    other = {bool: True, int: 2, float: 0.5, str: "|", type(None): "join"}[type(value)]
     assert is_steady(CaptionRecipe())
     assert is_steady(CaptionRecipe(**{part: other})) == (part in STEADY)
+    assert not is_steady(CaptionRecipe(caption_lines="each"))
+
+
+@pytest.mark.parametrize("use, count", [("first", 5), ("join", 5), ("each", 6)])
+def test_lines_are_variants_that_are_cached_like_any_other(folder, use, count):
+    texts = texts_of(folder, subset=f"caption_lines = '{use}'\nnum_repeats = 2")
+    windows, encoder = windows_over(texts, 10_000)
+    windows.prepare_epoch(0)
+    used = {caption for epoch in range(EPOCHS) for caption in used_in(texts, epoch)}
+    assert set(encoder.captions) == used and len(used) == count
+    assert ("second line, dog" in used) == (use == "each")
+    assert ("{red|blue}, cat, second line, dog" in used) == (use == "join")
 
 
 @pytest.mark.parametrize("to_disk", [False, True])

@@ -13,6 +13,7 @@ import torch
 
 from library import caches, run_report
 from library.anima_runtime import model_loading
+from library.captions import variants
 from library.checkpoints import files_of_run
 from library.device_utils import precision_dtype
 from library.run_report import Page, SpaceNeed, size_text
@@ -93,12 +94,16 @@ class Estimates:
         yield "in the whole run", self.captions.how
         limits = anima.qwen_max_length or "none", anima.t5_max_length or "none"
         yield "token limits", "Qwen {}, T5 {}".format(*limits)
-        written = [image for image in self.images if image.caption]
-        written.sort(key=lambda image: len(image.caption), reverse=True)
+        written = [
+            (text, image.path.name)
+            for image in self.images
+            for text in variants(image.caption or "", image.subset)
+        ]
+        written.sort(key=lambda pair: len(pair[0]), reverse=True)
         counted = []
-        for image in written[:CAPTIONS_TOKENIZED]:
-            tokens = self.tokenize.tokenize(image.caption)
-            counted.append((len(tokens.t5_ids), len(tokens.qwen_ids), image.path.name))
+        for text, name in written[:CAPTIONS_TOKENIZED]:
+            tokens = self.tokenize.tokenize(text)
+            counted.append((len(tokens.t5_ids), len(tokens.qwen_ids), name))
         for t5, qwen, name in sorted(counted, reverse=True)[:LONGEST_SHOWN]:
             yield "longest", f"Qwen {qwen}, T5 {t5} tokens: {name}"
 
