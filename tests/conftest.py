@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from library.anima_models import load_anima_transformer
+from library.errors import as_utf8
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,6 +22,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """What a test printed or logged travels between processes, which takes UTF-8 alone."""
+    report = yield
+    report.sections = [(title, as_utf8(text)) for title, text in report.sections]
+    return report
 
 
 @contextmanager
