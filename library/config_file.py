@@ -8,6 +8,7 @@ read here too, since argparse would end at its first problem; argparse only writ
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from library.config_text import assignment, flatten, key_lines, split_options
 from library.dataset_keys import KEYS as DATASET_KEYS
 from library.errors import ConfigError, Problem
 from library.options import (
@@ -115,13 +117,14 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     in_file = {}
     if "config_file" in typed and not writes:
         in_file = reader.read_file(with_suffix(typed["config_file"].value))
-    given = {**in_file, **typed}
+    given = {dest: item for dest, item in {**in_file, **typed}.items() if item.value != ""}
     values = reader.convert_all(given)
     built = {group: build(group, values) for group in groups}
     source = next((item.source for item in in_file.values()), COMMAND_LINE)
-    for dest, value in values.items():
-        if (reason := reader.flags[dest].ignored) and reader.flags[dest].asks(value):
-            reader.notes.append(f"{given[dest].name} has no effect: {reason}.")
+    for dest, item in given.items():
+        flag_ = reader.flags[dest]
+        if flag_.ignored and (dest not in values or flag_.asks(values[dest])):
+            reader.notes.append(f"{item.name} has no effect: {flag_.ignored}.")
     broken, explicit = frozenset(reader.broken), frozenset(values)
     loaded = LoadedConfig(
         built, explicit, tuple(reader.notes), reader.problems, given, broken, source
@@ -208,15 +211,21 @@ class Reader:
     ) -> None:
         """Keep a value; two names of one flag, or one name twice in a file, may not differ.
 
-        A true switch stays on beside a false one of an old name. repeats: the last of a name wins
+        A true switch stays on beside a false one of an old name. repeats: the last of a name wins,
+        and lists add up
         """
         before = found.get(flag_.dest)
-        if before is None or (repeats and before.name == item.name):
+        if before is None:
             found[flag_.dest] = item
+        elif repeats and flag_.many:
+            before.value, before.where = before.value + item.value, f"{before.where} {item.where}"
         elif before.value == item.value:
             return
+        elif repeats and before.name == item.name:
+            self.notes.append(f"{item.name} is given twice: the last counts, {item.value}.")
+            found[flag_.dest] = item
         elif flag_.is_switch and before.name != item.name:
-            found[flag_.dest] = max(before, item, key=lambda each: str(each.value).lower())
+            found[flag_.dest] = item if is_on(item.value) else before
         else:
             self.problem(f"contradicts {before.where}. Keep one.", *place(item))
 
@@ -236,17 +245,28 @@ class Reader:
             if key in self.by_name:
                 item = Given(value, key, where, str(path), False)
                 self.take(found, self.by_name[key], item)
-            else:
+            elif not self.is_list(section.rpartition(".")[2]):
                 self.unknown_key(key, value, where, str(path))
-        for name in sections & set(self.by_name):
-            if self.by_name[name].many:
-                message = f'is a list here. Write {name} = ["key=value", ...].'
-                self.problem(message, lines.get((name, ""), name), str(path), name)
+        self.list_tables(document, lines, str(path))
         for dest in OF_COMMAND_LINE:
             if dest in found:
                 self.notes.append(f"{path}: {dest} has no effect: it belongs on the command line.")
                 del found[dest]
         return found
+
+    def is_list(self, name: str) -> bool:
+        return name in self.by_name and self.by_name[name].many
+
+    def list_tables(self, document: dict[str, Any], lines: dict, source: str) -> None:
+        """Sections called like a list of arguments: how each is written here."""
+        tables: dict[str, list[str]] = {}
+        for section, key, value in flatten(document):
+            if self.is_list(section.rpartition(".")[2]):
+                tables.setdefault(section, []).append(assignment(key, value))
+        for section, items in tables.items():
+            name, listed = section.rpartition(".")[2], json.dumps(items, ensure_ascii=False)
+            message = f"is a list here. Write {name} = {listed}."
+            self.problem(message, lines.get((section, ""), section), source, name)
 
     def unknown_key(self, key: str, value: Any, where: str, source: str) -> None:
         """A misspelt flag or a key of dataset.toml is a problem, anything else a note."""
@@ -280,7 +300,7 @@ class Reader:
         return text, None
 
     def convert_all(self, given: dict[str, Given]) -> dict[str, Any]:
-        """Values of the right type by dest; the others become problems."""
+        """Values of the right type by dest; the others become problems, where they would matter."""
         values = {}
         for dest, item in given.items():
             flag_ = self.flags[dest]
@@ -289,58 +309,20 @@ class Reader:
                 complaint = value_problem(flag_, value)
             except ValueError as error:
                 complaint = f"expected {error}."
-            if complaint:
-                self.problem(complaint, *place(item))
-            else:
+            if not complaint:
                 values[dest] = value
+            elif not flag_.ignored:
+                self.problem(complaint, *place(item))
         return values
+
+
+def is_on(value: Any) -> bool:
+    """Whether a switch's value, of a file or typed, switches on."""
+    return str(value).lower() in ("true", "1")
 
 
 def place(item: Given) -> tuple[str, str, str]:
     return item.where, item.source, item.name
-
-
-def split_options(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Each option with the words after it; "" for words before the first. -0.1 is a word.
-
-    `--name=value` gives value as the first word.
-    """
-    found: list[tuple[str, list[str]]] = []
-    for word in argv:
-        if re.match(r"--?[A-Za-z]", word):
-            name, equals, value = word.partition("=")
-            found.append((name, [value] if equals else []))
-        else:
-            if not found:
-                found.append(("", []))
-            found[-1][1].append(word)
-    return found
-
-
-def flatten(document: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """(section, key, value) of top-level keys and of sections, whose names mean nothing."""
-    found = []
-    for key, value in document.items():
-        inner = value.items() if isinstance(value, dict) else [(key, value)]
-        found += [(key if isinstance(value, dict) else "", name, each) for name, each in inner]
-    return found
-
-
-def key_lines(text: str) -> dict[tuple[str, str], str]:
-    """(section, key) -> 'line 14  learning_rate = "1e-4"', where a line starts with the key.
-
-    Key "" is the section's header.
-    """
-    found: dict[tuple[str, str], str] = {}
-    section = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        shown = f"line {number}  {line.strip()[:60]}"
-        if header := re.match(r"\s*\[+\s*[\"']?([\w.-]+)[\"']?\s*\]+\s*(#|$)", line):
-            section = header[1]
-            found.setdefault((section, ""), shown)
-        elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line):
-            found.setdefault((section, key[1]), shown)
-    return found
 
 
 def root_style_message(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -19,11 +20,13 @@ from typing import Any, TypeVar
 
 from library.effects import Idle, idle_reason
 from library.errors import Problem
+from library.user_classes import separate_assignments
 from library.utils import nearest_name
 
 T = TypeVar("T")
 KEY = "flag"
 LARGEST = 2**64  # whole numbers stay below, as seeds do
+SWITCH_WORDS = {"true": True, "false": False, "1": True, "0": False}
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Flag:
     names:   flags as typed; the first is the one shown
     check:   what is wrong with a value of the right type, as a sentence, or None
     refuses: values that other programs take and that are an error here, each with the reason
-    off:     values that ask for nothing, beside the default, false, "" and an empty list
+    off:     values that ask for nothing, beside the default, false, "" and an empty list; where the
+             default is None, one that `check` refuses means it
     ignored: the reason why it has no effect here; named once when set
     idle:    when it has no effect beside the other options
     refused: the reason why setting it is an error
@@ -199,15 +203,25 @@ def help_text(flag_: Flag) -> str:
 def convert(flag_: Flag, value: Any, from_text: bool) -> Any:
     """A value of the command line (text) or of TOML as the flag's type; else ValueError.
 
-    A number alone may stand for a list of one.
+    A number alone may stand for a list of one. A value that means "off" becomes the default.
     """
     if flag_.many:
         if flag_.type is not str and isinstance(value, (int, float)):
             value = [value]
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"a list: {flag_.dest} = [...]")
-        return tuple(convert_one(flag_, item, from_text) for item in value)
-    return convert_one(flag_, value, from_text)
+            raise ValueError(f"a list: {flag_.dest} = {list_shown(value)}")
+        return tuple(convert_one(flag_, item, from_text) for item in value if item != "")
+    converted = convert_one(flag_, value, from_text)
+    is_off = flag_.default is None and converted in flag_.off
+    return None if is_off and flag_.check and flag_.check(converted) else converted
+
+
+def list_shown(value: Any) -> str:
+    """How a value that is no list would be written as one."""
+    items = separate_assignments(value) if isinstance(value, str) else [value]
+    return (
+        json.dumps(items, ensure_ascii=False) if isinstance(value, (str, int, float)) else "[...]"
+    )
 
 
 def convert_one(flag_: Flag, value: Any, from_text: bool) -> Any:
@@ -226,8 +240,11 @@ def convert_one(flag_: Flag, value: Any, from_text: bool) -> Any:
 
 
 def convert_switch(value: Any, from_text: bool) -> bool:
-    if from_text and str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
+    """true and false, or 1 and 0."""
+    if from_text and str(value).lower() in SWITCH_WORDS:
+        return SWITCH_WORDS[str(value).lower()]
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
     if not isinstance(value, bool):
         hint = ", got text. Remove the quotes" if isinstance(value, str) and not from_text else ""
         raise ValueError(f"true or false{hint}")
@@ -260,6 +277,8 @@ def convert_number(flag_: Flag, value: Any, from_text: bool) -> int | float:
 
 def value_problem(flag_: Flag, value: Any) -> str | None:
     """What is wrong with a value of the right type, as a sentence."""
+    if value is None:  # switched off
+        return None
     for item in value if flag_.many else (value,):
         if item in flag_.refuses:
             return f"is refused: {flag_.refuses[item]}."

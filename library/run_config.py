@@ -370,8 +370,9 @@ class NetworkOptions:
         None, "their strengths, 1 if not given"
     )
     scale_weight_norms: float | None = flag(
-        None, "longest norm of each adapter's difference, kept after every update", check=above(0)
-    )
+        None, "longest norm of each adapter's difference, kept after every update",
+        check=above(0), off=(0,),
+    )  # fmt: skip
     unet_lr: float | None = flag(
         None, "learning rate of the adapters", check=at_least(0), idle=(OWN_RATE,)
     )
@@ -464,7 +465,7 @@ class ScheduleOptions:
     lr_scheduler_timescale: int | None = flag(
         None,
         "time scale of inverse_sqrt",
-        check=at_least(1),
+        check=at_least(1), off=(0,),
         idle=(*read_by_schedule("lr_scheduler_timescale"),),
     )
     lr_scheduler_min_lr_ratio: float | None = flag(
@@ -482,7 +483,8 @@ class LoopOptions:
     max_train_steps: int = flag(
         1600,
         "updates",
-        check=at_least(1),
+        check=at_least(0),
+        off=(0,),
         idle=(
             loses_to(
                 lambda o: o.max_train_epochs is not None,
@@ -491,7 +493,7 @@ class LoopOptions:
         ),
     )
     max_train_epochs: int | None = flag(
-        None, "epochs; wins over max_train_steps", check=at_least(1)
+        None, "epochs; wins over max_train_steps", check=at_least(1), off=(0,)
     )
     gradient_accumulation_steps: int = flag(1, "micro-steps per update", check=at_least(1))
     seed: int | None = flag(None, "seed of everything random; drawn and shown if not given")
@@ -502,6 +504,11 @@ class LoopOptions:
         None, "blocks parked in RAM", check=at_least(0),
         ignored=f"{LATER}: all blocks stay on the card; gradient_checkpointing saves most memory",
     )  # fmt: skip
+
+    def problems(self) -> list[Problem]:
+        if self.max_train_steps or self.max_train_epochs is not None:
+            return []
+        return [Problem("expected 1 or more, or max_train_epochs instead.", "max_train_steps = 0")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -672,13 +679,13 @@ class SaveOptions:
     save_every_n_epochs: int | None = flag(
         None,
         "write a file every n epochs",
-        check=at_least(1),
+        check=at_least(1), off=(0,),
         idle=(loses_to(lambda o: o.save_n_epoch_ratio, "save_n_epoch_ratio decides"),),
     )
-    save_every_n_steps: int | None = flag(None, "write a file every n steps", check=at_least(1))
-    save_n_epoch_ratio: int | None = flag(None, "write at least n files", check=at_least(1))
+    save_every_n_steps: int | None = flag(None, "write a file every n steps", check=at_least(1), off=(0,))
+    save_n_epoch_ratio: int | None = flag(None, "write at least n files", check=at_least(1), off=(0,))
     save_last_n_epochs: int | None = flag(
-        None, "keep the last n epoch files", check=at_least(1), idle=(EPOCH_FILES,)
+        None, "keep the last n epoch files", check=at_least(1), off=(0,), idle=(EPOCH_FILES,)
     )
     save_last_n_steps: int | None = flag(
         None, "keep files of the last n steps", check=at_least(0), idle=(STEP_FILES,)
@@ -720,7 +727,7 @@ class ResumeOptions:
     save_last_n_epochs_state: int | None = flag(
         None,
         "keep the last n epochs' states; save_last_n_epochs if not given",
-        check=at_least(1),
+        check=at_least(1), off=(0,),
         idle=(
             STATES,
             EPOCH_FILES,
@@ -749,7 +756,7 @@ class ResumeOptions:
     initial_epoch: int | None = flag(
         None,
         "epoch to start at, from 1, whatever a state says",
-        off=(1,),
+        off=(0, 1),
         check=at_least(1),
         idle=(loses_to(lambda o: o.initial_step is not None, "initial_step decides"),),
     )
@@ -795,16 +802,16 @@ class ValidationOptions:
     )
     validation_seed: int | None = flag(None, "which of them; 0 if not given")
     validate_every_n_steps: int | None = flag(
-        None, "validate every n steps", check=at_least(1), idle=(VALIDATED,)
+        None, "validate every n steps", check=at_least(1), off=(0,), idle=(VALIDATED,)
     )
     validate_every_n_epochs: int | None = flag(
         None,
         "validate every n epochs; every epoch if neither is given",
-        check=at_least(1),
+        check=at_least(1), off=(0,),
         idle=(VALIDATED,),
     )
     max_validation_steps: int | None = flag(
-        None, "most batches of a validation; all if not given", check=at_least(1), idle=(VALIDATED,)
+        None, "most batches of a validation; all if not given", check=at_least(1), off=(0,), idle=(VALIDATED,)
     )
 
 
@@ -917,7 +924,7 @@ class DistributedOptions:
     """Several processes"""
 
     ddp_timeout: int | None = flag(
-        None, "minutes to wait for other processes", check=at_least(1), idle=(SEVERAL,)
+        None, "minutes to wait for other processes", check=at_least(1), off=(0,), idle=(SEVERAL,)
     )
     ddp_gradient_as_bucket_view: bool = flag(
         False, "DDP: gradients as views of buckets", idle=(SEVERAL,)

@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,9 @@ def parse_assignments(
     problems = []
     for item in items or ():
         key, separator, text = (part.strip() for part in item.partition("="))
-        if not separator or not key.isidentifier():
+        if len(parts := separate_assignments(item, commas=True)) > 1:
+            problems.append(Problem(several_message(parts), item, f"--{flag}"))
+        elif not separator or not key.isidentifier():
             problems.append(
                 Problem("expected key=value, e.g. weight_decay=0.01.", item, f"--{flag}")
             )
@@ -37,6 +40,25 @@ def parse_assignments(
             except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
                 problems.append(Problem(_unreadable(key, text), item, f"--{flag}"))
     return found, problems
+
+
+def separate_assignments(text: str, *, commas: bool = False) -> list[str]:
+    """The `key=value` parts of a text that may hold several: "a=1 b=2" -> ["a=1", "b=2"].
+
+    commas: they may part them too
+    """
+    gap = r"(?<![\s,=])[\s,]+" if commas else r"(?<![\s,=])\s+"
+    return re.split(rf"{gap}(?=[A-Za-z_]\w*\s*=)", text.strip())
+
+
+def several_message(parts: Sequence[str]) -> str:
+    """What to do with one text that holds several arguments."""
+    quoted = ", ".join(f'"{part}"' for part in parts)
+    words = " ".join(f'"{part}"' if " " in part else part for part in parts)
+    return (
+        f"holds {len(parts)} arguments. Write each by itself: [{quoted}], or {words} on the "
+        f"command line."
+    )
 
 
 def _unreadable(key: str, text: str) -> str:

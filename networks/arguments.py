@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import math
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
 from library.errors import ConfigError, Problem
+from library.user_classes import separate_assignments, several_message
 from library.utils import nearest_name
 
 SOURCE = "network_args"
@@ -24,21 +27,33 @@ T = TypeVar("T")
 
 
 def parse_network_args(strings: Sequence[str] | None) -> dict[str, str]:
-    """["key=value", ...] -> {key: value}. ConfigError for a word without = and for repeats."""
+    """["key=value", ...] -> {key: value}. ConfigError for a word without = and for repeats.
+
+    A value as a whole in quotes, as sd-scripts reads it, is what stands between them.
+    """
     values: dict[str, str] = {}
     problems = []
     for string in strings or ():
         key, equals, value = str(string).partition("=")
-        key = key.strip()
-        if not equals or not key:
+        key, value = key.strip(), unquoted(value)
+        if len(parts := separate_assignments(str(string))) > 1:
+            problems.append(Problem(several_message(parts), string))
+        elif not equals or not key:
             problems.append(Problem("expected key=value.", string))
-        elif key in values and values[key] != value.strip():
+        elif key in values and values[key] != value:
             problems.append(Problem("given twice, with different values.", key))
         else:
-            values[key] = value.strip()
+            values[key] = value
     if problems:
         raise ConfigError(problems, source=SOURCE)
     return values
+
+
+def unquoted(text: str) -> str:
+    """The text without spaces and one pair of quotes around the whole of it."""
+    text = text.strip()
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1].strip() if is_quoted and text[0] not in text[1:-1] else text
 
 
 def parse_arguments(
@@ -117,14 +132,23 @@ def read_text(value: Any) -> str:
 
 
 def read_list(value: Any) -> tuple[str, ...]:
-    """A sequence, a Python list as text, or texts parted by commas outside brackets."""
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            pass  # a regular expression that begins with a character class
-    parts = split_outside_brackets(value) if isinstance(value, str) else [str(v) for v in value]
-    return tuple(part.strip() for part in parts if part.strip())
+    """A sequence, a Python list or tuple as text, or texts parted by commas outside brackets."""
+    if isinstance(value, str):
+        value = python_list(value) or map(unquoted, split_outside_brackets(value))
+    return tuple(str(part).strip() for part in value if str(part).strip())
+
+
+def python_list(text: str) -> Sequence[str] | None:
+    """The texts of a Python list or tuple that is written as text; None when it is not one."""
+    if not re.match(r"""\s*[\[(]\s*["']""", text):
+        return None  # a regular expression may begin with a bracket
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an escape that Python does not know stays as it is
+            found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return (found,) if isinstance(found, str) else found
 
 
 def read_pairs(value: Any) -> Pairs:

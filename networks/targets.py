@@ -2,11 +2,13 @@
 
 `target_modules` patterns choose Linears by suffix, glob or `re:` regex; exclude, include and
 network_reg_* patterns are regexes that must match the whole module path. A pattern that matches
-nothing is an error: it is a typing mistake that would otherwise train something else in silence.
+nothing is an error: it is a typing mistake that would otherwise train something else in silence. An
+exclusion that matches nothing is a warning: what it leaves out may belong to another model.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +19,8 @@ from torch import nn
 
 from library.errors import ConfigError, Problem
 from library.utils import nearest_name
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,8 @@ class PatternTally:
                 if not self.counts[option, pattern]:
                     near = nearest_name(pattern.removeprefix("transformer."), parts)
                     hint = f" Did you mean {near}?" if near else UNMATCHED_HINTS[option]
-                    problems.append(
-                        Problem(f"matches no module of the model.{hint}", f"{option} {pattern!r}")
-                    )
+                    message = f"matches no module of the model.{hint}"
+                    problems.append(Problem(message, f"{option} {pattern!r}"))
         return problems
 
 
@@ -131,8 +134,12 @@ def select_targets(
     ]
     targets = [apply_reg_rules(path, module, rules, tally) for path, module in chosen.items()]
     norm_targets = [apply_lr_rules(path, module, rules, tally) for path, module in chosen_norms]
-    if problems := tally.unmatched([*linears, *norms]):
+    problems = tally.unmatched([*linears, *norms])
+    harmless = [p for p in problems if p.where.startswith("exclude_patterns ")]
+    if len(problems) > len(harmless):
         raise ConfigError(problems, source="network_args")
+    for problem in harmless:
+        logger.warning("%s %s", problem.where, problem.message)
     matches = {f"{option} {p}": n for (option, p), n in sorted(tally.counts.items())}
     return Selection(tuple(t for t in targets if t.rank != 0), tuple(norm_targets), matches)
 

@@ -24,9 +24,11 @@ LAYERS = {
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
     "library/dataset_keys library/dataset_file library/picture_folders library/caption_json library/augment "
+    "library/foreign_files library/foreign_names "
     "library/tensor_files library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util "
+    "library/config_text "
     "library/dataset_effects library/dataset_config",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
@@ -108,6 +110,8 @@ SIDEWAYS = [
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),
     ("library", "config_util -> dataset_config -> dataset_effects", "what becomes of each key"),
+    ("library", "config_file -> config_text", "what stands where"),
+    ("library", "dataset_file -> foreign_files", "whose file it is"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
     ("networks", "network -> norm_limit -> adapters", "a limit on what was trained"),
     ("networks", "network -> precision", "what a file's precision can hold"),
@@ -140,7 +144,7 @@ IN_FUNCTIONS = NEVER_AT_TOP | {
 }
 BACKEND_IMPORTS = {
     "vae.py": {"diffusers"},
-    "attention.py": {"xformers"},  # the optional backend it chooses
+    "attention.py": {"xformers", "flash_attn"},  # the optional backends it chooses
 }
 DYNAMIC_IMPORTS = {
     "networks/loading.py",  # --network_module

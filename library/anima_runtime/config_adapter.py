@@ -81,6 +81,7 @@ class AnimaConfig:
         None,
         "most tokens of both kinds; no limit",
         check=at_least(2),
+        off=(0,),
         idle=(
             loses_to(
                 lambda o: o.qwen3_max_token_length and o.t5_max_token_length,
@@ -88,8 +89,12 @@ class AnimaConfig:
             ),
         ),
     )
-    qwen3_max_token_length: int | None = flag(None, "most Qwen tokens; no limit", check=at_least(1))
-    t5_max_token_length: int | None = flag(None, "most T5 tokens; no limit", check=at_least(2))
+    qwen3_max_token_length: int | None = flag(
+        None, "most Qwen tokens; no limit", check=at_least(1), off=(0,)
+    )
+    t5_max_token_length: int | None = flag(
+        None, "most T5 tokens; no limit", check=at_least(2), off=(0,)
+    )
     empty_caption: str = flag(
         "encode", "empty captions: as ComfyUI encodes them, or zeros", choices=("encode", "zeros")
     )
@@ -205,9 +210,11 @@ class AnimaConfig:
 
     @property
     def attention_backend(self) -> str:
-        """torch or xformers; a false value of an alias never switches another off."""
+        """torch, xformers or flash; a false value of an alias never switches another off."""
+        if self.xformers or self.xfomers:
+            return "xformers"
         asked = {self.anima_attention_backend, self.attn_mode}
-        return "xformers" if self.xformers or self.xfomers or "xformers" in asked else "torch"
+        return next((name for name in ("xformers", "flash") if name in asked), "torch")
 
     @property
     def qwen_max_length(self) -> int | None:
@@ -230,11 +237,9 @@ class AnimaConfig:
                 sources_of(kind, self)
             except ModelFileError as error:
                 found += error.problems
-        if self.attn_mode in ("flash", "sageattn"):
-            message = (
-                "is not supported: torch's own attention has flash kernels. Use torch or xformers."
-            )
-            found.append(Problem(message, f"attn_mode = {self.attn_mode}"))
+        if self.attn_mode == "sageattn":
+            message = "is for drawing, not for training. Write torch, flash or xformers."
+            found.append(Problem(message, "attn_mode = sageattn"))
         asked = {
             "anima_attention_backend": self.anima_attention_backend,
             "attn_mode": "torch" if self.attn_mode == "sdpa" else self.attn_mode,

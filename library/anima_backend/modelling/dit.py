@@ -115,7 +115,7 @@ class Anima(nn.Module):
         self.checkpointing = "cpu_offload" if cpu_offload else "on"
 
     def set_attention_backend(self, name: str) -> None:
-        """torch or xformers, for the DiT's attentions."""
+        """torch, xformers or flash, for the DiT's attentions."""
         backend = choose_backend(name)
         for module in self.modules():
             if isinstance(module, Attention):
