@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch.utils.data import Sampler
@@ -55,13 +54,16 @@ class BucketBatchSampler(Sampler[list[SampleRequest]]):
         rng = random.Random(position_seed(self.seed, epoch, "batch order"))
         batches = []
         for (dataset_index, _), indices in self.catalogue.buckets().items():
-            requests = [
-                SampleRequest(index, epoch, repeat)
+            samples = [
+                (index, repeat)
                 for index in indices
                 for repeat in range(self.catalogue.images[index].repeats)
             ]
-            rng.shuffle(requests)
+            rng.shuffle(samples)
             size = self.catalogue.group.datasets[dataset_index].batch_size
-            batches += [requests[start : start + size] for start in range(0, len(requests), size)]
+            batches += [samples[start : start + size] for start in range(0, len(samples), size)]
         rng.shuffle(batches)
-        return [[replace(r, batch=place) for r in batch] for place, batch in enumerate(batches)]
+        return [
+            [SampleRequest(index, epoch, repeat, place) for index, repeat in batch]
+            for place, batch in enumerate(batches)
+        ]

@@ -61,7 +61,7 @@ class ImageInfo:
     repeats: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """Which picture, in which epoch (from 0), the how-manieth repeat (from 0).
 

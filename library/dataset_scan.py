@@ -25,6 +25,8 @@ from library.picture_folders import Search
 from library.picture_sizes import read_headers
 from library.validation_split import hold_out
 
+MOST_SAMPLES = 1_000_000  # an epoch's order is made as a list: a second, and a few 100 MB
+
 
 @dataclass(frozen=True)
 class _Folder:
@@ -57,6 +59,10 @@ def scan(group: DatasetGroupConfig) -> Catalogue:
     )
     images, held_out = hold_out(images, group, findings)
     images = _balance_regularisation(images, group, findings)
+    if (samples := sum(image.repeats for image in images)) > MOST_SAMPLES:
+        text = f"an epoch would have {samples:,} samples (pictures x num_repeats), and {MOST_SAMPLES:,} "
+        text += "are the most. Lower num_repeats (--dataset_repeats), and raise max_train_epochs instead."
+        raise DatasetError(text, source=group.source)
     notes = tuple(dict.fromkeys(findings.notes))
     return Catalogue(tuple(images), group, notes, tuple(held_out))
 
@@ -208,13 +214,16 @@ def _balance_regularisation(
         wanted = sum(images[i].repeats for i in mine) - sum(images[i].repeats for i in regular)
         if not regular or not wanted:
             continue
-        total, turn = 0, 0
-        repeats = dict.fromkeys(regular, 0)
-        while total < wanted:
-            i = regular[turn % len(regular)]
-            more = images[i].repeats if turn < len(regular) else 1
-            repeats[i] += more
-            total, turn = total + more, turn + 1
+        repeats, total = dict.fromkeys(regular, 0), 0
+        for i in regular:
+            if total < wanted:
+                repeats[i] = images[i].repeats
+                total += repeats[i]
+        if total < wanted:
+            each, rest = divmod(wanted - total, len(regular))
+            total = wanted
+            for turn, i in enumerate(regular):
+                repeats[i] += each + (turn < rest)
         unused = [images[i].path for i in regular if not repeats[i]]
         findings.notes.append(
             f"dataset {number}: {len(regular) - len(unused)} regularisation pictures are shown "

@@ -63,8 +63,13 @@ class RunTexts:
         else:
             batches = self.sampler.batches(epoch)[: end and end * self.sampler.world_size]
         images, found = self.dataset.catalogue.images, dict(self.always)
+        met: set[int] = set()  # pictures whose further repeats have no other text
         for batch in batches:
             for request in batch:
+                if request.index in met:
+                    continue
+                if request.index in self.steady_pictures:
+                    met.add(request.index)
                 caption = self.dataset.caption_of(request)
                 found.setdefault(caption, images[request.index].path.parent)
         return found
@@ -73,16 +78,21 @@ class RunTexts:
     def steady(self) -> dict[str, list[Path]]:
         """Texts of pictures that have the same one in every epoch -> these pictures."""
         found: dict[str, list[Path]] = {}
-        for index, image in enumerate(self.dataset.catalogue.images):
-            if is_steady(image.subset):
-                caption = self.dataset.caption_of(SampleRequest(index, 0, 0))
-                found.setdefault(caption, []).append(image.path)
+        for index in sorted(self.steady_pictures):
+            caption = self.dataset.caption_of(SampleRequest(index, 0, 0))
+            found.setdefault(caption, []).append(self.dataset.catalogue.images[index].path)
         return found
+
+    @cached_property
+    def steady_pictures(self) -> frozenset[int]:
+        """Indices of the pictures that have the same text in every epoch and repeat."""
+        images = enumerate(self.dataset.catalogue.images)
+        return frozenset(index for index, image in images if is_steady(image.subset))
 
     @property
     def vary(self) -> bool:
         """Whether any picture's text depends on the epoch."""
-        return not all(is_steady(image.subset) for image in self.dataset.catalogue.images)
+        return len(self.steady_pictures) < len(self.dataset)
 
     def window(self, start: int, limit: int, *, own: bool = False) -> tuple[range, dict[str, Path]]:
         """As many epochs from `start` as have up to `limit` texts together, at least one."""

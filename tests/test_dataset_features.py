@@ -305,3 +305,12 @@ def test_tags_of_a_metadata_file_follow_each_line_that_may_be_drawn(tmp_path):
     for use, text in (("join", "a\nb,c, d"), ("each", "a,c, d\nb,c, d")):
         (image,) = catalogue_of(folder, subset=f"{source}caption_lines = '{use}'").images
         assert image.caption == text
+
+
+def test_more_samples_than_an_epoch_can_hold_are_refused_at_once(tmp_path):
+    folder = folder_of(tmp_path / "set", [(64, 64)] * 2)
+    message = "an epoch would have 20,000,000 samples .* 1,000,000 are the most. Lower num_repeats"
+    with pytest.raises(DatasetError, match=message):
+        catalogue_of(folder, subset="num_repeats = 10000000")
+    with pytest.raises(DatasetError, match="an epoch would have 20,000,000 samples"):
+        regularised(tmp_path, (1, 2), (10_000_000, 1))
