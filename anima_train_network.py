@@ -215,9 +215,9 @@ class AnimaNetworkTrainer(NetworkTrainer):
             entries[f"ss_{role}_name"] = Path(path).name
             if digest := self.hashes.get(role):
                 entries[f"ss_new_{role}_hash"] = digest
+                entries[f"ss_{role}_hash"] = legacy_hash(path)
         entries.update({
             "ss_base_model_version": "anima",
-            "ss_sd_model_hash": legacy_hash(anima.anima_transformer),
             "ss_qwen3_max_token_length": str(anima.qwen_max_length),
             "ss_t5_max_token_length": str(anima.t5_max_length),
             "ss_empty_caption": anima.empty_caption,

@@ -28,7 +28,7 @@ from library.device_utils import precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem, run_main
 from library.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.optimization import OptimizedRun
-from library.optimizers import optimizer_eval_mode
+from library.optimizers import describe_optimizer, optimizer_eval_mode
 from library.resumable import ResumableRun
 from library.run_config import TrainConfig
 from library.step_logs import RunProgress
@@ -197,9 +197,12 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = self.cfg, self.plan
-        entries = metadata.start_entries(
-            cfg, self.catalogue, plan, self.network, self.optimizer.optimizer, self.seed
+        optimizer = describe_optimizer(self.optimizer.optimizer, cfg.optimizer)
+        processes = self.accelerator.num_processes
+        facts = metadata.RunFacts(
+            cfg, self.catalogue, plan, self.network, optimizer, self.seed, processes
         )
+        entries = metadata.start_entries(facts)
         self.update_metadata(entries)
         entries |= self.resumed.run["metadata"] if self.resumed else {}
         self.metadata = metadata.RunMetadata(entries, cfg.save.no_metadata)

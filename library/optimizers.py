@@ -207,6 +207,18 @@ def create_optimizer(
     return optimizer
 
 
+def describe_optimizer(optimizer: Optimizer, options: OptimizerOptions) -> str:
+    """module.Class(key=value,...) of what was given and of what differs here, with what acts."""
+    given, _ = parse_assignments(options.optimizer_args, "optimizer_args")
+    known = OPTIMIZERS.get(optimizer_name(options))
+    values = {**(known.defaults if known else {}), **given}
+    if "relative_step" in optimizer.defaults:
+        values["relative_step"] = None
+    shown = ",".join(f"{key}={optimizer.defaults.get(key, v)}" for key, v in values.items())
+    kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+    return f"{kind}({shown})" if shown else kind
+
+
 def _import_optimizer(known: KnownOptimizer) -> type[Optimizer]:
     found = import_class(known.path, FLAG, known.requirement or None)
     if not issubclass(found, Optimizer):

@@ -695,7 +695,7 @@ class SaveOptions:
             ("ckpt", "pt"), "only safetensors is written: such files can run code when they are opened"
         ),
     )  # fmt: skip
-    no_metadata: bool = flag(False, "write only the metadata other tools need")
+    no_metadata: bool = flag(False, "write only modelspec.* and the metadata other tools need")
     huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
     huggingface_repo_type: str | None = flag(None, "its type", ignored=LATER)
     huggingface_path_in_repo: str | None = flag(None, "path inside it", ignored=LATER)
@@ -898,18 +898,18 @@ class MetadataOptions:
     """Metadata"""
 
     training_comment: str | None = flag(None, "free text", idle=(NO_METADATA,))
-    metadata_title: str | None = flag(None, "title; output_name if not given", idle=(NO_METADATA,))
-    metadata_author: str | None = flag(None, "author", idle=(NO_METADATA,))
-    metadata_description: str | None = flag(None, "description", idle=(NO_METADATA,))
-    metadata_license: str | None = flag(None, "licence", idle=(NO_METADATA,))
-    metadata_tags: str | None = flag(None, "tags, separated by commas", idle=(NO_METADATA,))
-    metadata_usage_hint: str | None = flag(None, "how to use it", idle=(NO_METADATA,))
-    metadata_thumbnail: str | None = flag(None, "picture file or data: URL", idle=(NO_METADATA,))
-    metadata_merged_from: str | None = flag(None, "files it was merged from", idle=(NO_METADATA,))
-    metadata_trigger_phrase: str | None = flag(None, "trigger words", idle=(NO_METADATA,))
-    metadata_preprocessor: str | None = flag(None, "preprocessor", idle=(NO_METADATA,))
+    metadata_title: str | None = flag(None, "title; output_name if not given")
+    metadata_author: str | None = flag(None, "author")
+    metadata_description: str | None = flag(None, "description")
+    metadata_license: str | None = flag(None, "licence")
+    metadata_tags: str | None = flag(None, "tags, separated by commas")
+    metadata_usage_hint: str | None = flag(None, "how to use it")
+    metadata_thumbnail: str | None = flag(None, "picture file or data: URL")
+    metadata_merged_from: str | None = flag(None, "files it was merged from")
+    metadata_trigger_phrase: str | None = flag(None, "trigger words")
+    metadata_preprocessor: str | None = flag(None, "preprocessor")
     metadata_is_negative_embedding: str | None = flag(
-        None, "true for a negative embedding", read=word, idle=(NO_METADATA,)
+        None, "true for a negative embedding", read=word
     )
 
     def problems(self) -> list[Problem]:

@@ -331,14 +331,14 @@ def test_what_other_flags_leave_without_effect_is_named(run_files):
     argv = run_files(
         huber_c=0.2, vae_batch_size=4, loss_type="l1", max_train_steps=3, max_train_epochs=2,
         save_last_n_steps=5, tensorboard_port=7000, mode_scale=2.0, no_metadata=True,
-        metadata_title="x", wandb_run_name="x", noise_offset_random_strength=True,
+        training_comment="x", wandb_run_name="x", noise_offset_random_strength=True,
         dim_from_weights=False, train_batch_size=4, log_with="tensorboard",
     )  # fmt: skip
     notes = load_run(argv)[3]
     assert sorted(note.split(" ")[0] for note in notes) == [
-        "--huber_c", "--max_train_steps", "--metadata_title", "--mode_scale",
+        "--huber_c", "--max_train_steps", "--mode_scale",
         "--noise_offset_random_strength", "--save_last_n_steps", "--tensorboard_port",
-        "--train_batch_size", "--vae_batch_size", "--wandb_run_name",
+        "--train_batch_size", "--training_comment", "--vae_batch_size", "--wandb_run_name",
     ]  # fmt: skip
 
 

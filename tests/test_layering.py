@@ -42,6 +42,7 @@ LAYERS = {
     "library/trackers library/step_logs library/monitor library/prompts library/sampling "
     "library/validation library/trainer_hooks library/adapter_files library/train_util "
     "library/optimizer_trial library/learning_rates library/optimization library/metadata_table "
+    "library/metadata_datasets "
     "library/run_report library/states library/state_manifest library/resuming library/resumable library/run_files "
     "library/resume_snapshot library/stopping",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
@@ -87,6 +88,7 @@ SIDEWAYS = [
         "optimization -> optimizer_trial, learning_rates, monitor -> optimizers, schedulers, resuming",
         "what an update is made with, tried beforehand",
     ),
+    ("library", "metadata -> metadata_table -> metadata_datasets", "what is written, entry by entry"),
     ("library", "step_logs -> learning_rates", "which rate a progress bar shows"),
     ("library", "resumable -> stopping -> monitor", "how a run ends"),
     (
