@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from library.captions import caption_lines, split_tags
 from library.catalogue import Catalogue
 from library.config_util import DatasetConfig, SubsetConfig
 from library.data_types import ImageInfo
 
+SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
+LONGEST_TAG = 4
+"""In words."""
 PATHS = ("image_dir", "metadata_file", "mask_path", "conditioning_data_dir")
 
 
@@ -106,11 +110,20 @@ def frequencies(images: Iterable[ImageInfo]) -> dict[str, dict[str, int]]:
 
 
 def tags_of(image: ImageInfo) -> list[str]:
-    """The tags of a picture's caption, of all its lines, each as often as it stands there."""
+    """The tags of the lines that are trained on; a line of prose is not cut at its commas."""
     subset = image.subset
-    caption = subset.class_tokens if image.caption is None else image.caption
-    pieces = (p for line in caption.splitlines() for p in line.split(subset.caption_separator))
-    return [piece.strip() for piece in pieces if piece.strip()]
+    lines = caption_lines(subset.class_tokens if image.caption is None else image.caption)
+    found = []
+    for line in lines[:1] if subset.use_of_lines == "first" else lines:
+        tags = split_tags(line, subset.caption_separator)
+        found += [line] if is_prose(line, tags) else tags
+    return found
+
+
+def is_prose(line: str, pieces: Sequence[str]) -> bool:
+    """Whether a line ends like a sentence, and a piece of it is longer than tags are."""
+    ends = line.rstrip("\"' ").endswith(SENTENCE_ENDS)
+    return ends and max((len(piece.split()) for piece in pieces), default=0) > LONGEST_TAG
 
 
 def bucket_info(images: Sequence[ImageInfo]) -> dict[str, Any]:

@@ -11,9 +11,11 @@ from accelerate.optimizer import AcceleratedOptimizer
 from library.learning_rates import LearningRates, shown_rate
 from library.optimizers import count_updates_before, create_optimizer
 from library.run_config import OptimizerOptions, ScheduleOptions
-from library.schedulers import create_scheduler
+from library.schedulers import count_as_done, create_scheduler
 from tests.running import config_files, train
 from tests.test_monitored_runs import trainer_at_its_first_step, with_lost_latents
+from tests.test_resuming import SCHEDULES, schedule_over
+from tests.test_resuming import rates as rates_of
 from tests.test_step_logs import CountReads
 
 
@@ -101,36 +103,36 @@ def test_a_run_logs_what_prodigy_found(demo, run_folder):
     assert found[-1] <= trainer.optimizer.param_groups[0]["d"]
 
 
-SCHEDULES = {
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_steps_that_count_as_done_bring_any_schedule_to_where_it_would_stand(name):
+    whole = rates_of(*schedule_over(name), 20)
+    optimizer, scheduler = schedule_over(name)
+    count_as_done(scheduler, 7)
+    assert rates_of(optimizer, scheduler, 13) == whole[7:]
+
+
+RUNS = {
     "linear": {"lr_scheduler": "linear", "lr_warmup_steps": 2, "gradient_accumulation_steps": 2},
-    "StepLR": {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=2", "gamma=0.5"]},
-    "OneCycleLR": {
-        "lr_scheduler_type": "OneCycleLR", "lr_scheduler_args": ["max_lr=0.1", "total_steps=6"],
+    "StepLR from a state": {
+        "lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=3", "gamma=0.5"],
+        "save_state": True, "save_every_n_steps": 2,
     },
-    "Adafactor": {"optimizer_type": "Adafactor", "optimizer_args": ["scale_parameter=False",
-                                                                     "warmup_init=True"]},
+    "Adafactor": {
+        "optimizer_type": "Adafactor",
+        "optimizer_args": ["scale_parameter=False", "warmup_init=True"],
+    },
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name, with_state", [*((n, False) for n in SCHEDULES), ("StepLR", True)])
-def test_after_initial_step_the_rates_are_those_of_the_whole_run(
-    demo, run_folder, name, with_state
-):
-    settings = {**SCHEDULES[name], "max_train_steps": 6}
-    if with_state:
-        settings |= {"save_state": True, "save_every_n_steps": 2}
+@pytest.mark.parametrize("name", RUNS)
+def test_after_initial_step_the_rates_are_those_of_the_whole_run(demo, run_folder, name):
+    settings = {**RUNS[name], "max_train_steps": 6}
     whole = logged(train(demo, run_folder, settings), "lr/unet")
     late = {"initial_step": 4}
-    if with_state:
+    if "save_state" in settings:
         late["resume"] = str(run_folder / "out" / "run-step00000002-state")
     assert logged(train(demo, run_folder, {**settings, **late}), "lr/unet") == whole[4:]
-
-
-def test_initial_epoch_counts_the_steps_of_its_epochs(demo, run_folder):
-    settings = {"lr_scheduler": "linear", "max_train_steps": None, "max_train_epochs": 2}
-    whole = train(demo, run_folder, settings)
-    late = train(demo, run_folder, {**settings, "initial_epoch": 2})
-    assert logged(late, "lr/unet") == logged(whole, "lr/unet")[whole.plan.steps_per_epoch :]
 
 
 def test_what_adafactor_counts_as_done_is_kept_in_its_state():
@@ -152,14 +154,14 @@ def test_what_adafactor_counts_as_done_is_kept_in_its_state():
 
 OPTIMIZERS = {
     "fused AdamW": {"optimizer_type": "AdamW"},
-    "AdamW": {"optimizer_type": "AdamW", "optimizer_args": ["foreach=True"]},
     "SGD": {"optimizer_type": "SGDNesterov"},
     "Adafactor": {"optimizer_type": "Adafactor", "optimizer_args": ["scale_parameter=False"]},
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("scaled", [False, True], ids=["plain", "scaler"])
+@pytest.mark.parametrize(
+    "name, scaled", [("fused AdamW", False), ("Adafactor", False), ("fused AdamW", True), ("SGD", True)]
+)
 def test_the_schedule_counts_the_runs_steps_also_those_without_an_update(
     demo, run_folder, name, scaled
 ):

@@ -1,13 +1,15 @@
 """What a file says of its making: the table of its entries against the files of real runs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from library.config_util import SubsetConfig
 from library.metadata import minimum, start_entries
-from library.metadata_datasets import dataset_dirs, tag_frequency
+from library.metadata_datasets import dataset_dirs, tag_frequency, tags_of
 from library.metadata_table import (
     AT_SAVE,
     FACTS,
@@ -131,7 +133,7 @@ def test_folders_of_one_name_are_told_apart_and_their_tags_add_up(demo, run_fold
         demo, run_folder,
         "[[datasets]]\nresolution = 128\nbatch_size = 2\n"
         + subset_lines(reg, is_reg=True) + subset_lines(first, num_repeats=3)
-        + subset_lines(f"{second}/", flip_aug=True)
+        + subset_lines(f"{second}/", flip_aug=True, caption_lines="each")
         + "[[datasets]]\nresolution = 192\nbatch_size = 1\n" + subset_lines(first),
     )  # fmt: skip
     assert dataset_dirs(facts.catalogue, is_reg=False) == {
@@ -174,6 +176,24 @@ def test_folders_named_by_flags_are_told_as_sd_scripts_does(demo, run_folder):
     assert found["ss_caption_dropout_every_n_epochs"] == "2" and found["ss_flip_aug"] == "True"
     assert json.loads(found["ss_dataset_dirs"]) == {"2_cat": {"n_repeats": 2, "img_count": 1}}
     assert {f"ss_{name}" for name in ("enable_bucket", "keep_tokens", "bucket_info")} <= set(found)
+
+
+@pytest.mark.parametrize(
+    "caption, tags",
+    [
+        ("1girl, solo , smile", ["1girl", "solo", "smile"]),
+        ("1girl, looking at viewer.", ["1girl", "looking at viewer."]),
+        ("A girl with long hair, standing in the rain.", None),
+        ('She says "no, it is not so far away!"', None),
+        ("1girl, solo\nA girl stands in the pouring rain, wet and cold.",
+         ["1girl", "solo", "A girl stands in the pouring rain, wet and cold."]),
+        ("tag with many words in it, another", ["tag with many words in it", "another"]),
+    ],
+)  # fmt: skip
+def test_sentences_are_not_cut_into_tags(caption, tags):
+    subset = SubsetConfig(image_dir="a", caption_lines="join")
+    image = SimpleNamespace(caption=caption, subset=subset)
+    assert tags_of(image) == ([caption] if tags is None else tags)
 
 
 @pytest.mark.parametrize(
