@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -71,7 +72,7 @@ class Job:
             "every": self.every,
             "resume": resume and str(resume),
         }
-        command = [sys.executable, "-m"]
+        command = ["-m"]
         if self.processes > 1:
             command += ["torch.distributed.run", "--nproc_per_node", str(self.processes), "-m"]
         command += ["tools.verify_resume", AS_CHILD, json.dumps(orders), *self.argv]
@@ -79,7 +80,11 @@ class Job:
         if self.processes > 1 and not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
         with open(self.folder / f"{name}.log", "w", encoding="utf-8") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            return self.spawn(command, env=environment, stdout=log, stderr=log)
+
+    def spawn(self, arguments: Sequence[str], **keywords: Any) -> subprocess.Popen:
+        """Python with these arguments, as a process of its own."""
+        return subprocess.Popen([sys.executable, *arguments], **keywords)
 
     def finish(self, process: subprocess.Popen, name: str) -> Path:
         """Wait for a run and return its last file. Raises UserError with its last words if it failed."""
