@@ -14,7 +14,7 @@ from library.monitor import Monitor
 from library.optimizer_trial import try_optimizer, try_schedule
 from library.optimizers import create_optimizer
 from library.run_config import OptimizerOptions
-from library.schedulers import count_as_done, create_scheduler
+from library.schedulers import create_scheduler
 
 if TYPE_CHECKING:
     from library.run_config import TrainConfig
@@ -61,8 +61,6 @@ class OptimizedRun:
         )
         # torch's advice where the first updates are left out (fp16 looking for its scale)
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
-        if self.cfg.resume.given_step:
-            count_as_done(self.scheduler, self.state.step)
         self.rates = LearningRates(optimizer, names)
         self.model, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         self.network.check_trainables()

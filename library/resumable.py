@@ -10,6 +10,7 @@ from library.errors import Problem, ResumeError
 from library.optimizers import count_updates_before, optimizer_train_mode
 from library.resuming import TrainingParts, first_position
 from library.run_files import RunFiles
+from library.schedulers import count_as_done
 from library.states import SavedState, open_state
 from library.stopping import StopRequests
 
@@ -101,9 +102,10 @@ class ResumableRun:
                 self.resumed,
                 self.accelerator.process_index,
                 may_start_afresh=self.cfg.resume.resume_ignore_optimizer_mismatch,
-                schedule_stands=self.cfg.resume.given_step,
+                with_schedule=not self.cfg.resume.given_step,
             )
             self.files.last_state = self.resumed.folder
             logger.info("going on from %s at step %d", self.resumed.folder, self.state.step)
         if self.cfg.resume.given_step:
+            count_as_done(self.scheduler, self.state.step)
             count_updates_before(optimizer, self.state.step)

@@ -19,6 +19,7 @@ from torch.optim import Optimizer, lr_scheduler
 
 from library.data_types import TrainState
 from library.errors import Problem, ResumeError
+from library.schedulers import count_as_done
 
 if TYPE_CHECKING:
     from library.run_config import ResumeOptions
@@ -88,14 +89,13 @@ class TrainingParts:
         rank: int,
         *,
         may_start_afresh: bool = False,
-        schedule_stands: bool = False,
+        with_schedule: bool = True,
     ) -> None:
         """Put a state's contents back. Raises ResumeError when something does not fit.
 
         may_start_afresh: an optimizer that is not the saved one stays as it was made
-        schedule_stands:  the schedule stands already where it has to, and its rates count
+        with_schedule:    bring the schedule to where the saved one stood
         """
-        rates = self.scheduler.get_last_lr()
         self.restore_factors(state.factors(), str(state.folder))
         training = state.training()
         saved = training["optimizer"]
@@ -103,10 +103,7 @@ class TrainingParts:
             logger.warning("the optimizer starts afresh: its state is not taken over.")
         else:
             restore_optimizer(self.optimizer, saved, self.arguments)
-        if schedule_stands:
-            for group, rate in zip(self.optimizer.param_groups, rates):
-                group["lr"] = rate
-        else:
+        if with_schedule:
             restore_schedule(self.scheduler, training["schedule"], state.position.step)
         if self.scaler and training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
@@ -228,19 +225,18 @@ def restore_schedule(
 ) -> None:
     """Bring a fresh schedule, and the rates in its optimizer, to where the saved one stood.
 
-    steps: updates done, for a schedule of another class than the saved one. The base rates are the
-    fresh schedule's; where the rate is a function of the step it is computed anew, so that another
-    length of the run counts; elsewhere the saved rate changes as its base did.
+    steps: updates done, which a schedule of another class than the saved one takes from its beginning.
+    The base rates are the fresh schedule's; where the rate is a function of the step it is computed
+    anew, so that another length of the run counts; elsewhere the saved rate changes as its base did.
     """
+    if saved["class"] != class_name(scheduler):
+        count_as_done(scheduler, steps)
+        return
     base = list(scheduler.base_lrs)
     state = dict(saved["state"])
     before = state.get("base_lrs", base)
     groups = scheduler.optimizer.param_groups
-    if saved["class"] == class_name(scheduler):
-        scheduler.load_state_dict({**state, "base_lrs": base})
-    else:
-        scheduler.last_epoch = steps
-        scheduler._step_count = steps + 1
+    scheduler.load_state_dict({**state, "base_lrs": base})
     if type(scheduler) is lr_scheduler.LambdaLR:
         factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
         rates = [rate * factor for rate, factor in zip(base, factors)]

@@ -143,7 +143,10 @@ def count_as_done(scheduler: lr_scheduler.LRScheduler, steps: int) -> None:
     """Bring a fresh schedule, and the rates in its optimizer, to where they stand after `steps` updates.
 
     It takes the steps, so that one that is no function of the step stands where it would stand too.
+    What a state has put into the optimizer's groups since the schedule was made does not count.
     """
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr()):
+        group["lr"] = rate
     for _ in range(steps):
         scheduler.step()
 

@@ -79,7 +79,7 @@ SIDEWAYS = [
     ("library", "run_report -> optimizers", "what the optimizer keeps"),
     (
         "library",
-        "resumable -> run_files, resuming -> states -> state_manifest, metadata, optimizers, checkpoints",
+        "resumable -> run_files, resuming -> states -> state_manifest, metadata, optimizers, checkpoints, schedulers",
         "what a run writes, when it is due, and goes on from",
     ),
     ("library", "resumable -> resume_snapshot -> optimizers", "what has to agree"),

@@ -10,11 +10,12 @@ from accelerate.optimizer import AcceleratedOptimizer
 
 from library.learning_rates import LearningRates, shown_rate
 from library.optimizers import count_updates_before, create_optimizer
+from library.resuming import class_name, restore_optimizer, restore_schedule
 from library.run_config import OptimizerOptions, ScheduleOptions
 from library.schedulers import count_as_done, create_scheduler
 from tests.running import config_files, train
 from tests.test_monitored_runs import trainer_at_its_first_step, with_lost_latents
-from tests.test_resuming import SCHEDULES, schedule_over
+from tests.test_resuming import SCHEDULES, saved_optimizer, schedule_over
 from tests.test_resuming import rates as rates_of
 from tests.test_step_logs import CountReads
 
@@ -110,6 +111,24 @@ def test_steps_that_count_as_done_bring_any_schedule_to_where_it_would_stand(nam
     optimizer, scheduler = schedule_over(name)
     count_as_done(scheduler, 7)
     assert rates_of(optimizer, scheduler, 13) == whole[7:]
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_state_of_another_schedule_brings_any_to_where_it_would_stand(name):
+    """Also one that keeps its own values in the optimizer's groups, which the state does not have."""
+    whole = rates_of(*schedule_over(name), 20)
+    other = "polynomial" if name != "polynomial" else "torch.optim.lr_scheduler.CosineAnnealingLR"
+    optimizer, scheduler = schedule_over(other)
+    rates_of(optimizer, scheduler, 7)
+    saved = {"class": class_name(scheduler), "state": scheduler.state_dict()}
+    kept = saved_optimizer(optimizer)
+    optimizer, scheduler = schedule_over(name)
+    restore_optimizer(optimizer, kept)
+    if class_name(scheduler) == saved["class"]:
+        saved["class"] = "another"
+    restore_schedule(scheduler, saved, 7)
+    assert rates_of(optimizer, scheduler, 13) == pytest.approx(whole[7:], rel=1e-12)
 
 
 RUNS = {
