@@ -50,7 +50,7 @@ from library.strategy_anima import (
     AnimaTokenizeStrategy,
 )
 from library.trackers import check_logging
-from library.utils import file_fingerprint, setup_logging
+from library.utils import setup_logging
 from train_network import NetworkTrainer
 
 logger = logging.getLogger(__name__)
@@ -186,21 +186,25 @@ class AnimaNetworkTrainer(NetworkTrainer):
         )
 
     def get_latents_caching_strategy(self) -> AnimaLatentsCachingStrategy:
-        identity = f"{path_fingerprint(self.cfg.paths.vae)} {self.vae_dtype}"
+        identity = "in memory"
+        if self.cfg.cache.cache_latents_to_disk:
+            identity = f"{self.hash_model(self.cfg.paths.vae)} {self.vae_dtype}"
         return AnimaLatentsCachingStrategy(
             LoadedOnUse(self.load_vae, self.accelerator.device), identity
         )
 
     def get_text_encoder_outputs_caching_strategy(self) -> AnimaTextEncoderOutputsCachingStrategy:
-        anima = self.anima
-        files = (anima.qwen, self.qwen_folder, self.t5_folder)
-        lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
-        parts = (*map(path_fingerprint, files), *lengths, self.weight_dtype)
+        anima, identity = self.anima, "in memory"
+        if self.cfg.cache.cache_text_encoder_outputs_to_disk:
+            files = (anima.qwen, self.qwen_folder, self.t5_folder)
+            lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
+            parts = (*map(self.hash_model, files), *lengths, self.weight_dtype)
+            identity = " ".join(map(str, parts))
         adapter = self.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(
             self.tokenize_strategy,
             self.get_text_encoding_strategy(),
-            " ".join(map(str, parts)),
+            identity,
             sizes=(adapter.source_dim, adapter.vocab),
             dtype=self.weight_dtype,
         )
@@ -234,7 +238,14 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def hashes(self) -> FileHashes:
         """Of the base models, computed beside the run from the first time they are asked for."""
         files = {**self.base_files(), "llm_adapter": self.anima.llm_adapter_path}
-        return FileHashes(files if self.is_main else {})
+        return FileHashes(files if self.is_main else {}, self.hash_model)
+
+    def hash_model(self, path: str | Path) -> str:
+        """Of a model's content; remembered beside the pictures where a cache lies there."""
+        cache = self.cfg.cache
+        on_disk = cache.cache_latents_to_disk or cache.cache_text_encoder_outputs_to_disk
+        home = self.catalogue.images[0].path.parent if on_disk else None
+        return self.contents.hash_of_model(Path(path), home)
 
     @property
     def strict_resume(self) -> bool:
@@ -264,13 +275,6 @@ class AnimaNetworkTrainer(NetworkTrainer):
         self.hashes  # noqa: B018  starts it
         super().cache_inputs()
         self.tokenize_strategy.report()
-
-
-def path_fingerprint(path: str | Path) -> str:
-    """Identity of a file, or of all files of a folder."""
-    path = Path(path)
-    files = sorted(f for f in path.iterdir() if f.is_file()) if path.is_dir() else [path]
-    return "+".join(map(file_fingerprint, files))
 
 
 @cache

@@ -21,6 +21,7 @@ from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, cache_latents
 from library.checkpoints import CheckpointPlan, check_output_dir
 from library.config_util import DatasetGroupConfig
+from library.contents import Contents
 from library.data_types import Batch, StepResult, TrainState
 from library.dataset_scan import scan
 from library.datasets import TrainDataset
@@ -49,6 +50,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
         self.cfg = cfg
         self.datasets = datasets
         self.state = TrainState()
+        self.contents = Contents()
 
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
@@ -150,21 +152,22 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
 
     def cache_latents(self) -> LatentsCache:
         """Encode every picture once; the VAE is freed when this returns."""
-        options, everything = self.cfg.cache, self.catalogue.everything()
-        share = train_util.share_of_caching(self.accelerator, options.cache_latents_to_disk)
-        cache = cache_latents(
-            everything, self.latents_strategy, share=share, to_disk=options.cache_latents_to_disk,
+        options, to_disk = self.cfg.cache, self.cfg.cache.cache_latents_to_disk
+        share = train_util.share_of_caching(self.accelerator, to_disk)
+        return cache_latents(
+            self.catalogue.everything(), self.latents_strategy, share=share, to_disk=to_disk,
             batch_size=options.vae_batch_size, skip_check=options.skip_cache_check,
+            contents=self.contents,
         )  # fmt: skip
-        self.accelerator.wait_for_everyone()
-        return cache
 
     def cache_text(self) -> TextWindows:
         """The run's texts, shuffled and dropped ones included; those needed first are encoded."""
-        strategy = self.get_text_encoder_outputs_caching_strategy()
-        windows = TextWindows.make(self.run_texts(), strategy, self.cfg.cache)
-        with train_util.one_writes(self.accelerator, windows.cache.to_disk):
-            windows.prepare_epoch(self.state.epoch)
+        strategy, options = self.get_text_encoder_outputs_caching_strategy(), self.cfg.cache
+        share = train_util.share_of_caching(
+            self.accelerator, options.cache_text_encoder_outputs_to_disk
+        )
+        windows = TextWindows.make(self.run_texts(), strategy, options, self.contents, share)
+        windows.prepare_epoch(self.state.epoch)
         return windows
 
     def run_texts(self) -> RunTexts:

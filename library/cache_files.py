@@ -15,9 +15,11 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import time
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "_cache"
 NOTE = "cache"  # in the header: fingerprint and checksum
-FORMAT = "2"  # raise it when the same inputs come to give another content
+FORMAT = "3"  # raise it when the same inputs come to give another content
+BEFORE = re.compile("[0-9a-f]{32}")  # fingerprints that know files by name and time
 LONGEST_HEADER = 2**20  # bytes; ours have some hundreds
 THREADS = max(2, min(8, os.cpu_count() or 1))  # that decode pictures ahead, or look at files
 DELAY = 2.0  # seconds after which looking at files shows its progress
@@ -78,10 +81,12 @@ class CacheFile:
     trust: bool = False
 
     def state(self) -> str:
-        """ "valid", "absent" or "outdated"; the latter also when it is cut short or foreign."""
+        """ "valid", "absent", "outdated" (also cut short, or foreign) or "earlier" (by an earlier version)."""
         try:
             with open(self.path, "rb", buffering=0) as file:
                 header = read_header(file, os.fstat(file.fileno()).st_size, self.path)
+            if not self.trust and BEFORE.fullmatch(header.fingerprint):
+                return "earlier"
             self.check_owner(header)
         except FileNotFoundError:
             return "absent"
@@ -97,8 +102,7 @@ class CacheFile:
         """The stored tensors. check: compare the checksum too. Raises UnfitFile."""
         try:
             with open(self.path, "rb", buffering=0) as file:
-                content = bytearray(os.fstat(file.fileno()).st_size)
-                file.readinto(content)
+                content = read_whole(file, os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise UnfitFile(f"{self.path}: cannot be read ({error.strerror}).") from error
         header = read_header(io.BytesIO(content), len(content), self.path)
@@ -119,13 +123,26 @@ class CacheFile:
         # one note: of several, safetensors writes a random one first, and files would differ
         note = {NOTE: f"{self.fingerprint} {checksum(whole)}"}
         try:
-            # not synced: after a power cut the checks find what was lost
-            with output_errors(self.path), atomic_write(self.path, sync=False) as temporary:
-                save_file(whole, temporary, metadata=note)
+            with output_errors(self.path):
+                self.path.parent.mkdir(exist_ok=True)  # someone may have deleted it meanwhile
+                # not synced: after a power cut the checks find what was lost
+                with atomic_write(self.path, sync=False) as temporary:
+                    save_file(whole, temporary, metadata=note)
         except OutputError as error:
             # on Windows a file that another process reads cannot be replaced: it made the same one
             if not (isinstance(error.__cause__, PermissionError) and self.state() == "valid"):
                 raise
+
+
+def read_whole(file: BinaryIO, size: int) -> bytearray:
+    """So many bytes, or fewer at the file's end: one read may give less, of a network drive say."""
+    content = bytearray(size)
+    view, filled = memoryview(content), 0
+    while count := file.readinto(view[filled:]):
+        filled += count
+    view.release()
+    del content[filled:]
+    return content
 
 
 def has_layout(header: Header, layout: Layout) -> bool:
@@ -156,14 +173,47 @@ class Source(Protocol):
         """Its tensors. Raises UnfitFile."""
 
 
+@dataclass(frozen=True)
+class Foreign(ABC):
+    """An item in another trainer's file, and its copy, which is quick to read.
+
+    copy: our file, whose fingerprint is of theirs: without theirs the copy is not valid either
+    """
+
+    copy: CacheFile
+
+    def read(self, *, check: bool = True) -> Mapping[str, Tensor]:
+        """From the copy, else from their file. Raises UnfitFile."""
+        try:
+            return self.copy.read(check=check)
+        except UnfitFile:
+            return self.unpack()
+
+    @abstractmethod
+    def unpack(self) -> Mapping[str, Tensor]:
+        """From their file, always checked: it has no checksum. Raises UnfitFile."""
+
+
+def copy_foreign(found: Iterable[Foreign]) -> None:
+    """Write the copies that are not there yet. The other trainer's files stay as they are."""
+    try:
+        for source in found:
+            if source.copy.state() != "valid":
+                source.copy.write(source.unpack())
+    except OutputError as error:
+        logger.warning("%s Until then the other trainer's files are unpacked each time.", error)
+
+
 @dataclass
 class Tally:
-    """What became of the items. unfit: why files of other trainers were not used."""
+    """What became of the items. earlier: made by an earlier version; unfit: why files of other
+    trainers were not used."""
 
     what: str
     reused: int = 0
     encoded: int = 0
     outdated: int = 0
+    earlier: int = 0
     foreign: int = 0
     unfit: list[str] = field(default_factory=list)
 
@@ -171,20 +221,40 @@ class Tally:
         rebuilt = f", {self.outdated} of them outdated or damaged before" if self.outdated else ""
         reused = self.reused + self.foreign
         logger.info("%s: %d reused, %d encoded%s", self.what, reused, self.encoded, rebuilt)
+        if self.earlier:
+            logger.info(
+                "%s: %d files of an earlier version, which knew pictures and models by name and time, "
+                "are made anew: they are known by content now, and can be copied.",
+                self.what, self.earlier,
+            )  # fmt: skip
         if self.foreign:
             logger.warning(
-                "%s: %d are read from another trainer's files, which carry no fingerprint: they fit "
+                "%s: %d are taken from another trainer's files, which carry no fingerprint: they fit "
                 "in shape, but nothing tells whether picture, caption or encoder have changed since. "
-                "Delete those files to have them made anew.", self.what, self.foreign,
+                "Delete those files to have them made anew. Until then copies in _cache are used, "
+                "which are read faster.", self.what, self.foreign,
             )  # fmt: skip
         if self.unfit:
             first, count = self.unfit[0], len(self.unfit)
             logger.warning("%s: %d files are not used, for example %s", self.what, count, first)
 
 
+    def count(self, state: str) -> None:
+        """One more item whose file was found in this state."""
+        self.reused += state == "valid"
+        self.foreign += state == "foreign"
+        self.outdated += state == "outdated"
+        self.earlier += state == "earlier"
+
+
 def fingerprint(*parts: object) -> str:
-    """32 hex digits for parts that json can hold."""
-    return hashlib.sha256(json.dumps([FORMAT, *parts]).encode()).hexdigest()[:32]
+    """The format, and 32 hex digits for parts that json can hold."""
+    return f"{FORMAT}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}"
+
+
+def name_hash(*parts: object) -> str:
+    """32 hex digits, for names: the same in every format, so that files are replaced and not left."""
+    return hashlib.sha256(json.dumps(["2", *parts]).encode()).hexdigest()[:32]
 
 
 def read_header(file: BinaryIO, size: int, name: object) -> Header:

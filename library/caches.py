@@ -12,97 +12,61 @@ items are written.
 from __future__ import annotations
 
 import logging
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from library.cache_files import (
     DELAY,
-    FOLDER,
     THREADS,
     CacheFile,
+    Foreign,
     Source,
     TakenOver,
     Tally,
     UnfitFile,
     check_writable,
-    fingerprint,
+    copy_foreign,
 )
-from library.data_types import ImageInfo, Layout, StoredTensor
-from library.errors import DatasetError, Problem
-from library.images import UnreadableImage, load_picture
-from library.utils import is_quiet, threads
+from library.contents import Contents
+from library.data_types import ImageInfo
+from library.errors import DatasetError
+from library.latents_encoder import LatentsEncoder, Place, Tensors
+from library.latents_files import (
+    LatentsJob,
+    fixed_batches,
+    foreign_latents,
+    latents_fingerprint,
+    make_jobs,
+)
+from library.utils import threads
 
 if TYPE_CHECKING:
     from library.catalogue import Catalogue
     from library.strategy_base import LatentsCachingStrategy
 
 logger = logging.getLogger(__name__)
-Place = tuple[str, bool]
+T = TypeVar("T")
 EXCHANGED = 64  # items of each process at a time, about 1 MB each
-Picture = tuple[Tensor, "Tensor | None"]
-Tensors = Mapping[str, Tensor]
-"""latents (C, H, W), and mask (H, W) where the picture has one."""
-
-
-@dataclass(frozen=True)
-class ForeignLatents:
-    """Latents in another trainer's file."""
-
-    strategy: LatentsCachingStrategy
-    image: ImageInfo
-    flipped: bool
-
-    def read(self, *, check: bool = True) -> dict[str, Tensor]:
-        """Always checked: there is no checksum that would make it unnecessary."""
-        latents = self.strategy.read_foreign(self.image, self.flipped)
-        if latents is None:
-            raise UnfitFile(f"{self.image.path}: the file with its latents is gone.")
-        return {"latents": latents}
-
-
-@dataclass(frozen=True)
-class LatentsJob:
-    """One picture to encode, and its file per flip."""
-
-    image: ImageInfo
-    files: Mapping[bool, CacheFile]
-
-    @property
-    def is_masked(self) -> bool:
-        return is_masked(self.image)
-
-    def load(self) -> Picture:
-        """Pixels (3, H, W) and mask (H, W); a picture without transparency is masked nowhere."""
-        subset = self.image.subset
-        pixels, mask = load_picture(
-            self.image.path,
-            self.image.plan,
-            interpolation=subset.resize_interpolation,
-            alpha_mask=subset.alpha_mask,
-            mask_path=self.image.mask,
-        )
-        return pixels, torch.ones(pixels.shape[1:]) if self.is_masked and mask is None else mask
 
 
 @dataclass(frozen=True)
 class Share:
-    """This process among those that encode together."""
+    """This process among those that fill a cache together.
+
+    wait: until all of them have come as far
+    """
 
     rank: int = 0
     world_size: int = 1
+    wait: Callable[[], None] = lambda: None
 
-    def of(self, batches: list[list[LatentsJob]]) -> list[list[LatentsJob]]:
-        return batches[self.rank :: self.world_size]
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """Its part of what all of them list alike."""
+        return items[self.rank :: self.world_size]
 
 
 ALONE = Share()
@@ -112,11 +76,14 @@ class LatentsCache:
     """Latents and masks by picture key and flip: in memory, or read from files one by one."""
 
     def __init__(
-        self, strategy: LatentsCachingStrategy, batches: list[list[LatentsJob]], to_disk: bool
+        self,
+        strategy: LatentsCachingStrategy,
+        batches: list[list[LatentsJob]],
+        contents: Contents | None,
     ) -> None:
         self.strategy = strategy
         self.batches = batches
-        self.to_disk = to_disk
+        self.contents = contents  # None: in memory
         self.stored: dict[Place, Tensors | Source] = {}
         self.intact: set[Place] = set()  # read before and found whole
 
@@ -154,22 +121,23 @@ class LatentsCache:
             raise DatasetError(message + "anew for this run. Start again.") from error
         logger.warning("%s It is made anew.", error)
         made: dict[Place, Tensors] = {}
-        _LatentsEncoder(self.strategy, {place}, made).run([batch])
+        LatentsEncoder(self.strategy, {place}, made).run([batch])
         self.strategy.free()
         if isinstance(error, TakenOver):
             self.stored[place] = made[place]
         else:
-            check_writable([job.image.path.parent])
             self.stored[place] = file
             file.write(made[place])
         return made[place]
 
     def is_unchanged(self, image: ImageInfo, flip: bool, file: CacheFile) -> bool:
         """Whether the picture is still the one that the file's fingerprint was made of."""
+        assert self.contents is not None
         try:
-            return latents_fingerprint(image, flip, self.strategy.identity) == file.fingerprint
+            now = latents_fingerprint(image, flip, self.strategy.identity, self.contents)
         except OSError:
             return False
+        return now == file.fingerprint
 
     def find(self, jobs: list[LatentsJob], tally: Tally) -> Iterator[Place]:
         """Note every item that is stored validly, and yield the others."""
@@ -177,30 +145,23 @@ class LatentsCache:
         with threads(THREADS) as pool:
             looks = pool.map(lambda place: self.look(*place), places)
             bar = tqdm(looks, "checking latents", len(places), unit="file", delay=DELAY)
-            for (job, flip), (state, note) in zip(places, bar):
-                tally.reused += state == "valid"
-                tally.foreign += state == "foreign"
-                tally.outdated += state == "outdated"
+            for (job, flip), (state, source, note) in zip(places, bar):
+                tally.count(state)
                 tally.unfit += [note] if note else []
-                place = job.image.key, flip
-                if state == "foreign":
-                    self.stored[place] = ForeignLatents(self.strategy, job.image, flip)
-                else:
-                    self.stored[place] = job.files[flip]
-                if state in ("absent", "outdated"):
-                    yield place
+                self.stored[job.image.key, flip] = source
+                if state not in ("valid", "foreign"):
+                    yield job.image.key, flip
 
-    def look(self, job: LatentsJob, flip: bool) -> tuple[str, str]:
-        """ "valid", "foreign", "outdated" or "absent", and why another trainer's file is not used."""
-        strategy, note = self.strategy, ""
-        state = job.files[flip].state()
-        if state != "valid" and not job.is_masked:  # which mask theirs was made with is not known
+    def look(self, job: LatentsJob, flip: bool) -> tuple[str, Source, str]:
+        """How and where an item is stored, and why another trainer's file is not used."""
+        state, note = job.files[flip].state(), ""
+        if state != "valid":
             try:
-                if strategy.read_foreign(job.image, flip) is not None:
-                    return "foreign", ""
+                if found := foreign_latents(job, flip, self.strategy, self.contents):
+                    return "foreign", found, ""
             except UnfitFile as error:
                 note = str(error)
-        return state, note
+        return state, job.files[flip], note
 
 
 def cache_latents(
@@ -211,27 +172,35 @@ def cache_latents(
     batch_size: int,
     skip_check: bool = False,
     share: Share = ALONE,
+    contents: Contents | None = None,
 ) -> LatentsCache:
     """Encode every picture that is not stored validly, mirrored too where flips are asked for.
 
-    Only this process's share is encoded here. In memory all processes have all when this returns; on
-    disk they have to wait for each other after it.
+    Only this process's share is encoded here; when this returns all processes have all.
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
-    jobs = list(make_jobs(catalogue, strategy, skip_check))
-    cache = LatentsCache(strategy, fixed_batches(jobs, batch_size), to_disk)
+    contents = (contents or Contents()) if to_disk else None
+    if contents:
+        contents.read_all(image.path for image in catalogue.images)
+    jobs = list(make_jobs(catalogue, strategy, contents, skip_check))
+    cache = LatentsCache(strategy, fixed_batches(jobs, batch_size), contents)
     tally = Tally("latents")
-    if to_disk:
+    if contents:
         missing = set(cache.find(jobs, tally))
         check_writable(
             j.image.path.parent for j in jobs for f in j.files if (j.image.key, f) in missing
         )
+        if share.rank == 0:
+            contents.remember()
     else:
         missing = {(job.image.key, flip) for job in jobs for flip in job.files}
-    encoder = _LatentsEncoder(strategy, missing, None if to_disk else cache.stored)
-    encoder.run(share.of(cache.batches))
-    if share.world_size > 1 and not to_disk:
+    share.wait()  # before anything is stored: all shall find the same to be missing
+    encoder = LatentsEncoder(strategy, missing, None if contents else cache.stored)
+    encoder.run(share.of(encoder.due(cache.batches)))
+    copy_foreign(share.of([each for each in cache.stored.values() if isinstance(each, Foreign)]))
+    share.wait()
+    if share.world_size > 1 and not contents:
         exchange(cache.stored, len(cache.batches[:: share.world_size]) * 2 * batch_size)
     strategy.free()
     tally.encoded = len(missing)
@@ -246,146 +215,3 @@ def exchange(stored: dict[Place, Tensors | Source], most: int) -> None:
     own = list(stored.items())
     for start in range(0, most, EXCHANGED):
         stored.update(gather_object(own[start : start + EXCHANGED]))
-
-
-def is_masked(image: ImageInfo) -> bool:
-    return image.mask is not None or image.subset.alpha_mask
-
-
-def layout_of(image: ImageInfo, strategy: LatentsCachingStrategy) -> Layout:
-    """What a valid file of this picture holds."""
-    width, height = (edge // strategy.downscale for edge in image.plan.bucket)
-    latents = {"latents": StoredTensor((strategy.channels, height, width))}
-    return {**latents, "mask": StoredTensor((height, width))} if is_masked(image) else latents
-
-
-def make_jobs(
-    catalogue: Catalogue, strategy: LatentsCachingStrategy, trust: bool = False
-) -> Iterator[LatentsJob]:
-    """Each picture's files. Two datasets that crop to one size differently get different files."""
-    taken: dict[Path, str] = {}
-    for image in catalogue.images:
-        files = {}
-        for flip in (False, True) if image.subset.flip_aug else (False,):
-            wanted = latents_fingerprint(image, flip, strategy.identity)
-            width, height = image.plan.bucket
-            stem = f"{short_name(image.path)}_{width:04d}x{height:04d}{'_flip' if flip else ''}"
-            path = image.path.parent / FOLDER / f"{stem}.safetensors"
-            if taken.setdefault(path, wanted) != wanted:
-                path = path.with_name(f"{stem}_{wanted[:8]}.safetensors")
-            files[flip] = CacheFile(path, wanted, layout_of(image, strategy), trust)
-        yield LatentsJob(image, files)
-
-
-def short_name(picture: Path) -> str:
-    """The picture's full name, so that a.png and a.jpg differ; hashed when near the system's limit."""
-    name = picture.name
-    if len(os.fsencode(name)) <= 200:
-        return name
-    return f"{fingerprint('name', name)}{picture.suffix}"
-
-
-def latents_fingerprint(image: ImageInfo, flip: bool, identity: str) -> str:
-    """Of the picture file and its mask (size and time), crop, kernel, flip and encoder."""
-    stat = os.stat(image.path)
-    plan = (image.plan.bucket, image.plan.resized, image.plan.crop)
-    kernel = image.subset.resize_interpolation
-    mask: object = image.subset.alpha_mask
-    if image.mask is not None:
-        of_mask = os.stat(image.mask)
-        mask = (image.mask.name, of_mask.st_size, of_mask.st_mtime_ns)
-    seen = (plan, kernel, flip, mask)
-    return fingerprint("latents", stat.st_size, stat.st_mtime_ns, *seen, identity)
-
-
-def fixed_batches(jobs: Iterable[LatentsJob], batch_size: int) -> list[list[LatentsJob]]:
-    """Pictures of one bucket in catalogue order; no matter which of them are missing."""
-    groups: dict[tuple, list[LatentsJob]] = {}
-    for job in jobs:
-        groups.setdefault((job.image.plan.bucket, len(job.files)), []).append(job)
-    return [
-        group[start : start + batch_size]
-        for group in groups.values()
-        for start in range(0, len(group), batch_size)
-    ]
-
-
-class _LatentsEncoder:
-    """Runs the batches in which something is missing; into memory, or to files when it is None."""
-
-    def __init__(
-        self,
-        strategy: LatentsCachingStrategy,
-        missing: set[Place],
-        memory: dict[Place, Tensors | Source] | None,
-    ) -> None:
-        self.strategy = strategy
-        self.missing = missing
-        self.memory = memory
-        self.problems: list[Problem] = []
-
-    def run(self, batches: list[list[LatentsJob]]) -> None:
-        due = [batch for batch in batches if any(self.is_missing(job) for job in batch)]
-        jobs = [job for batch in due for job in batch]
-        with (
-            threads(THREADS) as pool,
-            tqdm(
-                total=len(jobs),
-                desc="caching latents",
-                unit="picture",
-                disable=is_quiet() or not jobs,
-            ) as bar,
-        ):
-            decoded = decode_ahead(pool, jobs)
-            for batch in due:
-                self.encode(batch, [next(decoded) for _ in batch])
-                bar.update(len(batch))
-        if self.problems:
-            raise DatasetError(self.problems)
-
-    def is_missing(self, job: LatentsJob) -> bool:
-        return any((job.image.key, flip) in self.missing for flip in job.files)
-
-    def encode(self, batch: list[LatentsJob], futures: list[Future[Picture]]) -> None:
-        """Encode one batch, plain and mirrored as needed. An unreadable picture spoils its batch."""
-        pictures = []
-        for future in futures:
-            try:
-                pictures.append(future.result())
-            except UnreadableImage as error:
-                self.problems += error.problems
-        if len(pictures) < len(batch):
-            return
-        pixels, masks = zip(*pictures)
-        for flip in batch[0].files:
-            if any((job.image.key, flip) in self.missing for job in batch):
-                stacked = torch.stack(pixels)
-                latents = self.strategy.encode(stacked.flip(-1) if flip else stacked)
-                for job, latent, mask in zip(batch, latents, masks):
-                    self.store(job, flip, latent, mask)
-
-    def store(self, job: LatentsJob, flip: bool, latent: Tensor, mask: Tensor | None) -> None:
-        if (job.image.key, flip) not in self.missing:
-            return
-        if not torch.isfinite(latent).all():
-            text = f"{job.image.path}: the VAE gives NaN or infinite latents for this picture. "
-            self.problems.append(Problem(text + "Use --no_half_vae, or replace the picture."))
-            return
-        tensors = {"latents": latent.clone()}  # not a view that keeps its batch
-        if mask is not None:
-            cells = mask.flip(-1) if flip else mask
-            tensors["mask"] = F.avg_pool2d(cells[None], self.strategy.downscale)[0]
-        if self.memory is not None:
-            self.memory[job.image.key, flip] = tensors
-        else:
-            job.files[flip].write(tensors)
-
-
-def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[Future[Picture]]:
-    """Decoded pictures in order; at most three per thread wait, so that memory stays bounded."""
-    waiting: deque[Future[Picture]] = deque()
-    for job in jobs:
-        waiting.append(pool.submit(job.load))
-        if len(waiting) > 3 * THREADS:
-            yield waiting.popleft()
-    yield from waiting

@@ -294,6 +294,6 @@ def _other_captions(paths: list[Path]) -> str | None:
         extension
         for path in paths
         for extension in (".txt", ".caption")
-        if path.with_suffix(extension).is_file()
+        if os.path.isfile(path.with_suffix(extension))
     )
     return next((extension for extension, n in counts.most_common(1) if n > len(paths) / 2), None)

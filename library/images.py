@@ -103,10 +103,9 @@ def decode(path: str | Path) -> Image.Image:
 
 def open_image(path: str | Path) -> Image.Image:
     """Open a picture and read its header. Raises UnreadableImage saying what the file is."""
+    accept_large_pictures()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=formats())
+        image = Image.open(path, formats=formats())
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{path}: {describe_foreign(path)}") from error
     except Image.DecompressionBombError as error:
@@ -130,6 +129,15 @@ def formats() -> tuple[str, ...]:
         pillow_heif.register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def accept_large_pictures() -> None:
+    """Silence Pillow's warning of pictures that are not too large here, for the whole process.
+
+    Warnings cannot be silenced for a while: other threads open pictures, and filters are everyone's.
+    """
+    if not any(each[2] is Image.DecompressionBombWarning for each in warnings.filters):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def read_end(path: str | Path, kind: str | None) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import mimetypes
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,7 +28,10 @@ SESSION_KEYS = ("ss_session_id", "ss_training_started_at", "modelspec.date")
 class FileHashes:
     """sha256 of large files, computed beside the run; a run that ends does not wait for it."""
 
-    def __init__(self, paths: Mapping[str, str | None]) -> None:
+    def __init__(
+        self, paths: Mapping[str, str | None], hash_file: Callable[[str], str] = sha256_of_file
+    ) -> None:
+        self.hash_file = hash_file
         self.files = {r: path for r, path in paths.items() if path and os.path.isfile(path)}
         self.pending: dict[str, Future[str]] = {role: Future() for role in self.files}
         threading.Thread(target=self.compute, name="hash", daemon=True).start()
@@ -36,7 +39,7 @@ class FileHashes:
     def compute(self) -> None:
         for role, path in self.files.items():
             try:
-                self.pending[role].set_result(sha256_of_file(path))
+                self.pending[role].set_result(self.hash_file(path))
             except Exception as error:  # noqa: BLE001  whoever asks gets it
                 self.pending[role].set_exception(error)
 

@@ -5,6 +5,7 @@ Raises nothing: what cannot be used becomes a problem, what is worth knowing a n
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ def read_caption(picture: Path, subset: SubsetConfig, findings: Findings) -> str
     except UnicodeDecodeError:
         text = "\0"
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # what cannot exist is not there
+            return None
         kind = "this caption is a folder" if path.is_dir() else f"cannot be read: {error.strerror}"
         findings.problem(f"{path}: {kind}. Put a text file there or nothing.")
         return None

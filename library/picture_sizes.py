@@ -1,14 +1,13 @@
 """Sizes of pictures from their headers, many at a time; remembered in the folder where asked for.
 
-The memory (`cache_info`) is `_cache/pictures.json`: name to [bytes, time of change, width, height], and
-true after these for one of several frames. A picture whose file has changed is read again.
+The memory (`cache_info`) is `_cache/pictures.json`: name to what the system says of the file, width,
+height, and whether it has several frames. A picture whose file may have changed is read again.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ from library.errors import Problem
 from library.images import PictureHeader, UnreadableImage, read_picture_header
 from library.picture_folders import CACHE_FOLDER
 from library.text_files import json_text
-from library.utils import atomic_write, is_quiet, threads
+from library.utils import atomic_write, file_facts, is_quiet, threads
 
 logger = logging.getLogger(__name__)
 READERS = 8  # threads: on a cold disk the headers' seeks overlap
@@ -76,10 +75,9 @@ def _recall(folder: Path, paths: list[Path]) -> dict[Path, PictureHeader]:
         memory = json.loads((folder / CACHE_FOLDER / MEMORY).read_bytes())
         found = {}
         for path in paths:
-            size, time, width, height, *several = memory.get(path.name, (-1, -1, 0, 0))
-            stat = os.stat(path)
-            if (size, time) == (stat.st_size, stat.st_mtime_ns) and min(width, height) > 0:
-                found[path] = PictureHeader((int(width), int(height)), several == [True])
+            *facts, width, height, several = memory.get(path.name, (0, 0, 0))
+            if facts == file_facts(path) and min(width, height) > 0:
+                found[path] = PictureHeader((int(width), int(height)), bool(several))
         return found
     except FileNotFoundError:
         return {}
@@ -90,10 +88,10 @@ def _recall(folder: Path, paths: list[Path]) -> dict[Path, PictureHeader]:
 
 
 def _remember(folder: Path, headers: dict[Path, PictureHeader]) -> None:
-    memory = {}
-    for path, header in headers.items():
-        stat = os.stat(path)
-        memory[path.name] = (stat.st_size, stat.st_mtime_ns, *header.size, *[True] * header.several)
+    memory = {
+        path.name: (*file_facts(path), *header.size, header.several)
+        for path, header in headers.items()
+    }
     file = folder / CACHE_FOLDER / MEMORY
     try:
         file.parent.mkdir(exist_ok=True)

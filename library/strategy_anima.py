@@ -184,12 +184,15 @@ class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 8H, 8W) in [-1, 1] -> (B, 16, H, W), float32 on the CPU."""
-        return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).float().cpu()
+        """(B, 3, 8H, 8W) in [-1, 1] -> (B, 16, H, W), float32 on the VAE's device."""
+        return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).float()
 
     def free(self) -> None:
         if isinstance(self.vae, LoadedOnUse):
             self.vae.unload()
+
+    def foreign_file(self, image: ImageInfo) -> Path | None:
+        return sd_scripts_caches.find_latents(image.path, image.size)
 
     def read_foreign(self, image: ImageInfo, flipped: bool) -> Tensor | None:
         """From sd-scripts' file."""
@@ -237,6 +240,9 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
     def free(self) -> None:
         if isinstance(self.encoding.qwen_model, LoadedOnUse):
             self.encoding.qwen_model.unload()
+
+    def foreign_file(self, picture: Path) -> Path | None:
+        return sd_scripts_caches.find_text(picture)
 
     def read_foreign(self, picture: Path, caption: str) -> TextOutputs | None:
         """From sd-scripts' file, when it holds this caption as it is tokenized here."""

@@ -54,10 +54,14 @@ class LatentsCachingStrategy(ABC):
 
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, downscale*H, downscale*W) in [-1, 1] -> (B, C, H, W), float32 on the CPU."""
+        """(B, 3, downscale*H, downscale*W) in [-1, 1] -> (B, C, H, W), float32 on the encoder's device."""
 
     def free(self) -> None:
         """Give the encoder's memory back; the next `encode` loads it again."""
+
+    def foreign_file(self, image: ImageInfo) -> Path | None:
+        """Where another trainer has stored a picture's latents, if there is such a file."""
+        return None
 
     def read_foreign(self, image: ImageInfo, flipped: bool) -> Tensor | None:
         """(C, H, W) as another trainer stored it beside the picture; None when there is no file.
@@ -86,6 +90,10 @@ class TextEncoderOutputsCachingStrategy(ABC):
 
     def free(self) -> None:
         """Give the encoder's memory back; the next `encode` loads it again."""
+
+    def foreign_file(self, picture: Path) -> Path | None:
+        """Where another trainer has stored a picture's text outputs, if there is such a file."""
+        return None
 
     def read_foreign(self, picture: Path, caption: str) -> TextOutputs | None:
         """A caption's outputs as another trainer stored them beside a picture; None without a file.

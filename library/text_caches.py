@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +23,22 @@ from library.cache_files import (
     DELAY,
     FOLDER,
     CacheFile,
+    Foreign,
     Source,
     TakenOver,
     Tally,
     UnfitFile,
     check_writable,
+    copy_foreign,
     fingerprint,
+    name_hash,
     parse,
 )
+from library.caches import ALONE, Share
+from library.contents import Contents
 from library.data_types import TextOutputs
 from library.errors import DatasetError
+from library.utils import is_quiet
 
 if TYPE_CHECKING:
     from library.strategy_base import TextEncoderOutputsCachingStrategy
@@ -41,15 +47,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ForeignText:
+class ForeignText(Foreign):
     """A caption's outputs in another trainer's file beside a picture."""
 
     strategy: TextEncoderOutputsCachingStrategy
     picture: Path
     caption: str
 
-    def read(self, *, check: bool = True) -> TextOutputs:
-        """Always checked: there is no checksum that would make it unnecessary."""
+    def unpack(self) -> TextOutputs:
         outputs = self.strategy.read_foreign(self.picture, self.caption)
         if outputs is None:
             raise UnfitFile(f"{self.picture}: the file with its caption's outputs is gone.")
@@ -98,10 +103,12 @@ class TextCache:
         *,
         to_disk: bool,
         skip_check: bool = False,
+        contents: Contents | None = None,
     ) -> None:
         self.strategy = strategy
         self.to_disk = to_disk
         self.skip_check = skip_check
+        self.contents = contents or Contents()
         self.held: dict[str, TextOutputs] | Scratch = {}
         self.stored: dict[str, Source] = {}
         self.intact: set[str] = set()  # read before and found whole
@@ -141,7 +148,6 @@ class TextCache:
         self.put_away()
         source = self.stored[caption]
         if isinstance(source, CacheFile) and not isinstance(error, TakenOver):
-            source.path.parent.mkdir(exist_ok=True)
             source.write(outputs)
         else:
             self.held[caption] = outputs
@@ -168,12 +174,14 @@ class TextCache:
         lasting: Collection[str] | None = None,
         pictures: Mapping[str, Sequence[Path]] | None = None,
         more_to_come: bool = False,
+        share: Share = ALONE,
     ) -> None:
         """Make these captions ready, each text once, and let all others go.
 
         captions: text -> the folder its file goes to
         lasting:  on disk, the texts that `_cache` may keep, all when None; the others go to a scratch
         pictures: text -> pictures that always have it, beside which another trainer may have stored it
+        share:    of what lasts on disk; the processes hold the same captions, and have all after it
 
         Raises DatasetError naming a caption without finite outputs, or a folder that cannot be written.
         """
@@ -187,13 +195,20 @@ class TextCache:
         self.carry_over({t: captions[t] for t in missing if t not in lasts}, tally)
         due = [text for text in missing if text not in self.held]
         check_writable(files[text].path.parent.parent for text in due if text in lasts)
-        for text in tqdm(due, desc="caching captions", unit="caption", disable=not due):
+        share.wait()  # before anything is stored: all shall find the same to be missing
+        together = [text for text in due if text in lasts]
+        own = [*share.of(together), *(text for text in due if text not in lasts)]
+        for text in tqdm(own, "caching captions", unit="caption", disable=is_quiet() or not own):
             outputs = self.encode(text)
             if text in lasts:
                 files[text].write(outputs)
-                self.stored[text] = files[text]
             else:
                 self.held[text] = outputs
+        self.stored |= {text: files[text] for text in together}
+        copy_foreign(share.of([each for each in self.stored.values() if isinstance(each, Foreign)]))
+        share.wait()
+        if share.rank == 0:
+            self.contents.remember()
         self.put_away()
         tally.encoded = len(due)
         tally.report()
@@ -228,23 +243,28 @@ class TextCache:
         found: dict[str, Source] = {}
         for text, file in tqdm(files.items(), "checking captions", unit="file", delay=DELAY):
             state = file.state()
-            tally.reused += state == "valid"
-            tally.outdated += state == "outdated"
             if state == "valid":
                 found[text] = file
-            elif foreign := self.find_foreign(text, pictures.get(text, ()), tally):
-                found[text] = foreign
+            elif foreign := self.find_foreign(text, file, pictures.get(text, ()), tally):
+                found[text], state = foreign, "foreign"
+            tally.count(state)
         return found
 
     def find_foreign(
-        self, caption: str, pictures: Sequence[Path], tally: Tally
+        self, caption: str, file: CacheFile, pictures: Sequence[Path], tally: Tally
     ) -> ForeignText | None:
         """The first file of another trainer that holds this caption's outputs."""
         for picture in pictures:
+            theirs = self.strategy.foreign_file(picture)
+            if theirs is None:
+                continue
+            content = self.contents.hash_of(theirs, theirs.parent)
+            wanted = fingerprint("copied text", content, caption, self.strategy.identity)
+            found = ForeignText(replace(file, fingerprint=wanted), self.strategy, picture, caption)
             try:
-                if self.strategy.read_foreign(picture, caption) is not None:
-                    tally.foreign += 1
-                    return ForeignText(self.strategy, picture, caption)
+                if found.copy.state() != "valid":
+                    found.unpack()
+                return found
             except UnfitFile as error:
                 tally.unfit.append(str(error))
         return None
@@ -272,7 +292,7 @@ def text_file(
 
 def text_path(caption: str, folder: Path) -> Path:
     """Named by the text alone, so that another encoder replaces the file instead of adding one."""
-    return Path(folder) / FOLDER / f"text_{fingerprint('text', caption)}.safetensors"
+    return Path(folder) / FOLDER / f"text_{name_hash('text', caption)}.safetensors"
 
 
 def cache_text(

@@ -17,12 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from library.caches import ALONE, Share
 from library.captions import CaptionRecipe
 from library.data_types import SampleRequest, TextOutputs
 from library.text_caches import TextCache
 
 if TYPE_CHECKING:
     from library.bucket_sampler import BucketBatchSampler
+    from library.contents import Contents
     from library.datasets import TrainDataset
     from library.run_config import CacheOptions
     from library.strategy_base import (
@@ -125,22 +127,31 @@ class TextWindows:
     """The text outputs of the epoch at hand, encoded window by window.
 
     limit: how many texts are held at once; more only when a single epoch has more
+    share: of the texts that all processes need and find on disk
     """
 
-    def __init__(self, texts: RunTexts, cache: TextCache, limit: int) -> None:
+    def __init__(
+        self, texts: RunTexts, cache: TextCache, limit: int, share: Share = ALONE
+    ) -> None:
         self.texts = texts
         self.cache = cache
         self.limit = limit
+        self.share = share
         self.window = range(0)
 
     @classmethod
     def make(
-        cls, texts: RunTexts, strategy: TextEncoderOutputsCachingStrategy, options: CacheOptions
+        cls,
+        texts: RunTexts,
+        strategy: TextEncoderOutputsCachingStrategy,
+        options: CacheOptions,
+        contents: Contents,
+        share: Share,
     ) -> TextWindows:
         """As the flags ask; nothing is encoded yet."""
-        to_disk = options.cache_text_encoder_outputs_to_disk
-        cache = TextCache(strategy, to_disk=to_disk, skip_check=options.skip_cache_check)
-        return cls(texts, cache, options.text_cache_variants)
+        to_disk, trust = options.cache_text_encoder_outputs_to_disk, options.skip_cache_check
+        cache = TextCache(strategy, to_disk=to_disk, skip_check=trust, contents=contents)
+        return cls(texts, cache, options.text_cache_variants, share)
 
     def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
         """The outputs of a caption of the epochs at hand, see TextCache.get."""
@@ -154,8 +165,8 @@ class TextWindows:
         if epoch in self.window:
             return
         to_disk, epochs = self.cache.to_disk, self.texts.epochs
-        # of the first window on disk every rank finds all files; beyond it each has its own share
-        own = epoch > 0 or not to_disk
+        # on disk the processes share the first window, or the only one; later texts are each one's own
+        own = not to_disk or (epoch > 0 and self.texts.vary)
         self.window, captions = self.texts.window(epoch, self.limit, own=own)
         lasting = None
         if to_disk and epoch > 0:
@@ -165,6 +176,7 @@ class TextWindows:
             lasting=lasting,
             pictures=self.texts.steady,
             more_to_come=self.window.stop < epochs,
+            share=ALONE if own else self.share,
         )
         if len(self.window) < epochs:
             logger.info(

@@ -10,9 +10,9 @@ import math
 import os
 import random
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
+PATIENCE = timedelta(days=30)  # of processes that wait for one that still encodes
 SHARDED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -103,15 +103,19 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
 
 def share_of_caching(accelerator: Accelerator, to_disk: bool) -> Share:
     """Of all processes; on disk, of those on this machine, which read each other's files."""
+    wait = partial(wait_for_all, accelerator)
     if to_disk:
         together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        return Share(accelerator.local_process_index, together)
-    return Share(accelerator.process_index, accelerator.num_processes)
+        return Share(accelerator.local_process_index, together, wait)
+    return Share(accelerator.process_index, accelerator.num_processes, wait)
 
 
-def one_writes(accelerator: Accelerator, to_disk: bool) -> AbstractContextManager:
-    """Within, when it is on disk, the other processes wait for the one that fills a shared cache."""
-    return accelerator.local_main_process_first() if to_disk else nullcontext()
+def wait_for_all(accelerator: Accelerator) -> None:
+    """Until every process is here, however long it takes: a GPU's own group gives up after ten minutes."""
+    if accelerator.num_processes > 1:
+        group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        torch.distributed.barrier(group)
+        torch.distributed.destroy_process_group(group)
 
 
 def prepare_torch(cfg: TrainConfig) -> None:

@@ -145,8 +145,10 @@ def sha256_of_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def file_fingerprint(path: str | Path) -> str:
-    """A cheap identity of a file: name, size and modification time, hashed (16 hex digits)."""
+def file_facts(path: str | Path) -> list[int]:
+    """Size, times and number (inode) of a file: while they stay, it is taken for unchanged.
+
+    Two files that exchange their names differ in the number, one that is written to in the last time.
+    """
     stat = os.stat(path)
-    text = f"{Path(path).name}|{stat.st_size}|{stat.st_mtime_ns}"
-    return hashlib.sha256(name_bytes(text)).hexdigest()[:16]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

@@ -89,7 +89,7 @@ class Validation:
                 batch = batch.to(accelerator.device)
                 for number, sigma in enumerate(QUARTERS.values()):
                     sigmas = torch.full((len(batch.keys),), sigma, device=accelerator.device)
-                    sums[number] += process(batch, sigmas).per_sample.double().sum().cpu()
+                    sums[number] += process(batch, sigmas).per_sample.cpu().double().sum()
                 sums[-1] += len(batch.keys)
         *losses, count = accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()
         means = {f"loss/validation/sigma_{name}": s / count for name, s in zip(QUARTERS, losses)}

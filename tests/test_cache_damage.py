@@ -1,5 +1,6 @@
 """A cache file is whole and right, or it is made anew: damage, kill -9, several processes at once."""
 
+import io
 import os
 import random
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.cache_files import LEFTOVER_AGE
+from library.cache_files import LEFTOVER_AGE, read_whole
 from library.caches import cache_latents
 from library.text_caches import cache_text
 from tests.caching_process import captions_of, check, fill
@@ -62,6 +63,19 @@ def test_no_changed_bit_of_a_text_reaches_the_training(tmp_path):
         assert outputs.keys() == expected.keys()
         assert all(torch.equal(outputs[key], value) for key, value in expected.items())
         assert stored_files(tmp_path) == {name: whole}
+
+
+class Trickling(io.BytesIO):
+    """Gives a few bytes at a time, as a network drive may."""
+
+    def readinto(self, buffer):
+        return super().readinto(buffer[:3])
+
+
+def test_a_file_that_is_read_in_pieces_is_read_whole():
+    content = bytes(range(100))
+    assert read_whole(Trickling(content), 100) == content
+    assert read_whole(Trickling(content[:70]), 100) == content[:70]  # cut while it was read
 
 
 def test_damage_is_told_with_the_files_name(folder, caplog):

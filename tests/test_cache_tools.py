@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file, save_file
 
 from library.errors import ConfigError
 from tests.dataset_files import draw
@@ -44,10 +45,11 @@ def test_a_run_encodes_nothing_after_both_tools(demo, run_folder, caplog):
     cache_latents(argv)
     cache_text(argv)
     assert counts(caplog)[0] == 24
-    files = {path: path.stat().st_mtime_ns for path in (run_folder / "pictures/_cache").iterdir()}
+    cache = run_folder / "pictures/_cache"
+    files = {path: path.stat().st_mtime_ns for path in cache.glob("*.safetensors")}
     make_trainer(argv).train()
     assert counts(caplog) == (0, 0)
-    assert {p: p.stat().st_mtime_ns for p in (run_folder / "pictures/_cache").iterdir()} == files
+    assert {p: p.stat().st_mtime_ns for p in cache.glob("*.safetensors")} == files
 
 
 def test_the_tools_run_as_programs_with_any_flag_of_the_trainer(demo, run_folder, caplog):
@@ -117,6 +119,15 @@ def touch(path):
     os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
 
 
+def change(path):
+    """Another content that means the same."""
+    if path.is_dir():
+        path = min(path.glob("*.json"))
+        path.write_bytes(path.read_bytes() + b"\n")
+    else:
+        save_file(load_file(path), path, metadata={"changed": "yes"})
+
+
 def first(folder, pattern):
     return min((folder / "pictures").glob(pattern))
 
@@ -124,16 +135,17 @@ def first(folder, pattern):
 CAUSES = {  # name -> (what is done to the folder and the models, flags, dataset, encoded)
     "nothing": (None, {}, {}, (0, 0)),
     "a picture's content": (lambda f, m: draw(first(f, "*.png"), (160, 128), 5), {}, {}, (1, 0)),
-    "a picture's time": (lambda f, m: touch(first(f, "*.png")), {}, {}, (1, 0)),
+    "a picture's time": (lambda f, m: touch(first(f, "*.png")), {}, {}, (0, 0)),
     "a caption": (lambda f, m: first(f, "*.txt").write_text("new"), {}, {}, (0, 1)),
     "two captions become one": (
         lambda f, m: [path.write_text("same") for path in (f / "pictures").glob("0[12]_*.txt")],
         {}, {}, (0, 1)),
-    "the VAE's file": (lambda f, m: touch(Path(m["vae"])), {}, {}, (3, 0)),
-    "the encoder's file": (lambda f, m: touch(Path(m["qwen"])), {}, {}, (0, 3)),
-    "Qwen's tokenizer": (lambda f, m: touch(Path(m["qwen_tokenizer_dir"])), {}, {}, (0, 3)),
-    "T5's tokenizer": (lambda f, m: touch(Path(m["t5_tokenizer_dir"])), {}, {}, (0, 3)),
-    "the DiT's file": (lambda f, m: touch(Path(m["anima_transformer"])), {}, {}, (0, 0)),
+    "the models' times": (lambda f, m: [touch(Path(path)) for path in m.values()], {}, {}, (0, 0)),
+    "the VAE's file": (lambda f, m: change(Path(m["vae"])), {}, {}, (3, 0)),
+    "the encoder's file": (lambda f, m: change(Path(m["qwen"])), {}, {}, (0, 3)),
+    "Qwen's tokenizer": (lambda f, m: change(Path(m["qwen_tokenizer_dir"])), {}, {}, (0, 3)),
+    "T5's tokenizer": (lambda f, m: change(Path(m["t5_tokenizer_dir"])), {}, {}, (0, 3)),
+    "the DiT's file": (lambda f, m: change(Path(m["anima_transformer"])), {}, {}, (0, 0)),
     "no_half_vae": (None, {"no_half_vae": True}, {}, (3, 0)),
     "precision": (None, {"mixed_precision": "no"}, {}, (3, 3)),
     "Qwen's length": (None, {"qwen3_max_token_length": 500}, {}, (0, 3)),
@@ -150,16 +162,16 @@ CAUSES = {  # name -> (what is done to the folder and the models, flags, dataset
 
 @pytest.mark.parametrize("cause", CAUSES)
 def test_only_what_a_cause_concerns_is_made_anew(filled, models, tmp_path, cause, caplog):
-    change, settings, dataset, expected = CAUSES[cause]
+    act, settings, dataset, expected = CAUSES[cause]
     shutil.copytree(filled / "pictures", tmp_path / "pictures")  # with its times
     paths = model_paths(models)
-    times = {p: p.stat().st_mtime_ns for p in (models / "models").rglob("*") if p.is_file()}
-    if change:
-        change(tmp_path, paths)
+    before = {p: p.read_bytes() for p in (models / "models").rglob("*") if p.is_file()}
+    if act:
+        act(tmp_path, paths)
     caplog.clear()
     try:
         cache_both(models, tmp_path, settings, **dataset)
         assert counts(caplog) == expected
     finally:
-        for path, time in times.items():
-            os.utime(path, ns=(time, time))
+        for path, content in before.items():
+            path.write_bytes(content)

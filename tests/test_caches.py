@@ -2,6 +2,8 @@
 
 import logging
 import os
+import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -12,9 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.cache_files import THREADS
-from library.caches import Share, cache_latents, decode_ahead, latents_fingerprint
+from library.caches import Share, cache_latents
+from library.contents import MEMORY, Contents
 from library.errors import DatasetError
 from library.images import load_pixels
+from library.latents_encoder import decode_ahead
+from library.latents_files import latents_fingerprint
 from library.text_caches import TextCache, cache_text
 from tests.dataset_files import (
     BUCKETS,
@@ -41,7 +46,8 @@ def encoded(folder, encoder=None, *, batch_size=1, subset="", skip_check=False, 
 
 
 def stored_files(folder):
-    return {path.name: path.read_bytes() for path in (folder / "_cache").iterdir()}
+    files = (path for path in (folder / "_cache").iterdir() if path.name != MEMORY)
+    return {path.name: path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
@@ -90,10 +96,93 @@ def test_a_changed_picture_is_encoded_anew_and_no_other(folder, caplog):
     assert "latents: 3 reused, 1 encoded, 1 of them outdated or damaged before" in caplog.messages
 
 
-def test_a_changed_time_alone_counts_as_a_changed_picture(folder):
+def test_a_changed_time_alone_changes_nothing(folder):
     encoded(folder)
     os.utime(folder / "1.png", ns=(1, 1))
-    assert encoded(folder) == 1
+    assert encoded(folder) == 0
+
+
+def test_a_folder_that_is_copied_with_its_cache_needs_no_encoding(folder, tmp_path):
+    encoded(folder, subset="flip_aug = true")
+    texts(folder, "a, b")
+    copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert encoded(copy, subset="flip_aug = true") == 0
+    assert texts(copy, "a, b") == []
+
+
+def bitmaps(folder):
+    """Two pictures of one size and time."""
+    for number in (0, 1):
+        path = draw(folder / f"{number}.bmp", seed=number)
+        os.utime(path, ns=(10**18, 10**18))
+    return folder / "0.bmp", folder / "1.bmp"
+
+
+def test_two_pictures_of_one_size_and_time_that_swap_names_keep_their_latents(tmp_path):
+    one, other = bitmaps(tmp_path / "set")
+    assert encoded(one.parent) == 2
+    spare = one.with_name("spare")
+    one.rename(spare), other.rename(one), spare.rename(other)
+    encoder = ShrinkingEncoder()
+    cache = cache_latents(catalogue_of(one.parent), encoder, to_disk=True, batch_size=1)
+    assert sum(encoder.batches) == 2
+    for image in cache_images(one.parent):
+        pixels = load_pixels(image.path, image.plan)[None]
+        assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
+
+
+def cache_images(folder):
+    return catalogue_of(folder).images
+
+
+def test_two_masks_that_swap_names_keep_to_their_pictures(tmp_path):
+    folder = folder_of(tmp_path / "set", [(64, 64)] * 2)
+    one, other = bitmaps(tmp_path / "masks")
+    subset = f"mask_path = '{one.parent}'"
+    assert encoded(folder, subset=subset) == 2
+    spare = one.with_name("spare")
+    one.rename(spare), other.rename(one), spare.rename(other)
+    assert encoded(folder, subset=subset) == 2
+
+
+def test_files_of_an_earlier_version_are_made_anew_and_it_is_said(folder, caplog):
+    encoded(folder)
+    texts(folder, "abc")
+    for path in (folder / "_cache").glob("*.safetensors"):
+        save_file(load_file(path), path, metadata={"cache": f"{'0' * 32} 12345678"})
+    with caplog.at_level(logging.INFO):
+        assert encoded(folder) == 4 and texts(folder, "abc") == ["abc"]
+    said = [line for line in caplog.messages if "earlier version" in line]
+    assert [line.split()[:2] for line in said] == [["latents:", "4"], ["captions:", "1"]]
+    assert encoded(folder) == 0 and texts(folder, "abc") == []
+
+
+@pytest.mark.parametrize("when", range(1, 4))
+def test_a_cache_folder_deleted_while_caching_is_made_again(folder, when):
+    class Deleting(ShrinkingEncoder):
+        def encode(self, pixels):
+            if len(self.batches) == when:
+                shutil.rmtree(folder / "_cache")
+            return super().encode(pixels)
+
+    catalogue = catalogue_of(folder)
+    cache = cache_latents(catalogue, Deleting(), to_disk=True, batch_size=1)
+    expected = cache_latents(catalogue, ShrinkingEncoder(), to_disk=False, batch_size=1)
+    for image in catalogue.images:
+        assert torch.equal(cache.get(image.key)[0], expected.get(image.key)[0])
+    assert encoded(folder) == 0
+
+
+def test_a_cache_folder_deleted_while_texts_are_cached_is_made_again(folder):
+    class Deleting(LetterEncoder):
+        def encode(self, caption):
+            if len(self.captions) == 1:
+                shutil.rmtree(folder / "_cache")
+            return super().encode(caption)
+
+    cache = cache_text(dict.fromkeys("abc", folder), Deleting(), to_disk=True)
+    assert all(cache.get(caption)["ids"].tolist() == [ord(caption)] for caption in "abc")
+    assert texts(folder, "a", "b", "c") == []
 
 
 def test_another_encoder_rebuilds_everything(folder):
@@ -184,7 +273,7 @@ def test_two_datasets_that_resize_to_one_size_differently_keep_their_own(tmp_pat
 
 def test_another_crop_of_the_same_size_is_another_picture(folder):
     def prints(image):
-        return latents_fingerprint(image, False, "x")
+        return latents_fingerprint(image, False, "x", Contents())
 
     image = catalogue_of(folder).images[0]
     wide = replace(image.plan, resized=(70, 64))
@@ -243,11 +332,15 @@ def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_encoded(
         cache_text({"a": folder}, LetterEncoder(), to_disk=True)
 
 
-def test_very_long_picture_names_can_be_cached(tmp_path):
-    name = "长" * 80 + ".png"
-    draw(tmp_path / "set" / name)
-    assert encoded(tmp_path / "set") == 1
-    assert encoded(tmp_path / "set") == 0
+@pytest.mark.parametrize("name", ["长" * 80, "长" * 83, "a" * 251])
+def test_very_long_picture_names_can_be_cached(tmp_path, name):
+    folder = tmp_path / "set"
+    draw(folder / f"{name}.png")
+    (folder / f"{name}.txt").write_text("a")
+    assert encoded(folder) == 1
+    assert encoded(folder) == 0
+    subset = "caption_extension = '.caption'"  # a name that cannot exist is not there
+    assert [image.caption for image in catalogue_of(folder, subset=subset).images] == [None]
 
 
 def test_a_cache_file_lost_during_the_run_is_made_anew(folder, caplog):
@@ -374,15 +467,41 @@ def test_impossible_numbers_in_a_cache_are_made_anew(folder, change, caplog):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_processes_share_the_pictures_that_are_to_be_stored(folder):
-    catalogue, files = catalogue_of(folder, subset="flip_aug = true"), []
-    done = []
-    for rank in (1, 0, 1):  # the one that came first again, as a later run
+def together(work):
+    """work(share) in each of two processes' place, which wait for each other; what they return."""
+    meet = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, [Share(rank, 2, meet.wait) for rank in (0, 1)]))
+
+
+@pytest.mark.parametrize("already", [0, 3])
+def test_processes_share_the_pictures_that_are_to_be_stored(folder, already):
+    catalogue = catalogue_of(folder, subset="flip_aug = true")
+    cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+    for path in sorted((folder / "_cache").glob("*.safetensors"))[2 * already :]:
+        path.unlink()  # what is left is not one process's part
+
+    def work(share):
         encoder = ShrinkingEncoder()
-        cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1, share=Share(rank, 2))
-        done.append(sum(encoder.batches))
-        files.append(len(stored_files(folder)))
-    assert (done, files) == ([4, 4, 0], [4, 8, 8])
-    for image in catalogue.images:
-        pixels = load_pixels(image.path, image.plan)[None]
-        assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
+        cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1, share=share)
+        for image in catalogue.images:
+            pixels = load_pixels(image.path, image.plan)[None]
+            assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
+        return sum(encoder.batches) - len(catalogue.images)
+
+    assert sorted(together(work)) == ([4, 4] if not already else [0, 2])
+
+
+@pytest.mark.parametrize("already", [0, 4])
+def test_processes_share_the_texts_that_are_to_be_stored(folder, already):
+    captions = dict.fromkeys("abcdefgh", folder)
+    texts(folder, *list(captions)[:already])
+
+    def work(share):
+        encoder = LetterEncoder()
+        cache = TextCache(encoder, to_disk=True)
+        cache.hold(captions, share=share)
+        assert all(cache.get(text)["ids"].tolist() == [ord(text)] for text in captions)
+        return len(encoder.captions)
+
+    assert together(work) == [(8 - already) / 2] * 2

@@ -13,7 +13,6 @@ from library import errors
 from library.errors import ConfigError, DatasetError, Problem, UserError, format_problems
 from library.utils import (
     atomic_write,
-    file_fingerprint,
     nearest_name,
     position_seed,
     setup_logging,
@@ -197,21 +196,6 @@ def test_a_file_with_a_long_name_can_be_written(tmp_path, name):
     with atomic_write(tmp_path / name) as temporary:
         temporary.write_text("new")
     assert (tmp_path / name).read_text() == "new"
-
-
-def test_a_fingerprint_follows_name_size_and_time(tmp_path):
-    path, other = tmp_path / "a", tmp_path / "b"
-    for file in (path, other):
-        file.write_text("text")
-        os.utime(file, ns=(0, 10**18))
-    before = file_fingerprint(path)
-    assert file_fingerprint(str(path)) == before
-    assert file_fingerprint(other) != before
-    os.utime(path, ns=(0, 10**18 + 1000))
-    assert file_fingerprint(path) != before
-    path.write_text("longer text")
-    os.utime(path, ns=(0, 10**18))
-    assert file_fingerprint(path) != before
 
 
 def test_a_log_file_that_cannot_be_written_names_its_flag(tmp_path):

@@ -1,12 +1,15 @@
 """Pictures of every kind, made here, come out as they are seen."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from library.buckets import BucketManager, CropPlan
-from library.images import UnreadableImage, load_image, load_pixels, read_size
+from library.images import UnreadableImage, load_image, load_pixels, open_image, read_size
 
 WHOLE = CropPlan((64, 48), (64, 48), (0, 0))
 
@@ -187,3 +190,21 @@ def test_the_plan_of_the_header_fits_the_pixels(tmp_path):
         read_size(tmp_path / "a.png")
     )
     assert load_pixels(tmp_path / "a.png", plan).shape == (3, plan.bucket[1], plan.bucket[0])
+
+
+def test_opening_pictures_on_many_threads_leaves_the_warnings_as_they_were(tmp_path):
+    path = tmp_path / "a.png"
+    gradient().save(path)
+    open_image(path).close()  # the one filter that stays
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: open_image(path).close(), range(200)))
+        assert warnings.filters == before
+
+
+def test_a_large_picture_that_can_be_loaded_is_no_warning(tmp_path, recwarn):
+    path = tmp_path / "large.png"
+    Image.new("1", (10_000, 9_000)).save(path)
+    assert read_size(path) == (10_000, 9_000) and not recwarn.list

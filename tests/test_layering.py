@@ -32,7 +32,7 @@ LAYERS = {
     "library/dataset_effects library/dataset_config",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
-    "library/batch_loader "
+    "library/batch_loader library/contents library/latents_files library/latents_encoder "
     "library/caches library/cache_files library/text_caches library/text_windows "
     "library/strategy_base networks/adapters networks/adapted networks/targets networks/codec "
     "networks/network networks/arguments networks/placements networks/loading "
@@ -67,8 +67,13 @@ SIDEWAYS = [
     ("library", "augment -> buckets", "a crop is planned anew"),
     (
         "library",
-        "caches, text_windows -> text_caches -> cache_files",
-        "what is stored, and the files",
+        "text_windows -> text_caches -> caches -> latents_encoder -> latents_files -> contents",
+        "what is stored",
+    ),
+    (
+        "library",
+        "text_caches, caches, latents_encoder, latents_files, contents -> cache_files",
+        "the files",
     ),
     ("library", "strategy_anima -> anima_runtime/sd_scripts_caches", "files of another trainer"),
     ("library", "sampling -> prompts", "a preview is drawn from a prompt"),

@@ -8,9 +8,9 @@ import pytest
 
 from library.anima_runtime.model_loading import read_tensors
 from library.anima_runtime.tokenizer_assets import load_t5_tokenizer
-from library.caches import short_name
 from library.errors import DatasetError, ModelFileError, as_utf8, visible
 from library.images import PictureHeader
+from library.latents_files import short_name
 from library.picture_sizes import read_headers
 from library.text_files import json_text, parse_json
 from library.utils import VisibleFormatter, position_seed

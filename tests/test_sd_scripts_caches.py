@@ -22,11 +22,15 @@ class Counting(AnimaLatentsCachingStrategy):
 
     def __init__(self):
         super().__init__(tiny_vae(), "tiny")
-        self.encoded = 0
+        self.encoded = self.unpacked = 0
 
     def encode(self, pixels):
         self.encoded += len(pixels)
         return super().encode(pixels)
+
+    def read_foreign(self, image, flipped):
+        self.unpacked += 1
+        return super().read_foreign(image, flipped)
 
 
 @pytest.fixture
@@ -83,7 +87,40 @@ def test_latents_of_either_trainer_are_used_and_told_once(folder, name, ending, 
     assert "latents: 2 reused, 0 encoded" in caplog.messages
     (warning,) = [line for line in caplog.messages if "no fingerprint" in line]
     assert warning.startswith("latents: 2 ")
-    assert not (folder / "_cache").exists()
+
+
+def test_their_files_are_unpacked_once_and_stay(folder, caplog):
+    paths = [save(folder, number, GOOD + number + 1) for number in (0, 1)]
+    contents = [path.read_bytes() for path in paths]
+    for unpacked in (True, False):
+        cache, encoded = read(folder)
+        assert encoded == 0 and bool(cache.strategy.unpacked) == unpacked
+        before = cache.strategy.unpacked
+        assert latents_of(cache, "0.0/1.png").unique().item() == 2
+        assert cache.strategy.unpacked == before
+        assert any("latents: 2 are taken from another" in line for line in caplog.messages)
+        caplog.clear()
+    assert [path.read_bytes() for path in paths] == contents
+
+
+def test_a_copy_lives_no_longer_than_their_file(folder):
+    paths = [save(folder, number, GOOD + number + 1) for number in (0, 1)]
+    read(folder)
+    paths[0].unlink()
+    save(folder, 1, GOOD + 7)
+    cache, encoded = read(folder)
+    assert encoded == 1
+    assert torch.equal(latents_of(cache, "0.0/0.png"), latents_of(made(folder), "0.0/0.png"))
+    assert latents_of(cache, "0.0/1.png").unique().item() == 7
+
+
+def test_their_files_are_read_where_no_copy_can_be_written(folder, caplog):
+    for number in (0, 1):
+        save(folder, number, GOOD + 1)
+    (folder / "_cache").write_text("in the way")
+    cache, encoded = read(folder)
+    assert encoded == 0 and latents_of(cache, "0.0/0.png").unique().item() == 1
+    assert "unpacked each time" in caplog.text
 
 
 def pickled():
@@ -137,6 +174,9 @@ def test_a_file_damaged_during_the_run_is_replaced_by_the_vae(folder, caplog):
     cache, encoded = read(folder)
     assert encoded == 1
     path.write_bytes(path.read_bytes()[:1000])
+    copy = folder / "_cache" / "0.png_0128x0032.safetensors"
+    assert torch.equal(latents_of(cache, "0.0/0.png"), torch.from_numpy(GOOD))
+    copy.write_bytes(copy.read_bytes()[:1000])
     assert torch.equal(latents_of(cache, "0.0/0.png"), latents_of(made(folder), "0.0/0.png"))
     assert "made anew" in caplog.text
     assert read(folder)[1] == 0
@@ -242,7 +282,7 @@ def test_texts_are_used_and_train_as_ours_do(demo, with_texts, caplog):
         losses.append(losses_of(trainer))
     assert losses[0] == losses[1]
     assert "captions: 12 reused, 0 encoded" in caplog.messages
-    assert not list((with_texts / "pictures" / "_cache").glob("text_*"))
+    assert len(list((with_texts / "pictures" / "_cache").glob("text_*"))) == 12
     outputs = trainer.texts.get(trainer.catalogue.images[0].caption.strip())
     assert {name: value.dtype for name, value in outputs.items()} == {
         "qwen_hidden": torch.float32, "t5_ids": torch.int64, "t5_mask": torch.int64

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library import caches, run_report
+from library import latents_files, run_report
 from library.anima_runtime import model_loading
 from library.captions import variants
 from library.checkpoints import files_of_run
@@ -141,7 +141,7 @@ class Estimates:
         """Of the latents of all pictures and flips, or of those without a cache file."""
         strategy = self.trainer.get_latents_caching_strategy()
         total = 0
-        for job in caches.make_jobs(self.trainer.catalogue.everything(), strategy):
+        for job in latents_files.make_jobs(self.trainer.catalogue.everything(), strategy, None):
             width, height = job.image.plan.bucket
             cells = (width // strategy.downscale) * (height // strategy.downscale)
             size = strategy.channels * cells * torch.float32.itemsize + HEADER_BYTES

@@ -7,6 +7,7 @@ height and width in the keys; the fork pads neither and has no sizes in its keys
 
 from __future__ import annotations
 
+import os
 import struct
 import zipfile
 import zlib
@@ -35,6 +36,21 @@ class StoredText:
     t5_ids: tuple[int, ...]
 
 
+def find_latents(picture: Path, size: tuple[int, int]) -> Path | None:
+    """The file with a picture's latents. size: the picture's (width, height)."""
+    for form in ("{:04d}x{:04d}", "{}x{}"):
+        path = picture.with_name(f"{picture.stem}_{form.format(*size)}_anima.npz")
+        if os.path.isfile(path):  # a name that is too long to exist is not there
+            return path
+    return None
+
+
+def find_text(picture: Path) -> Path | None:
+    """The file with the outputs of the one caption a picture had."""
+    path = picture.with_name(f"{picture.stem}_anima_te.npz")
+    return path if os.path.isfile(path) else None
+
+
 def read_latents(
     picture: Path, size: tuple[int, int], shape: tuple[int, int, int], flipped: bool
 ) -> Tensor | None:
@@ -43,11 +59,8 @@ def read_latents(
     size: the picture's (width, height); shape: the latents' (C, H, W). Raises UnfitFile saying what
     does not fit.
     """
-    for form in ("{:04d}x{:04d}", "{}x{}"):
-        path = picture.with_name(f"{picture.stem}_{form.format(*size)}_anima.npz")
-        if path.is_file():
-            return check_latents(path, size, shape, flipped)
-    return None
+    path = find_latents(picture, size)
+    return None if path is None else check_latents(path, size, shape, flipped)
 
 
 def check_latents(
@@ -70,8 +83,8 @@ def check_latents(
 
 def read_text(picture: Path) -> StoredText | None:
     """The outputs of the one caption a picture had, None when there is no file. Raises UnfitFile."""
-    path = picture.with_name(f"{picture.stem}_anima_te.npz")
-    if not path.is_file():
+    path = find_text(picture)
+    if path is None:
         return None
     names = ("prompt_embeds", "attn_mask", "t5_input_ids", "t5_attn_mask")
     found = read_arrays(path, set(names))
