@@ -6,9 +6,11 @@ from tools.bench import bench_data
 def test_every_part_gives_its_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_data, "ITEMS", 2)
     monkeypatch.setattr(bench_data, "SIDE", 8)
+    monkeypatch.setattr(bench_data, "STEP", 0)
     lines = [
         *bench_data.bench_scan(tmp_path, 3),
         *bench_data.bench_cache(tmp_path),
+        *bench_data.bench_start(tmp_path),
         *bench_data.bench_wait(tmp_path),
         *bench_data.bench_vae(32, base_dim=4),
     ]
@@ -19,6 +21,8 @@ def test_every_part_gives_its_figures(tmp_path, monkeypatch):
         "  when first read",
         "  check of a header at the start",
         "  text of 150 tokens",
-        *["data wait per step"] * 4,
+        "contents of 2 pictures of 2 MB",
+        "  later starts",
+        *["data wait per step"] * 5,
         *["VAE"] * 2,
     ]

@@ -1,6 +1,6 @@
 """Measure what feeds the training: the scan of folders, cache items, the wait per step, the VAE.
 
-python -m tools.bench.bench_data [--parts scan cache wait vae] [--pictures 10000] [--pixels 512]
+python -m tools.bench.bench_data [--parts scan cache start wait vae] [--pictures 10000] [--pixels 512]
 
 Everything is made in a temporary folder, at the true sizes of a 1024 x 1024 picture. Files come from
 the system's memory of files that were just written: a cold disk adds its own time to both sides.
@@ -9,6 +9,7 @@ the system's memory of files that were just written: a cold disk adds its own ti
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -27,20 +28,22 @@ from library.cache_files import CacheFile
 from library.caches import cache_latents
 from library.catalogue import Catalogue
 from library.config_util import load_dataset_config
-from library.data_types import Batch, Layout, StoredTensor, TextOutputs
+from library.contents import Contents
+from library.data_types import Layout, StoredTensor, TextOutputs
 from library.dataset_scan import scan
 from library.datasets import TrainDataset
 from library.errors import run_main
 from library.run_config import DataOptions
 from library.strategy_anima import AnimaTextEncodingStrategy
 from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
-from library.text_caches import TextCache, cache_text
-from library.text_windows import RunTexts
+from library.text_caches import TextCache
+from library.text_windows import RunTexts, TextWindows
 from library.train_util import make_loader
 
 SIDE = 128  # of the latents of a 1024 x 1024 picture
 TOKENS, T5_TOKENS, WIDTH, PADDED = 150, 170, 1024, 512  # of a description of 130 words
 ITEMS = 64
+STEP = 0.1  # seconds that a step takes on a fast GPU
 
 
 class RandomLatents(LatentsCachingStrategy):
@@ -164,30 +167,71 @@ def save_as_sd_scripts(base: Path, latents: Tensor, text: TextOutputs) -> None:
     )  # fmt: skip
 
 
+def bench_start(root: Path) -> Iterator[str]:
+    """What telling files by their content costs: all of them read, and remembered."""
+    rng = np.random.default_rng(0)
+    paths = [root / f"{number}.bin" for number in range(ITEMS)]
+    for path in paths:
+        path.write_bytes(rng.bytes(2_000_000))
+        os.utime(path, (1, 1))
+
+    def start(number: int) -> None:
+        contents = Contents()
+        contents.read_all(paths)
+        contents.remember()
+
+    first, later = median_ms(start, 1), median_ms(start, 5)
+    yield f"contents of {ITEMS} pictures of 2 MB, first start: {first:.1f} ms"
+    yield f"  later starts: {later:.1f} ms ({later / first:.3f}x)"
+
+
 def bench_wait(root: Path) -> Iterator[str]:
-    """From asking for a batch to its latents and padded conditioning: what a step waits for."""
+    """From asking for a batch to its padded conditioning: what a step waits for.
+
+    Each batch made when it is asked for, against batches made while the step before runs.
+    """
     make_pictures(root / "large", ITEMS, 1024)
     catalogue = catalogue_of(root / "large", 1024)
-    sampler = BucketBatchSampler(catalogue, seed=0)
-    texts = RunTexts(TrainDataset(catalogue, seed=0), sampler, 1).of_epoch(0)
-    collate = AnimaTextEncodingStrategy(None, None).collate
-    for to_disk in (True, False):
-        latents = cache_latents(catalogue, RandomLatents(), to_disk=to_disk, batch_size=8)
-        outputs = cache_text(texts, RandomText(), to_disk=to_disk)
-        loader = make_loader(
-            TrainDataset(catalogue, seed=0, latents=latents), sampler, DataOptions()
-        )
-        kind = "on disk" if to_disk else "in memory"
+    now, ahead = DataOptions(max_data_loader_n_workers=0), DataOptions()
+    for kind in ("on disk", "in memory"):
+        fresh = [cached(catalogue, to_disk=kind == "on disk") for _ in range(2)]
         for pass_name in ("first epoch", "later"):
-            wait = median_ms(partial(take, iter(loader), outputs, collate), ITEMS)
-            yield f"data wait per step, caches {kind}, {pass_name}: {wait:.2f} ms a picture"
+            yield shown(f"caches {kind}, {pass_name}", waits(fresh[0], now), waits(fresh[1], ahead))
+    decoded = TrainDataset(catalogue, seed=0)
+    yield shown("pictures decoded", waits(decoded, now), waits(decoded, ahead))
 
 
-def take(
-    batches: Iterator[Batch], texts: TextCache, collate: Callable[..., object], number: int
-) -> None:
-    """One batch and its conditioning, as a training step asks for them."""
-    collate([texts.get(caption) for caption in next(batches).captions])
+def shown(what: str, now: float, ahead: float) -> str:
+    return (
+        f"data wait per step, {what}: {now:.2f} ms a picture; made ahead: {ahead:.2f} ms "
+        f"({ahead / now:.2f}x)"
+    )
+
+
+def cached(catalogue: Catalogue, *, to_disk: bool) -> TrainDataset:
+    """Everything of the catalogue from fresh caches, whose files have not been read yet."""
+    sampler = BucketBatchSampler(catalogue, seed=0)
+    texts = RunTexts(TrainDataset(catalogue, seed=0), sampler, 1)
+    latents = cache_latents(catalogue, RandomLatents(), to_disk=to_disk, batch_size=8)
+    windows = TextWindows(texts, TextCache(RandomText(), to_disk=to_disk), limit=ITEMS)
+    windows.prepare_epoch(0)
+    return TrainDataset(catalogue, seed=0, latents=latents, texts=windows)
+
+
+def waits(dataset: TrainDataset, options: DataOptions) -> float:
+    """The median wait for a batch and its conditioning, with steps of STEP seconds in between."""
+    batches = iter(make_loader(dataset, BucketBatchSampler(dataset.catalogue, seed=0), options))
+    collate = AnimaTextEncodingStrategy(None, None).collate
+    times = []
+    while True:
+        start = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return 1e3 * statistics.median(times)
+        if batch.texts:
+            collate(batch.texts)
+        times.append(time.perf_counter() - start)
+        time.sleep(STEP)
 
 
 @torch.no_grad()
@@ -218,7 +262,7 @@ def encode(vae: QwenImageVAE, picture: Tensor, number: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parts = ("scan", "cache", "wait", "vae")
+    parts = ("scan", "cache", "start", "wait", "vae")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--pictures", type=int, default=10_000, help="to scan")
     parser.add_argument("--pixels", type=int, default=512, help="edge of the picture for the VAE")
@@ -228,6 +272,7 @@ def main() -> None:
         benches = {
             "scan": lambda: bench_scan(root, options.pictures),
             "cache": lambda: bench_cache(root),
+            "start": lambda: bench_start(root),
             "wait": lambda: bench_wait(root),
             "vae": lambda: bench_vae(options.pixels),
         }
