@@ -93,6 +93,11 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def warnings(self) -> list[str]:
         return start_notes.rate_notes(self.start)
 
+    def warnings_of_length(self) -> list[str]:
+        arguments = self.cfg, self.anima, self.cfg.explicit, self.datasets
+        known = run_notes(*arguments)
+        return [note for note in run_notes(*arguments, self.plan) if note not in known]
+
     def differences(self) -> list[str]:
         return start_notes.differences(self.start)
 

@@ -118,7 +118,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
         self.plan = self.begin_at(plan)
         self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs, self.cfg.resume)
         self.validation = validation.Validation(self.catalogue.validation(), self.cfg.validation)
-        log_lines(logger, self.catalogue.notes, logging.WARNING)
+        log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
         log_lines(logger, self.catalogue.describe())
 
     def cache_inputs(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.captions import CAPTION_LINES
-from library.effects import Idle, loses_to, needs
+from library.effects import Idle, loses_to, needs, needs_plan
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 LEVELS = {"general": "[general]", "datasets": "[[datasets]]", "subsets": "[[datasets.subsets]]"}
@@ -87,7 +87,17 @@ KEYS = {
     ),
     "token_warmup_step": Key("float", 0.0, low=0, idle=(NO_CAPTIONS,)),
     "caption_dropout_rate": Key("float", 0.0, low=0, high=1),
-    "caption_dropout_every_n_epochs": Key("int", 0, low=0),
+    "caption_dropout_every_n_epochs": Key(
+        "int",
+        0,
+        low=0,
+        idle=(
+            needs_plan(
+                lambda o: o.caption_dropout_every_n_epochs <= o.plan.epochs,
+                "the run has {o.plan.epochs} epochs",
+            ),
+        ),
+    ),
     "caption_tag_dropout_rate": Key("float", 0.0, low=0, high=1, idle=(NO_CAPTIONS,)),
     "image_dir": Key("text", None, "s", flag=None),
     "caption_extension": Key(

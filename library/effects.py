@@ -20,13 +20,14 @@ class Idle:
     when:    a condition over the other options, which are attributes of its argument
     reason:  why; true whenever `when` is. {o.name} stands for the value of an option
     loses:   another value stands in its place: told also of a value that equals the default
-    of_data: a condition over the pictures' configuration (`datasets`), which may not be known yet
+    of:      what the condition looks at beside options, and may not be known yet: "datasets" (the
+             pictures' configuration) or "plan" (the length of the run)
     """
 
     when: Condition
     reason: str
     loses: bool = False
-    of_data: bool = False
+    of: str = ""
 
 
 def needs(condition: Condition, reason: str) -> Idle:
@@ -36,7 +37,12 @@ def needs(condition: Condition, reason: str) -> Idle:
 
 def needs_data(condition: Condition, reason: str) -> Idle:
     """Idle unless `condition`, which looks at the datasets, holds."""
-    return Idle(lambda o: not condition(o), reason, of_data=True)
+    return Idle(lambda o: not condition(o), reason, of="datasets")
+
+
+def needs_plan(condition: Condition, reason: str) -> Idle:
+    """Idle unless `condition`, which looks at the length of the run, holds."""
+    return Idle(lambda o: not condition(o), reason, of="plan")
 
 
 def loses_to(condition: Condition, reason: str) -> Idle:
@@ -50,7 +56,7 @@ def idle_reason(cases: Sequence[Idle], options: SimpleNamespace, *, asks: bool) 
     asks: whether its value asks for anything; one that does not can still lose to another
     """
     for case in cases:
-        known = not case.of_data or options.datasets is not None
+        known = not case.of or getattr(options, case.of) is not None
         if (asks or case.loses) and known and case.when(options):
             return case.reason.format(o=options)
     return None

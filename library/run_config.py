@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-from library.effects import Condition, Idle, loses_to, needs, needs_data
+from library.effects import Condition, Idle, loses_to, needs, needs_data, needs_plan
 from library.errors import Problem
 from library.options import (
     above,
@@ -122,6 +122,20 @@ def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
 
 MODE_SCALES = (-1.0, 7.235)
 """Within them the density `mode` keeps sigma in [0, 1]."""
+
+
+def fits_steps(name: str) -> Idle:
+    """Idle where the run ends before."""
+    return needs_plan(
+        lambda o: getattr(o, name) <= o.plan.total_steps, "the run has {o.plan.total_steps} steps"
+    )
+
+
+def fits_epochs(name: str) -> Idle:
+    """Idle where the run ends before."""
+    return needs_plan(
+        lambda o: getattr(o, name) <= o.plan.epochs, "the run has {o.plan.epochs} epochs"
+    )
 
 
 def uses_density(scheme: str) -> Condition:
@@ -361,7 +375,9 @@ class NetworkOptions:
             ),
         ),
     )
-    network_dropout: float | None = flag(None, "dropout of adapter inputs", check=between(0, 0.999))
+    network_dropout: float | None = flag(
+        None, "dropout between the factors of LoRA, of the output of LoKr", check=between(0, 0.999)
+    )
     network_args: tuple[str, ...] | None = flag(None, "key=value arguments of the kind of adapter")
     network_weights: str | None = flag(None, "adapter file to start from")
     dim_from_weights: bool = flag(False, "take the rank from --network_weights")
@@ -465,7 +481,8 @@ class ScheduleOptions:
     lr_scheduler_timescale: int | None = flag(
         None,
         "time scale of inverse_sqrt",
-        check=at_least(1), off=(0,),
+        check=at_least(1),
+        off=(0,),
         idle=(*read_by_schedule("lr_scheduler_timescale"),),
     )
     lr_scheduler_min_lr_ratio: float | None = flag(
@@ -679,11 +696,23 @@ class SaveOptions:
     save_every_n_epochs: int | None = flag(
         None,
         "write a file every n epochs",
-        check=at_least(1), off=(0,),
-        idle=(loses_to(lambda o: o.save_n_epoch_ratio, "save_n_epoch_ratio decides"),),
+        check=at_least(1),
+        off=(0,),
+        idle=(
+            loses_to(lambda o: o.save_n_epoch_ratio, "save_n_epoch_ratio decides"),
+            fits_epochs("save_every_n_epochs"),
+        ),
     )
-    save_every_n_steps: int | None = flag(None, "write a file every n steps", check=at_least(1), off=(0,))
-    save_n_epoch_ratio: int | None = flag(None, "write at least n files", check=at_least(1), off=(0,))
+    save_every_n_steps: int | None = flag(
+        None,
+        "write a file every n steps",
+        check=at_least(1),
+        off=(0,),
+        idle=(fits_steps("save_every_n_steps"),),
+    )
+    save_n_epoch_ratio: int | None = flag(
+        None, "write at least n files", check=at_least(1), off=(0,)
+    )
     save_last_n_epochs: int | None = flag(
         None, "keep the last n epoch files", check=at_least(1), off=(0,), idle=(EPOCH_FILES,)
     )
@@ -727,7 +756,8 @@ class ResumeOptions:
     save_last_n_epochs_state: int | None = flag(
         None,
         "keep the last n epochs' states; save_last_n_epochs if not given",
-        check=at_least(1), off=(0,),
+        check=at_least(1),
+        off=(0,),
         idle=(
             STATES,
             EPOCH_FILES,
@@ -802,16 +832,25 @@ class ValidationOptions:
     )
     validation_seed: int | None = flag(None, "which of them; 0 if not given")
     validate_every_n_steps: int | None = flag(
-        None, "validate every n steps", check=at_least(1), off=(0,), idle=(VALIDATED,)
+        None,
+        "validate every n steps",
+        check=at_least(1),
+        off=(0,),
+        idle=(VALIDATED, fits_steps("validate_every_n_steps")),
     )
     validate_every_n_epochs: int | None = flag(
         None,
         "validate every n epochs; every epoch if neither is given",
-        check=at_least(1), off=(0,),
-        idle=(VALIDATED,),
+        check=at_least(1),
+        off=(0,),
+        idle=(VALIDATED, fits_epochs("validate_every_n_epochs")),
     )
     max_validation_steps: int | None = flag(
-        None, "most batches of a validation; all if not given", check=at_least(1), off=(0,), idle=(VALIDATED,)
+        None,
+        "most batches of a validation; all if not given",
+        check=at_least(1),
+        off=(0,),
+        idle=(VALIDATED,),
     )
 
 
@@ -1020,11 +1059,14 @@ class TrainConfig:
         message = "torch cannot use it with gradient_accumulation_steps above 1. Leave it out."
         return [Problem(message, "ddp_static_graph = true")]
 
-    def situation(self, family: Any = None, datasets: Any = None) -> SimpleNamespace:
+    def situation(
+        self, family: Any = None, datasets: Any = None, plan: Any = None
+    ) -> SimpleNamespace:
         """What conditions of effect look at: every option by name, and what else is known.
 
         family:    the options of the model family
         datasets:  their configurations, None when they are not known
+        plan:      how long the run is, None when it is not known
         processes: that train together
         """
         processes = os.environ.get("WORLD_SIZE", "1")
@@ -1033,6 +1075,7 @@ class TrainConfig:
             **(vars(family) if family else {}),
             family=family,
             datasets=datasets,
+            plan=plan,
             processes=int(processes) if processes.isdecimal() else 1,
         )
 

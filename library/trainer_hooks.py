@@ -53,6 +53,10 @@ class FamilyHooks:
         """What should be told of the options before anything is loaded."""
         return []
 
+    def warnings_of_length(self) -> list[str]:
+        """What should be told of the options once the length of the run is known."""
+        return []
+
     def differences(self) -> list[str]:
         """What other trainers would do otherwise with these options."""
         return []

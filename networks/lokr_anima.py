@@ -73,6 +73,7 @@ def create_network(
 
     network = make_network("LoKr", plan, unet, multiplier, make_adapter)
     report_rank_dropout(network, plan)
+    report_full_matrices(network, plan, was_given=network_dim is not None)
     return network
 
 
@@ -117,3 +118,17 @@ def report_rank_dropout(network: AdapterNetwork, plan: Plan) -> None:
             "lokr_rank_dropout has no effect on %d of %d layers, whose matrices are full",
             full, len(linears),
         )  # fmt: skip
+
+
+def report_full_matrices(network: AdapterNetwork, plan: Plan, *, was_given: bool) -> None:
+    """Say once what does nothing where no matrix is factored. was_given: network_dim was"""
+    linears = [p.adapter for p in network.placements if isinstance(p.adapter, LoKr)]
+    options, idle = plan.arguments, []
+    if options.lokr_decompose_both and all(each.shape.w1_rank is None for each in linears):
+        idle.append("lokr_decompose_both")
+    if all(each.rank is None for each in linears):
+        idle += ["network_alpha"] * (plan.alpha not in (None, 0, 1))
+        asked = was_given and not forces_full_matrix(plan.dim)
+        idle += ["network_dim"] * (options.lokr_full_matrix and asked)
+    if idle and linears:
+        logger.warning("%s: no effect where every matrix is full", ", ".join(idle))

@@ -212,8 +212,10 @@ FLAGS: dict[str, Case] = {
     "output_dir": Case("elsewhere", "saves"),
     "output_name": Case("name", "saves"),
     "save_precision": shown(A_RUN),
-    "save_every_n_epochs": Case(2, "saves", idle=({"save_n_epoch_ratio": 2},)),
-    "save_every_n_steps": Case(4, "saves"),
+    "save_every_n_epochs": Case(
+        2, "saves", idle=({"save_n_epoch_ratio": 2}, {"max_train_epochs": 1})
+    ),
+    "save_every_n_steps": Case(4, "saves", idle=({"max_train_steps": 3},)),
     "save_n_epoch_ratio": Case(2, "saves"),
     "save_last_n_epochs": Case(1, "saves", EPOCHS, idle=({}, EVERY_STEPS)),
     "save_last_n_steps": Case(4, "saves", EVERY_STEPS, idle=({}, EPOCHS)),
@@ -238,10 +240,12 @@ FLAGS: dict[str, Case] = {
         True, "start", {"initial_step": 4, "gradient_accumulation_steps": 2}, idle=({}, {"resume": "s"})
     ),
     "validate_every_n_steps": shown(
-        "test_training_datasets.test_validation_is_logged_by_quarter_of_sigma", 5, {}
+        "test_training_datasets.test_validation_is_logged_by_quarter_of_sigma", 5, {},
+        {"validation_split": 0.5, "max_train_steps": 3},
     ),
     "validate_every_n_epochs": shown(
-        "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 2, {}
+        "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 2, {},
+        {"validation_split": 0.5, "max_train_epochs": 1},
     ),
     "max_validation_steps": shown(
         "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 3, {}
@@ -375,6 +379,7 @@ KEYS: dict[str, Case] = {
     "keep_tokens_separator": caption("|||"),
     "secondary_separator": caption(";;;"),
     "enable_wildcard": caption(True),
+    "caption_lines": caption("join"),
     "caption_prefix": caption("before"),
     "caption_suffix": caption("after"),
     "flip_aug": picture(True),

@@ -75,13 +75,14 @@ def updates(train: TrainConfig, anima: AnimaConfig) -> Any:
     return plain(places)
 
 
-def length(train: TrainConfig, anima: AnimaConfig) -> Any:
+def length(train: TrainConfig, anima: AnimaConfig) -> StepPlan:
+    """How long a run of six batches per epoch is."""
     return StepPlan.make(6, train.loop.gradient_accumulation_steps, train)
 
 
 def start(train: TrainConfig, anima: AnimaConfig) -> Any:
     accumulation = train.loop.gradient_accumulation_steps
-    plan = StepPlan.make(6, accumulation, train)
+    plan = length(train, anima)
     return vars(first_position(
         train.resume, None, plan, accumulation=accumulation, processes=1
     ))  # fmt: skip
@@ -89,7 +90,7 @@ def start(train: TrainConfig, anima: AnimaConfig) -> Any:
 
 def saves(train: TrainConfig, anima: AnimaConfig) -> Any:
     """The files that are due, and how many files and states a run keeps."""
-    plan = StepPlan(6, 6, 36, 6, 6)
+    plan = length(train, anima)
     checkpoints = CheckpointPlan(train.save, plan.epochs, train.resume)
     due = [checkpoints.due_at_step(step) for step in range(1, plan.total_steps + 1)]
     due += [checkpoints.due_after_epoch(epoch) for epoch in range(1, plan.epochs + 1)]

@@ -3,7 +3,9 @@
 import pytest
 
 from anima_train_network import load_run
+from library.anima_runtime.config_adapter import run_notes
 from library.errors import ConfigError
+from library.train_util import StepPlan
 from tests.dataset_files import folder_of
 
 NEEDED = ["--anima_transformer", "d", "--vae", "v", "--qwen", "q", "--output_dir", "out"]
@@ -100,6 +102,20 @@ def test_a_seed_of_validation_has_a_use_beside_the_file(notes):
 )
 def test_a_flag_without_use_is_named_with_the_reason(notes, words, why):
     assert notes(file_with(), *words) == [f"{words[0]} has no effect: {why}."]
+
+
+def test_what_is_due_only_after_the_end_of_the_run_is_named(notes, tmp_path):
+    words = ["--save_every_n_steps", "500", "--save_every_n_epochs", "3", "--seed", "1"]
+    assert not notes(file_with("caption_dropout_every_n_epochs = 10"), *words)
+    argv = [*NEEDED, "--dataset_config", str(tmp_path / "dataset.toml"), *words]
+    train, datasets, anima, _ = load_run(argv)
+    plan = StepPlan(2, 2, 4, 2, 2)
+    told = run_notes(train, anima, train.explicit, datasets, plan)
+    assert told[:2] == [
+        "--save_every_n_epochs has no effect: the run has 2 epochs.",
+        "--save_every_n_steps has no effect: the run has 4 steps.",
+    ]
+    assert "caption_dropout_every_n_epochs has no effect: the run has 2 epochs." in told[2]
 
 
 def test_pictures_at_strength_0_are_an_error(notes):

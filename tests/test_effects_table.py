@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,29 +42,32 @@ def words(settings: dict[str, Any]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory):
-    """The configuration of one plain folder."""
+    """The configuration of one plain folder, by its validation_split."""
     folder = tmp_path_factory.mktemp("plain")
     pictures = folder_of(folder / "pictures", [(64, 64)])
     file = folder / "dataset.toml"
     file.write_text(
         f"[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '{pictures}'"
     )
-    return read_datasets(str(file), {})
+    return cache(lambda split: read_datasets(str(file), {"validation_split": split}))
 
 
 def read(group, settings: dict[str, Any]):
-    """The options that settings come to, and what is told of them."""
+    """The options that settings come to, and what is told of them and of a run of six batches."""
     argv = [*NEEDED, "--dataset_config", "dataset.toml", *words(settings)]
     loaded = read_config(Parser(), argv, GROUPS)
     groups = {name: loaded.groups[each] for name, each in SHARED_GROUPS.items()}
     train = TrainConfig(**groups, explicit=loaded.explicit)
     train, anima, problems = adapt(train, loaded.groups[AnimaConfig], loaded.explicit)
     assert not loaded.problems and not problems
-    return train, anima, run_notes(train, anima, loaded.explicit, group)
+    datasets = group(train.validation.validation_split)
+    plan = observed.length(train, anima)
+    options = train.situation(anima, datasets.datasets, plan)
+    return train, anima, run_notes(train, anima, loaded.explicit, datasets, plan), options
 
 
 def observe(by: str, group, settings: dict[str, Any]) -> Any:
-    train, anima, _ = read(group, settings)
+    train, anima, *_ = read(group, settings)
     return observed.OBSERVERS[by](train, anima)
 
 
@@ -141,8 +145,7 @@ def test_every_declared_reason_is_met_by_a_case(group, name):
     case = effects_table.FLAGS[name]
     met = set()
     for settings in case.idle:
-        train, anima, _ = read(group, {**settings, name: case.value})
-        options = train.situation(anima, group.datasets)
+        *_, options = read(group, {**settings, name: case.value})
         met.add(next(each.reason for each in FLAGS[name].idle if each.when(options)))
     assert met == {each.reason for each in FLAGS[name].idle}
 
@@ -274,3 +277,11 @@ def test_a_flag_of_the_dataset_gives_what_the_key_gives(folder, name, key):
     else:
         assert not told
         assert by_flag == keys_read(folder, {**beside, key: value})[0]
+
+
+@pytest.mark.parametrize("name, choice", [
+    pytest.param(flag.dest, choice, id=f"{flag.dest}-{choice}")
+    for flag in FLAGS.values() if flag.dest in EFFECTIVE for choice in flag.choices or ()
+])  # fmt: skip
+def test_every_choice_that_the_document_offers_is_taken(group, name, choice):
+    read(group, {name: choice})

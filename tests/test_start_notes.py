@@ -1,11 +1,14 @@
 """What a run is told before anything is loaded: its rates, and what differs from sd-scripts."""
 
 import logging
+import re
 
 import pytest
 
+from library.anima_runtime.start_notes import DIFFERENCES
 from library.errors import ConfigError
-from tests.running import config_files, make_trainer, train
+from networks.loading import make_network
+from tests.running import ROOT, config_files, make_trainer, train
 
 QUIET = {
     "network_train_unet_only": True, "train_norm": False,
@@ -100,6 +103,19 @@ def test_each_difference_from_sd_scripts_is_told_where_it_applies(checked, setti
         assert line.startswith("differs from sd-scripts: ") and told in line
 
 
+def test_the_documents_mark_each_difference_that_is_told():
+    text = (ROOT / "docs" / "anima_train_network.md").read_text(encoding="utf-8")
+    tables = [
+        re.findall(
+            r"^\| (.+?) \| .+? \| .+ \|$", text.split(title)[1].split("\n## ")[0], re.MULTILINE
+        )
+        for title in ("### 与 sd-scripts 的不同", "### What differs from sd-scripts")
+    ]
+    assert len(tables[0]) == len(tables[1]) > 20
+    marked = [[number for number, row in enumerate(rows) if row.startswith("●")] for rows in tables]
+    assert marked[0] == marked[1] and len(marked[0]) == len(DIFFERENCES)
+
+
 def test_the_start_of_a_run_tells_both(demo, run_folder, caplog):
     caplog.set_level(logging.INFO)
     train(demo, run_folder, {"learning_rate": None, "max_train_steps": 1, "log_with": "none"})
@@ -113,6 +129,29 @@ def test_trained_norms_are_not_left_out_of_the_file_unasked(checked):
             checked(**settings)
         checked(**settings, train_norm=False)
     assert checked(norm_export="omit_trained").outline.settings.norm_export == "omit_trained"
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ({"network_dim": 8, "network_alpha": 4}, []),
+        ({"network_args": ["lokr_full_matrix=true"], "network_alpha": 4}, ["alpha", "dim"]),
+        ({"network_args": ["lokr_full_matrix=true"], "network_dim": 100000}, ["alpha"]),
+        (
+            {"network_args": ["lokr_decompose_both=true"], "network_dim": 512},
+            ["decompose", "alpha"],
+        ),
+    ],
+)
+def test_what_full_matrices_do_not_use_is_named(demo, run_folder, caplog, arguments, told):
+    trainer = make_trainer(config_files(demo, run_folder, {**LOKR, **arguments}))
+    trainer.prepare_process()
+    trainer.check()
+    make_network(
+        trainer.network_module, trainer.cfg.network, trainer.network_kwargs(), trainer.empty_model()
+    )
+    (line,) = [line for line in caplog.messages if "where every matrix is full" in line] or [""]
+    assert all(name in line for name in told) and len(line.split(", ")) == max(1, len(told))
 
 
 def test_a_component_that_is_frozen_is_not_trained_by_a_pattern(checked):

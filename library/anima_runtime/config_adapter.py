@@ -103,7 +103,8 @@ class AnimaConfig:
     )
     attn_mode: str | None = flag(
         None, "attention, in sd-scripts' words",
-        choices=("torch", "sdpa", "xformers", "flash", "sageattn"),
+        choices=("torch", "sdpa", "xformers", "flash"),
+        refuses={"sageattn": "it is for drawing, not for training; write torch, flash or xformers"},
     )  # fmt: skip
     xformers: bool = flag(False, "attention by xformers")
     xfomers: bool | None = flag(None, "old misspelling of xformers", hidden=True)
@@ -237,9 +238,6 @@ class AnimaConfig:
                 sources_of(kind, self)
             except ModelFileError as error:
                 found += error.problems
-        if self.attn_mode == "sageattn":
-            message = "is for drawing, not for training. Write torch, flash or xformers."
-            found.append(Problem(message, "attn_mode = sageattn"))
         asked = {
             "anima_attention_backend": self.anima_attention_backend,
             "attn_mode": "torch" if self.attn_mode == "sdpa" else self.attn_mode,
@@ -376,9 +374,13 @@ def run_notes(
     anima: AnimaConfig,
     explicit: Collection[str],
     datasets: DatasetGroupConfig | None,
+    plan: Any = None,
 ) -> list[str]:
-    """One line for each option that was set and has no effect in this run."""
-    options = train.situation(anima, datasets.datasets if datasets else None)
+    """One line for each option that was set and has no effect in this run.
+
+    plan: how long the run is, when that is known
+    """
+    options = train.situation(anima, datasets.datasets if datasets else None, plan)
     flags = all_flags([*GROUPS.values(), AnimaConfig])
     names = {dest: flag_.names[0] for dest, flag_ in flags.items() if dest in explicit}
     names |= {shared: f"--{name}" for name, shared in FLOW_ALIASES.items() if name in explicit}

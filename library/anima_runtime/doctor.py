@@ -207,6 +207,7 @@ class Check:
         trainer = self.trainer
         if trainer.datasets and self.is_sound and hasattr(trainer, "seed"):
             trainer.prepare_data()
+            self.notes += trainer.warnings_of_length()
             self.catalogue = trainer.catalogue
         elif trainer.datasets:
             self.catalogue = scan(trainer.datasets)
