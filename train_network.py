@@ -78,7 +78,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
-        return [*check_output_dir(self.cfg.save.output_dir), *self.optimizer_problems()]
+        return check_output_dir(self.cfg.save.output_dir)
 
     def prepare_process(self) -> None:
         """Establish the accelerator, the seed and the settings of the path."""
@@ -97,7 +97,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
         problems = self.network_module.check_network_args(*dims, **self.network_kwargs())
         problems += self.assert_extra_args()
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError([*problems, *self.optimizer_problems()])
         with torch.device("meta"), quiet():
             model = self.empty_model()
             merge_base_weights(net, model)

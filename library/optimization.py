@@ -27,7 +27,7 @@ class OptimizedRun:
     cfg: TrainConfig
 
     def optimizer_problems(self) -> list[Problem]:
-        """What is wrong with the optimizer's settings, found before the network is known."""
+        """What is wrong with the optimizer's settings, to be told where no network can be made."""
         known = hasattr(self, "accelerator")  # not in a report on a run that finds no device
         return try_optimizer(
             self.cfg.optimizer, device=self.accelerator.device if known else "cpu"

@@ -365,8 +365,9 @@ def result(page: Page, failures: Sequence[UserError], warnings: Iterable[str]) -
     page.heading("Result", "结论")
     told: list[UserError] = []
     for failure in failures:
-        if not set(failure.problems) <= {p for earlier in told for p in earlier.problems}:
-            told.append(failure)
+        known = {problem for earlier in told for problem in earlier.problems}
+        if new := [problem for problem in failure.problems if problem not in known]:
+            told.append(type(failure)(new))
     if not told:
         page.line("  The run would start. / 可以开始训练。")
         return 0
