@@ -19,7 +19,7 @@ from typing import Any
 
 from library.config_text import assignment, flatten, key_lines, split_options
 from library.dataset_keys import KEYS as DATASET_KEYS
-from library.errors import ConfigError, Problem
+from library.errors import ConfigError, Problem, as_utf8
 from library.options import (
     Flag,
     all_flags,
@@ -351,9 +351,13 @@ def write_config(loaded: LoadedConfig) -> Path:
             value = getattr(values, flag_.dest)
             if value != flag_.default and flag_.dest not in OF_COMMAND_LINE:
                 document[flag_.names[0].removeprefix("--")] = list(value) if flag_.many else value
+    text = tomlkit.dumps(document)
+    if as_utf8(text) != text:
+        message = "holds names that are not UTF-8, which TOML cannot. Rename them, or leave it out."
+        raise ConfigError(f"--output_config: the command line {message}")
     try:
         with atomic_write(target) as temporary:
-            temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output_config: {target} cannot be written ({error}).") from error
     return target

@@ -23,7 +23,7 @@ import torch
 from library.errors import Problem
 from library.optimizers import class_path
 from library.options import flags_of
-from library.utils import log_lines, nearest_name, sha256_of_file
+from library.utils import log_lines, name_bytes, nearest_name, sha256_of_file
 
 if TYPE_CHECKING:
     from library.run_config import ResumeOptions, TrainConfig
@@ -188,7 +188,7 @@ def content_hash(path: str | Path) -> str:
     if not path.is_dir():
         return sha256_of_file(path)
     parts = [f"{f.name} {sha256_of_file(f)}" for f in sorted(path.iterdir()) if f.is_file()]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256(name_bytes("\n".join(parts))).hexdigest()
 
 
 def compare(

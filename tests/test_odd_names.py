@@ -5,13 +5,18 @@ import logging
 import sys
 
 import pytest
+from PIL import Image
 
+from anima_train_network import GROUPS, setup_parser
 from library.anima_runtime.model_loading import read_tensors
 from library.anima_runtime.tokenizer_assets import load_t5_tokenizer
-from library.errors import DatasetError, ModelFileError, as_utf8, visible
-from library.images import PictureHeader
+from library.config_file import read_config, write_config
+from library.errors import ConfigError, DatasetError, ModelFileError, as_utf8, visible
+from library.images import PictureHeader, load_image
 from library.latents_files import short_name
+from library.picture_folders import KINDS
 from library.picture_sizes import read_headers
+from library.resume_snapshot import content_hash
 from library.text_files import json_text, parse_json
 from library.utils import VisibleFormatter, position_seed
 from tests.dataset_files import catalogue_of, draw, folder_of
@@ -126,6 +131,31 @@ def metadata_of(path):
     """Read by hand: the library opens no path that is not UTF-8."""
     with open(path, "rb") as file:
         return json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]
+
+
+@needs_bytes
+def test_a_configuration_file_is_not_written_with_names_it_cannot_hold(tmp_path):
+    target = tmp_path / "new.toml"
+    argv = ["--output_config", "--config_file", str(target), "--output_dir", str(tmp_path / GIRL)]
+    with pytest.raises(ConfigError, match="not UTF-8, which TOML cannot"):
+        write_config(read_config(setup_parser(), argv, GROUPS))
+    assert not list(tmp_path.iterdir())
+
+
+@needs_bytes
+def test_a_folder_is_hashed_whatever_its_files_are_called(tmp_path):
+    for name in (GIRL, PHOTO):
+        (tmp_path / name).write_text("x")
+    assert len(content_hash(tmp_path)) == 64
+
+
+@needs_bytes
+@pytest.mark.parametrize("kind", KINDS)
+def test_pictures_of_every_kind_are_read_by_such_names(tmp_path, kind):
+    Image.init()
+    plain = tmp_path / f"a{kind}"
+    Image.new("RGB", (64, 48), "red").save(plain, Image.EXTENSION.get(kind, "PPM"))
+    assert load_image(plain.rename(tmp_path / f"{GIRL}{kind}")).size == (64, 48)
 
 
 @needs_bytes
