@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from library.config_util import SubsetConfig
-from library.picture_files import Findings, PictureFile, count, list_pictures, names
+from library.picture_files import (
+    Findings,
+    PictureFile,
+    count,
+    name_within,
+    names,
+    tell_passed_over,
+)
+from library.picture_folders import PassedOver, Search
 
 
 class MaskFolder:
@@ -22,10 +30,22 @@ class MaskFolder:
         self.found: dict[str, Path] = {}
         self.used: set[Path] = set()
         if subset.mask_dir:
-            folder = SubsetConfig(image_dir=subset.mask_dir, recursive=subset.is_deep)
-            for mask in list_pictures(folder, Findings()):
-                self.found[mask.name] = mask.path
-                self.found.setdefault(_stem(mask.name), mask.path)
+            for path in self.files(Path(subset.mask_dir), Search(deep=subset.is_deep)):
+                name = name_within(path, Path(subset.mask_dir))
+                self.found[name] = path
+                self.found.setdefault(_stem(name), path)
+
+    def files(self, folder: Path, search: Search) -> list[Path]:
+        """The masks there are; what cannot be used is told."""
+        try:
+            found = list(search.files(folder))
+        except OSError as error:
+            message = f"the folder cannot be read: {error.strerror}."
+            self.findings.problem(message, source=str(error.filename or folder))
+            return []
+        passed = PassedOver(broken=search.passed.broken, unread=search.passed.unread)
+        tell_passed_over(passed, str(folder), "", self.findings)
+        return found
 
     def mask_of(self, picture: PictureFile) -> Path | None:
         """Its mask; under the picture's full name, else under its stem."""

@@ -53,12 +53,13 @@ def list_pictures(
     try:
         folder = Path(subset.pictures_dir)
         files = list(search.files(folder))
-        _tell(search.passed, subset, findings)
+        other = "train" if subset.is_reg else "regularisation"
+        tell_passed_over(search.passed, subset.place, other, findings)
         if subset.metadata_file:
             return _from_json(subset, folder, files, findings)
     except OSError as error:
         message = f"the folder cannot be read: {error.strerror}."
-        findings.problem(message, source=subset.place)
+        findings.problem(message, source=str(error.filename or subset.place))
         return []
     except DatasetError as error:
         findings.problems += error.problems
@@ -67,14 +68,13 @@ def list_pictures(
     same = [path for path in files if stems[path.with_suffix("")] > 1]
     findings.note("share a caption file with another, each is trained", same)
     return [
-        PictureFile(path, _name(path, folder), read_caption(path, subset, findings))
+        PictureFile(path, name_within(path, folder), read_caption(path, subset, findings))
         for path in files
     ]
 
 
-def _tell(passed: PassedOver, subset: SubsetConfig, findings: Findings) -> None:
-    """What the search of a subset came by and did not use."""
-    other = "train" if subset.is_reg else "regularisation"
+def tell_passed_over(passed: PassedOver, place: str, other: str, findings: Findings) -> None:
+    """Note what a search came by and did not use. other: the sort of subset that it left alone."""
     lists = {
         "links that lead nowhere, left out": passed.broken,
         "folders searched by another path already": passed.twice,
@@ -85,12 +85,12 @@ def _tell(passed: PassedOver, subset: SubsetConfig, findings: Findings) -> None:
     }
     for text, paths in lists.items():
         if paths:
-            findings.notes.append(f"{subset.place}: {len(paths)} {text}: {names(paths)}")
+            findings.notes.append(f"{place}: {len(paths)} {text}: {names(paths)}")
     if unread := passed.unread:
         findings.note(f"of kinds that are not read ({cure_of(unread)})", unread)
 
 
-def _name(path: Path, folder: Path) -> str:
+def name_within(path: Path, folder: Path) -> str:
     """The path within the folder; a picture of somewhere else has its full path."""
     try:
         return path.relative_to(folder).as_posix()
@@ -146,7 +146,7 @@ def _from_json(
             message = f"{path.name} has two entries. Keep one."
             findings.problem(message, f"{key!r:.60}", source)
         else:
-            found[path] = PictureFile(path, _name(path, base), _caption(entry, subset))
+            found[path] = PictureFile(path, name_within(path, base), _caption(entry, subset))
     if unread:
         findings.notes.append(f"{source}: not read: {', '.join(unread)} (captions and tags are)")
     if subset.image_dir:

@@ -8,6 +8,7 @@ from PIL import Image
 from library.config_util import load_folders_config
 from library.dataset_scan import scan
 from library.errors import ConfigError
+from library.images import load_image
 from library.picture_folders import KINDS, PLUGINS, UNREAD_KINDS, Search, is_picture
 from tests.dataset_files import BUCKETS, catalogue_from, catalogue_of, draw, folder_of
 
@@ -143,9 +144,21 @@ def test_of_animations_the_first_frame_is_trained_and_told(tmp_path):
         frames[0].save(folder / f"a{kind}", save_all=True, append_images=frames[1:])
     frames[0].save(folder / "still.gif")
     for _ in range(2):  # read, then remembered
-        catalogue = catalogue_of(folder, subset="cache_info = true\ncaption_dropout_rate = 1")
+        catalogue = catalogue_of(folder, subset="cache_info = true")
         note = note_of(catalogue, "several frames or pages")
         assert note.startswith("4 pictures") and "still.gif" not in note
+    assert all(load_image(i.path).getpixel((9, 9))[2] < 9 for i in catalogue.images)  # red
+
+
+def test_masks_that_cannot_be_used_are_told(tmp_path):
+    folder = folder_of(tmp_path / "set", [(64, 64)] * 2)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "0.psd").write_bytes(b"")
+    link(tmp_path / "masks" / "1.png", tmp_path / "nowhere.png")
+    draw(tmp_path / "masks" / "2.png")
+    catalogue = catalogue_of(folder, subset=f"mask_path = '{tmp_path / 'masks'}'")
+    assert "1.png" in note_of(catalogue, "lead nowhere")
+    assert "0.psd" in note_of(catalogue, "kinds that are not read")
 
 
 def test_pictures_that_share_a_caption_file_are_told(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from library.resume_snapshot import Snapshot, changed, compare, differences_of
 from library.resuming import moved
 from library.run_config import ResumeOptions
 from library.states import SavedState
+from library.train_util import StepPlan
 from tests.running import config_files, make_trainer, train
 
 SCHEMA = "family_resume_snapshot/v2"
@@ -100,8 +102,12 @@ def test_another_number_of_processes_says_what_it_changes(tmp_path, caplog):
     assert "2 processes before, 1 now: a step is 0.5 times as many pictures" in caplog.text
     position = TrainState(step=9, epoch=2, batch_in_epoch=7)
     state = SavedState(tmp_path, position, {"num_processes": 2}, {})
+    plan = StepPlan(14, 14, 42, 3, 14)
     for processes, batches in ((1, 14), (2, 7), (3, 4), (4, 3)):
-        assert moved(state, processes) == TrainState(step=9, epoch=2, batch_in_epoch=batches)
+        assert moved(state, processes, plan) == replace(position, batch_in_epoch=batches)
+    assert "counts as done" not in caplog.text
+    assert moved(state, 1, replace(plan, batches_per_epoch=12)).batch_in_epoch == 12
+    assert "stands at batch 14 of its epoch, and an epoch has 12 now" in caplog.text
 
 
 STATE = {"save_state": True, "save_every_n_steps": 2}
