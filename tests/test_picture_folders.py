@@ -1,6 +1,7 @@
 """Where pictures are looked for: links, masks and other subsets' folders within, unread kinds."""
 
 import os
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -8,8 +9,16 @@ from PIL import Image
 from library.config_util import load_folders_config
 from library.dataset_scan import scan
 from library.errors import ConfigError
-from library.images import load_image
-from library.picture_folders import KINDS, PLUGINS, UNREAD_KINDS, Search, is_picture
+from library.images import formats, load_image
+from library.picture_folders import (
+    KINDS,
+    PLUGINS,
+    UNREAD_KINDS,
+    Search,
+    cure_of,
+    has_plugin,
+    is_picture,
+)
 from tests.dataset_files import BUCKETS, catalogue_from, catalogue_of, draw, folder_of
 
 
@@ -101,7 +110,7 @@ def test_folders_and_files_that_are_passed_over_are_named(tmp_path):
     folder_of(folder / "deeper", [(64, 64)])
     draw(folder / ".hidden.png")
     (folder / "._0.png").write_bytes(b"macOS")
-    (folder / "a.heic").write_bytes(b"")
+    (folder / "a.exr").write_bytes(b"")
     (folder / "b.psd").write_bytes(b"")
     (folder / "empty").mkdir()
     catalogue = catalogue_of(folder)
@@ -109,16 +118,32 @@ def test_folders_and_files_that_are_passed_over_are_named(tmp_path):
     assert "recursive = true searches them: deeper" in note_of(catalogue, "deeper")
     assert note_of(catalogue, "hidden").endswith(": .hidden.png")
     unread = note_of(catalogue, "kinds that are not read")
-    assert unread.startswith("2 pictures") and "pip install pillow-heif" in unread
+    assert unread.startswith("2 pictures") and "convert .exr .psd to png" in unread
     deep = catalogue_of(folder, subset="recursive = true")
     assert keys_of(deep) == ["0.0/0.png", "0.0/deeper/0.png"]
 
 
 def test_a_folder_of_unread_kinds_alone_says_so(tmp_path):
     (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "a.jxl").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"1 of a kind .* pip install pillow-jxl-plugin"):
+    (tmp_path / "set" / "a.psd").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"1 of a kind that is not read: convert .psd to png"):
         catalogue_of(tmp_path / "set")
+
+
+def test_the_cure_names_the_plugins():
+    cure = cure_of([Path("a.HEIC"), Path("b.jxl"), Path("c.psd")])
+    assert cure == "convert .heic .jxl .psd to png, or pip install pillow-heif pillow-jxl-plugin"
+
+
+@pytest.mark.parametrize("kind, module", [(".heic", "pillow_heif"), (".jxl", "pillow_jxl")])
+def test_kinds_of_plugins_are_read_where_these_are_installed(tmp_path, kind, module):
+    if not has_plugin(module):
+        assert not is_picture(f"a{kind}")
+        return
+    formats()  # registers them
+    Image.new("RGB", (64, 48), "red").save(tmp_path / f"a{kind}")
+    (image,) = catalogue_of(tmp_path, settings="\nresolution = 16\n").images
+    assert image.size == load_image(image.path).size == (64, 48)
 
 
 def test_every_kind_is_read_or_named():
