@@ -97,8 +97,8 @@ class Search:
 
     def enters(self, entry: os.DirEntry) -> bool:
         """Whether a folder within is searched."""
-        if not entry.is_dir() or entry.name == CACHE_FOLDER:
-            return False
+        if not os.path.isdir(entry.path) or entry.name == CACHE_FOLDER:
+            return False  # a link to itself makes entry.is_dir() fail
         path, real = Path(entry.path), os.path.realpath(entry.path)
         if not self.deep:
             is_free = not (real in self.masks or real in self.used or entry.name.startswith("."))

@@ -46,10 +46,11 @@ def test_linked_folders_are_searched_each_once_and_circles_end(tmp_path):
     link(tmp_path / "real" / "up", folder)
     link(folder / "b2", tmp_path / "nowhere")
     link(folder / "gone.png", tmp_path / "nowhere.png")
+    link(folder / "self", folder / "self")
     catalogue = catalogue_of(folder, subset="recursive = true")
     assert keys_of(catalogue) == ["0.0/0.png", "0.0/b/0.png", "0.0/b/1.png"]
     dead = note_of(catalogue, "lead nowhere")
-    assert dead.endswith("2 links that lead nowhere, left out: b2, gone.png")
+    assert dead.endswith("3 links that lead nowhere, left out: b2, gone.png, self")
     assert ": up, c" in note_of(catalogue, "searched by another path already")
 
 
