@@ -38,6 +38,7 @@ from library.flow_matching import NoisyLatents
 from library.metadata import FileHashes, legacy_hash
 from library.optimizers import check_optimizer
 from library.options import add_flags
+from library.output_checks import check_console_log
 from library.resume_snapshot import Snapshot, content_hash
 from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
@@ -308,6 +309,7 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
         *check_optimizer(train.optimizer, train.schedule),
         *check_schedule(train.schedule),
         *check_logging(train.logging),
+        *check_console_log(train.logging),
     ])  # fmt: skip
     datasets = None
     if not train.dataset_problems():

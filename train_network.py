@@ -19,7 +19,7 @@ from library import losses, metadata, train_util, validation
 from library.batch_loader import BatchLoader
 from library.bucket_sampler import BucketBatchSampler
 from library.caches import LatentsCache, cache_latents
-from library.checkpoints import CheckpointPlan, check_output_dir
+from library.checkpoints import CheckpointPlan
 from library.config_util import DatasetGroupConfig
 from library.contents import Contents
 from library.data_types import Batch, StepResult, TrainState
@@ -30,6 +30,7 @@ from library.errors import EXIT_USER_ERROR, ConfigError, Problem, run_main
 from library.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.optimization import OptimizedRun
 from library.optimizers import describe_optimizer, optimizer_eval_mode
+from library.output_checks import check_outputs
 from library.resumable import ResumableRun
 from library.run_config import TrainConfig
 from library.step_logs import RunProgress
@@ -78,7 +79,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between flags, model files and the output folder, before any heavy work."""
-        return check_output_dir(self.cfg.save.output_dir)
+        return check_outputs(self.cfg) if self.is_main else []  # one process makes and removes
 
     def prepare_process(self) -> None:
         """Establish the accelerator, the seed and the settings of the path."""

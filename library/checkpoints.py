@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.errors import OutputError, Problem
+from library.errors import OutputError
 from library.files import free_name, remove_folder
 from library.run_config import ResumeOptions, SaveOptions
 from library.system_errors import output_errors
@@ -204,25 +204,3 @@ def files_of_run(
     final_state = checkpoints.state_folder(final) if checkpoints.has_final_state else None
     states = states if checkpoints.states.save_state else []
     return Kept.of(files, final), Kept.of(states, final_state)
-
-
-def check_output_dir(path: str) -> list[Problem]:
-    """Whether files can be written to `path`, which need not exist yet; nothing is left behind."""
-    where = f"output_dir = {path}"
-    folder = Path(path)
-    try:
-        os.stat(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # not there yet
-    except (OSError, ValueError) as error:
-        return [Problem(f"no folder can have this name ({error}).", where)]
-    while not folder.exists() and folder.parent != folder:
-        folder = folder.parent
-    if not folder.is_dir():
-        return [Problem(f"{folder} is a file, expected a folder.", where)]
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return []
-    except OSError as error:
-        message = f"{folder} cannot be written to ({error.strerror}). Choose another output_dir."
-        return [Problem(message, where)]

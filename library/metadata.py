@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import mimetypes
+import io
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -16,12 +16,15 @@ from concurrent.futures import Future
 from datetime import datetime, timezone
 from pathlib import Path
 
+from PIL import Image
+
 from library.data_types import TrainState
-from library.errors import ConfigError
+from library.errors import ConfigError, Problem
 from library.metadata_table import MINIMUM, RunFacts, entries_of, text, timestamp
 from library.run_config import MetadataOptions
 from library.utils import sha256_of_file
 
+LARGEST_THUMBNAIL = 4_000_000  # bytes; readers take no header beyond 100 MB
 SESSION_KEYS = ("ss_session_id", "ss_training_started_at", "modelspec.date")
 
 
@@ -84,13 +87,28 @@ def modelspec(
 
 
 def thumbnail(value: str | None) -> str | None:
-    """A data URL as given, or a picture file turned into one."""
-    if value is None or value.startswith("data:"):
-        return value
-    kind = mimetypes.guess_type(value)[0] or ""
-    if not kind.startswith("image/") or not os.path.isfile(value):
-        raise ConfigError(f"metadata_thumbnail = {value}: expected a picture file or a data: URL.")
-    return f"data:{kind};base64,{base64.b64encode(Path(value).read_bytes()).decode()}"
+    """A picture, or a data: URL of one, as a data: URL. Raises ConfigError for what is neither."""
+    if value is None:
+        return None
+    header, _, encoded = value.partition(",")
+    try:
+        if header.startswith("data:"):
+            content = base64.b64decode(encoded, validate=True)
+        else:
+            content = Path(value).read_bytes()
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.verify()
+            kind = Image.MIME[picture.format]
+    except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
+        message = "expected a picture file or a data: URL of one, in base64."
+        raise ConfigError(Problem(message, f"metadata_thumbnail = {value[:60]}")) from error
+    if len(content) > LARGEST_THUMBNAIL:
+        message = (
+            f"has {len(content) / 1e6:.0f} MB, which every file would carry; a picture of at most "
+        )
+        message += f"{LARGEST_THUMBNAIL / 1e6:.0f} MB is taken, and 256 x 256 pixels are usual."
+        raise ConfigError(Problem(message, f"metadata_thumbnail = {value[:60]}"))
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 class RunMetadata:

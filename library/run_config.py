@@ -13,6 +13,7 @@ from typing import Any
 
 from library.effects import Condition, Idle, loses_to, needs, needs_data, needs_plan
 from library.errors import Problem
+from library.file_names import name_problem
 from library.options import (
     above,
     at_least,
@@ -736,13 +737,10 @@ class SaveOptions:
         found = []
         if not self.output_dir:
             found.append(Problem("is needed: the folder for the trained files.", "output_dir"))
-        if self.output_name and ("/" in self.output_name or "\\" in self.output_name):
+        if self.output_name and {"/", "\\"} & set(self.output_name):
             message = "expected a name without folders; use output_dir for the folder."
             found.append(Problem(message, f"output_name = {self.output_name}"))
-        if self.output_name and (
-            len(os.fsencode(self.output_name)) > 200 or "\0" in self.output_name
-        ):
-            message = "is no name for a file. Choose one of at most 200 bytes."
+        elif self.output_name and (message := name_problem(self.output_name)):
             found.append(Problem(message, f"output_name = {self.output_name[:60]}"))
         return found
 

@@ -199,6 +199,11 @@ def clear_leftovers(output_dir: Path, names: Collection[str]) -> None:
             logger.info("removed %s, left by a run that was killed", path)
 
 
+def longest_path(folder: Path) -> Path:
+    """The longest path that writing a state of this name needs."""
+    return _hidden(folder, "new") / rank_file(0)
+
+
 def _hidden(folder: Path, purpose: str) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.{purpose}.tmp")
 

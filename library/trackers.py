@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from library.errors import ConfigError, Problem, as_utf8
+from library.file_names import path_problem
 from library.text_files import TextFileError, parse_toml, read_text
 from library.user_classes import check_keywords, is_installed
 
@@ -35,6 +37,8 @@ LOG_WITH = {
 DEFAULT_TRACKER_NAME = "network_train"
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
 PORTS_TRIED = 20
+LONGEST_PART = 120  # bytes
+STEPS_FILE = "loss.jsonl"
 
 
 class Writer(Protocol):
@@ -116,7 +120,7 @@ def create_trackers(
     shown = {k: v for k, v in config.items() if k not in SECRETS} if options.log_config else {}
     settings = _tracker_settings(options)
     name = options.log_tracker_name or DEFAULT_TRACKER_NAME
-    writers: list[Writer] = [JsonLines(run_dir / "loss.jsonl")]
+    writers: list[Writer] = [JsonLines(run_dir / STEPS_FILE)]
     writes_events = as_utf8(str(run_dir)) == str(run_dir)
     if not writes_events and ("tensorboard" in chosen or options.auto_start_tensorboard):
         logger.warning(
@@ -151,7 +155,23 @@ def run_name(log_prefix: str | None, output_name: str | None, now: datetime) -> 
 
 def file_name_part(text: str) -> str:
     """Text as part of a file name on any system: letters and digits of any script stay."""
-    return re.sub(r"[^\w.+-]+", "_", text).strip("._ ")[:80] or "run"
+    name = re.sub(r"[^\w.+-]+", "_", text).strip("._ ")
+    return name.encode()[:LONGEST_PART].decode(errors="ignore") or "run"
+
+
+def longest_log_path(
+    options: LoggingOptions, output_dir: str | None, output_name: str | None
+) -> Path | None:
+    """The longest path that a run's logs need, or None when there are none."""
+    chosen = LOG_WITH[options.log_with or "tensorboard"]
+    if not chosen:
+        return None
+    run = run_name(options.log_prefix, output_name, datetime.now())
+    folder = log_root(options.logging_dir, output_dir) / run
+    if "tensorboard" not in chosen:
+        return folder / STEPS_FILE
+    events = f"events.out.tfevents.{0:010d}.{socket.gethostname()}.{os.getpid()}.0"
+    return folder / (options.log_tracker_name or DEFAULT_TRACKER_NAME) / events
 
 
 def check_logging(options: LoggingOptions) -> list[Problem]:
@@ -163,6 +183,7 @@ def check_logging(options: LoggingOptions) -> list[Problem]:
         if not is_installed(package):
             message = f"{package} is not installed. Run: pip install {package}"
             problems.append(Problem(message, source="--log_with"))
+    problems += _name_problems(options, chosen)
     try:
         settings = _tracker_settings(options)
     except ConfigError as error:
@@ -172,6 +193,14 @@ def check_logging(options: LoggingOptions) -> list[Problem]:
             message = "expected tables [tensorboard] and [wandb] of arguments, nothing else."
             problems.append(Problem(message, name, options.log_tracker_config))
     return problems
+
+
+def _name_problems(options: LoggingOptions, chosen: Collection[str]) -> list[Problem]:
+    """What speaks against the names of the folders that the options give."""
+    prefix, name = options.log_prefix if chosen else None, options.log_tracker_name
+    wrong = {"log_prefix": prefix and path_problem(prefix, is_start=True)}
+    wrong["log_tracker_name"] = path_problem(name) if name and "tensorboard" in chosen else None
+    return [Problem(what, f"--{option}") for option, what in wrong.items() if what]
 
 
 def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from library.checkpoints import CheckpointPlan, check_output_dir
+from library.checkpoints import CheckpointPlan
 from library.run_config import SaveOptions
 
 
@@ -46,10 +46,3 @@ def test_only_the_last_n_epoch_files_stay():
     assert [epochs.stale_after_epoch(epoch) for epoch in (2, 4)] == [None, None]
     assert epochs.stale_after_epoch(6) == epochs.epoch_file(2)
     assert epochs.stale_after_epoch(8) == epochs.epoch_file(4)
-
-
-def test_an_output_folder_that_is_a_file_is_a_problem_and_nothing_is_left_behind(tmp_path):
-    (tmp_path / "taken").write_text("x")
-    assert "is a file" in check_output_dir(str(tmp_path / "taken" / "deeper"))[0].message
-    assert check_output_dir(str(tmp_path / "new" / "deeper")) == []
-    assert [entry.name for entry in tmp_path.iterdir()] == ["taken"]

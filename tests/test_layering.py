@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
 LAYERS = {
-    0: "library/console "
+    0: "library/console library/file_names "
     "library/errors library/files library/system_errors library/utils library/device_utils "
     "library/user_classes library/text_files library/effects library/stop_signals library/__init__ "
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
@@ -44,7 +44,7 @@ LAYERS = {
     "library/optimizer_trial library/learning_rates library/optimization library/metadata_table "
     "library/metadata_datasets "
     "library/run_report library/states library/state_manifest library/resuming library/resumable library/run_files "
-    "library/resume_snapshot library/stopping",
+    "library/resume_snapshot library/stopping library/output_checks",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -95,6 +95,11 @@ SIDEWAYS = [
     ),
     ("library", "metadata -> metadata_table -> metadata_datasets", "what is written, entry by entry"),
     ("library", "step_logs -> learning_rates", "which rate a progress bar shows"),
+    (
+        "library",
+        "output_checks -> states, checkpoints, trackers, metadata",
+        "what each of them would write",
+    ),
     ("library", "resumable -> stopping -> monitor", "how a run ends"),
     (
         "library/anima_runtime",

@@ -37,6 +37,7 @@ from library.metadata import legacy_hash
 from library.optimizer_trial import try_optimizer
 from library.optimizers import check_optimizer, create_optimizer
 from library.options import all_flags
+from library.output_checks import check_outputs
 from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
 from library.run_report import Page, size_text
@@ -183,6 +184,9 @@ class Check:
             self.trainer.check()
             self.notes += [*self.trainer.warnings(), *self.trainer.differences()]
             return
+        with self.stage("outputs"):
+            if problems := check_outputs(self.train):
+                raise ConfigError(problems)
         inspections = (
             (self.trainer.inspect_transformer, self.anima.anima_transformer),
             (model_loading.inspect_vae, self.train.paths.vae),
