@@ -1,4 +1,4 @@
-"""Step logs for TensorBoard, Weights & Biases and scripts, and the TensorBoard server of a run.
+"""Step logs for TensorBoard, Weights & Biases and scripts.
 
 One folder per run, <root>/<prefix><date and time>: event files in network_train/, the same numbers as
 JSON lines in loss.jsonl. tensorboard and wandb are imported when they are used.
@@ -11,8 +11,8 @@ import logging
 import os
 import re
 import socket
-import subprocess
-import sys
+import tempfile
+import threading
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from library.errors import ConfigError, Problem, as_utf8
 from library.file_names import path_problem
+from library.tensorboard_server import TensorBoardServer, free_port, start_server
 from library.text_files import TextFileError, parse_toml, read_text
 from library.user_classes import check_keywords, is_installed
 
@@ -36,7 +37,6 @@ LOG_WITH = {
 }
 DEFAULT_TRACKER_NAME = "network_train"
 SECRETS = frozenset({"wandb_api_key", "huggingface_token"})
-PORTS_TRIED = 20
 LONGEST_PART = 120  # bytes
 STEPS_FILE = "loss.jsonl"
 
@@ -82,6 +82,8 @@ class Trackers:
         """Lines that tell the user where the logs are."""
         if self.run_dir is None:
             return ["logs: none (--log_with none)"]
+        if not self.writers:
+            return []
         lines = [f"logs: {self.run_dir} (view with: tensorboard --logdir {self.run_dir.parent})"]
         return lines + ([f"TensorBoard: {self.server.url}"] if self.server else [])
 
@@ -104,6 +106,7 @@ def create_trackers(
     """The trackers that the options ask for; none at all for options None (processes but the first).
 
     config: the run's settings, written for --log_config. now: the time in the folder's name.
+    Where nothing can be written any more the run goes on without logs, and that is told.
     """
     chosen = LOG_WITH[options.log_with or "tensorboard"] if options else ()
     if not chosen:
@@ -115,8 +118,19 @@ def create_trackers(
     run_dir = root / run_name(options.log_prefix, output_name, now or datetime.now())
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        return _open_trackers(options, chosen, root, run_dir, config)
     except OSError as error:
-        raise ConfigError(f"--logging_dir {root}: cannot be written ({error}).") from error
+        logger.warning("%s: cannot be written, nothing is logged (%s)", run_dir, error)
+        return Trackers(run_dir)
+
+
+def _open_trackers(
+    options: LoggingOptions,
+    chosen: Collection[str],
+    root: Path,
+    run_dir: Path,
+    config: Mapping[str, Any],
+) -> Trackers:
     shown = {k: v for k, v in config.items() if k not in SECRETS} if options.log_config else {}
     settings = _tracker_settings(options)
     name = options.log_tracker_name or DEFAULT_TRACKER_NAME
@@ -134,7 +148,7 @@ def create_trackers(
         if options.wandb_run_name:
             keywords["name"] = options.wandb_run_name
         writers.append(WeightsAndBiases(name, keywords, options.wandb_api_key))
-    server = _start_server(options, root, run_dir) if writes_events else None
+    server = start_server(options, root, run_dir) if writes_events else None
     return Trackers(run_dir, tuple(writers), server)
 
 
@@ -192,6 +206,31 @@ def check_logging(options: LoggingOptions) -> list[Problem]:
         if name not in LOG_WITH["all"] or not isinstance(settings[name], dict):
             message = "expected tables [tensorboard] and [wandb] of arguments, nothing else."
             problems.append(Problem(message, name, options.log_tracker_config))
+    if not problems:
+        problems += _tried_tensorboard(options, settings.get("tensorboard", {}))
+    return problems
+
+
+def _tried_tensorboard(options: LoggingOptions, keywords: Mapping[str, Any]) -> list[Problem]:
+    """What TensorBoard says to further arguments and to its address, before a run needs it."""
+    problems = []
+    if keywords and "tensorboard" in LOG_WITH[options.log_with or "tensorboard"]:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                TensorBoard(Path(folder), {}, keywords).close()
+        except ConfigError as error:
+            problems += error.problems
+        except Exception as error:  # noqa: BLE001  whatever it makes of the user's values
+            message = f"TensorBoard does not take them ({type(error).__name__}: {error})."
+            problems.append(Problem(message, "[tensorboard]", options.log_tracker_config))
+    if options.auto_start_tensorboard:
+        try:
+            free_port(options.tensorboard_host, options.tensorboard_port)
+        except ConfigError as error:
+            problems += error.problems
+        if os.path.isfile(options.tensorboard_logdir or ""):
+            message = "is a file, expected the folder of logs to show."
+            problems.append(Problem(message, f"tensorboard_logdir = {options.tensorboard_logdir}"))
     return problems
 
 
@@ -239,6 +278,7 @@ class TensorBoard:
         problems = check_keywords(SummaryWriter, keywords, "log_tracker_config", own)
         if problems:
             raise ConfigError(problems)
+        self.hook, threading.excepthook = threading.excepthook, self.on_thread_error
         self.writer = SummaryWriter(str(folder), **{"flush_secs": 10, **keywords})
         if config:
             rows = [f"| {name} | {_cell(value)} |" for name, value in sorted(config.items())]
@@ -249,7 +289,13 @@ class TensorBoard:
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
+        threading.excepthook = self.hook
         self.writer.close()
+
+    def on_thread_error(self, args: threading.ExceptHookArgs) -> None:
+        """SummaryWriter writes in a thread. What fails there, the next write raises, and is told."""
+        if not (isinstance(args.exc_value, OSError) and "Writer" in type(args.thread).__name__):
+            self.hook(args)
 
 
 def _cell(value: Any) -> str:
@@ -262,81 +308,27 @@ class WeightsAndBiases:
     def __init__(self, name: str, keywords: Mapping[str, Any], api_key: str | None) -> None:
         import wandb
 
-        if api_key:
-            wandb.login(key=api_key)
-        self.run = wandb.init(**{"project": name, **keywords})
+        self.error = wandb.Error
+        try:
+            if api_key:
+                wandb.login(key=api_key)
+            self.run = wandb.init(**{"project": name, **keywords})
+        except wandb.Error as error:
+            message = (
+                f"wandb does not start ({error}). Log in with: wandb login; or set the variable "
+            )
+            message += "WANDB_MODE=offline, or leave wandb out of --log_with."
+            raise ConfigError(Problem(message, source="--log_with")) from error
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.run.log(dict(values), step=step)
+        self._do(lambda: self.run.log(dict(values), step=step))
 
     def close(self) -> None:
-        self.run.finish()
+        self._do(self.run.finish)
 
-
-GUARD = """
-import os, subprocess, sys, threading
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-def end_with_the_run():
-    os.read(0, 1)
-    server.terminate()
-threading.Thread(target=end_with_the_run, daemon=True).start()
-try:
-    sys.exit(server.wait())
-finally:
-    server.kill()
-"""
-"""Runs the server and ends it when standard input closes: that happens, on any system, also when the
-training process is killed."""
-
-
-class TensorBoardServer:
-    """`tensorboard` in a process of its own, which ends with this one, however this one ends."""
-
-    def __init__(self, logdir: Path, host: str, port: int, log_file: Path) -> None:
-        self.url = f"http://{host}:{port}/"
-        server = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
-        server += ["--host", host, "--port", str(port)]
-        with log_file.open("w", encoding="utf-8") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", GUARD, *server],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    def stop(self) -> None:
-        """End the server and wait until it is gone."""
-        self.process.stdin.close()
+    def _do(self, act: Callable[[], object]) -> None:
+        """A service that fails ends its logs, as a disk does, and not the run."""
         try:
-            self.process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def _start_server(options: LoggingOptions, root: Path, run_dir: Path) -> TensorBoardServer | None:
-    if not options.auto_start_tensorboard:
-        return None
-    port = free_port(options.tensorboard_host, options.tensorboard_port)
-    if port != options.tensorboard_port:
-        logger.warning("tensorboard_port %d is taken: using %d", options.tensorboard_port, port)
-    logdir = Path(options.tensorboard_logdir or root)
-    host = options.tensorboard_host
-    return TensorBoardServer(logdir, host, port, run_dir / "tensorboard_server.log")
-
-
-def free_port(host: str, first: int, tried: int = PORTS_TRIED) -> int:
-    """The first of `tried` ports from `first` on that nothing listens at."""
-    for port in range(first, first + tried):
-        with socket.socket() as probe:
-            if sys.platform != "win32":  # there, this option would allow taking a port in use
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return port
-    raise ConfigError(
-        f"--tensorboard_port: nothing free at {host} from {first} to {first + tried - 1}. "
-        f"Choose another port, or leave auto_start_tensorboard out."
-    )
+            act()
+        except self.error as error:
+            raise OSError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import logging
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from library.errors import UserError, visible
 from library.files import remove_file, replace_file
+
+logger = logging.getLogger(__name__)
 
 HANDLER = "the program's own messages"
 
@@ -36,6 +39,35 @@ class VisibleFormatter(logging.Formatter):
         return visible(super().format(record), keep="\n\t")
 
 
+class LogFile(logging.FileHandler):
+    """Messages in a file; when it cannot be written any more they go to standard error, said once."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if os.path.lexists(self.baseFilename):
+            super().emit(record)
+        else:
+            self.give_up(record, "it is gone")
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            self.give_up(record, str(error))
+        else:
+            super().handleError(record)
+
+    def give_up(self, record: logging.LogRecord, reason: str) -> None:
+        console = ConsoleHandler()
+        console.setFormatter(self.formatter)
+        console.name = HANDLER
+        root = logging.getLogger()
+        root.removeHandler(self)
+        root.addHandler(console)
+        logger.warning("%s: no more messages in it from here on (%s)", self.baseFilename, reason)
+        console.handle(record)
+        with contextlib.suppress(OSError):  # what it still held is lost with the disk
+            self.close()
+
+
 def setup_logging(level: str | None = None, file: str | None = None, simple: bool = False) -> None:
     """Send log lines to standard error, or to `file`; called once, by a program's main().
 
@@ -43,7 +75,7 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
     """
     template = "%(message)s" if simple else "%(asctime)s %(levelname)-7s %(message)s"
     try:
-        handler = logging.FileHandler(file, encoding="utf-8") if file else ConsoleHandler()
+        handler = LogFile(file, encoding="utf-8") if file else ConsoleHandler()
     except (OSError, ValueError) as error:
         raise UserError(f"--console_log_file {file}: cannot be written ({error}).") from error
     handler.setFormatter(VisibleFormatter(template, datefmt="%H:%M:%S"))

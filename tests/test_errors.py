@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -203,6 +204,25 @@ def test_a_log_file_that_cannot_be_written_names_its_flag(tmp_path):
     with pytest.raises(UserError, match="--console_log_file"):
         setup_logging(file=str(tmp_path / "missing" / "log.txt"))
     assert logging.getLogger().handlers == handlers
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("is_full", [True, False])
+def test_messages_go_to_the_console_when_their_file_cannot_be_written(tmp_path, capsys, is_full):
+    logger, folder = logging.getLogger("here"), tmp_path / "logs"
+    folder.mkdir()
+    file = folder / "log.txt"
+    if is_full:
+        file.symlink_to("/dev/full")
+    setup_logging(file=str(file), simple=True)
+    if not is_full:
+        logger.warning("into the file")
+        assert file.read_text() == "into the file\n"
+        shutil.rmtree(folder)
+    logger.warning("first")
+    logger.warning("second")
+    told, first, second = capsys.readouterr().err.splitlines()
+    assert f"{file}: no more messages in it" in told and (first, second) == ("first", "second")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,8 @@ LAYERS = {
     "library/optimizer_trial library/learning_rates library/optimization library/metadata_table "
     "library/metadata_datasets "
     "library/run_report library/states library/state_manifest library/resuming library/resumable library/run_files "
-    "library/resume_snapshot library/stopping library/output_checks",
+    "library/resume_snapshot library/stopping library/output_checks "
+    "library/tensorboard_server",
     5: "library/anima_runtime/* library/anima_models library/strategy_anima "
     "networks/_anima_adapter_common networks/lora_anima networks/lokr_anima",
     6: "train_network anima_train_network",
@@ -100,6 +101,7 @@ SIDEWAYS = [
         "output_checks -> states, checkpoints, trackers, metadata",
         "what each of them would write",
     ),
+    ("library", "trackers -> tensorboard_server", "who shows what is logged"),
     ("library", "resumable -> stopping -> monitor", "how a run ends"),
     (
         "library/anima_runtime",

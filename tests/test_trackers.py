@@ -1,11 +1,14 @@
 """Run folders, what is written and read back, and the server's life."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from datetime import datetime
@@ -15,7 +18,8 @@ from types import SimpleNamespace
 import pytest
 
 from library.errors import ConfigError
-from library.trackers import check_logging, create_trackers, free_port, log_root, run_name
+from library.tensorboard_server import free_port
+from library.trackers import check_logging, create_trackers, log_root, run_name
 
 NOW = datetime(2026, 11, 23, 8, 5, 9, 1234)
 STAMP = "20261123_080509_001234"
@@ -143,10 +147,71 @@ def test_mistakes_in_the_tracker_settings_are_named(tmp_path):
         create(tmp_path, log_tracker_config=str(file))
 
 
-def test_a_folder_that_cannot_be_made_is_a_config_error(tmp_path):
+@pytest.mark.parametrize("table", ['flush_secs = "x"', 'max_queue = "x"', "filename_suffix = 5",
+    'filename_suffix = "/none/x"', "flush_sec = 1"])  # fmt: skip
+def test_what_tensorboard_does_not_take_is_told_before_a_run(tmp_path, table):
+    file = tmp_path / "trackers.toml"
+    file.write_text(f"[tensorboard]\n{table}\n", encoding="utf-8")
+    (problem,) = check_logging(options(log_tracker_config=str(file)))
+    assert str(file) in f"{problem.source} {problem.message} {problem.where}" or "flush" in str(
+        problem
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, word",
+    [
+        ({"tensorboard_host": "a..b"}, "nothing free at a..b"),
+        ({"tensorboard_host": "8.8.8.8", "tensorboard_port": 65530}, "from 65530 to 65535"),
+        ({"tensorboard_logdir": __file__}, "expected the folder"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_told_before_a_run(changes, word):
+    (problem,) = check_logging(options(auto_start_tensorboard=True, **changes))
+    assert word in f"{problem.where} {problem.message}"
+
+
+def test_a_log_folder_that_cannot_be_made_any_more_lets_the_run_go_on(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="--logging_dir"):
-        create(tmp_path, logging_dir=str(tmp_path / "file"))
+    trackers = create(tmp_path, logging_dir=str(tmp_path / "file"))
+    trackers.log(1, {"loss/current": 1.0})
+    trackers.close()
+    assert "nothing is logged" in caplog.text and len(caplog.records) == 1
+    assert trackers.describe() == []
+
+
+def test_event_files_that_vanish_are_told_once_and_the_other_logs_go_on(
+    tmp_path, caplog, monkeypatch
+):
+    unhandled = []
+    monkeypatch.setattr(threading, "excepthook", unhandled.append)
+    trackers = create(tmp_path)
+    events = trackers.writers[-1].writer
+    shutil.rmtree(trackers.run_dir / "network_train")
+    for step in range(1, 4):
+        trackers.log(step, {"loss/current": 1.0})
+        with contextlib.suppress(OSError):  # the thread has met the error
+            events.flush()
+    trackers.close()
+    assert caplog.text.count("TensorBoard: no more logs from here on") == 1
+    assert len(caplog.records) == 1 and not unhandled
+    lines = (trackers.run_dir / "loss.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_ends_the_lines_of_numbers_and_not_the_run(tmp_path, caplog):
+    trackers = create(tmp_path)
+    trackers.close()
+    (trackers.run_dir / "loss.jsonl").unlink()
+    (trackers.run_dir / "loss.jsonl").symlink_to("/dev/full")
+    trackers = create(tmp_path)
+    for step in range(1, 4):
+        trackers.log(step, {"loss/current": 1.0})
+    trackers.close()
+    assert caplog.text.count("JsonLines: no more logs from here on") == 1
+    events = read_events(trackers.run_dir / "network_train")
+    assert len(events.Scalars("loss/current")) == 3
 
 
 def test_missing_wandb_names_the_pip_command():
@@ -217,7 +282,7 @@ def test_the_server_stops_when_the_run_is_killed(tmp_path):
     port = free_port("127.0.0.1", 17006)
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from library.trackers import TensorBoardServer\n"
+        "from library.tensorboard_server import TensorBoardServer\n"
         "folder = Path(sys.argv[1])\n"
         "TensorBoardServer(folder, '127.0.0.1', int(sys.argv[2]), folder / 'log')\n"
         "time.sleep(120)\n"
