@@ -279,7 +279,11 @@ class TensorBoard:
         if problems:
             raise ConfigError(problems)
         self.hook, threading.excepthook = threading.excepthook, self.on_thread_error
-        self.writer = SummaryWriter(str(folder), **{"flush_secs": 10, **keywords})
+        try:
+            self.writer = SummaryWriter(str(folder), **{"flush_secs": 10, **keywords})
+        except BaseException:
+            threading.excepthook = self.hook
+            raise
         if config:
             rows = [f"| {name} | {_cell(value)} |" for name, value in sorted(config.items())]
             self.writer.add_text("config", "\n".join(["| option | value |", "|---|---|", *rows]))
@@ -294,7 +298,7 @@ class TensorBoard:
 
     def on_thread_error(self, args: threading.ExceptHookArgs) -> None:
         """SummaryWriter writes in a thread. What fails there, the next write raises, and is told."""
-        if not (isinstance(args.exc_value, OSError) and "Writer" in type(args.thread).__name__):
+        if "Writer" not in type(args.thread).__name__:
             self.hook(args)
 
 
