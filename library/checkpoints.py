@@ -146,7 +146,10 @@ def _write_beside(write: Callable[[Path], None], file: Path, error: OutputError)
 
 def _rescued(write: Callable[[Path], None], error: OutputError) -> OutputError:
     """The error, with the place where write() has put the weights if they could be put anywhere."""
-    folder = Path(tempfile.mkdtemp(prefix="training-rescued-"))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="training-rescued-"))
+    except OSError:  # no such folder can be written either: the first error is the one to tell
+        return error
     refuge = folder / f"weights{EXTENSION}"  # a name that is right on every system
     try:
         write(refuge)

@@ -11,15 +11,16 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from PIL import Image
 
 from library.data_types import TrainState
-from library.errors import ConfigError, Problem
+from library.errors import ConfigError, ModelFileError, Problem
 from library.metadata_table import MINIMUM, RunFacts, entries_of, text, timestamp
 from library.run_config import MetadataOptions
 from library.utils import sha256_of_file
@@ -48,12 +49,25 @@ class FileHashes:
 
     def get(self, role: str) -> str | None:
         """The hexadecimal digest, waiting for it if need be; None for a folder or no file."""
-        return self.pending[role].result() if role in self.pending else None
+        if role not in self.pending:
+            return None
+        with reading(self.files[role]):
+            return self.pending[role].result()
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """While inside: a base model that cannot be read any more is told with its name."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot be read any more ({error.strerror}). Bring it back, then start again."
+        raise ModelFileError(message, source=str(path)) from error
 
 
 def legacy_hash(path: str | Path) -> str:
     """The 8 digits by which older tools know a checkpoint: sha256 of 64 KiB from 1 MiB on."""
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         file.seek(0x100000)
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 

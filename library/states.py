@@ -42,7 +42,7 @@ from library.state_manifest import (
 )
 from library.system_errors import system_fault
 from library.text_files import json_text
-from library.utils import current_umask, sha256_of_file, sync_folder
+from library.utils import give_usual_permissions, sha256_of_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ def _write_files(folder: Path, contents: StateContents) -> None:
     }
     _write_json(folder / MANIFEST, make_manifest(contents.position, contents.run, files))
     for path in folder.iterdir():
-        os.chmod(path, 0o666 & ~current_umask())  # safetensors writes for the owner alone
+        give_usual_permissions(path)
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import logging
 import os
@@ -110,7 +111,7 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~current_umask())  # safetensors writes for the owner alone
+        give_usual_permissions(temporary)
         if sync:
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -130,14 +131,26 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def sync_folder(path: str | Path) -> None:
-    """Make the names in a folder durable; a system that cannot open folders does so by itself."""
+    """Make the names in a folder durable, where the system has a way to ask for it."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # shared folders know no such request
+            raise
     finally:
         os.close(handle)
+
+
+def give_usual_permissions(path: str | Path) -> None:
+    """Let a file be read as any new file may be: safetensors writes for the owner alone.
+
+    A disk that keeps no permissions, such as Windows' under WSL, refuses; the file is as good.
+    """
+    with contextlib.suppress(PermissionError):
+        os.chmod(path, 0o666 & ~current_umask())
 
 
 def current_umask() -> int:

@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import load_file
 
 from library.checkpoints import write_or_rescue
-from library.errors import DatasetError, OutputError
+from library.errors import DatasetError, ModelFileError, OutputError
+from library.metadata import FileHashes, legacy_hash
 from library.system_errors import output_errors
-from library.utils import atomic_write
+from library.utils import atomic_write, give_usual_permissions, sha256_of_file
 from tests.running import config_files, make_trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,6 +105,38 @@ def test_what_cannot_be_replaced_is_saved_beside_it(demo, run_folder, caplog):
     assert f"Saved as {out / 'run-3.safetensors'} instead." in caplog.text
     assert f"done: 1 steps, {out / 'run-3.safetensors'}" in caplog.text
     assert not list(out.glob(".*"))
+
+
+def test_without_any_refuge_the_first_error_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    (tmp_path / "out").touch()
+
+    def write(path):
+        raise AssertionError("there is no folder for it")
+
+    with pytest.raises(OutputError, match="out.*cannot be written"):
+        write_or_rescue(write, tmp_path / "out" / "run.safetensors")
+
+
+def test_a_base_model_that_vanishes_is_named(tmp_path):
+    file = tmp_path / "vae.safetensors"
+    file.write_bytes(b"weights")
+
+    def vanishes(path):
+        os.unlink(path)
+        return sha256_of_file(path)
+
+    hashes = FileHashes({"vae": str(file)}, vanishes)
+    for ask in (lambda: hashes.get("vae"), lambda: legacy_hash(file)):
+        with pytest.raises(ModelFileError, match="vae.safetensors: cannot be read any more"):
+            ask()
+
+
+@linux
+def test_a_disk_that_keeps_no_permissions_is_no_error():
+    with pytest.raises(PermissionError):
+        os.chmod("/proc/self/status", 0o644)
+    give_usual_permissions("/proc/self/status")
 
 
 def test_weights_with_a_name_that_no_file_can_have_are_rescued(tmp_path, monkeypatch):
