@@ -28,7 +28,7 @@ from library.anima_runtime import (
     tokenizer_assets,
     tokenizer_fetch,
 )
-from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
+from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
 from library.anima_runtime.flow_training import predict_velocity
 from library.config_file import Parser, read_config, write_config
 from library.config_util import DatasetGroupConfig, read_datasets
@@ -306,6 +306,7 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
     loaded.add([
         *problems,
         *train.check(),
+        *network_problems(train, anima),
         *check_optimizer(train.optimizer, train.schedule),
         *check_schedule(train.schedule),
         *check_logging(train.logging),

@@ -12,14 +12,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from library.config_text import assignment, flatten, key_lines, split_options
-from library.dataset_keys import KEYS as DATASET_KEYS
 from library.errors import ConfigError, Problem, as_utf8
+from library.foreign_files import foreign_message
+from library.foreign_names import OWN
+from library.moved_keys import Key, adapter_lines, is_moved, optimizer_line
 from library.options import (
     Flag,
     all_flags,
@@ -29,13 +31,14 @@ from library.options import (
     group_problems,
     value_problem,
 )
-from library.text_files import TextFileError, parse_toml, read_text
-from library.utils import atomic_write, nearest_name
+from library.paths import PathError, expand_path
+from library.text_files import TextFileError, parse_json, parse_toml, read_text
+from library.unknown_keys import explain_key, explain_typed, ignored_note
+from library.utils import atomic_write
 
 COMMAND_LINE = "the command line"
-ROOT_STYLE_SECTIONS = {"model", "training"}
-CONVERTER = "tools/convert_anima_root_to_kohya.py"
 OF_COMMAND_LINE = ("config_file", "output_config")
+OTHER_KINDS = (".json", ".yaml", ".yml", ".sh", ".bat", ".ps1", ".txt")
 MANY = 200
 
 
@@ -116,7 +119,11 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     writes = "output_config" in typed and typed["output_config"].value != "false"
     in_file = {}
     if "config_file" in typed and not writes:
-        in_file = reader.read_file(with_suffix(typed["config_file"].value))
+        path = with_suffix(reader.path_of(typed["config_file"]))
+        in_file = reader.read_file(path)
+        reader.tell_moved({**in_file, **typed}, str(path))
+        if reader.foreign:
+            reader.notes.append(ignored_note(reader.foreign, str(path)))
     given = {dest: item for dest, item in {**in_file, **typed}.items() if item.value != ""}
     values = reader.convert_all(given)
     built = {group: build(group, values) for group in groups}
@@ -141,8 +148,8 @@ def line_number(problem: Problem) -> float:
 
 
 def with_suffix(name: str) -> Path:
-    """The file meant by --config_file; `.toml` may be left out."""
-    return Path(name if name.endswith(".toml") else f"{name}.toml")
+    """The file meant by --config_file; `.toml` may be left out, but not of what is no TOML."""
+    return Path(name if name.lower().endswith((".toml", *OTHER_KINDS)) else f"{name}.toml")
 
 
 class Reader:
@@ -155,6 +162,8 @@ class Reader:
         self.notes: list[str] = []
         self.broken: set[str] = set()
         self.unknown = 0
+        self.moved: list[Key] = []
+        self.foreign: list[str] = []
 
     def problem(self, message: str, where: str, source: str, name: str | None = "") -> None:
         """name: the flag that is without a usable value now, if one is known."""
@@ -177,8 +186,15 @@ class Reader:
                 item.name, item.value = f"--{plain.removeprefix('no-')}", ["false", *words]
                 self.typed(found, flag_, item)
             else:
-                self.unknown_typed(name)
+                self.unknown_typed(name, words)
         return found
+
+    def path_of(self, item: Given) -> str:
+        """The path that was typed, as it is where it cannot be expanded: convert_all says why."""
+        try:
+            return expand_path(item.value)
+        except PathError:
+            return item.value
 
     def is_switch(self, name: str) -> bool:
         flag_ = self.by_name.get(name.removeprefix("--no-"))
@@ -197,14 +213,12 @@ class Reader:
         item.value = words if flag_.many else words[0]
         self.take(found, flag_, item, repeats=True)
 
-    def unknown_typed(self, name: str) -> None:
+    def unknown_typed(self, name: str, words: list[str]) -> None:
         names = [name for f in self.flags.values() for name in f.names]
         names += [f"--no-{name[2:]}" for f in self.flags.values() if f.is_negatable
                   for name in f.names]  # fmt: skip
-        longer = next((each for each in names if each.startswith(f"{name}_")), None)
-        near = longer or nearest_name(name, names)
-        hint = f" Did you mean {near}?" if near else ""
-        self.problem(f"no such option.{hint}", name, COMMAND_LINE, near)
+        message, near = explain_typed(name, words, names)
+        self.problem(message, name, COMMAND_LINE, near)
 
     def take(
         self, found: dict[str, Given], flag_: Flag, item: Given, repeats: bool = False
@@ -232,10 +246,7 @@ class Reader:
     def read_file(self, path: Path) -> dict[str, Given]:
         """The values of a TOML file by flag; keys that belong to other programs become notes."""
         text, document = self.parse(path)
-        sections = {key for key, value in (document or {}).items() if isinstance(value, dict)}
-        if ROOT_STYLE_SECTIONS <= sections:
-            self.problem(root_style_message(path), "", str(path))
-        if document is None or ROOT_STYLE_SECTIONS <= sections:
+        if document is None:
             self.broken |= {*self.flags, *self.by_name}  # nothing is known of any flag
             return {}
         lines = key_lines(text)
@@ -269,35 +280,64 @@ class Reader:
             self.problem(message, lines.get((section, ""), section), source, name)
 
     def unknown_key(self, key: str, value: Any, where: str, source: str) -> None:
-        """A misspelt flag or a key of dataset.toml is a problem, anything else a note."""
+        """A misspelt flag, or one that stands elsewhere here, is a problem; anything else a note."""
         self.unknown += 1
         if self.unknown > MANY:  # looking for the nearest name of each would take minutes
             if self.unknown == MANY + 1:
                 message = f"over {MANY} keys are no options here. Is it another program's file?"
                 self.problem(message, where, source)
-            return
-        near = nearest_name(key, self.by_name)
-        if key in DATASET_KEYS or key in ("datasets", "subsets"):
-            flag_ = DATASET_KEYS[key].flag if key in DATASET_KEYS else None
-            instead = f"; the flag of that meaning is {flag_}" if flag_ else ""
-            self.problem(f"belongs in the dataset file{instead}.", where, source)
-        elif near and not isinstance(value, dict):
-            self.problem(f"no such option. Did you mean {near}?", where, source, near)
+        elif value == "":
+            return  # not given
+        elif is_moved(key):
+            self.moved.append(Key(key, value, where))
         else:
-            self.notes.append(f"{source}: {key} is not an option of this trainer and was ignored.")
+            message, near = explain_key(key, value, self.by_name)
+            if message:
+                self.problem(message, where, source, near)
+            else:
+                self.foreign.append(key)
+
+    def tell_moved(self, given: Mapping[str, Given], source: str) -> None:
+        """The keys that decide the adapter or the optimizer elsewhere, with the lines to write."""
+        values = {dest: item.value for dest, item in given.items()}
+        adapter, line = adapter_lines(self.moved, values)
+        self.tell_together("decides the adapter", adapter, line, source)
+        if adapter:
+            self.broken |= {"network_module", "network_args"}
+        optimizer, idle, line = optimizer_line(self.moved, values)
+        self.tell_together("decides the optimizer", optimizer, line, source)
+        chosen = values.get("optimizer_type") or "AdamW"
+        self.notes += [f"{k.name} has no effect: optimizer_type is {chosen}." for k in idle]
+        asked = {key.name for key in (*adapter, *optimizer, *idle)}
+        self.foreign += [k.name for k in self.moved if k.name not in asked and k.name in OWN]
+
+    def tell_together(self, what: str, keys: Sequence[Key], line: str, source: str) -> None:
+        """One problem a key; the first has the line that stands for all of them."""
+        for key in keys:
+            first = key is keys[0]
+            message = f"{what}. {line}" if first else f"{what} too: see {place_of(keys[0])}."
+            self.problem(message, key.where, source)
 
     def parse(self, path: Path) -> tuple[str, dict[str, Any] | None]:
         """The file's text and its content; None, with a problem, when it cannot be read."""
         text = ""
         try:
             text = read_text(path)
-            return text, parse_toml(text)
+            document = parse_json(text) if path.suffix.lower() == ".json" else parse_toml(text)
+            message = foreign_message(document, text, path)
+            if path.suffix.lower() == ".json" and not message:
+                message = (
+                    'is JSON. The options belong in TOML: name = value instead of "name": value,'
+                )
         except FileNotFoundError:
             message = f"no such file. It is looked for in {Path.cwd()}."
             self.problem(message, f"--config_file {path}", COMMAND_LINE)
+            return text, None
         except TextFileError as error:
-            self.problem(str(error), "", str(path))
-        return text, None
+            message = foreign_message(None, text, path) or str(error)
+        if message:
+            self.problem(message, "", str(path))
+        return text, None if message else document
 
     def convert_all(self, given: dict[str, Given]) -> dict[str, Any]:
         """Values of the right type by dest; the others become problems, where they would matter."""
@@ -307,6 +347,8 @@ class Reader:
             try:
                 value = convert(flag_, item.value, item.from_text)
                 complaint = value_problem(flag_, value)
+            except PathError as error:
+                complaint = str(error)
             except ValueError as error:
                 complaint = f"expected {error}."
             if not complaint:
@@ -321,19 +363,14 @@ def is_on(value: Any) -> bool:
     return str(value).lower() in ("true", "1")
 
 
+def place_of(key: Key) -> str:
+    """Where a key stands, in a word: "line 3", or its name."""
+    found = re.match(r"line \d+", key.where)
+    return found[0] if found else key.name
+
+
 def place(item: Given) -> tuple[str, str, str]:
     return item.where, item.source, item.name
-
-
-def root_style_message(path: Path) -> str:
-    """A configuration of the earlier trainer is recognised and pointed to its converter."""
-    root = Path(__file__).resolve().parent.parent
-    tool = Path(CONVERTER) if Path.cwd() == root else root / CONVERTER
-    words = [f'"{word}"' if " " in word else word for word in (str(tool), str(path))]
-    return (
-        "is a root-style configuration (it has [model] and [training]), not train_args.toml. "
-        f"Convert it: python {words[0]} --input {words[1]}"
-    )
 
 
 def write_config(loaded: LoadedConfig) -> Path:

@@ -43,11 +43,18 @@ def flatten(document: dict[str, Any]) -> list[tuple[str, str, Any]]:
 
 def assignment(key: str, value: Any) -> str:
     """`key=value` as items of network_args and optimizer_args are written."""
-    if isinstance(value, list):
-        value = ",".join(map(str, value))
-    word = isinstance(value, str) and not re.match(r"[-+.\d(\[]", value)
+    value = value if isinstance(value, str) else value_text(value)
+    word = not re.match(r"[-+.\d(\[]", value)
     is_name = word and value.lower() not in ("true", "false", "none")
     return f"{key}='{value}'" if is_name else f"{key}={value}"
+
+
+def value_text(value: Any) -> str:
+    """A value of TOML as text; a list without brackets."""
+    try:
+        return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    except ValueError:  # a number of thousands of digits
+        return "..."
 
 
 def key_lines(text: str) -> dict[tuple[str, str], str]:

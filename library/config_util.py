@@ -17,7 +17,12 @@ from library.dataset_effects import Table, written_keys
 from library.dataset_file import TableLines, folder_problem, folders_document, read_document
 from library.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
 from library.errors import ConfigError, Problem
+from library.options import all_flags
+from library.run_config import GROUPS
+from library.unknown_keys import explain_dataset_key
 from library.utils import nearest_name
+
+FLAGS = frozenset(all_flags(GROUPS.values()))
 
 PIXEL_GRID = 16  # the VAE shrinks by 8, the denoiser takes patches of 2
 
@@ -83,6 +88,11 @@ def _configure(
     )
 
 
+def takes_empty(name: str) -> bool:
+    """Whether an empty text is a value of the key: of one that is empty by default, or cannot be."""
+    return name in KEYS and (KEYS[name].default == "" or name == "caption_separator")
+
+
 class _Reader:
     """Turns the document into configurations, collecting problems on the way."""
 
@@ -141,12 +151,12 @@ class _Reader:
         level = next(part for part in reversed(path) if isinstance(part, str))
         for name, value in table.items():
             where = self.where(path, name)
+            if value == "" and not takes_empty(name):
+                continue  # not given
             if name == "subsets" and level == "datasets":
                 continue
             if name not in KEYS:
-                near = nearest_name(name, KEYS)
-                hint = f" Did you mean {near}?" if near else ""
-                self.problem(f"no such option.{hint}", where)
+                self.problem(explain_dataset_key(name, FLAGS), where)
             elif level[0] not in KEYS[name].levels:
                 self.problem(belongs(name, level), where)
             else:
@@ -181,6 +191,9 @@ class _Reader:
         where = self.where((), name)
         if name in KEYS:
             self.problem(belongs(name, "the top of the file"), where)
+            return
+        if name in FLAGS:
+            self.problem(explain_dataset_key(name, FLAGS), where)
             return
         near = nearest_name(name, ("general", "datasets"))
         hint = f" Did you mean {near}?" if near else " Known: [general] and [[datasets]]."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import ConfigError, Problem
+from library.foreign_files import foreign_message
 from library.picture_folders import (
     KINDS,
     Search,
@@ -22,23 +23,29 @@ from library.picture_folders import (
 from library.text_files import TextFileError, parse_json, parse_toml, read_text
 from library.utils import nearest_name
 
+OF_OPTIONS = {"network_module", "learning_rate", "output_dir", "optimizer_type"}
 TableLines = dict[tuple, str]
 """(table path, key) -> "line N  its text"; key "" for headers. What it misses has no line."""
 
 
 def read_document(path: Path) -> tuple[dict, TableLines]:
     """The file's content and lines. Raises ConfigError when it is neither TOML nor JSON."""
-    source = str(path)
+    source, text, document, problem = str(path), "", None, None
+    is_json = path.suffix.lower() == ".json"
     try:
         text = read_text(path)
-        if path.suffix.lower() == ".json":
-            return _object(parse_json(text), source), {}
-        return parse_toml(text), find_lines(text)
+        document = parse_json(text) if is_json else parse_toml(text)
     except FileNotFoundError:
         message = f"no such file. --dataset_config is looked for in {Path.cwd()}."
         raise ConfigError(message, source=source) from None
     except TextFileError as error:
-        raise ConfigError(str(error), source=source) from error
+        problem = str(error)
+    if problem := foreign_message(document, text, path) or problem:
+        raise ConfigError(problem, source=source)
+    if isinstance(document, dict) and "datasets" not in document and OF_OPTIONS & set(document):
+        message = "holds options, not pictures. Give it as --config_file."
+        raise ConfigError(message, source=source)
+    return _object(document, source), {} if is_json else find_lines(text)
 
 
 def _object(document: Any, source: str) -> dict:

@@ -11,6 +11,7 @@ from typing import Any
 
 from library.captions import CAPTION_LINES
 from library.effects import Idle, loses_to, needs, needs_plan
+from library.paths import expand_path
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 LEVELS = {"general": "[general]", "datasets": "[[datasets]]", "subsets": "[[datasets.subsets]]"}
@@ -99,7 +100,7 @@ KEYS = {
         ),
     ),
     "caption_tag_dropout_rate": Key("float", 0.0, low=0, high=1, idle=(NO_CAPTIONS,)),
-    "image_dir": Key("text", None, "s", flag=None),
+    "image_dir": Key("path", None, "s", flag=None),
     "caption_extension": Key(
         "text",
         ".txt",
@@ -121,10 +122,10 @@ KEYS = {
     "random_crop": Key("bool", False),
     "face_crop_aug_range": Key("range", None),
     "is_reg": Key("bool", False, "s", flag=None),
-    "metadata_file": Key("text", None, "s", flag=None),
+    "metadata_file": Key("path", None, "s", flag=None),
     "alpha_mask": Key("bool", False, "s", idle=(loses_to(lambda o: not o.alpha_mask, OTHER_MASK),)),
     "conditioning_data_dir": Key(
-        "text",
+        "path",
         None,
         "s",
         idle=(
@@ -136,7 +137,7 @@ KEYS = {
     # beyond sd-scripts
     "resolutions": Key("sizes", None, "gd", flag=None),
     "recursive": Key("bool", False, flag=None),
-    "mask_path": Key("text", None, "s", flag=None),
+    "mask_path": Key("path", None, "s", flag=None),
     "min_ar": Key("float", None, low=0.01, high=100, flag=None),
     "max_ar": Key("float", None, low=0.01, high=100, flag=None),
     "skip_empty_caption": Key("bool", False, flag=None),
@@ -149,6 +150,7 @@ EXPECTED = {
     "int": "a whole number",
     "float": "a number",
     "text": "text in quotes",
+    "path": "text in quotes",
     "size": "a whole number or [width, height]",
     "sizes": "a list of sizes such as [512, 768, 1024]",
     "range": "two numbers, [min, max]",
@@ -176,9 +178,13 @@ def convert(key: Key, value: Any) -> Any:
         return _range(key, value)
     if key.kind == "float" and type(value) is int:
         value = float(value)
-    types = {"bool": bool, "int": int, "float": float, "text": str, "table": dict}
+    if key.kind == "bool" and type(value) is int and value in (0, 1):
+        value = bool(value)
+    types = {"bool": bool, "int": int, "float": float, "text": str, "path": str, "table": dict}
     if type(value) is not types[key.kind]:
         raise ValueError(_type_message(key, value))
+    if key.kind == "path":
+        return expand_path(value)
     if key.choices and value not in key.choices:
         raise ValueError(f"{value!r} is unknown. Choose one of {', '.join(key.choices)}.")
     if key.kind in ("int", "float") and not key.low <= value <= key.high:

@@ -17,7 +17,8 @@ import torch
 from torch.optim import Optimizer
 
 from library.errors import ConfigError, Problem
-from library.user_classes import check_keywords, import_class, is_installed, parse_assignments
+from library.foreign_names import CLASSES
+from library.user_classes import check_keywords, import_class, missing_package, parse_assignments
 from library.utils import nearest_name
 
 if TYPE_CHECKING:
@@ -126,12 +127,12 @@ def check_optimizer(options: OptimizerOptions, schedule: ScheduleOptions) -> lis
     """What is wrong with the choice of optimizer, found without importing its package."""
     name = optimizer_name(options)
     arguments, problems = parse_assignments(options.optimizer_args, "optimizer_args")
-    if _class_path(name) is None:
+    path = _class_path(name)
+    requirement = OPTIMIZERS[name].requirement if name in OPTIMIZERS else None
+    if path is None:
         problems.append(Problem(_unknown_name(name), source=f"--{FLAG}"))
-    elif name in OPTIMIZERS and not is_installed(OPTIMIZERS[name].path.partition(".")[0]):
-        requirement = OPTIMIZERS[name].requirement
-        message = f"{name} needs a package that is not installed. Run: pip install {requirement}"
-        problems.append(Problem(message, source=f"--{FLAG}"))
+    elif message := missing_package(path, requirement):
+        problems.append(Problem(f"{name}: {message}", source=f"--{FLAG}"))
     problems += _check_aliases(options)
     if is_schedule_free(options):
         problems += _check_schedule_of_schedule_free(name, schedule)
@@ -143,6 +144,9 @@ def check_optimizer(options: OptimizerOptions, schedule: ScheduleOptions) -> lis
 
 
 def _unknown_name(name: str) -> str:
+    if path := CLASSES.get(name.lower()):
+        pip = missing_package(path) or ""
+        return f'{name} is reached by its path. Write optimizer_type = "{path}". {pip}'.strip()
     near = nearest_name(name.lower(), [known.lower() for known in (*OPTIMIZERS, *_torch_names())])
     proper = {known.lower(): known for known in (*OPTIMIZERS, *_torch_names())}
     hint = f" Did you mean {proper[near]}?" if near else f" Known: {', '.join(OPTIMIZERS)}."

@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 from library.effects import Idle, idle_reason
 from library.errors import Problem
+from library.foreign_names import VALUES
+from library.paths import check_escapes, expand_path
 from library.user_classes import separate_assignments
 from library.utils import nearest_name
 
@@ -43,6 +45,8 @@ class Flag:
     refused: the reason why setting it is an error
     read:    from text or a TOML value to the field's value; ValueError says what was expected
     hidden:  not shown in --help (old misspellings)
+    path:    a file or a folder: ~ and variables are replaced
+    prose:   a text that may hold tabs and line ends
     """
 
     dest: str
@@ -60,6 +64,8 @@ class Flag:
     idle: tuple[Idle, ...] = ()
     refused: str = ""
     hidden: bool = False
+    path: bool = False
+    prose: bool = False
 
     @property
     def is_switch(self) -> bool:
@@ -235,6 +241,10 @@ def convert_one(flag_: Flag, value: Any, from_text: bool) -> Any:
     if flag_.type is str:
         if not isinstance(value, str):
             raise ValueError("text in quotes")
+        if flag_.path:
+            return expand_path(value)
+        if not flag_.prose:
+            check_escapes(value)
         return value
     return convert_number(flag_, value, from_text)
 
@@ -283,7 +293,7 @@ def value_problem(flag_: Flag, value: Any) -> str | None:
         if item in flag_.refuses:
             return f"is refused: {flag_.refuses[item]}."
         if flag_.choices and item not in flag_.choices:
-            near = nearest_name(str(item), map(str, flag_.choices))
+            near = nearest_choice(str(item), list(map(str, flag_.choices)))
             hint = f" Did you mean {near}?" if near else ""
             return f"expected one of {', '.join(map(str, flag_.choices))}.{hint}"
         if flag_.check and (complaint := flag_.check(item)):
@@ -291,6 +301,12 @@ def value_problem(flag_: Flag, value: Any) -> str | None:
     if flag_.refused and flag_.asks(value):
         return f"is refused: {flag_.refused}."
     return None
+
+
+def nearest_choice(value: str, choices: Sequence[str]) -> str | None:
+    """The choice that a value probably means: by another program's word for it, then by letters."""
+    meant = next((word for word in VALUES.get(value.lower(), ()) if word in choices), None)
+    return meant or nearest_name(value, choices)
 
 
 def build(group: type[T], values: dict[str, Any]) -> T:

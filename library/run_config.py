@@ -190,12 +190,11 @@ class ConfigOptions:
     """Configuration files"""
 
     config_file: str | None = flag(
-        None, "TOML file with any of these flags; the command line wins; .toml may be left out"
-    )
+        None, "TOML file with any of these flags; the command line wins; .toml may be left out", path=True)
     output_config: bool = flag(
         False, "write what differs from the defaults to --config_file and exit"
     )
-    dataset_config: str | None = flag(None, "TOML or JSON file that describes the pictures")
+    dataset_config: str | None = flag(None, "TOML or JSON file that describes the pictures", path=True)
     check_only: bool = flag(False, "report on the run, as tools/doctor.py does, and exit")
 
 
@@ -203,8 +202,8 @@ class ConfigOptions:
 class ModelPaths:
     """Base model"""
 
-    pretrained_model_name_or_path: str | None = flag(None, "the base model's .safetensors file")
-    vae: str | None = flag(None, "the VAE's .safetensors file")
+    pretrained_model_name_or_path: str | None = flag(None, "the base model's .safetensors file", path=True)
+    vae: str | None = flag(None, "the VAE's .safetensors file", path=True)
     v2: bool = flag(False, "Stable Diffusion 2", ignored=NOT_SD)
     v_parameterization: bool = flag(False, "v-prediction", ignored=NOT_SD)
     tokenizer_cache_dir: str | None = flag(None, "folder for CLIP tokenizers", ignored=NOT_SD)
@@ -226,13 +225,13 @@ class DataOptions:
         names=("--caption_extension", "--caption_extention"),
     )  # fmt: skip
     shuffle_caption: bool = flag(False, "a new order of the tags every time")
-    caption_separator: str = flag(",", "what separates tags")
+    caption_separator: str = flag(",", "what separates tags", prose=True)
     keep_tokens: int = flag(0, "leading tags that keep their place", check=at_least(0))
-    keep_tokens_separator: str = flag("", "mark between fixed head, tags and fixed tail")
-    secondary_separator: str | None = flag(None, "separator inside tags that stay together")
+    keep_tokens_separator: str = flag("", "mark between fixed head, tags and fixed tail", prose=True)
+    secondary_separator: str | None = flag(None, "separator inside tags that stay together", prose=True)
     enable_wildcard: bool = flag(False, "{a|b} choices and multi-line captions")
-    caption_prefix: str | None = flag(None, "text before every caption")
-    caption_suffix: str | None = flag(None, "text after every caption")
+    caption_prefix: str | None = flag(None, "text before every caption", prose=True)
+    caption_suffix: str | None = flag(None, "text after every caption", prose=True)
     caption_dropout_rate: float = flag(
         0.0, "share of samples trained without caption", check=between(0, 1)
     )
@@ -274,16 +273,13 @@ class DataOptions:
     train_data_dir: str | None = flag(
         None,
         "folder of <repeats>_<class> folders, where there is no dataset_config",
-        idle=(FILE_OF_DATASETS,),
-    )
+        idle=(FILE_OF_DATASETS,), path=True)
     reg_data_dir: str | None = flag(
-        None, "the same, of regularisation pictures", idle=(FILE_OF_DATASETS,)
-    )
+        None, "the same, of regularisation pictures", idle=(FILE_OF_DATASETS,), path=True)
     in_json: str | None = flag(
         None,
         "metadata file of captions, with the pictures in train_data_dir",
-        idle=(FILE_OF_DATASETS,),
-    )
+        idle=(FILE_OF_DATASETS,), path=True)
     dataset_class: str | None = flag(
         None, "class path of a dataset of your own", refused="datasets are described in TOML here"
     )
@@ -296,7 +292,7 @@ class DataOptions:
         "side so many times the face; not with cache_latents",
     )  # fmt: skip
     alpha_mask: bool = flag(False, "use transparency as loss mask")
-    conditioning_data_dir: str | None = flag(None, "folder of loss masks, with masked_loss")
+    conditioning_data_dir: str | None = flag(None, "folder of loss masks, with masked_loss", path=True)
     skip_image_resolution: str | None = flag(
         None, "leave out pictures of up to this many pixels, width times height", read=size
     )
@@ -380,9 +376,9 @@ class NetworkOptions:
         None, "dropout between the factors of LoRA, of the output of LoKr", check=between(0, 0.999)
     )
     network_args: tuple[str, ...] | None = flag(None, "key=value arguments of the kind of adapter")
-    network_weights: str | None = flag(None, "adapter file to start from")
+    network_weights: str | None = flag(None, "adapter file to start from", path=True)
     dim_from_weights: bool = flag(False, "take the rank from --network_weights")
-    base_weights: tuple[str, ...] | None = flag(None, "adapter files merged into the base first")
+    base_weights: tuple[str, ...] | None = flag(None, "adapter files merged into the base first", path=True)
     base_weights_multiplier: tuple[float, ...] | None = flag(
         None, "their strengths, 1 if not given"
     )
@@ -689,7 +685,7 @@ class LossOptions:
 class SaveOptions:
     """Files"""
 
-    output_dir: str | None = flag(None, "folder of the trained files")
+    output_dir: str | None = flag(None, "folder of the trained files", path=True)
     output_name: str | None = flag(None, "their name")
     save_precision: str | None = flag(
         None, "precision of the file", choices=("float", "fp16", "bf16")
@@ -771,7 +767,7 @@ class ResumeOptions:
         ),
     )
     save_state_to_huggingface: bool = flag(False, "upload states", refused=LATER)
-    resume: str | None = flag(None, "state (a folder) to go on from")
+    resume: str | None = flag(None, "state (a folder) to go on from", path=True)
     resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
     resume_allow: tuple[str, ...] | None = flag(
         None,
@@ -813,8 +809,7 @@ class PreviewOptions:
     sample_prompts: str | None = flag(
         None,
         "file of prompts",
-        ignored=f"{LATER}; save_every_n_steps gives files to try in ComfyUI",
-    )
+        ignored=f"{LATER}; save_every_n_steps gives files to try in ComfyUI", path=True)
     sample_every_n_steps: int | None = flag(None, "previews every n steps", ignored=LATER)
     sample_every_n_epochs: int | None = flag(None, "previews every n epochs", ignored=LATER)
     sample_at_first: bool = flag(False, "previews before training", ignored=LATER)
@@ -857,8 +852,7 @@ class LoggingOptions:
     """Logs"""
 
     logging_dir: str | None = flag(
-        None, "root of the logs; <output_dir>/logs if not given", idle=(NO_LOGS,)
-    )
+        None, "root of the logs; <output_dir>/logs if not given", idle=(NO_LOGS,), path=True)
     log_with: str = flag(
         "tensorboard", "where numbers go", choices=("none", "tensorboard", "wandb", "all")
     )
@@ -872,8 +866,7 @@ class LoggingOptions:
         None, "name of the tracker; network_train if not given", idle=(NO_LOGS,)
     )
     log_tracker_config: str | None = flag(
-        None, "TOML with the trackers' own settings", idle=(NO_LOGS,)
-    )
+        None, "TOML with the trackers' own settings", idle=(NO_LOGS,), path=True)
     log_config: bool = flag(False, "log the settings too", idle=(NO_LOGS,))
     wandb_run_name: str | None = flag(None, "name of the wandb run", idle=(WANDB,))
     wandb_api_key: str | None = flag(None, "wandb key", idle=(WANDB,))
@@ -901,12 +894,11 @@ class LoggingOptions:
         idle=(
             NO_LOGS,
             SERVED,
-        ),
-    )
+        ), path=True)
     console_log_level: str | None = flag(
         None, "detail of messages", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
     )
-    console_log_file: str | None = flag(None, "file for messages instead of the console")
+    console_log_file: str | None = flag(None, "file for messages instead of the console", path=True)
     console_log_simple: bool = flag(False, "messages without time and level")
 
 
@@ -934,17 +926,17 @@ class MonitorOptions:
 class MetadataOptions:
     """Metadata"""
 
-    training_comment: str | None = flag(None, "free text", idle=(NO_METADATA,))
-    metadata_title: str | None = flag(None, "title; output_name if not given")
-    metadata_author: str | None = flag(None, "author")
-    metadata_description: str | None = flag(None, "description")
-    metadata_license: str | None = flag(None, "licence")
-    metadata_tags: str | None = flag(None, "tags, separated by commas")
-    metadata_usage_hint: str | None = flag(None, "how to use it")
-    metadata_thumbnail: str | None = flag(None, "picture file or data: URL")
-    metadata_merged_from: str | None = flag(None, "files it was merged from")
-    metadata_trigger_phrase: str | None = flag(None, "trigger words")
-    metadata_preprocessor: str | None = flag(None, "preprocessor")
+    training_comment: str | None = flag(None, "free text", idle=(NO_METADATA,), prose=True)
+    metadata_title: str | None = flag(None, "title; output_name if not given", prose=True)
+    metadata_author: str | None = flag(None, "author", prose=True)
+    metadata_description: str | None = flag(None, "description", prose=True)
+    metadata_license: str | None = flag(None, "licence", prose=True)
+    metadata_tags: str | None = flag(None, "tags, separated by commas", prose=True)
+    metadata_usage_hint: str | None = flag(None, "how to use it", prose=True)
+    metadata_thumbnail: str | None = flag(None, "picture file or data: URL", path=True)
+    metadata_merged_from: str | None = flag(None, "files it was merged from", prose=True)
+    metadata_trigger_phrase: str | None = flag(None, "trigger words", prose=True)
+    metadata_preprocessor: str | None = flag(None, "preprocessor", prose=True)
     metadata_is_negative_embedding: str | None = flag(
         None, "true for a negative embedding", read=word
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim import Optimizer, lr_scheduler
 
 from library.errors import ConfigError, Problem
-from library.user_classes import check_keywords, import_class, parse_assignments
+from library.user_classes import check_keywords, import_class, missing_package, parse_assignments
 
 if TYPE_CHECKING:
     from library.run_config import ScheduleOptions
@@ -59,6 +59,10 @@ def check_schedule(options: ScheduleOptions) -> list[Problem]:
     if not options.lr_scheduler_type:
         messages = _check_named(options, arguments)
         problems += [Problem(message, source="--lr_scheduler") for message in messages]
+    elif "." in options.lr_scheduler_type and (
+        message := missing_package(options.lr_scheduler_type)
+    ):
+        problems.append(Problem(message, source="--lr_scheduler_type"))
     return problems
 
 

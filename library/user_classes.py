@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from library.errors import ConfigError, Problem
+from library.foreign_names import PACKAGES
 from library.utils import nearest_name
 
 
@@ -75,18 +76,30 @@ def is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def missing_package(path: str, requirement: str | None = None) -> str | None:
+    """What to do where the package of a dotted class path is not installed; None where it is.
+
+    requirement: what to give to `pip install`; from the table, or the package's name, when None
+    """
+    package = path.partition(".")[0]
+    if is_installed(package):
+        return None
+    known = PACKAGES.get(package, package) if requirement is None else requirement
+    if not known:
+        return (
+            f"the package {package} comes with another trainer and cannot be installed by itself."
+        )
+    return f"the package {package} is not installed. Run: pip install {known}"
+
+
 def import_class(path: str, flag: str, requirement: str | None = None) -> type:
     """The class at a dotted path; a ConfigError says which part of the path is wrong.
 
-    requirement: what to give to `pip install` when the package is missing; its name when None.
+    requirement: as in missing_package
     """
     module_name, _, name = path.rpartition(".")
-    package = path.partition(".")[0]
-    if not is_installed(package):
-        raise ConfigError(
-            f"--{flag} {path}: the package {package} is not installed. "
-            f"Run: pip install {requirement or package}"
-        )
+    if message := missing_package(path, requirement):
+        raise ConfigError(f"--{flag} {path}: {message}")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -161,9 +161,25 @@ def current_umask() -> int:
 
 
 def nearest_name(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` was probably meant to be, or None."""
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.75)
-    return found[0] if found else None
+    """The candidate that `name` was probably meant to be, or None.
+
+    Names of several words must be alike word by word: `lora_type` is no `loss_type`.
+    """
+    found = difflib.get_close_matches(name, list(candidates), n=5, cutoff=0.75)
+    return next((each for each in found if _words_alike(name, each)), None)
+
+
+def _words_alike(name: str, other: str) -> bool:
+    """Whether each word of two names is alike; of names with other words, all letters together."""
+    pairs = list(zip(name.split("_"), other.split("_")))
+    if name.count("_") != other.count("_"):
+        return _alikeness(name.replace("_", ""), other.replace("_", "")) >= 0.9
+    return all(_alikeness(*pair) >= 0.6 for pair in pairs)
+
+
+def _alikeness(one: str, other: str) -> float:
+    """0 to 1: the share of letters that two words have in the same order."""
+    return difflib.SequenceMatcher(None, one, other).ratio()
 
 
 def position_seed(*position: int | str) -> int:

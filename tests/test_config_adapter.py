@@ -222,8 +222,8 @@ def test_lycoris_is_answered_with_the_equivalent_lines():
              "preset=full", "dora_wd=true"]  # fmt: skip
     (message,) = messages("--network_module", "lycoris.kohya", "--network_args", *words)
     assert 'network_module = "networks.lokr_anima"' in message
-    arguments = ("lokr_factor=8", "train_norm=false", "lokr_decompose_both=true",
-                 "lokr_rank_dropout=0.1")  # fmt: skip
+    arguments = ("lokr_factor=8", "train_norm=false", "train_llm_adapter=false",
+                 "lokr_decompose_both=true", "rank_dropout=0.1")  # fmt: skip
     assert f"network_args = [{', '.join(map(quoted, arguments))}]" in message
     assert "network_dropout = 0.2." in message
     assert message.endswith("Without counterpart: preset, dora_wd.")
@@ -237,7 +237,8 @@ def quoted(text: str) -> str:
 def test_lycoris_without_arguments_is_lora_without_norms():
     (message,) = messages("--network_module", "lycoris.kohya")
     assert (
-        'Write network_module = "networks.lora_anima" and network_args = ["train_norm=false"].'
+        'Write network_module = "networks.lora_anima" and '
+        'network_args = ["train_norm=false", "train_llm_adapter=false"].'
         in message
     )
     assert not check_lora(4, 1.0, None, train_norm="false")

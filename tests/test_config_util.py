@@ -100,7 +100,7 @@ image_dir = 'x'
 [[datasets]]
 resolution = "512"
 batch_size = 0
-enable_bucket = 1
+enable_bucket = 3
 keep_tokens = 1.5
 [[datasets.subsets]]
 image_dir = '{pictures}'

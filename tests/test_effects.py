@@ -97,7 +97,7 @@ def test_a_seed_of_validation_has_a_use_beside_the_file(notes):
         (["--validate_every_n_steps", "5"], "validation_split is 0"),
         (["--save_last_n_epochs_state", "1"], "save_state is not set"),
         (["--learning_rate", "2e-6", "--unet_lr", "1e-4"], "unet_lr decides"),
-        (["--lr_scheduler", "constant", "--lr_scheduler_type", "a.B"], "lr_scheduler_type decides"),
+        (["--lr_scheduler", "constant", "--lr_scheduler_type", "StepLR"], "lr_scheduler_type decides"),
     ],
 )
 def test_a_flag_without_use_is_named_with_the_reason(notes, words, why):

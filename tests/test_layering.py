@@ -17,18 +17,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Files are named one by one where a new one needs a decision; folders of one layer by a pattern.
 LAYERS = {
-    0: "library/console library/file_names "
+    0: "library/console library/file_names library/foreign_names library/paths "
     "library/errors library/files library/system_errors library/utils library/device_utils "
     "library/user_classes library/text_files library/effects library/stop_signals library/__init__ "
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
     "library/dataset_keys library/dataset_file library/picture_folders library/caption_json library/augment "
-    "library/foreign_files library/foreign_names "
+    "library/foreign_files "
     "library/tensor_files library/anima_backend/modelling/* networks/factors",
     2: "library/data_types library/options library/run_config library/run_config_* "
     "library/flag_table library/legacy_flags library/config_file library/config_util "
-    "library/config_text "
+    "library/config_text library/moved_keys library/unknown_keys "
     "library/dataset_effects library/dataset_config",
     3: "library/picture_files library/picture_sizes library/masks library/catalogue "
     "library/validation_split library/dataset_scan library/datasets library/bucket_sampler "
@@ -115,6 +115,7 @@ SIDEWAYS = [
         "files' headers",
     ),
     ("library", "anima_runtime/estimates -> strategy_anima", "how captions become tokens"),
+    ("library", "user_classes -> foreign_names", "which package a class is in"),
     ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
     ("library", "system_errors, text_files -> errors", "letters that no file can hold; causes"),
     ("library", "errors -> console", "where errors are told"),
@@ -124,8 +125,10 @@ SIDEWAYS = [
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),
     ("library", "config_util -> dataset_config -> dataset_effects", "what becomes of each key"),
-    ("library", "config_file -> config_text", "what stands where"),
+    ("library", "config_file -> moved_keys, unknown_keys -> config_text", "what stands where"),
     ("library", "dataset_file -> foreign_files", "whose file it is"),
+    ("library", "config_util -> run_config, options", "which keys are flags"),
+    ("library", "config_util -> unknown_keys", "what to say of the others"),
     ("networks", "network -> targets, codec, adapted -> adapters", "the contract over its parts"),
     ("networks", "network -> norm_limit -> adapters", "a limit on what was trained"),
     ("networks", "network -> precision", "what a file's precision can hold"),

@@ -11,7 +11,9 @@ from library.anima_runtime.tokenizer_fetch import sources_of
 from library.config_util import DatasetGroupConfig
 from library.dataset_effects import idle_keys
 from library.effects import loses_to, needs
-from library.errors import ModelFileError, Problem
+from library.errors import ConfigError, ModelFileError, Problem
+from library.moved_keys import MODULES as LYCORIS_ALGOS
+from library.moved_keys import equivalent_lines
 from library.options import above, all_flags, at_least, flag, idle_flags
 from library.run_config import (
     GROUPS,
@@ -22,7 +24,8 @@ from library.run_config import (
     TrainConfig,
     sets_own_rate,
 )
-from networks.arguments import read_bool, read_number, read_text
+from networks.arguments import parse_network_args, read_bool, read_number, read_text, unquoted
+from networks.loading import load_network_module
 
 MODULES = ("networks.lora_anima", "networks.lokr_anima")
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
@@ -37,18 +40,6 @@ OTHER_MODULES = {
     "networks.loha": None,
     "networks.lokr": MODULES[1],
 }
-LYCORIS_ALGOS = {"lora": MODULES[0], "locon": MODULES[0], "lokr": MODULES[1]}
-LYCORIS_DEFAULTS = {"factor": "-1", "train_norm": "false"}
-LYCORIS_ARGS = {
-    "factor": "lokr_factor",
-    "full_matrix": "lokr_full_matrix",
-    "decompose_both": "lokr_decompose_both",
-    "rank_dropout": "lokr_rank_dropout",
-    "module_dropout": "lokr_module_dropout",
-    "train_norm": "train_norm",
-    "train_llm_adapter": "train_llm_adapter",
-}
-LORA_ARGS = ("rank_dropout", "module_dropout", "train_norm", "train_llm_adapter")
 FLOW_ALIASES = {
     "anima_timestep_sampling": "timestep_sampling",
     "anima_sigmoid_scale": "sigmoid_scale",
@@ -67,16 +58,14 @@ MODELSCOPE = needs(
 class AnimaConfig:
     """Anima"""
 
-    anima_transformer: str | None = flag(None, "the DiT; the same as pretrained_model_name_or_path")
+    anima_transformer: str | None = flag(None, "the DiT; the same as pretrained_model_name_or_path", path=True)
     qwen: str | None = flag(
-        None, "Qwen3-0.6B: the .safetensors file or a folder", names=("--qwen", "--qwen3")
-    )
-    llm_adapter_path: str | None = flag(None, "the LLM adapter, if it is in a file of its own")
-    qwen_tokenizer_dir: str | None = flag(None, "Qwen tokenizer; qwen_tokenizer/ beside the file")
+        None, "Qwen3-0.6B: the .safetensors file or a folder", names=("--qwen", "--qwen3"), path=True)
+    llm_adapter_path: str | None = flag(None, "the LLM adapter, if it is in a file of its own", path=True)
+    qwen_tokenizer_dir: str | None = flag(None, "Qwen tokenizer; qwen_tokenizer/ beside the file", path=True)
     t5_tokenizer_dir: str | None = flag(
         None, "T5 tokenizer; t5_tokenizer/ beside the DiT if not given",
-        names=("--t5_tokenizer_dir", "--t5_tokenizer_path"),
-    )  # fmt: skip
+        names=("--t5_tokenizer_dir", "--t5_tokenizer_path"), path=True)  # fmt: skip
     anima_seq_len: int | None = flag(
         None,
         "most tokens of both kinds; no limit",
@@ -280,7 +269,7 @@ def paths_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
         message = f"is {both[0]}, but pretrained_model_name_or_path is {both[1]}. Keep one."
         found.append(Problem(message, "anima_transformer"))
     if not any(both):
-        found.append(Problem("is needed: the DiT's .safetensors file.", "anima_transformer"))
+        found.append(Problem("is needed: the DiT's .safetensors file (or pretrained_model_name_or_path).", "anima_transformer"))
     if not train.paths.vae:
         found.append(Problem("is needed: the VAE's .safetensors file.", "vae"))
     return found
@@ -288,7 +277,7 @@ def paths_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
 
 def arguments_of(network_args: Collection[str]) -> dict[str, str]:
     pairs = (item.partition("=")[::2] for item in network_args)
-    return {key.strip(): value.strip() for key, value in pairs}
+    return {key.strip(): unquoted(value) for key, value in pairs}
 
 
 def adapt_network_args(
@@ -328,21 +317,32 @@ def network_module_problem(module: str, network_args: Collection[str]) -> Proble
 def lycoris_message(args: dict[str, str]) -> str:
     """The lines that train the same here, with LyCORIS's defaults; what has no counterpart."""
     algo = args.pop("algo", "lora").lower()
-    ours = LYCORIS_ALGOS.get(algo)
-    if ours is None:
+    if algo not in LYCORIS_ALGOS:
         return (
             f"LyCORIS is not used here, and {algo} does not exist: only LoRA ({MODULES[0]}) and "
             f"LoKr ({MODULES[1]})."
         )
-    names = LYCORIS_ARGS if ours == MODULES[1] else {name: name for name in LORA_ARGS}
-    wanted = {**LYCORIS_DEFAULTS, **args}
-    kept = [f'"{names[key]}={value}"' for key, value in wanted.items() if key in names]
-    lost = [key for key in args if key not in names and key not in ("dropout", "factor")]
-    lines = [f'network_module = "{ours}"', f"network_args = [{', '.join(kept)}]"]
-    if "dropout" in args:
-        lines.append(f"network_dropout = {args['dropout']}")
-    message = f"LyCORIS is not used here: its layers are built in. Write {' and '.join(lines)}."
-    return message + (f" Without counterpart: {', '.join(lost)}." if lost else "")
+    lines = equivalent_lines(algo, args, [], is_lycoris=True)
+    return f"LyCORIS is not used here: its layers are built in. {lines}"
+
+
+def network_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
+    """What is wrong with the arguments of the adapter, found without looking at a model."""
+    net = train.network
+    if net.network_module not in MODULES:
+        return []  # told by adapt
+    try:
+        kwargs = {**parse_network_args(net.network_args), **anima.network_kwargs()}
+    except ConfigError as error:
+        found = error.problems
+    else:
+        dims = net.network_dim, net.network_alpha, net.network_dropout
+        found = load_network_module(net.network_module).check_network_args(*dims, **kwargs)
+    flags = [p.where.split()[0] if p.where.startswith("--") else "--network_args" for p in found]
+    return [
+        dataclasses.replace(p, source=flag_, where="" if p.where.startswith("--") else p.where)
+        for p, flag_ in zip(found, flags)
+    ]
 
 
 def adapt_flow(
