@@ -86,6 +86,7 @@ def test_many_samples_take_several_pages(dataset, tmp_path, monkeypatch):
         (["--epoch", "0"], "start at 1"),
         (["--epoch", "99", "--max_train_epochs", "2"], "the run has 2"),
         (["--output", "sheet.gif"], "expected a name ending"),
+        (["--output", "/dev/null/sheet.png"], "sheet.png: cannot be written"),
         (["--shufle_caption"], "shuffle_caption"),
     ],
 )

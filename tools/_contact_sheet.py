@@ -14,6 +14,7 @@ from torch import Tensor
 from library.data_types import SampleRequest
 from library.datasets import TrainDataset
 from library.errors import visible
+from library.system_errors import output_errors
 from library.utils import atomic_write
 
 CELL, GAP, COLUMNS, ROWS = 224, 8, 6, 8
@@ -41,11 +42,12 @@ def draw_sheet(
               " (fonts-noto-cjk) has them")  # fmt: skip
     per_page = COLUMNS * ROWS
     pages = [cells[start : start + per_page] for start in range(0, len(cells), per_page)]
-    output.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
     files = []
     for page, inside in enumerate(pages, 1):
         file = output if page == 1 else output.with_stem(f"{output.stem}_{page}")
-        with atomic_write(file) as temporary:
+        with output_errors(file), atomic_write(file) as temporary:
             draw_page(dataset, inside, font).save(temporary, format=image_format(file))
         files.append(file)
     return files

@@ -212,9 +212,9 @@ def _fetch_from(source: Source, kind: str, folder: Path, table_rows: int, second
         _refuse_pages(work)
         tokenizer = LOADERS[kind](work)
         assets.check_tokenizer(kind, tokenizer, table_rows)
-        if facts is T5:
-            complete_t5(work, tokenizer, table_rows)
         with output_errors(folder):
+            if facts is T5:
+                complete_t5(work, tokenizer, table_rows)
             move_into(work, folder)
     except UserError as error:
         raise type(error)([_without(problem, work) for problem in error.problems]) from error
@@ -269,7 +269,8 @@ def download(source: Source, files: Sequence[str], target: Path, seconds: float)
     request = target / ".request.json"
     wanted = {"hub": source.hub, "repo": source.repo, "revision": source.revision,
               "folders": source.folders, "files": list(files), "target": str(target)}  # fmt: skip
-    request.write_text(json.dumps(wanted), encoding="utf-8")
+    with output_errors(request):
+        request.write_text(json.dumps(wanted), encoding="utf-8")
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "library.anima_runtime.hub_download", str(request)]
     try:
