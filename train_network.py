@@ -55,10 +55,11 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
 
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
-        self.prepare()
-        with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
-            self.run_epochs()
-            last_words = self.finish()
+        with self.outputs_claimed():
+            self.prepare()
+            with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
+                self.run_epochs()
+                last_words = self.finish()
         logger.info(last_words)  # of one process only: the others do not tell
 
     def prepare(self) -> None:

@@ -17,7 +17,6 @@ import math
 import os
 import re
 import tempfile
-import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -29,9 +28,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from library import leftovers
 from library.data_types import Layout, StoredTensor
 from library.errors import DatasetError, OutputError, Problem
-from library.files import remove_file
 from library.system_errors import output_errors
 from library.utils import atomic_write
 
@@ -44,7 +43,6 @@ BEFORE = re.compile("[0-9a-f]{32}")  # fingerprints that know files by name and 
 LONGEST_HEADER = 2**20  # bytes; ours have some hundreds
 THREADS = max(2, min(8, os.cpu_count() or 1))  # that decode pictures ahead, or look at files
 DELAY = 2.0  # seconds after which looking at files shows its progress
-LEFTOVER_AGE = 3600.0  # seconds: no write takes that long
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
@@ -325,10 +323,8 @@ def check_writable(folders: Iterable[Path]) -> None:
 
 
 def remove_leftovers(cache: Path) -> None:
-    """Delete unfinished files of processes that were killed while they wrote."""
-    for path in cache.glob(".*.tmp"):
-        try:
-            if time.time() - path.stat().st_mtime > LEFTOVER_AGE:
-                remove_file(path)
-        except FileNotFoundError:
-            continue  # finished, or removed by another process
+    """Delete unfinished files of processes that were killed while they wrote, also on other computers."""
+    for path in cache.glob(".*"):
+        is_temporary = path.name.endswith(".tmp") or leftovers.OF_SAFETENSORS.fullmatch(path.name)
+        if is_temporary and leftovers.is_old(path):
+            leftovers.remove(path)

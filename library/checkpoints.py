@@ -29,6 +29,11 @@ def output_name(options: SaveOptions, default: str) -> str:
     return options.output_name or default
 
 
+def output_names(options: SaveOptions) -> set[str]:
+    """With what a run's files and states begin."""
+    return {output_name(options, default) for default in ("at", "epoch", "last")}
+
+
 class CheckpointPlan:
     """Says at each step and epoch what is due; epochs count from 1 here, as in the file names."""
 
@@ -59,10 +64,6 @@ class CheckpointPlan:
     @property
     def has_final_state(self) -> bool:
         return self.states.save_state or self.states.save_state_on_train_end
-
-    def names(self) -> set[str]:
-        """With what this run's files and states begin."""
-        return {output_name(self.options, default) for default in ("at", "epoch", "last")}
 
     def due_at_step(self, step: int) -> Path | None:
         """The file to write after update `step` (from 1), or None."""

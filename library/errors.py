@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from unicodedata import category
@@ -20,6 +20,7 @@ EXIT_USER_ERROR = 2
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
 EXIT_INTERRUPTED = 130
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 NOTHING_TRAINED = "Stopped before anything was trained."
 
 
@@ -129,6 +130,11 @@ def _escape(letter: str) -> str:
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
 
 
+def is_first_process(environment: Mapping[str, str]) -> bool:
+    """Whether this is the one of a run's processes that tells, and writes, what all of them do."""
+    return all(environment.get(name, "0") == "0" for name in RANKS)
+
+
 def close_bars() -> None:
     """End progress bars that an error interrupted, so that it begins on a line of its own."""
     bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
@@ -147,7 +153,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(error, file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt as stop:  # a run's loop takes care of itself: this is before it
-        if os.environ.get("RANK", "0") == "0":  # one process tells what all of them do
+        if is_first_process(os.environ):
             print(f"\n{NOTHING_TRAINED}", file=sys.stderr, flush=True)
         code = getattr(stop, "code", EXIT_INTERRUPTED)
     except Exception:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library import resume_snapshot
-from library.errors import Problem, ResumeError
+from library.checkpoints import output_names
+from library.errors import Problem, ResumeError, is_first_process
+from library.leftovers import clear_temporary
 from library.optimizers import count_updates_before, optimizer_train_mode
+from library.output_checks import tried
 from library.resuming import TrainingParts, first_position
 from library.run_files import RunFiles
+from library.run_lock import claimed, lock_file, writers_of
 from library.schedulers import count_as_done
-from library.states import SavedState, open_state
+from library.states import SavedState, clear_leftovers, open_state
 from library.stopping import StopRequests
+from library.system_errors import output_errors
+from library.utils import log_lines
 
 if TYPE_CHECKING:
     from library.run_config import TrainConfig
@@ -33,11 +43,28 @@ class ResumableRun:
     strict_resume = False
     resumed: SavedState | None = None
 
+    @contextlib.contextmanager
+    def outputs_claimed(self) -> Iterator[None]:
+        """While inside, no other run writes this run's files; what earlier ones left is cleared away."""
+        folder, names = Path(self.cfg.save.output_dir), output_names(self.cfg.save)
+        with contextlib.ExitStack() as stack:
+            # one process claims for all; a folder that cannot be used is told by check(), with all else
+            trial = lock_file(folder, f"{max(names, key=len)}.{os.getpid()}")
+            if is_first_process(os.environ) and not tried(trial, ""):
+                with output_errors(folder):
+                    notes = stack.enter_context(claimed(folder, names))
+                log_lines(logger, notes, logging.WARNING)
+                clear_leftovers(folder, names)
+                clear_temporary(folder, names)
+            yield
+
     def open_state(self) -> int | None:
         """Establish which state to go on from, if any; returns the seed to use, if it is known."""
         path, seed = self.cfg.resume.resume, self.cfg.loop.seed
         if path:
             self.resumed = open_state(path, self.snapshot_schema)
+            for writer in writers_of(self.resumed.folder):
+                logger.warning("%s: the run that wrote it may still be running (%s).", path, writer)
         return self.resumed.run["seed"] if self.resumed and seed is None else seed
 
     def begin_at(self, plan: StepPlan) -> StepPlan:

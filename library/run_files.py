@@ -16,7 +16,7 @@ from library.errors import UserError
 from library.files import remove_file
 from library.metadata import of_session
 from library.optimizers import optimizer_eval_mode
-from library.states import StateContents, clear_leftovers, remove_state, write_state
+from library.states import StateContents, remove_state, write_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,8 +53,6 @@ class RunFiles:
         self.snapshot = functools.cache(snapshot)  # the pictures are hashed for it
         self.last_state: Path | None = None
         self.is_settled = True
-        if accelerator.is_main_process:
-            clear_leftovers(plan.folder, plan.names())
 
     def after_step(self, state: TrainState, *, now: bool = False) -> None:
         """Save what is due at this step. now: a file and a state, due or not."""

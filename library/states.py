@@ -29,6 +29,7 @@ from torch import Tensor
 from library.data_types import TrainState
 from library.errors import Problem, ResumeError, as_utf8
 from library.files import free_name, remove_folder, rename_folder
+from library.leftovers import is_left
 from library.state_manifest import (
     ADAPTERS,
     FORMAT,
@@ -47,6 +48,7 @@ from library.utils import give_usual_permissions, sha256_of_file, sync_folder
 logger = logging.getLogger(__name__)
 
 OF_ACCELERATE = ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", "custom_checkpoint_0.pkl")
+HIDDEN = re.compile(r"\.(.+)\.(\d+)\.(new|old|gone)\.tmp")
 START_ANEW = (
     "Start a new run from the adapter file that was saved with it: network_weights = FILE, "
     "dim_from_weights = true; its optimizer starts afresh."
@@ -166,7 +168,7 @@ def remove_state(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        return remove_folder(_set_aside(folder))
+        return remove_folder(_set_aside(folder, "gone"))
     except OSError as error:
         logger.warning("%s cannot be removed (%s): delete it yourself.", folder, error.strerror)
         return False
@@ -175,7 +177,7 @@ def remove_state(folder: Path) -> bool:
 def _make_way(folder: Path) -> tuple[Path | None, Path]:
     """(what bore this name, under another now, or None; the name that is free)."""
     try:
-        return _set_aside(folder), folder
+        return _set_aside(folder, "old"), folder
     except OSError as error:
         beside = free_name(folder)
         logger.warning("%s cannot be replaced (%s): saved as %s", folder, error.strerror, beside)
@@ -183,19 +185,30 @@ def _make_way(folder: Path) -> tuple[Path | None, Path]:
 
 
 def clear_leftovers(output_dir: Path, names: Collection[str]) -> None:
-    """Clear away what runs of these names left when they were killed while writing a state.
+    """Clear away what runs of these names left when they were killed while writing or deleting a state.
 
-    A state that was to be replaced, and was not, gets its name back.
+    A state that was to be replaced, and was not, gets its name back. No other run may write these
+    names meanwhile.
     """
     name = "|".join(map(re.escape, names))
-    hidden = re.compile(rf"\.((?:{name})(?:-\d+|-step\d+)?-state)\.\d+\.(new|old)\.tmp")
+    _clear(output_dir, re.compile(rf"(?:{name})(?:-\d+|-step\d+)?-state"))
+
+
+def give_name_back(folder: Path) -> None:
+    """The same for one state that is to be read, if it is not there."""
+    if not folder.exists():
+        _clear(folder.parent, re.compile(re.escape(folder.name)))
+
+
+def _clear(output_dir: Path, names: re.Pattern) -> None:
     for path in output_dir.iterdir() if output_dir.is_dir() else ():
-        found = hidden.fullmatch(path.name)
-        if found and found[2] == "old" and not path.with_name(found[1]).exists():
+        found = HIDDEN.fullmatch(path.name)
+        if not found or not names.fullmatch(found[1]) or not is_left(path, int(found[2])):
+            continue
+        if found[3] == "old" and not path.with_name(found[1]).exists():
             rename_folder(path, path.with_name(found[1]))
             logger.warning("%s has its name back; a run was killed while replacing it.", found[1])
-        elif found:
-            shutil.rmtree(path, ignore_errors=True)
+        elif remove_folder(path):
             logger.info("removed %s, left by a run that was killed", path)
 
 
@@ -208,11 +221,11 @@ def _hidden(folder: Path, purpose: str) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.{purpose}.tmp")
 
 
-def _set_aside(folder: Path) -> Path | None:
+def _set_aside(folder: Path, purpose: str) -> Path | None:
     """Rename what bears this name, if anything does, so that it can be deleted."""
     if not folder.exists():
         return None
-    aside = _hidden(folder, "old")
+    aside = _hidden(folder, purpose)
     shutil.rmtree(aside, ignore_errors=True)
     rename_folder(folder, aside)
     return aside
@@ -231,6 +244,7 @@ def open_state(path: str | Path, schema: str) -> SavedState:
 
 
 def _open_state(folder: Path, schema: str, source: str) -> SavedState:
+    give_name_back(folder)
     if not folder.is_dir():
         raise ResumeError(f"no such folder.{_others(folder)}", source=source)
     snapshot = _read_json(folder / SNAPSHOT, source)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
 
-from library.errors import NOTHING_TRAINED, Stopped
+from library.errors import NOTHING_TRAINED, Stopped, is_first_process
 
 OF_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "RANK")
 SECONDS_OF_ECHO = 1.0
@@ -84,7 +84,7 @@ def say(text: str) -> None:
 
 def while_importing(number: int, frame: FrameType | None) -> None:
     """End: an exception could be lost, or shown, by whatever is being imported."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process(os.environ):
         say(NOTHING_TRAINED)
     os._exit(128 + number)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.errors import UserError, visible
-from library.files import remove_file, replace_file
+from library.files import remove_folder, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -101,15 +101,17 @@ def log_lines(logger: logging.Logger, lines: Iterable[str], level: int = logging
 
 @contextmanager
 def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
+    """Yield a temporary path near `path`; on success sync it and rename it to `path`.
 
-    The file under the final name is always whole: the old one or the new one. On an error the
-    temporary file is removed and the old file stays. sync False: faster, and after a power cut the
-    file may have lost its content.
+    The file under the final name is always whole: the old one or the new one. On an error what is
+    temporary is removed and the old file stays. It is in a folder of its own, where libraries may make
+    temporary files in turn. sync False: faster, and after a power cut the file may have lost its content.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    folder = path.with_name(f".{path.name[:40]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = folder / "new"
     try:
+        folder.mkdir()
         yield temporary
         give_usual_permissions(temporary)
         if sync:
@@ -117,7 +119,7 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
                 os.fsync(file.fileno())
         replace_file(temporary, path)
     finally:
-        remove_file(temporary)
+        remove_folder(folder)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def encoded(folder, encoder=None, *, batch_size=1, subset="", skip_check=False, 
 
 def stored_files(folder):
     files = (path for path in (folder / "_cache").iterdir() if path.name != MEMORY)
-    return {path.name: path.read_bytes() for path in files}
+    return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 @pytest.mark.parametrize("to_disk", [False, True])

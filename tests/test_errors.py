@@ -136,7 +136,7 @@ def test_atomic_write_puts_the_new_file_in_place_of_the_old(tmp_path):
     path = tmp_path / "file.txt"
     for text in ("old", "new"):
         with atomic_write(path) as temporary:
-            assert temporary.parent == tmp_path  # a rename is atomic within one file system only
+            assert temporary.parent.parent == tmp_path  # a rename is atomic within one file system only
             temporary.write_text(text)
         assert path.read_text() == text
     assert names_in(tmp_path) == ["file.txt"]

@@ -20,6 +20,7 @@ LAYERS = {
     0: "library/console library/file_names library/foreign_names library/paths "
     "library/errors library/files library/system_errors library/utils library/device_utils "
     "library/user_classes library/text_files library/effects library/stop_signals library/__init__ "
+    "library/run_lock library/leftovers "
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
@@ -98,7 +99,7 @@ SIDEWAYS = [
     ("library", "step_logs -> learning_rates", "which rate a progress bar shows"),
     (
         "library",
-        "output_checks -> states, checkpoints, trackers, metadata",
+        "resumable -> output_checks -> states, checkpoints, trackers, metadata",
         "what each of them would write",
     ),
     ("library", "trackers -> tensorboard_server", "who shows what is logged"),
@@ -121,6 +122,7 @@ SIDEWAYS = [
     ("library", "errors -> console", "where errors are told"),
     ("library", "stop_signals -> errors", "how a stop is told"),
     ("library", "images -> picture_folders", "which plugins are there"),
+    ("library", "leftovers -> run_lock -> stop_signals, files, errors", "whose files they are"),
     ("library", "images -> buckets", "CropPlan and Size: a picture is cropped as planned"),
     ("library", "run_config, config_file -> legacy_flags -> options", "the flag tables use flag()"),
     ("library", "config_file -> run_config", "which flags a file may set"),

@@ -67,7 +67,8 @@ def test_a_state_of_the_same_name_is_replaced(tmp_path):
 
 def test_a_state_that_cannot_be_replaced_stays_and_the_new_one_is_beside_it(tmp_path, caplog):
     earlier = written(tmp_path)
-    (tmp_path / f".run-state.{os.getpid()}.old.tmp").touch()  # keeps it from being renamed
+    for purpose in ("old", "gone"):  # keeps it from being renamed
+        (tmp_path / f".run-state.{os.getpid()}.{purpose}.tmp").touch()
     beside = write_state(earlier, contents(position=TrainState(step=8)))
     assert beside == tmp_path / "run-state-2" and "run-state cannot be replaced" in caplog.text
     steps = [open_state(folder, SCHEMA).position.step for folder in (earlier, beside)]
@@ -171,16 +172,27 @@ def test_removing_touches_states_alone(tmp_path):
 
 
 def test_what_a_killed_run_left_is_cleared_by_the_next_of_its_name(tmp_path):
-    halves = [".run-step00000004-state.12.new.tmp", ".run-state.12.old.tmp"]
-    others = [".run-b-state.12.new.tmp", ".other-state.12.new.tmp", "run-state"]
+    halves = [
+        ".run-step00000004-state.99999999.new.tmp",
+        ".run-000002-state.99999999.gone.tmp",
+        ".run-state.99999999.old.tmp",
+    ]
+    alive = f".run-000003-state.{os.getpid()}.new.tmp"
+    others = [".run-b-state.99999999.new.tmp", ".other-state.99999999.new.tmp", alive, "run-state"]
     for name in (*halves, *others):
         (tmp_path / name).mkdir()
     clear_leftovers(tmp_path, {"run"})
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
+def test_a_state_that_is_to_be_read_gets_its_name_back_first(tmp_path):
+    written(tmp_path).rename(tmp_path / ".run-state.99999999.old.tmp")
+    assert open_state(tmp_path / "run-state", SCHEMA).position.step == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["run-state"]
+
+
 def test_a_state_whose_replacement_was_killed_gets_its_name_back(tmp_path):
-    written(tmp_path).rename(tmp_path / ".run-state.12.old.tmp")
+    written(tmp_path).rename(tmp_path / ".run-state.99999999.old.tmp")
     clear_leftovers(tmp_path, {"run"})
     assert open_state(tmp_path / "run-state", SCHEMA).position.step == 7
     clear_leftovers(tmp_path / "not there", {"run"})

@@ -18,28 +18,32 @@ from tests.running import ROOT, config_files, read_until, start
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1)
 LISTENER = """
-import pathlib, time
+import pathlib, sys, time
+from library.run_lock import claimed
 from tests.test_stop_signals import ALONE, StopRequests, stop_signals
 
 stop_signals.SECONDS_OF_ECHO = -1
-with StopRequests(pathlib.Path("."), ALONE):
+folder = pathlib.Path(sys.argv[1])
+with claimed(folder, {"run"}), StopRequests(folder, ALONE):
     print("listening", flush=True)
     while True:
         time.sleep(1)
 """
 
 
-def test_a_second_ctrl_c_leaves_at_once():
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", LISTENER],
+        [sys.executable, "-c", LISTENER, str(tmp_path)],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout.readline() == "listening\n"
+    assert (tmp_path / ".run.lock").exists()
     process.send_signal(signal.SIGINT)
     read_until(process, "Stopping after this step, with everything saved. Ctrl-C again leaves")
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "")
     assert process.returncode == -signal.SIGINT
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_follows_in_a_moment_is_the_same_wish(tmp_path, capfd):
@@ -103,6 +107,7 @@ def test_a_stop_before_the_first_step_is_told(demo, run_folder):
     for _ in range(3):  # a launcher's
         process.send_signal(signal.SIGTERM)
     assert_nothing_was_trained(process, said, signal.SIGTERM)
+    assert not (run_folder / "out").exists()
 
 
 def test_a_stop_after_the_last_word_changes_nothing(demo, run_folder):

@@ -37,6 +37,7 @@ def test_a_signal_ends_a_run_with_everything_saved(demo, run_folder, number, pip
     state, file = last_state(run_folder)
     step = open_state(state, SCHEMA).position.step
     assert file.is_file() and not (run_folder / "out" / "run.safetensors").exists()
+    assert not list((run_folder / "out").glob(".*"))  # no lock, nothing temporary
     if not pipe_breaks:
         assert said.rstrip().endswith(
             f"stopped at step {step} of 3000; to go on, add to the same command: --resume {state}"

@@ -29,10 +29,11 @@ from library.anima_runtime import (
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.estimates import Estimates
 from library.catalogue import Catalogue
+from library.checkpoints import output_names
 from library.config_file import LoadedConfig, Parser, read_config
 from library.config_util import DatasetGroupConfig, read_datasets
 from library.dataset_scan import scan
-from library.errors import ConfigError, Problem, UserError, visible
+from library.errors import ConfigError, OutputError, Problem, UserError, visible
 from library.metadata import legacy_hash
 from library.optimizer_trial import try_optimizer
 from library.optimizers import check_optimizer, create_optimizer
@@ -40,6 +41,7 @@ from library.options import all_flags
 from library.output_checks import check_outputs
 from library.run_config import GROUPS as SHARED_GROUPS
 from library.run_config import TrainConfig
+from library.run_lock import lock_problems
 from library.run_report import Page, size_text
 from library.schedulers import create_scheduler
 from networks.loading import make_network, merge_base_weights, quiet
@@ -128,6 +130,10 @@ class Check:
             self.trainer.prepare_process()
         with self.stage("check"):
             self.check_files()
+        with self.stage("outputs"):
+            save = self.train.save
+            if problems := lock_problems(Path(save.output_dir), output_names(save)):
+                raise OutputError(problems)
         with self.stage("dataset"):
             self.read_dataset()
         if hasattr(self.trainer, "outline") and self.catalogue:
