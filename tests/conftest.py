@@ -1,16 +1,17 @@
 """Fixtures shared by the suite: the demo, made once, and a trainer run in this process."""
 
 import logging
-import subprocess
-import sys
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
+from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,10 +59,20 @@ def logging_as_before_the_module():
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
     """The demo's models and pictures, as tools/make_demo.py makes them."""
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, "tools/make_demo.py", "--output", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    folder = shared_folder(tmp_path_factory) / "demo"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            made = folder.with_name("demo being made")
+            done = warm.run(["-m", "tools.make_demo", "--output", str(made)])
+            assert done.returncode == 0, done.stderr
+            made.rename(folder)
     return folder
+
+
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all workers of this session have, and no other session."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture

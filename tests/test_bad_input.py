@@ -1,7 +1,5 @@
 """Bad input is told before any heavy work: what, where, what to do; nothing is written or lost."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from library.errors import UserError
+from tests import warm
 from tests.running import config_files, make_trainer
 from tests.test_smoke import launch
 from tests.tiny import golden
@@ -184,8 +183,7 @@ def test_chinese_folders_and_names_with_spaces_train(demo, tmp_path):
 
 def test_as_a_process_it_exits_with_2_and_no_traceback(demo, run_folder):
     argv = config_files(demo, run_folder, {"leanring_rate": 1})
-    command = [sys.executable, "anima_train_network.py", *argv]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run(["anima_train_network.py", *argv])
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.startswith("ConfigError: 1 problem in ")
 

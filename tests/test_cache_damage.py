@@ -4,7 +4,6 @@ import io
 import os
 import random
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from library.cache_files import read_whole
 from library.caches import cache_latents
 from library.leftovers import AGE
 from library.text_caches import cache_text
+from tests import warm
 from tests.caching_process import captions_of, check, fill
 from tests.dataset_files import LetterEncoder, ShrinkingEncoder, catalogue_of, folder_of
 from tests.test_caches import stored_files
@@ -110,9 +110,9 @@ def test_a_file_that_another_run_has_taken_over_is_left_to_it(folder):
 
 
 def start(folder, factor=1, stop=0):
-    command = [sys.executable, "-m", "tests.caching_process", str(folder), str(factor), str(stop)]
+    command = ["-m", "tests.caching_process", str(folder), str(factor), str(stop)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    return warm.start(command, **pipes)
 
 
 def let_go(*processes):

@@ -3,8 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file, save_file
 
 from library.errors import ConfigError
+from tests import warm
 from tests.dataset_files import draw
 from tests.running import config_files, make_trainer, model_paths
 from tools._ahead import trainer_before_its_caches
@@ -55,8 +54,7 @@ def test_a_run_encodes_nothing_after_both_tools(demo, run_folder, caplog):
 def test_the_tools_run_as_programs_with_any_flag_of_the_trainer(demo, run_folder, caplog):
     argv = config_files(demo, run_folder, {}, **CHANGING)
     for tool, kind in (("cache_latents", "latents"), ("cache_text_encoder_outputs", "captions")):
-        command = [sys.executable, str(ROOT / f"tools/{tool}.py"), *argv, "--max_train_steps", "1"]
-        done = subprocess.run(command, cwd=run_folder, capture_output=True, text=True, check=False)
+        done = warm.run(["-m", f"tools.{tool}", *argv, "--max_train_steps", "1"], cwd=run_folder)
         assert done.returncode == 0, done.stderr
         assert f"{kind}: 0 reused" in done.stderr
         assert f"{tool}_to_disk = true: set it there too" in done.stderr

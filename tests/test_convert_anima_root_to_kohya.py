@@ -9,6 +9,7 @@ import pytest
 import toml
 
 from library.errors import UserError
+from tests import warm
 from tests.running import model_paths, toml_value
 from tools import _root_style as root_style
 from tools.convert_anima_root_to_kohya import SHIFT_LINES, run
@@ -330,7 +331,7 @@ def test_from_the_old_file_to_a_trained_adapter_by_the_printed_commands(demo, ru
     following = shlex.split(done.stdout.strip().splitlines()[-1])
     assert following[:3] == ["accelerate", "launch", "anima_train_network.py"]
     more = ["--learning_rate", "5e-4", "--qwen_tokenizer_dir", paths["qwen_tokenizer_dir"]]
-    trained = process([sys.executable, str(ROOT / following[2]), *following[3:], *more], tmp_path)
+    trained = warm.run([str(ROOT / following[2]), *following[3:], *more], cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr[-3000:]
     assert (folder / "out" / "aoi.safetensors").is_file()
     from safetensors import safe_open

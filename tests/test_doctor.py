@@ -14,6 +14,7 @@ from library.errors import DatasetError, UserError
 from library.optimizers import OPTIMIZERS, create_optimizer
 from library.run_config import OptimizerOptions
 from library.user_classes import is_installed
+from tests import warm
 from tests.running import config_files, make_trainer, model_paths, train
 from tests.tiny import golden
 from tools import doctor
@@ -230,11 +231,7 @@ def test_it_runs_from_another_folder_as_a_process(demo, run_folder, tmp_path_fac
 @pytest.mark.parametrize("settings, code", [({}, 0), ({"vae": "gone.safetensors"}, 2)])
 def test_the_trainer_gives_the_same_report_with_check_only(demo, run_folder, settings, code):
     argv = config_files(demo, run_folder, settings)
-    command = [sys.executable, "anima_train_network.py", *argv, "--check_only"]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8",
-        env={**os.environ, "PYTHONUTF8": "1"}, check=False,
-    )  # fmt: skip
+    done = warm.run(["anima_train_network.py", *argv, "--check_only"])
     expected, _ = report([*argv, "--check_only"])
     start = "== Options that were set"  # free memory before it differs from moment to moment
     shown, wanted = done.stdout.partition(start)[2], expected.partition(start)[2]

@@ -3,8 +3,8 @@
 import errno
 import os
 import shutil
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,16 @@ from library.errors import DatasetError, ModelFileError, OutputError
 from library.metadata import FileHashes, legacy_hash
 from library.system_errors import output_errors
 from library.utils import atomic_write, give_usual_permissions, sha256_of_file
+from tests import warm
 from tests.running import config_files, make_trainer, train
 
 ROOT = Path(__file__).resolve().parents[1]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files by rlimit")
 LIMITED = """
 import resource, runpy, sys
-limit, refuge = int(sys.argv[1]), sys.argv[2]
+limit = int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-sys.argv = sys.argv[3:]
+sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
@@ -31,10 +32,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def run_limited(limit, argv, **more):
     """The trainer where no file may grow beyond `limit` bytes, as on a disk that is full."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **more}
-    arguments = [sys.executable, "-c", LIMITED, str(limit), "", "anima_train_network.py", *argv]
-    return subprocess.run(
-        arguments, cwd=ROOT, env=environment, check=False, capture_output=True, text=True
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "limited.py"
+        program.write_text(LIMITED)
+        arguments = [str(program), str(limit), "anima_train_network.py", *argv]
+        return warm.run(arguments, env=environment)
 
 
 def told(done):

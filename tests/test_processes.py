@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 from library.errors import ConfigError
-from tests.running import config_files, make_trainer
+from tests.running import config_files, make_trainer, run_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as on Linux")
 
 
-def command(script, *arguments, processes=2):
+def command(script, *arguments):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*launcher, f"--nproc_per_node={processes}", str(ROOT / script), *arguments]
+    return [*launcher, "--nproc_per_node=2", str(ROOT / script), *arguments]
 
 
 def environment(**more):
@@ -29,13 +29,10 @@ def environment(**more):
     return {**known, "PYTHONPATH": str(ROOT)}
 
 
-def run(script, *arguments, **keywords):
-    done = subprocess.run(
-        command(script, *arguments, **keywords), cwd=ROOT, env=environment(), check=False,
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stderr
+def run(script, *arguments, processes=2):
+    ended = run_ranks(processes, [str(ROOT / script), *arguments], CUDA_VISIBLE_DEVICES="")
+    assert all(done.returncode == 0 for done in ended), [done.stderr[-2000:] for done in ended]
+    return "".join(done.stderr for done in ended)
 
 
 def same_bucket(trainer, count):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import warm
 from tests.running import config_files, model_paths
 from tools import _environment as environment
 from tools import _quickstart as quickstart
@@ -45,15 +46,12 @@ def test_ten_steps_end_with_a_file_comfyui_reads(demo, run_folder):
 
 
 def test_the_family_agnostic_file_explains_itself():
-    done = subprocess.run(
-        [sys.executable, "train_network.py"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = warm.run(["train_network.py"])
     assert done.returncode == 2 and "anima_train_network.py" in done.stdout
 
 
 def test_check_only_reports_and_makes_nothing(demo, run_folder):
     argv = [*config_files(demo, run_folder, {}), "--check_only"]
-    command = [sys.executable, "anima_train_network.py", *argv]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run(["anima_train_network.py", *argv])
     assert done.returncode == 0 and "The run would start." in done.stdout
     assert not (run_folder / "out").exists() and not (run_folder / "pictures/_cache").exists()
