@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -276,11 +277,14 @@ def is_type_checking(test: ast.expr) -> bool:
     return ast.unparse(test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
-def runtime_imports() -> Iterator[tuple[str, Import]]:
-    for path in FILES:
-        for found in imports_of(path, source(path)):
-            if not found.typing_only:
-                yield path, found
+@cache
+def runtime_imports() -> list[tuple[str, Import]]:
+    return [
+        (path, found)
+        for path in FILES
+        for found in imports_of(path, source(path))
+        if not found.typing_only
+    ]
 
 
 def layer_problem(path: str, found: Import) -> str | None:

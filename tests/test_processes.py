@@ -173,12 +173,11 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder):
     )  # fmt: skip
     try:
         first = run_folder / "out" / "run-step00000002.safetensors"
-        deadline = time.monotonic() + 120
-        while not first.exists() and started.poll() is None and time.monotonic() < deadline:
+        while not first.exists() and started.poll() is None:
             time.sleep(0.2)
         assert first.exists(), started.stderr.read()[-2000:]
         os.kill(rank_process(started.pid, 1), signal.SIGKILL)
-        _, told = started.communicate(timeout=90)
+        _, told = started.communicate(timeout=600)
     finally:
         started.kill()
     assert started.returncode != 0

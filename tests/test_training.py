@@ -61,6 +61,7 @@ def test_two_updates_move_every_trainable_tensor_and_nothing_else(
 
 
 def test_no_step_reads_the_device_between_log_points(demo, run_folder):
+    """With both caches: the text encoder's library reads its masks whenever it encodes."""
     settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16", "optimizer_type": "AdamW"}
     trainer = stages_before_the_loop(make_trainer(config_files(demo, run_folder, settings)))
     windows = windows_of_first_epoch(trainer)
