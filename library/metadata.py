@@ -153,13 +153,14 @@ def of_session(entries: Mapping[str, str]) -> dict[str, str]:
 def minimum(metadata: Mapping[str, str]) -> dict[str, str]:
     """What --no_metadata leaves: the entries without which other tools cannot use the file.
 
-    Among them is all of modelspec.*, as in sd-scripts: programs tell the kind of file by it.
+    Among them is modelspec.*, as in sd-scripts: programs tell the kind of file by it. Its date is not:
+    the same settings shall give the same bytes, whenever they run.
     """
     kept = {f"ss_{name}" for name in MINIMUM}
     return {
         key: value
         for key, value in metadata.items()
-        if key in kept or key.startswith("modelspec.")
+        if key in kept or key.startswith("modelspec.") and key not in SESSION_KEYS
     }
 
 
