@@ -15,6 +15,7 @@ import anima_train_network
 from tests import warm
 
 ROOT = Path(__file__).resolve().parent.parent
+STILL = 1e-300  # a learning rate that changes no float32; 0 is refused
 BASE = {
     "output_name": "run",
     "network_module": "networks.lora_anima",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from library.datasets import collate
 from library.step_logs import RunProgress
 from library.train_util import make_loader, windows
-from tests.running import config_files, make_trainer, train
+from tests.running import STILL, config_files, make_trainer, train
 from tests.test_step_logs import CountReads
 
 LOKR = {"network_module": "networks.lokr_anima", "network_args": ["lokr_factor=4"]}
@@ -167,7 +167,7 @@ def test_training_continues_from_network_weights(demo, run_folder):
     train(demo, run_folder, {"max_train_steps": 2})
     first = run_folder / "first.safetensors"
     (run_folder / "out" / "run.safetensors").rename(first)
-    settings = {"network_weights": str(first), "dim_from_weights": True, "learning_rate": 0.0}
+    settings = {"network_weights": str(first), "dim_from_weights": True, "learning_rate": STILL}
     train(demo, run_folder, {**settings, "network_dim": None, "network_alpha": 1})
     before, after = load_file(first), exported(run_folder)
     assert before.keys() == after.keys()

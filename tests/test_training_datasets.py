@@ -16,7 +16,7 @@ from library.data_types import SampleRequest
 from library.datasets import collate
 from library.images import load_image
 from library.picture_folders import is_picture
-from tests.running import config_files, make_trainer, model_paths, train
+from tests.running import STILL, config_files, make_trainer, model_paths, train
 
 UNCACHED = {"cache_latents": False, "cache_text_encoder_outputs": False}
 
@@ -228,7 +228,7 @@ def test_validation_is_fixed_and_changes_nothing_about_training(demo, run_folder
     settings |= {} if cached else UNCACHED
     results = []
     for every, seed in ((2, 7), (None, 7), (2, 8)):
-        settings |= {"validate_every_n_steps": every, "seed": seed, "learning_rate": 0.0}
+        settings |= {"validate_every_n_steps": every, "seed": seed, "learning_rate": STILL}
         trainer = train(
             demo, run_folder, settings, dataset="validation_split = 0.3", flip_aug=True,
             caption_dropout_rate=0.5, shuffle_caption=True,
