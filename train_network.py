@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
     """Trains adapters on a frozen model. Each stage sets what the later ones read."""
 
+    is_main = True  # until the accelerator tells; a report goes on where there is none
+
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
         self.cfg = cfg
         self.datasets = datasets
