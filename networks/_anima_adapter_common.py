@@ -378,6 +378,10 @@ def idle_arguments(selection: Selection, arguments: AdapterArguments) -> Iterato
 def report(selection: Selection, arguments: AdapterArguments) -> None:
     for name, reason in idle_arguments(selection, arguments):
         logger.warning("network_args: %s has no effect: %s", name, reason)
+    if added := selection.added:
+        more = f" and {len(added) - 1} more" if len(added) > 1 else ""
+        text = "include_patterns adds what target_modules does not name: %s%s (Linears: %d)"
+        logger.info(text, added[0], more, len(added))
     if arguments.verbose:
         for target in (*selection.linears, *selection.norms):
             logger.info("adapted: %s", target.path)

@@ -57,11 +57,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Selection:
-    """The modules to adapt, in the model's order, and how many each pattern matched."""
+    """The modules to adapt, in the model's order, and how many each pattern matched.
+
+    added: paths of Linears that include_patterns alone reach
+    """
 
     linears: tuple[Target, ...]
     norms: tuple[Target, ...]
     matches: Mapping[str, int]
+    added: tuple[str, ...] = ()
 
 
 class PatternTally:
@@ -117,6 +121,7 @@ def select_targets(
     check_regexes(rules)
     tally = PatternTally(rules)
     chosen: dict[str, nn.Module] = {}
+    added: list[str] = []
     for path, module in linears.items():
         excluded = tally.match_any("exclude_patterns", path, matches_regex)
         included = tally.match_any("include_patterns", path, matches_regex)
@@ -125,6 +130,7 @@ def select_targets(
         named = tally.match_any("target_modules", path, matches_target)
         if included or (named and not excluded):
             chosen[path] = module
+            added += [] if named else [path]
     chosen_norms = [
         (path, module)
         for path, module in norms.items()
@@ -141,7 +147,8 @@ def select_targets(
     for problem in harmless:
         logger.warning("%s %s", problem.where, problem.message)
     matches = {f"{option} {p}": n for (option, p), n in sorted(tally.counts.items())}
-    return Selection(tuple(t for t in targets if t.rank != 0), tuple(norm_targets), matches)
+    used = tuple(t for t in targets if t.rank != 0)
+    return Selection(used, tuple(norm_targets), matches, tuple(added))
 
 
 def check_regexes(rules: TargetRules) -> None:

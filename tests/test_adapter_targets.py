@@ -52,17 +52,12 @@ def test_both_off_switches_leave_what_official_sd_scripts_trains(model):
     assert counts(created(model, target_modules="none")) == (0, 156)
 
 
-def test_what_trains_beyond_official_is_said_once_with_both_off_switches(model, caplog):
+def test_what_an_inclusion_adds_to_the_default_is_said(model, caplog):
     caplog.set_level("INFO")
-    created(model)
-    lines = [line for line in caplog.messages if "official" in line]
-    assert len(lines) == 1
-    for part in ("60 LLMAdapter layers", "156 norms", "train_llm_adapter=false", "--no-train_norm"):
-        assert part in lines[0]
-    caplog.clear()
-    created(model, train_llm_adapter=False, train_norm=False)
-    created(model, lokr_anima)
-    assert not [line for line in caplog.messages if "official" in line]
+    network = created(model, include_patterns="llm_adapter.*")
+    assert counts(network)[0] == 341
+    (line,) = [line for line in caplog.messages if "include_patterns" in line]
+    assert "llm_adapter.out_proj" in line and "(Linears: 1)" in line
 
 
 @pytest.mark.parametrize(("alpha", "expected"), [(None, 4.0), (0, 4.0), (1, 1.0), (100_000, 1e5)])

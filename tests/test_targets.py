@@ -58,7 +58,8 @@ def test_exclusion_takes_away_and_inclusion_wins_over_it():
 
 
 def test_inclusion_adds_what_no_target_names():
-    assert paths(chosen("layer1", include=(r".*\.0\.mlp\.0",))) == [PATHS[3], PATHS[5]]
+    selection = chosen("layer1", include=(r".*\.0\.mlp\.0", ".*layer1"))
+    assert paths(selection) == [PATHS[3], PATHS[5]] and selection.added == (PATHS[5],)
 
 
 def test_exclude_patterns_match_the_whole_path_and_apply_to_norms():
