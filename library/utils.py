@@ -86,6 +86,11 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
     handler.name = HANDLER
     root.addHandler(handler)
     root.setLevel(level or "INFO")
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Leave out what libraries warn of and no user can change."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are not used here
 
 

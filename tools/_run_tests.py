@@ -1,4 +1,7 @@
-"""One command to the whole test suite, in the environment that quickstart makes."""
+"""One command to the test suite, in the environment that quickstart makes.
+
+The tests marked slow are left out unless --all is given: kills of further configurations.
+"""
 
 import argparse
 import os

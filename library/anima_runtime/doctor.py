@@ -44,6 +44,7 @@ from library.run_config import TrainConfig
 from library.run_lock import lock_problems
 from library.run_report import Page, size_text
 from library.schedulers import create_scheduler
+from library.utils import quiet_libraries
 from networks.loading import make_network, merge_base_weights, quiet
 from networks.network import AdapterNetwork
 
@@ -166,6 +167,7 @@ class Check:
         listener = logging.Handler(logging.WARNING)
         listener.emit = lambda record: self.warnings.append(record.getMessage())
         root.handlers[:] = [listener]
+        quiet_libraries()
         try:
             yield
         finally:
