@@ -760,7 +760,8 @@ class ResumeOptions:
     save_last_n_steps_state: int | None = flag(
         None,
         "keep states of the last n steps; save_last_n_steps if not given",
-        check=at_least(0),
+        check=at_least(1),
+        off=(0,),
         idle=(
             STATES,
             STEP_FILES,

@@ -3,7 +3,8 @@
 import pytest
 
 from library.checkpoints import CheckpointPlan
-from library.run_config import SaveOptions
+from library.options import convert, flags_of
+from library.run_config import ResumeOptions, SaveOptions
 
 
 def plan(epochs=10, **options):
@@ -46,3 +47,17 @@ def test_only_the_last_n_epoch_files_stay():
     assert [epochs.stale_after_epoch(epoch) for epoch in (2, 4)] == [None, None]
     assert epochs.stale_after_epoch(6) == epochs.epoch_file(2)
     assert epochs.stale_after_epoch(8) == epochs.epoch_file(4)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("save_every_n_epochs", None), ("save_every_n_steps", None), ("save_n_epoch_ratio", None),
+    ("save_last_n_epochs", None), ("save_last_n_epochs_state", None),
+    ("save_last_n_steps_state", None),  # as sd-scripts: save_last_n_steps decides
+    ("save_last_n_steps", 0),  # as sd-scripts: the newest stays
+    ("initial_epoch", None), ("initial_step", 0),  # as sd-scripts: given, whatever a state says
+])  # fmt: skip
+def test_zero_asks_for_what_it_asks_of_sd_scripts(name, value):
+    flags = {flag.dest: flag for group in (SaveOptions, ResumeOptions) for flag in flags_of(group)}
+    assert convert(flags[name], "0", from_text=True) == value
+    numbers = {name for name, flag in flags.items() if flag.type is int}
+    assert len(numbers) == 9  # all of them stand above
