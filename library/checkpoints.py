@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EXTENSION = ".safetensors"
+EXTENSION, STATE = ".safetensors", "-state"
 
 
 def output_name(options: SaveOptions, default: str) -> str:
@@ -34,6 +35,55 @@ def output_names(options: SaveOptions) -> set[str]:
     return {output_name(options, default) for default in ("at", "epoch", "last")}
 
 
+@dataclass(frozen=True)
+class Series:
+    """The files that are written every so many steps, or epochs; their names end with that number.
+
+    every:       0: there are none
+    kept:        how many of them stay, the newest; None: all
+    kept_states: the same of their states
+    """
+
+    folder: Path
+    prefix: str
+    digits: int
+    every: int
+    kept: int | None
+    kept_states: int | None
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"{self.prefix}{number:0{self.digits}d}{EXTENSION}"
+
+    def is_due(self, number: int) -> bool:
+        return bool(self.every) and number % self.every == 0
+
+    def last_due(self, number: int) -> int:
+        """The last number, up to this one, of which there is a file; 0: none."""
+        return number - number % self.every if self.every else 0
+
+    def stale_files(self, number: int) -> list[Path]:
+        """The files there are that no longer stay when the one of `number` is written."""
+        return self._stale(number, self.kept, EXTENSION)
+
+    def stale_states(self, number: int) -> list[Path]:
+        return self._stale(number, self.kept_states, STATE)
+
+    def _stale(self, number: int, kept: int | None, suffix: str) -> list[Path]:
+        """All of them, not the one that was the last to stay: a killed run may have left others."""
+        if kept is None or not self.folder.is_dir():
+            return []
+        name = re.compile(rf"{re.escape(self.prefix)}([0-9]+){re.escape(suffix)}")
+        matches = filter(None, (name.fullmatch(path.name) for path in self.folder.iterdir()))
+        stale = (
+            match
+            for match in matches
+            if 0 < (one := int(match[1])) <= number - self.every * kept
+            and self.is_due(one)
+            and match[1] == f"{one:0{self.digits}d}"
+        )
+        return [self.folder / match[0] for match in sorted(stale, key=lambda match: int(match[1]))]
+
+
 class CheckpointPlan:
     """Says at each step and epoch what is due; epochs count from 1 here, as in the file names."""
 
@@ -44,22 +94,39 @@ class CheckpointPlan:
         self.options = options
         self.states = states or ResumeOptions()
         self.epochs = epochs
-        self.every_n_epochs = options.save_every_n_epochs
-        if options.save_n_epoch_ratio:
-            self.every_n_epochs = max(1, math.floor(epochs / options.save_n_epoch_ratio))
+        self.by_step = self._series_of_steps()
+        self.by_epoch = self._series_of_epochs()
+
+    def _series_of_steps(self) -> Series:
+        """--save_last_n_steps counts steps: of the files after them the one before stays too."""
+        every, name = self.options.save_every_n_steps or 0, output_name(self.options, "at")
+        of_files, of_states = self.options.save_last_n_steps, self.states.save_last_n_steps_state
+        kept, kept_states = (
+            None if steps is None or not every else steps // every + 1
+            for steps in (of_files, of_files if of_states is None else of_states)
+        )
+        return Series(self.folder, f"{name}-step", 8, every, kept, kept_states)
+
+    def _series_of_epochs(self) -> Series:
+        every, name = self.options.save_every_n_epochs or 0, output_name(self.options, "epoch")
+        if ratio := self.options.save_n_epoch_ratio:
+            every = max(1, math.floor(self.epochs / ratio))
+        kept, of_states = self.options.save_last_n_epochs, self.states.save_last_n_epochs_state
+        kept_states = kept if of_states is None else of_states
+        return Series(self.folder, f"{name}-", 6, every, kept, kept_states)
 
     def step_file(self, step: int) -> Path:
-        return self.folder / f"{output_name(self.options, 'at')}-step{step:08d}{EXTENSION}"
+        return self.by_step.file(step)
 
     def epoch_file(self, epoch: int) -> Path:
-        return self.folder / f"{output_name(self.options, 'epoch')}-{epoch:06d}{EXTENSION}"
+        return self.by_epoch.file(epoch)
 
     def final_file(self) -> Path:
         return self.folder / f"{output_name(self.options, 'last')}{EXTENSION}"
 
     def state_folder(self, file: Path) -> Path:
         """The state that goes with an adapter file."""
-        return file.with_name(f"{file.name.removesuffix(EXTENSION)}-state")
+        return file.with_name(f"{file.name.removesuffix(EXTENSION)}{STATE}")
 
     @property
     def has_final_state(self) -> bool:
@@ -67,51 +134,12 @@ class CheckpointPlan:
 
     def due_at_step(self, step: int) -> Path | None:
         """The file to write after update `step` (from 1), or None."""
-        every = self.options.save_every_n_steps
-        return self.step_file(step) if every and step % every == 0 else None
+        return self.step_file(step) if self.by_step.is_due(step) else None
 
     def due_after_epoch(self, epoch: int) -> Path | None:
         """The file to write after epoch `epoch`, or None; the last epoch is the final file's."""
-        every = self.every_n_epochs
-        return (
-            self.epoch_file(epoch) if every and epoch % every == 0 and epoch < self.epochs else None
-        )
-
-    def stale_at_step(self, step: int) -> Path | None:
-        """The step file that --save_last_n_steps lets go after the one of `step` is written."""
-        return self._stale_step_file(step, self.options.save_last_n_steps)
-
-    def stale_state_at_step(self, step: int) -> Path | None:
-        """The same of states: --save_last_n_steps_state, else --save_last_n_steps."""
-        keep = self.states.save_last_n_steps_state
-        file = self._stale_step_file(step, self.options.save_last_n_steps if keep is None else keep)
-        return self.state_folder(file) if file else None
-
-    def _stale_step_file(self, step: int, keep: int | None) -> Path | None:
-        every = self.options.save_every_n_steps
-        if not every or keep is None:
-            return None
-        oldest = step - keep - 1
-        stale = oldest - oldest % every
-        return self.step_file(stale) if stale > 0 else None
-
-    def stale_after_epoch(self, epoch: int) -> Path | None:
-        """The epoch file that --save_last_n_epochs lets go after the one of `epoch` is written."""
-        return self._stale_epoch_file(epoch, self.options.save_last_n_epochs)
-
-    def stale_state_after_epoch(self, epoch: int) -> Path | None:
-        """The same of states: --save_last_n_epochs_state, else --save_last_n_epochs."""
-        keep = self.states.save_last_n_epochs_state
-        file = self._stale_epoch_file(
-            epoch, self.options.save_last_n_epochs if keep is None else keep
-        )
-        return self.state_folder(file) if file else None
-
-    def _stale_epoch_file(self, epoch: int, keep: int | None) -> Path | None:
-        if not self.every_n_epochs or keep is None:
-            return None
-        stale = epoch - self.every_n_epochs * keep
-        return self.epoch_file(stale) if stale > 0 else None
+        is_due = self.by_epoch.is_due(epoch) and epoch < self.epochs
+        return self.epoch_file(epoch) if is_due else None
 
 
 def write_or_rescue(write: Callable[[Path], None], file: Path) -> Path:
@@ -169,42 +197,55 @@ class Kept:
     at_end: int
     most: int
 
-    @staticmethod
-    def of(written: Sequence[tuple[Path, Path | None]], final: Path | None) -> Kept:
-        """From (what is written, what is deleted then), in order, and what stays at the end."""
-        kept: set[Path | None] = set()
-        most = 0
-        for new, stale in written:
-            kept.add(new)
-            most = max(most, len(kept))
-            kept.discard(stale)
-        kept |= {final} - {None}
-        return Kept(len(kept), max(most, len(kept)))
-
 
 def files_of_run(
     checkpoints: CheckpointPlan, plan: StepPlan, first_step: int = 0
 ) -> tuple[Kept, Kept]:
-    """(adapter files, states) by --save_every_*, --save_last_* and --save_state*.
+    """(adapter files, states) that a run writes, by --save_every_*, --save_last_* and --save_state*.
 
     first_step: updates that were done before, by the run that this one goes on from
     """
-    every = checkpoints.options.save_every_n_steps
-    due = [(step, "step") for step in range(every, plan.total_steps + 1, every)] if every else []
-    due += [(epoch * plan.steps_per_epoch, "epoch") for epoch in range(1, plan.epochs + 1)]
-    files, states = [], []
-    for step, kind in sorted(due, key=lambda each: (each[0], each[1] == "epoch")):
-        epoch = step // plan.steps_per_epoch
-        if kind == "step":
-            file, stale = checkpoints.due_at_step(step), checkpoints.stale_at_step(step)
-            stale_state = checkpoints.stale_state_at_step(step)
-        else:
-            file, stale = checkpoints.due_after_epoch(epoch), checkpoints.stale_after_epoch(epoch)
-            stale_state = checkpoints.stale_state_after_epoch(epoch)
-        if file and step > first_step:
-            files.append((file, stale))
-            states.append((checkpoints.state_folder(file), stale_state))
-    final = checkpoints.final_file()
-    final_state = checkpoints.state_folder(final) if checkpoints.has_final_state else None
-    states = states if checkpoints.states.save_state else []
-    return Kept.of(files, final), Kept.of(states, final_state)
+    files = _kept(checkpoints, plan, first_step, lambda series: series.kept)
+    states = _kept(checkpoints, plan, first_step, lambda series: series.kept_states)
+    if not checkpoints.states.save_state:
+        states = Kept(0, 0)
+    at_end = states.at_end + checkpoints.has_final_state
+    return (
+        Kept(files.at_end + 1, max(files.most, files.at_end + 1)),
+        Kept(at_end, max(states.most, at_end)),
+    )
+
+
+def _kept(
+    checkpoints: CheckpointPlan,
+    plan: StepPlan,
+    first_step: int,
+    limit: Callable[[Series], int | None],
+) -> Kept:
+    """Before the final file. What is there never shrinks, so that the most is at a series' last file."""
+    by_step, by_epoch, length = checkpoints.by_step, checkpoints.by_epoch, plan.steps_per_epoch
+    last_epoch = by_epoch.last_due(checkpoints.epochs - 1)
+
+    def of_steps(until: int) -> int:
+        return _count(by_step, first_step, until)
+
+    def of_epochs(until: int) -> int:
+        return _count(by_epoch, first_step // length, min(until // length, last_epoch))
+
+    def stay(count: int, series: Series, more: int = 0) -> int:
+        kept = limit(series)
+        return count if kept is None else min(count, kept + more)
+
+    steps, epochs = of_steps(plan.total_steps), of_epochs(last_epoch * length)
+    last_step = by_step.last_due(plan.total_steps)
+    at_last_step = stay(steps, by_step, 1) + stay(of_epochs(last_step - 1), by_epoch)
+    at_last_epoch = stay(epochs, by_epoch, 1) + stay(of_steps(last_epoch * length), by_step)
+    return Kept(
+        stay(steps, by_step) + stay(epochs, by_epoch),
+        max(at_last_step if steps else 0, at_last_epoch if epochs else 0),
+    )
+
+
+def _count(series: Series, after: int, until: int) -> int:
+    """How many files the series has after one number, up to another."""
+    return max(0, until // series.every - after // series.every) if series.every else 0

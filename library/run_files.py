@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from library.checkpoints import CheckpointPlan
+    from library.checkpoints import CheckpointPlan, Series
     from library.data_types import TrainState
     from library.metadata import RunMetadata
     from library.resuming import TrainingParts
@@ -59,7 +59,7 @@ class RunFiles:
         step, plan = state.step, self.plan
         if file := plan.due_at_step(step):
             self.save(file, state, with_state=now or plan.states.save_state)
-            self.discard(plan.stale_at_step(step), plan.stale_state_at_step(step))
+            self.discard(plan.by_step, step)
         elif now:
             self.save(plan.step_file(step), state, with_state=True)
 
@@ -68,15 +68,17 @@ class RunFiles:
         epoch, plan = state.epoch + 1, self.plan
         if file := plan.due_after_epoch(epoch):
             self.save(file, state, with_state=plan.states.save_state, next_epoch=True)
-            self.discard(plan.stale_after_epoch(epoch), plan.stale_state_after_epoch(epoch))
+            self.discard(plan.by_epoch, epoch)
 
     def finish(self, state: TrainState, total_steps: int) -> str:
         """The final file and its state, if all steps are done; returns the run's last words."""
+        plan = self.plan
         if state.step < total_steps:
             step = f"stopped at step {state.step} of {total_steps}"
             return f"{step}; to go on, add to the same command: --resume {self.last_state}"
-        file = self.plan.final_file()
-        file = self.save(file, state, with_state=self.plan.has_final_state)
+        for series, done in ((plan.by_step, total_steps), (plan.by_epoch, plan.epochs - 1)):
+            self.discard(series, series.last_due(done))  # a run killed in between may have left it
+        file = self.save(plan.final_file(), state, with_state=plan.has_final_state)
         return f"done: {state.step} steps, {file}"
 
     def save(
@@ -161,14 +163,16 @@ class RunFiles:
             return "There is no state to go on from."
         return f"Go on with --resume {self.last_state}"
 
-    def discard(self, file: Path | None, state: Path | None) -> None:
-        """Delete an adapter file and a state that are no longer to be kept, if they are there."""
+    def discard(self, series: Series, number: int) -> None:
+        """Delete files and states that no longer stay once there is the one of `number`."""
         if not self.accelerator.is_main_process:
             return
-        if file is not None and remove_file(file):
-            logger.info("removed %s", file)
-        if state is not None and self.plan.states.save_state and remove_state(state):
-            logger.info("removed %s", state)
+        for file in series.stale_files(number):
+            if remove_file(file):
+                logger.info("removed %s", file)
+        for state in series.stale_states(number) if self.plan.states.save_state else ():
+            if remove_state(state):
+                logger.info("removed %s", state)
 
 
 def gather(tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:

@@ -1,6 +1,7 @@
 """Going on from a state: the same bits, for every optimizer, schedule and place in a run."""
 
 import io
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -313,6 +314,47 @@ def test_old_states_go_as_asked(demo, run_folder):
     files = sorted(name.removesuffix(".safetensors") for name in names if "state" not in name)
     states = sorted(name for name in names if name.endswith("-state"))
     assert len(files) == 3 and states == [f"{name}-state" for name in files[1:]]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing of the run is put in order."""
+
+
+def test_what_a_run_killed_before_deleting_left_goes_with_the_one_that_goes_on(demo, run_folder):
+    settings = {"save_state": True, "save_every_n_steps": 1, "save_every_n_epochs": 1}
+    settings |= {"save_last_n_steps": 1, "save_last_n_epochs": 1, "no_metadata": True}
+    settings |= {"max_train_steps": None, "max_train_epochs": 2}
+    argv, out = config_files(demo, run_folder, settings, batch_size=4), run_folder / "out"
+
+    def content():
+        return {p.name: p.is_dir() or p.read_bytes() for p in out.glob("run*")}
+
+    def killed_at(step, *resume):
+        """The state to go on from, of a run that wrote the one of `step` and deleted none then."""
+        trainer = make_trainer([*argv, *resume])
+        trainer.prepare()
+        discard = trainer.files.discard
+
+        def discard_or_die(series, number):
+            if number == step and series.prefix == "run-step":
+                raise Killed
+            discard(series, number)
+
+        trainer.files.discard = discard_or_die
+        with pytest.raises(Killed):
+            trainer.run_epochs()
+        return "--resume", str(out / f"run-step{step:08d}-state")
+
+    whole = make_trainer(argv)
+    whole.train()
+    expected = content()
+    for path in out.glob("run*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    resume = killed_at(3)
+    resume = killed_at(whole.plan.total_steps, *resume)
+    assert "run-step00000004.safetensors" in content()
+    make_trainer([*argv, *resume]).train()
+    assert content() == expected
 
 
 def test_initial_step_with_skip_trains_on_the_data_of_those_steps(demo, run_folder):
