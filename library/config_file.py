@@ -299,7 +299,7 @@ class Reader:
 
     def tell_moved(self, given: Mapping[str, Given], source: str) -> None:
         """The keys that decide the adapter or the optimizer elsewhere, with the lines to write."""
-        values = {dest: item.value for dest, item in given.items()}
+        values = {d: item.value for d, item in given.items() if self.flags[d].has_text(item.value)}
         adapter, line = adapter_lines(self.moved, values)
         self.tell_together("decides the adapter", adapter, line, source)
         if adapter:

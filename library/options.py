@@ -71,6 +71,12 @@ class Flag:
     def is_switch(self) -> bool:
         return self.type is bool
 
+    def has_text(self, value: Any) -> bool:
+        """Whether a value as it was written is text, or a list of texts where lists are taken."""
+        if not self.many:
+            return isinstance(value, str)
+        return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
     @property
     def is_negatable(self) -> bool:
         """Whether --help shows its --no-... form: switches that are on unless said otherwise."""

@@ -18,6 +18,7 @@ from library.run_config import MetadataOptions, ValidationOptions
 from library.validation import Validation
 from tests.dataset_files import catalogue_of, folder_of
 from tests.running import config_files, make_trainer, train
+from tests.test_output_checks import picture_url
 
 
 def options(demo, run_folder, **settings):
@@ -85,7 +86,7 @@ def test_a_run_is_as_its_flags_say(demo, run_folder):
     """Clipping, precision, offloading and every word of the user, in one update."""
     names = [f.name for f in fields(MetadataOptions) if f.name != "metadata_thumbnail"]
     said = {name: f"what {name} says" for name in names}
-    said["metadata_thumbnail"] = "data:image/png;base64,AAAA"
+    said["metadata_thumbnail"] = picture_url()
     trainer = train(demo, run_folder, {
         **said, "optimizer_type": "torch.optim.SGD", "learning_rate": 1.0, "max_grad_norm": 0.01,
         "save_precision": "bf16", "unsloth_offload_checkpointing": True, "max_train_steps": 1,

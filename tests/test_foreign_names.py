@@ -54,6 +54,14 @@ def test_an_argument_of_the_optimizer_at_the_top_is_an_error(tmp_path, name):
     assert f'["a=1", "{foreign_names.OPTIMIZER_ARGS[name]}=0.25"]' in message
 
 
+@pytest.mark.parametrize("value", ["1", "'a=1 b=2'", "[1]", "{a = 1}"])
+@pytest.mark.parametrize("beside", ["", "use_lokr = true\n", "betas = [0.9]\n"])
+def test_lines_to_write_leave_out_what_cannot_be_read(tmp_path, value, beside):
+    text = f"{beside}network_module = 3\noptimizer_args = {value}\nnetwork_args = {value}\n"
+    problems = found(read(toml_text=text, folder=tmp_path))
+    assert any("network_module" in where for where in problems)
+
+
 @pytest.mark.parametrize("name", [*foreign_names.LYCORIS_ONLY, "use_lokr", "use_loha"])
 def test_what_has_no_counterpart_is_an_error_where_it_asks(tmp_path, name):
     ((_, message),) = found(read(toml_text=f"{name} = true\n", folder=tmp_path)).items()
