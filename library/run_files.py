@@ -35,6 +35,7 @@ class RunFiles:
 
     facts:      of the run, for its states, with the metadata of its session added
     snapshot:   gives what a state's snapshot holds, when the first state is written
+    last_file:  (step, adapter file) that was written last
     last_state: the newest state that was written, or that the run came from
     is_settled: weights, optimizer and position belong together
     """
@@ -51,6 +52,7 @@ class RunFiles:
         self.plan, self.accelerator, self.parts, self.metadata = plan, accelerator, parts, metadata
         self.facts = {**facts, "metadata": of_session(metadata.entries)}
         self.snapshot = functools.cache(snapshot)  # the pictures are hashed for it
+        self.last_file: tuple[int, Path] | None = None
         self.last_state: Path | None = None
         self.is_settled = True
 
@@ -75,6 +77,8 @@ class RunFiles:
         plan = self.plan
         if state.step < total_steps:
             step = f"stopped at step {state.step} of {total_steps}"
+            if not (self.last_state and self.last_state.is_dir()):
+                return f"{step}. {self.describe_last()}"
             return f"{step}; to go on, add to the same command: --resume {self.last_state}"
         for series, done in ((plan.by_step, total_steps), (plan.by_epoch, plan.epochs - 1)):
             self.discard(series, series.last_due(done))  # a run killed in between may have left it
@@ -95,6 +99,9 @@ class RunFiles:
                 file = self.export(file, state)
                 if with_state:
                     self.write_state(folder, position if next_epoch else state, ranks)
+        else:  # the first process may have had to take other names, which only it knows
+            self.last_file = state.step, file
+            self.last_state = self.plan.state_folder(file) if with_state else self.last_state
         return file
 
     def export(self, file: Path, state: TrainState) -> Path:
@@ -105,6 +112,7 @@ class RunFiles:
 
         with optimizer_eval_mode(self.parts.optimizer):
             file = write_or_rescue(write, file)
+        self.last_file = state.step, file
         logger.info("saved %s", file)
         return file
 
@@ -143,10 +151,7 @@ class RunFiles:
                 self.save_alone(file, state)
         except Exception as error:  # noqa: BLE001  the error that ends the run is the one to tell
             return f"Its last step could not be saved ({error}). {self.describe_last()}"
-        if not self.is_settled:
-            return self.describe_last()
-        folder = self.plan.state_folder(file)
-        return f"The weights of step {state.step} are in {file}; go on with --resume {folder}"
+        return self.describe_last()
 
     def save_alone(self, file: Path, state: TrainState) -> None:
         """`save` by a process that failed while others may go on, or fail and save the same."""
@@ -157,11 +162,21 @@ class RunFiles:
         if rank == 0 or not folder.exists():
             self.export(file, state)
             self.write_state(folder, state, [{}] * rank + [self.parts.rank()])
+        else:
+            self.last_file, self.last_state = (state.step, file), folder
 
     def describe_last(self) -> str:
-        if self.last_state is None:
-            return "There is no state to go on from."
-        return f"Go on with --resume {self.last_state}"
+        """Where the last adapter file and the last state are, as far as they are still there."""
+        told, state = [], self.last_state
+        if self.last_file and self.last_file[1].is_file():
+            told.append("the weights of step {} are in {}".format(*self.last_file))
+        if state and state.is_dir():
+            told.append(f"go on with --resume {state}")
+        else:
+            gone = f"the last one, {state}, is gone" if state else "none was written"
+            told.append(f"there is no state to go on from: {gone}.")
+        text = "; ".join(told)
+        return text[0].upper() + text[1:]
 
     def discard(self, series: Series, number: int) -> None:
         """Delete files and states that no longer stay once there is the one of `number`."""

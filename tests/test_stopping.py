@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 
 import pytest
@@ -10,7 +11,7 @@ from accelerate import Accelerator
 
 import anima_train_network
 from library.errors import DatasetError
-from library.states import open_state
+from library.states import longest_path, open_state
 from library.stopping import OutOfMemory, Request, StopRequests
 from tests.running import config_files, make_trainer, read_until, start
 
@@ -186,4 +187,54 @@ def test_an_update_that_fails_in_the_middle_is_not_saved(demo, run_folder, caplo
         trainer.train()
     state, _ = last_state(run_folder)
     assert state.name == "run-step00000002-state"
-    assert f"step 3 failed. Go on with --resume {state}" in caplog.text
+    end = f"The weights of step 2 are in {state.parent / 'run-step00000002.safetensors'}; go on with"
+    assert f"step 3 failed. {end} --resume {state}" in caplog.text
+
+
+def fail(trainer):
+    raise DatasetError("the picture is gone.", source="a.png")
+
+
+def failed(demo, folder, settings, change):
+    """The text of the error of a run whose step 3 fails, `change` done to the trainer before."""
+
+    class Changed(Failing):
+        def fail(self):
+            change(self)
+            fail(self)
+
+    with pytest.raises(DatasetError) as ended:
+        trainer_of(Changed, config_files(demo, folder, settings)).train()
+    return str(ended.value)
+
+
+def test_a_full_disk_at_the_state_leaves_the_file_and_names_it(demo, run_folder):
+    def no_room(trainer):  # for the state: something is in the way of its temporary folder
+        state = trainer.checkpoints.state_folder(trainer.checkpoints.step_file(2))
+        longest_path(state).parent.touch()
+
+    text = failed(demo, run_folder, {}, no_room)
+    file = run_folder / "out" / "run-step00000002.safetensors"
+    assert file.is_file() and "the state could not be written" in text
+    none = "there is no state to go on from: none was written."
+    assert text.endswith(f"The weights of step 2 are in {file}; {none}")
+
+
+def test_what_went_to_another_name_is_told_by_it(demo, run_folder):
+    def in_the_way(trainer):
+        (trainer.checkpoints.step_file(2) / "in the way").mkdir(parents=True)
+
+    text = failed(demo, run_folder, {}, in_the_way)
+    file = run_folder / "out" / "run-step00000002-2.safetensors"
+    assert file.is_file() and f"The weights of step 2 are in {file}; go on with --resume" in text
+
+
+def test_a_state_that_is_gone_is_no_advice(demo, run_folder):
+    def remove(trainer):
+        trainer.files.is_settled = False  # as an update that fails in the middle
+        shutil.rmtree(trainer.files.last_state)
+
+    text = failed(demo, run_folder, {"save_state": True, "save_every_n_steps": 2}, remove)
+    state = run_folder / "out" / "run-step00000002-state"
+    assert "The weights of step 2 are in" in text and "--resume" not in text
+    assert text.endswith(f"there is no state to go on from: the last one, {state}, is gone.")
