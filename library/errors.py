@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from unicodedata import category
 
-from library import console
+from library import console, launcher_report
 
 EXIT_USER_ERROR = 2
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
@@ -144,13 +144,18 @@ def close_bars() -> None:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Run a program's main(): a UserError becomes its text on standard error and exit code 2."""
+    """Run a program's main(): a UserError becomes its text on standard error and exit code 2.
+
+    Of several processes with the same error one tells it.
+    """
     console.secure()
     try:
         code = main() or 0
     except UserError as error:
         close_bars()
-        print(error, file=sys.stderr, flush=True)
+        if launcher_report.is_told_here(str(error)):
+            line_end = "" if is_first_process(os.environ) else "\n"  # of the first one's bar
+            print(f"{line_end}{error}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR
     except KeyboardInterrupt as stop:  # a run's loop takes care of itself: this is before it
         if is_first_process(os.environ):

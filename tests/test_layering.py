@@ -21,7 +21,7 @@ LAYERS = {
     0: "library/console library/file_names library/foreign_names library/paths "
     "library/errors library/files library/system_errors library/utils library/device_utils "
     "library/user_classes library/text_files library/effects library/stop_signals library/__init__ "
-    "library/run_lock library/leftovers "
+    "library/run_lock library/leftovers library/launcher_report "
     "library/anima_backend/__init__ library/anima_backend/modelling/__init__ "
     "library/anima_runtime/__init__ networks/__init__ tools/__init__ tools/bench/__init__",
     1: "library/flow_matching library/losses library/buckets library/captions library/images "
@@ -120,7 +120,7 @@ SIDEWAYS = [
     ("library", "user_classes -> foreign_names", "which package a class is in"),
     ("library", "user_classes -> utils -> files, errors", "helpers that report to the user"),
     ("library", "system_errors, text_files -> errors", "letters that no file can hold; causes"),
-    ("library", "errors -> console", "where errors are told"),
+    ("library", "errors -> console, launcher_report", "where errors are told"),
     ("library", "stop_signals -> errors", "how a stop is told"),
     ("library", "images -> picture_folders", "which plugins are there"),
     ("library", "leftovers -> run_lock -> stop_signals, files, errors", "whose files they are"),
