@@ -176,6 +176,8 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder):
         while not first.exists() and started.poll() is None:
             time.sleep(0.2)
         assert first.exists(), started.stderr.read()[-2000:]
+        lock = json.loads((run_folder / "out" / ".run.lock").read_text())
+        assert lock["process"] == rank_process(started.pid, 0)  # one of them holds it for all
         os.kill(rank_process(started.pid, 1), signal.SIGKILL)
         _, told = started.communicate(timeout=600)
     finally:

@@ -13,6 +13,7 @@ from library.leftovers import AGE, clear_temporary
 from library.run_lock import claimed, lock_file, lock_problems, own, started, writers_of
 from library.states import MANIFEST
 from tests.running import config_files, make_trainer, read_until, start
+from tests.test_doctor import report
 
 
 def written(folder, name="run", **changes):
@@ -146,6 +147,8 @@ def test_a_killed_run_is_followed_and_a_living_one_is_not_disturbed(demo, run_fo
             OutputError, match=f"another run writes run here .process {first.pid} on"
         ):
             make_trainer([*argv, *more]).train()
+    text, code = report(argv)
+    assert code == 2 and f"another run writes run here (process {first.pid} on" in text
     first.kill()
     first.wait()
     first.stderr.close()
