@@ -281,3 +281,19 @@ def test_the_optimizers_state_has_the_size_that_is_reported(name):
     assert measured == pytest.approx(
         run_report.STATE_BYTES[name], abs=1.0
     )  # Adafactor's depends on shapes
+
+
+def test_a_configuration_without_a_folder_for_files_is_told_as_that_alone(demo, run_folder):
+    argv = config_files(demo, run_folder, {"output_dir": ""})
+    text, code = report(argv)
+    assert code == 2 and "output_dir  is needed" in text
+    assert "unexpected" not in text
+
+
+def test_what_the_adapters_would_warn_about_is_told_once(demo, run_folder):
+    settings = {"network_args": ["exclude_patterns=no_such_layer"], "attn_mode": "flash"}
+    text, code = report(config_files(demo, run_folder, settings))
+    warned = text.partition("== The run would warn")[2]
+    assert code == 0
+    assert warned.count("exclude_patterns 'no_such_layer' matches no module") == 1
+    assert is_installed("flash_attn") or warned.count("torch's own attention is used") == 1

@@ -45,7 +45,7 @@ from library.run_lock import lock_problems
 from library.run_report import Page, size_text
 from library.schedulers import create_scheduler
 from library.utils import quiet_libraries
-from networks.loading import make_network, merge_base_weights, quiet
+from networks.loading import make_network, merge_base_weights
 from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
@@ -133,7 +133,8 @@ class Check:
             self.check_files()
         with self.stage("outputs"):
             save = self.train.save
-            if problems := lock_problems(Path(save.output_dir), output_names(save)):
+            folder = save.output_dir
+            if folder and (problems := lock_problems(Path(folder), output_names(save))):
                 raise OutputError(problems)
         with self.stage("dataset"):
             self.read_dataset()
@@ -255,8 +256,9 @@ class Check:
         if not (self.is_sound and hasattr(trainer, "params")):
             return
         options = self.train.network
-        with torch.device("meta"), quiet():
+        with torch.device("meta"):
             model, kwargs = trainer.empty_model(), trainer.network_kwargs()
+            model.set_attention_backend(self.anima.attention_backend)
             self.network = make_network(trainer.network_module, options, kwargs, model)
             merge_base_weights(options, model)
         self.try_optimization()
