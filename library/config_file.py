@@ -19,7 +19,7 @@ from typing import Any
 
 from library.config_text import assignment, flatten, key_lines, split_options
 from library.errors import ConfigError, Problem, as_utf8
-from library.foreign_files import foreign_message
+from library.foreign_files import foreign_message, misplaced_message
 from library.foreign_names import OWN
 from library.moved_keys import Key, adapter_lines, is_moved, optimizer_line
 from library.options import (
@@ -324,11 +324,7 @@ class Reader:
         try:
             text = read_text(path)
             document = parse_json(text) if path.suffix.lower() == ".json" else parse_toml(text)
-            message = foreign_message(document, text, path)
-            if path.suffix.lower() == ".json" and not message:
-                message = (
-                    'is JSON. The options belong in TOML: name = value instead of "name": value,'
-                )
+            message = foreign_message(document, text, path) or misplaced_message(document, path)
         except FileNotFoundError:
             message = f"no such file. It is looked for in {Path.cwd()}."
             self.problem(message, f"--config_file {path}", COMMAND_LINE)

@@ -55,6 +55,8 @@ FLAGS = {
     "lora_rank": "network_dim",
     "rank": "network_dim",
     "linear_dim": "network_dim",
+    "lora_dim": "network_dim",
+    "network_rank": "network_dim",
     "lora_alpha": "network_alpha",
     "alpha": "network_alpha",
     "linear_alpha": "network_alpha",

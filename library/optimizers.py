@@ -145,8 +145,9 @@ def check_optimizer(options: OptimizerOptions, schedule: ScheduleOptions) -> lis
 
 def _unknown_name(name: str) -> str:
     if path := CLASSES.get(name.lower()):
-        pip = missing_package(path) or ""
-        return f'{name} is reached by its path. Write optimizer_type = "{path}". {pip}'.strip()
+        pip = missing_package(path)
+        missing = f" {pip[0].upper()}{pip[1:]}" if pip else ""
+        return f'{name} is reached by its path. Write optimizer_type = "{path}".{missing}'
     near = nearest_name(name.lower(), [known.lower() for known in (*OPTIMIZERS, *_torch_names())])
     proper = {known.lower(): known for known in (*OPTIMIZERS, *_torch_names())}
     hint = f" Did you mean {proper[near]}?" if near else f" Known: {', '.join(OPTIMIZERS)}."

@@ -80,7 +80,7 @@ def tell_passed_over(passed: PassedOver, place: str, other: str, findings: Findi
         "folders searched by another path already": passed.twice,
         "folders of masks, not searched for pictures": passed.masks,
         f"folders of a {other} subset, left to it": passed.others,
-        "folders with pictures that are left out; recursive = true searches them": passed.deeper,
+        "folders with pictures, left out (recursive = true of a dataset file searches them)": passed.deeper,
         "hidden pictures or folders, left out": passed.hidden,
     }
     for text, paths in lists.items():

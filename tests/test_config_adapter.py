@@ -9,6 +9,7 @@ from library.anima_runtime.config_adapter import (
     MODULES,
     AnimaConfig,
     adapt,
+    network_problems,
     run_notes,
 )
 from library.config_file import read_config
@@ -295,3 +296,15 @@ def test_component_rates_reach_the_network_when_given():
     kwargs = adapted("--llm_adapter_lr", "0", "--mod_lr", "1e-5")[1].network_kwargs()
     assert (kwargs["llm_adapter_lr"], kwargs["mod_lr"]) == (0.0, 1e-5)
     assert "mlp_lr" not in kwargs
+
+
+def test_several_arguments_in_one_text_are_told_once():
+    train, anima, problems = adapted("--network_args", "train_norm=false verbose=true")
+    (problem,) = [*problems, *network_problems(train, anima)]
+    assert "holds 2 arguments" in problem.message
+
+
+def test_lycoris_arguments_in_one_text_get_the_lines_for_all_of_them():
+    words = ["--network_module", "lycoris.kohya", "--network_args", "algo=lokr factor=8"]
+    (shown,) = [m for m in messages(*words) if "lycoris" in m]
+    assert 'networks.lokr_anima"' in shown and '"lokr_factor=8"' in shown

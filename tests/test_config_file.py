@@ -313,6 +313,12 @@ def test_a_root_style_file_is_recognised(tmp_path):
     assert "is a root-style configuration (it has [model] and [training])" in shown
 
 
+def test_a_dataset_file_is_told_where_it_belongs(tmp_path):
+    text = "[general]\nbatch_size = 1\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n"
+    shown = only_problem(read(toml_text=text, folder=tmp_path))
+    assert "is a dataset file" in shown and "--dataset_config" in shown
+
+
 def test_an_empty_file_is_a_file(tmp_path):
     loaded = read(toml_text="", folder=tmp_path)
     assert all("is needed" in p.message for p in loaded.problems)

@@ -116,7 +116,7 @@ def test_folders_and_files_that_are_passed_over_are_named(tmp_path):
     (folder / "empty").mkdir()
     catalogue = catalogue_of(folder)
     assert keys_of(catalogue) == ["0.0/0.png"]
-    assert "recursive = true searches them: deeper" in note_of(catalogue, "deeper")
+    assert "(recursive = true of a dataset file searches them): deeper" in note_of(catalogue, "deeper")
     assert note_of(catalogue, "hidden").endswith(": .hidden.png")
     unread = note_of(catalogue, "kinds that are not read")
     assert unread.startswith("2 pictures") and "convert .exr .psd to png" in unread

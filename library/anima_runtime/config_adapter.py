@@ -24,6 +24,7 @@ from library.run_config import (
     TrainConfig,
     sets_own_rate,
 )
+from library.user_classes import separate_assignments
 from networks.arguments import parse_network_args, read_bool, read_number, read_text, unquoted
 from networks.loading import load_network_module
 
@@ -276,7 +277,9 @@ def paths_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
 
 
 def arguments_of(network_args: Collection[str]) -> dict[str, str]:
-    pairs = (item.partition("=")[::2] for item in network_args)
+    """Those that stand together in one text, which is told elsewhere, are read as well."""
+    items = (part for item in network_args for part in separate_assignments(item))
+    pairs = (item.partition("=")[::2] for item in items)
     return {key.strip(): unquoted(value) for key, value in pairs}
 
 

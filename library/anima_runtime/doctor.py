@@ -194,7 +194,7 @@ class Check:
             self.notes += [*self.trainer.warnings(), *self.trainer.differences()]
             return
         with self.stage("outputs"):
-            if problems := check_outputs(self.train):
+            if self.train.save.output_dir and (problems := check_outputs(self.train)):
                 raise ConfigError(problems)
         inspections = (
             (self.trainer.inspect_transformer, self.anima.anima_transformer),
