@@ -247,7 +247,9 @@ def complaint(loaded: LoadedConfig, dest: str, problems: Sequence[Problem]) -> s
     if isinstance(value, str) and re.search(r"[/\\.]", value) and not is_file_of_settings:
         named.append(re.escape(value))
     sign = re.compile(rf"(?<![\w/\\.])({'|'.join(named)})(?![\w/\\-]|\.\w)") if named else None
-    for problem in problems:
+    files = [value_of(loaded, d) for d in ("config_file", "dataset_config") if d in loaded.given]
+    of_options = [p for p in problems if p.where or p.source not in files]  # else of a whole file
+    for problem in of_options:
         if sign and sign.search(f"{problem.source} {problem.message}"):
             return "in conflict, see the result"
     return ""

@@ -297,3 +297,12 @@ def test_what_the_adapters_would_warn_about_is_told_once(demo, run_folder):
     assert code == 0
     assert warned.count("exclude_patterns 'no_such_layer' matches no module") == 1
     assert is_installed("flash_attn") or warned.count("torch's own attention is used") == 1
+
+
+def test_names_in_the_advice_about_a_foreign_file_are_not_in_conflict(demo, run_folder):
+    argv = config_files(demo, run_folder, {"max_train_steps": 4})
+    (run_folder / "job.json").write_text('{"job": "extension", "config": {"process": []}}')
+    text, code = report([*argv, "--dataset_config", str(run_folder / "job.json")])
+    assert code == 2 and "is a file of ai-toolkit" in text
+    for option in ("output_dir", "max_train_steps"):
+        assert line_of(text, option).endswith("effective"), option
