@@ -25,7 +25,7 @@ import torch
 
 from library.catalogue import Catalogue
 from library.config_file import LoadedConfig
-from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError
+from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError, visible
 from library.optimizers import optimizer_name
 from library.options import Flag
 from library.run_config import TrainConfig
@@ -267,7 +267,7 @@ def shown_value(loaded: LoadedConfig, dest: str) -> str:
     if SECRET_NAME.search(dest) and value:
         return "***"
     shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    shown = scrub(shown)  # before it is cut
+    shown = visible(scrub(shown))  # before it is cut
     return shown if len(shown) <= VALUE_WIDTH else f"{shown[: VALUE_WIDTH - 3]}..."
 
 

@@ -306,3 +306,9 @@ def test_names_in_the_advice_about_a_foreign_file_are_not_in_conflict(demo, run_
     assert code == 2 and "is a file of ai-toolkit" in text
     for option in ("output_dir", "max_train_steps"):
         assert line_of(text, option).endswith("effective"), option
+
+
+def test_a_value_of_several_lines_keeps_its_row(demo, run_folder):
+    argv = config_files(demo, run_folder, {"sample_prompts": "C:\new.txt"})
+    text, _ = report(argv)
+    assert line_of(text, "sample_prompts").split()[1] == r"C:\new.txt"
