@@ -44,7 +44,8 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Raises what the making of a batch raised, in its turn; the batches before it come first."""
         if not self.threads:
-            yield from map(self.make, self.sampler)
+            for requests in self.sampler:  # map() would end the epoch at a StopIteration
+                yield self.make(requests)
             return
         ended = threading.Event()
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="batches")

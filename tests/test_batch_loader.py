@@ -142,3 +142,11 @@ def test_an_unforeseen_error_in_a_picture_ends_the_run_with_its_weights_saved(
         trainer.train()
     assert trainer.state.step >= 1 and not threads_left()
     assert list((run_folder / "out").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_an_exception_that_ends_iterations_does_not_end_the_epoch_unsaid(catalogue, threads):
+    dataset = Watched(catalogue, at=3, error=StopIteration())
+    with pytest.raises(RuntimeError):
+        list(loader_of(dataset, threads))
+    assert not threads_left()
