@@ -67,7 +67,7 @@ class Trackers:
         self._each(lambda writer: writer.write(step, values))
 
     def _each(self, act: Callable[[Writer], None]) -> None:
-        if self.writers and not self.run_dir.is_dir():
+        if self.writers and not os.path.isdir(self.run_dir):  # is_dir() raises for lost shares
             logger.warning("%s is gone: nothing is logged from here on", self.run_dir)
             self.writers = ()
         for writer in self.writers:

@@ -19,7 +19,7 @@ import pytest
 
 from library.errors import ConfigError
 from library.tensorboard_server import free_port
-from library.trackers import check_logging, create_trackers, log_root, run_name
+from library.trackers import JsonLines, Trackers, check_logging, create_trackers, log_root, run_name
 
 NOW = datetime(2026, 11, 23, 8, 5, 9, 1234)
 STAMP = "20261123_080509_001234"
@@ -295,3 +295,15 @@ def test_the_server_stops_when_the_run_is_killed(tmp_path):
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
     assert wait_until(lambda: not answers(url))
+
+
+def test_a_log_folder_that_the_system_cannot_look_at_ends_the_logs_and_not_the_run(
+    tmp_path, caplog
+):
+    """A share that is no longer connected answers with an error of its own, not with "no such file"."""
+    log = JsonLines(tmp_path / "loss.jsonl")
+    trackers = Trackers(tmp_path / ("x" * 300), (log,))  # a path for which stat fails otherwise
+    trackers.log(1, {"loss": 1.0})
+    assert not trackers.writers
+    assert "nothing is logged from here on" in caplog.text
+    log.close()
