@@ -147,7 +147,7 @@ def claimed(folder: Path, names: Collection[str]) -> Iterator[list[str]]:
 
     def release() -> None:
         for file in held:
-            with suppress(OSError):  # the folder is gone, and the lock with it
+            with suppress(OSError, ValueError):  # it is gone with its folder, or another's: not text
                 if file.read_text(encoding="utf-8") == text:
                     remove_file(file)
         if is_new:

@@ -159,3 +159,9 @@ def test_a_killed_run_is_followed_and_a_living_one_is_not_disturbed(demo, run_fo
     make_trainer([*argv, "--resume", str(latest), "--max_train_steps", str(step + 1)]).train()
     assert f".run.lock is of a run that was killed (process {first.pid}" in caplog.text
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_lock_that_was_overwritten_is_left_and_harms_nothing(tmp_path):
+    with claimed(tmp_path, {"run"}):
+        lock_file(tmp_path, "run").write_bytes(b"\xff\xfe")
+    assert lock_file(tmp_path, "run").read_bytes() == b"\xff\xfe"
