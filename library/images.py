@@ -58,11 +58,6 @@ class PictureHeader:
     several: bool = False
 
 
-def read_size(path: str | Path) -> Size:
-    """(width, height) as displayed. Raises UnreadableImage."""
-    return read_picture_header(path).size
-
-
 def read_picture_header(path: str | Path) -> PictureHeader:
     """What is known without the pixels; a picture cut short is found too.
 

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 
 from library.buckets import BucketManager, CropPlan
-from library.images import UnreadableImage, load_image, load_pixels, open_image, read_size
+from library.images import (
+    UnreadableImage,
+    load_image,
+    load_pixels,
+    open_image,
+    read_picture_header,
+)
 
 WHOLE = CropPlan((64, 48), (64, 48), (0, 0))
 
@@ -32,7 +38,7 @@ def test_every_format_gives_the_same_pixels(tmp_path, extension):
     gradient().save(path, **options)
     pixels = load_pixels(path, WHOLE)
     expected = torch.from_numpy(np.asarray(gradient()) / 127.5 - 1).permute(2, 0, 1).float()
-    assert read_size(path) == (64, 48)
+    assert read_picture_header(path).size == (64, 48)
     assert pixels.shape == (3, 48, 64) and pixels.dtype == torch.float32
     assert (pixels - expected).abs().mean() < 0.03
 
@@ -54,7 +60,7 @@ def test_exif_orientation_counts_for_the_header_and_for_the_pixels(tmp_path, ori
     exif[0x0112] = orientation
     path = tmp_path / "photo.png"
     stored.save(path, exif=exif)
-    assert read_size(path) == (64, 48)
+    assert read_picture_header(path).size == (64, 48)
     assert np.array_equal(np.asarray(load_image(path)), np.asarray(gradient()))
 
 
@@ -104,7 +110,7 @@ def test_a_truncated_picture_is_an_error_naming_it(tmp_path, extension):
     Image.fromarray(noise).save(whole)
     path = tmp_path / f"cut.{extension}"
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    for read in (load_image, read_size):
+    for read in (load_image, read_picture_header):
         with pytest.raises(UnreadableImage, match=path.name):
             read(path)
 
@@ -117,7 +123,7 @@ def test_a_whole_picture_is_not_decoded_for_its_size(tmp_path, extension):
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 64] = b"\0" * 64  # only decoding would notice
     path.write_bytes(content)
-    assert read_size(path) == (200, 200)
+    assert read_picture_header(path).size == (200, 200)
 
 
 def test_orientation_behind_the_pixels_of_a_png_is_found(tmp_path):
@@ -131,7 +137,7 @@ def test_orientation_behind_the_pixels_of_a_png_is_found(tmp_path):
     iend = content.index(b"IEND") - 4
     moved = content[:start] + content[end:iend] + content[start:end] + content[iend:]
     path.write_bytes(moved)
-    assert read_size(path) == load_image(path).size == (48, 64)
+    assert read_picture_header(path).size == load_image(path).size == (48, 64)
 
 
 @pytest.mark.parametrize(
@@ -148,14 +154,14 @@ def test_a_file_that_is_no_picture_says_what_it_is(tmp_path, content, message):
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(UnreadableImage, match=message) as caught:
-        read_size(path)
+        read_picture_header(path)
     assert "a.png" in str(caught.value)
 
 
 def test_a_wrong_extension_does_not_matter_when_the_content_is_a_picture(tmp_path):
     gradient().save(tmp_path / "b.png")
     (tmp_path / "b.png").rename(tmp_path / "a.jpg")
-    assert read_size(tmp_path / "a.jpg") == (64, 48)
+    assert read_picture_header(tmp_path / "a.jpg").size == (64, 48)
 
 
 def test_the_crop_takes_the_planned_part(tmp_path):
@@ -187,7 +193,7 @@ def test_shrinking_averages_and_enlarging_follows_the_named_kernel(tmp_path):
 def test_the_plan_of_the_header_fits_the_pixels(tmp_path):
     gradient().save(tmp_path / "a.png")
     plan = BucketManager((64, 64), enable_bucket=True, min_size=16, max_size=128, step=16).plan(
-        read_size(tmp_path / "a.png")
+        read_picture_header(tmp_path / "a.png").size
     )
     assert load_pixels(tmp_path / "a.png", plan).shape == (3, plan.bucket[1], plan.bucket[0])
 
@@ -207,4 +213,4 @@ def test_opening_pictures_on_many_threads_leaves_the_warnings_as_they_were(tmp_p
 def test_a_large_picture_that_can_be_loaded_is_no_warning(tmp_path, recwarn):
     path = tmp_path / "large.png"
     Image.new("1", (10_000, 9_000)).save(path)
-    assert read_size(path) == (10_000, 9_000) and not recwarn.list
+    assert read_picture_header(path).size == (10_000, 9_000) and not recwarn.list
