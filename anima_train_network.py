@@ -5,7 +5,7 @@ accelerate launch anima_train_network.py --config_file train_args.toml --dataset
 
 from __future__ import annotations
 
-from library import stop_signals
+from library.system import stop_signals
 
 if __name__ == "__main__":  # before the imports that take seconds
     stop_signals.listen(stop_signals.while_importing)
@@ -21,37 +21,34 @@ import torch
 from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
-from library.anima_runtime import (
-    doctor,
-    model_loading,
-    start_notes,
-    tokenizer_assets,
-    tokenizer_fetch,
-)
+from library.anima_doctor import report as doctor
+from library.anima_runtime import model_loading, start_notes, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
-from library.anima_runtime.flow_training import predict_velocity
-from library.config_file import Parser, read_config, write_config
-from library.config_util import DatasetGroupConfig, read_datasets
+from library.config_util import read_datasets
+from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
-from library.errors import ConfigError, ModelFileError, Problem, UserError, run_main
-from library.flow_matching import NoisyLatents
-from library.metadata import FileHashes, legacy_hash
-from library.optimizers import check_optimizer
-from library.options import add_flags
-from library.output_checks import check_console_log
-from library.resume_snapshot import Snapshot, content_hash
-from library.run_config import GROUPS as SHARED_GROUPS
-from library.run_config import TrainConfig
-from library.schedulers import check_schedule
+from library.errors import ConfigError, ModelFileError, Problem, UserError
+from library.saving.metadata import FileHashes, legacy_hash
+from library.saving.output_checks import check_console_log
+from library.saving.snapshot import Snapshot, content_hash
+from library.settings.config_file import Parser, read_config, write_config
+from library.settings.options import add_flags
+from library.settings.run_config import GROUPS as SHARED_GROUPS
+from library.settings.run_config import TrainConfig
 from library.strategy_anima import (
     AnimaConditioning,
     AnimaLatentsCachingStrategy,
     AnimaTextEncoderOutputsCachingStrategy,
     AnimaTextEncodingStrategy,
     AnimaTokenizeStrategy,
+    predict_velocity,
 )
-from library.trackers import check_logging
+from library.system.program import run_main
+from library.training.flow_matching import NoisyLatents
+from library.training.optimizers import check_optimizer
+from library.training.schedulers import check_schedule
 from library.utils import setup_logging
+from library.watching.trackers import check_logging
 from train_network import NetworkTrainer
 
 logger = logging.getLogger(__name__)

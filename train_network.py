@@ -15,30 +15,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from library import losses, metadata, train_util, validation
-from library.batch_loader import BatchLoader
-from library.bucket_sampler import BucketBatchSampler
-from library.caches import LatentsCache, cache_latents
-from library.checkpoints import CheckpointPlan
-from library.config_util import DatasetGroupConfig
-from library.contents import Contents
-from library.data_types import Batch, StepResult, TrainState
-from library.dataset_scan import scan
-from library.datasets import TrainDataset
+from library import train_util
+from library.caching.contents import Contents
+from library.caching.latents_cache import LatentsCache, cache_latents
+from library.caching.text_windows import RunTexts, TextNow, TextWindows
+from library.data.batch_loader import BatchLoader
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.data_types import Batch, StepResult, TrainState
+from library.data.dataset_config import DatasetGroupConfig
+from library.data.datasets import TrainDataset
+from library.data.scan import scan
 from library.device_utils import precision_dtype
-from library.errors import EXIT_USER_ERROR, ConfigError, Problem, run_main
-from library.flow_matching import NoiseSettings, Noising, NoisyLatents
-from library.optimization import OptimizedRun
-from library.optimizers import describe_optimizer, optimizer_eval_mode
-from library.output_checks import check_outputs
-from library.resumable import ResumableRun
-from library.run_config import TrainConfig
-from library.step_logs import RunProgress
-from library.stopping import Request, rescue
-from library.text_windows import RunTexts, TextNow, TextWindows
-from library.trackers import create_trackers
+from library.errors import EXIT_USER_ERROR, ConfigError, Problem
+from library.saving import metadata
+from library.saving.checkpoints import CheckpointPlan
+from library.saving.output_checks import check_outputs
+from library.saving.resumption import ResumableRun
+from library.saving.stopping import Request, rescue
+from library.settings.run_config import TrainConfig
+from library.system.program import run_main
 from library.trainer_hooks import FamilyHooks
+from library.training import losses
+from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
+from library.training.optimization import OptimizedRun
+from library.training.optimizers import describe_optimizer, optimizer_eval_mode
 from library.utils import log_lines, position_seed
+from library.watching import validation
+from library.watching.monitor import Monitor
+from library.watching.progress import RunProgress
+from library.watching.trackers import create_trackers
 from networks.loading import load_network_module, make_network, merge_base_weights, quiet
 
 logger = logging.getLogger(__name__)
@@ -204,6 +209,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = self.cfg, self.plan
+        self.monitor = Monitor(cfg.monitor, self.optimizer, self.accelerator.device)
         optimizer = describe_optimizer(self.optimizer.optimizer, cfg.optimizer)
         processes = self.accelerator.num_processes
         facts = metadata.RunFacts(

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from library.dataset_config import DatasetConfig, DatasetGroupConfig, SubsetConfig
-from library.dataset_effects import Table, written_keys
-from library.dataset_file import TableLines, folder_problem, folders_document, read_document
-from library.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
+from library.data.dataset_config import (
+    DatasetConfig,
+    DatasetGroupConfig,
+    Entry,
+    SubsetConfig,
+    Table,
+)
+from library.data.dataset_effects import written_keys
+from library.data.dataset_file import TableLines, folder_problem, folders_document, read_document
 from library.errors import ConfigError, Problem
-from library.options import all_flags
-from library.run_config import GROUPS
-from library.unknown_keys import explain_dataset_key
+from library.settings.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
+from library.settings.options import all_flags
+from library.settings.run_config import GROUPS
+from library.settings.unknown_keys import explain_dataset_key
 from library.utils import nearest_name
 
 FLAGS = frozenset(all_flags(GROUPS.values()))
@@ -29,14 +35,6 @@ PIXEL_GRID = 16  # the VAE shrinks by 8, the denoiser takes patches of 2
 
 DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets", "family"})
 SUBSET_FIELDS = tuple(SubsetConfig.__dataclass_fields__)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A converted value and where it was set: a line, a flag, "" for a default."""
-
-    value: Any
-    where: str = ""
 
 
 Entries = dict[str, Entry]

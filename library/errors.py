@@ -6,22 +6,14 @@ wrong at one stage travels in one error, so that the user mends a file once.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from unicodedata import category
-
-from library import console, launcher_report
 
 EXIT_USER_ERROR = 2
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 ACTING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, direction, half a character, line ends
-EXIT_INTERRUPTED = 130
-RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
-NOTHING_TRAINED = "Stopped before anything was trained."
 
 
 @dataclass(frozen=True)
@@ -128,40 +120,3 @@ def _escape(letter: str) -> str:
     """Python has U+DC80 to U+DCFF for the bytes 80 to FF of a name that is not UTF-8."""
     byte = ord(letter) - 0xDC00
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else letter.encode("unicode_escape").decode()
-
-
-def is_first_process(environment: Mapping[str, str]) -> bool:
-    """Whether this is the one of a run's processes that tells, and writes, what all of them do."""
-    return all(environment.get(name, "0") == "0" for name in RANKS)
-
-
-def close_bars() -> None:
-    """End progress bars that an error interrupted, so that it begins on a line of its own."""
-    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
-    for bar in list(getattr(bars, "_instances", ())):
-        with suppress(OSError):  # nobody is there to see it
-            bar.close()
-
-
-def run_main(main: Callable[[], int | None]) -> None:
-    """Run a program's main(): a UserError becomes its text on standard error and exit code 2.
-
-    Of several processes with the same error one tells it.
-    """
-    console.secure()
-    try:
-        code = main() or 0
-    except UserError as error:
-        close_bars()
-        if launcher_report.is_told_here(str(error)):
-            line_end = "" if is_first_process(os.environ) else "\n"  # of the first one's bar
-            print(f"{line_end}{error}", file=sys.stderr, flush=True)
-        code = EXIT_USER_ERROR
-    except KeyboardInterrupt as stop:  # a run's loop takes care of itself: this is before it
-        if is_first_process(os.environ):
-            print(f"\n{NOTHING_TRAINED}", file=sys.stderr, flush=True)
-        code = getattr(stop, "code", EXIT_INTERRUPTED)
-    except Exception:
-        close_bars()
-        raise
-    sys.exit(code)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from library.anima_runtime import sd_scripts_caches
-from library.cache_files import UnfitFile
-from library.data_types import StoredTensor
+from library.data.data_types import StoredTensor
+from library.data.stored import UnfitFile
 from library.device_utils import LoadedOnUse, to_device
 from library.strategy_base import (
     LatentsCachingStrategy,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from library.data_types import ImageInfo, TextOutputs
+    from library.data.data_types import ImageInfo, TextOutputs
+    from library.training.flow_matching import NoisyLatents
 
 logger = logging.getLogger(__name__)
 
@@ -257,3 +258,22 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
         t5_ids = torch.tensor(tokens.t5_ids)
         hidden = found.hidden.to(self.dtype)
         return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+
+
+def predict_velocity(
+    dit: nn.Module, noisy: NoisyLatents, conditioning: AnimaConditioning
+) -> Tensor:
+    """The DiT's velocity for noisy latents, (B, 16, H, W), float32.
+
+    The LLM adapter runs inside this one call, so that gradients reach it and several processes see
+    every trainable tensor in one forward. sigma goes in as float32.
+    """
+    prediction = dit(
+        noisy.latents,
+        noisy.sigma,
+        conditioning.qwen_hidden,
+        conditioning.t5_ids,
+        qwen_mask=conditioning.qwen_mask,
+        t5_mask=conditioning.t5_mask,
+    )
+    return prediction.float()

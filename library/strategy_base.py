@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from library.data_types import ImageInfo, Layout, TextOutputs
+    from library.data.data_types import ImageInfo, Layout, TextOutputs
 
 
 class TokenizeStrategy(ABC):

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from library.batch_loader import BatchLoader
-from library.bucket_sampler import BucketBatchSampler
-from library.caches import Share
-from library.data_types import Batch, TrainState
-from library.datasets import TrainDataset
+from library.caching.latents_cache import Share
+from library.data.batch_loader import BatchLoader
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.data_types import Batch, TrainState
+from library.data.datasets import TrainDataset
 from library.errors import ConfigError
-from library.flow_matching import NoiseSettings, Noising, SigmaSampling
-from library.run_config import DataOptions, FlowOptions, TrainConfig
+from library.settings.run_config import DataOptions, FlowOptions, TrainConfig
+from library.training.flow_matching import NoiseSettings, Noising, SigmaSampling
 from library.utils import position_seed
 
 if TYPE_CHECKING:

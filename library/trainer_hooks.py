@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library import strategy_base
-    from library.flow_matching import NoisyLatents
-    from library.run_config import TrainConfig
+    from library.settings.run_config import TrainConfig
+    from library.training.flow_matching import NoisyLatents
 
 
 class FamilyHooks:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from library.errors import UserError, visible
-from library.files import remove_folder, replace_file
+from library.system.files import remove_folder, replace_file
 
 logger = logging.getLogger(__name__)
 

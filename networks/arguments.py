@@ -15,7 +15,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from library.errors import ConfigError, Problem
-from library.user_classes import separate_assignments, several_message
+from library.settings.user_classes import separate_assignments, several_message
 from library.utils import nearest_name
 
 SOURCE = "network_args"

@@ -17,10 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from library import tensor_files
 from library.errors import AdapterFileError, Problem
-from library.system_errors import output_errors
-from library.tensor_files import NUMBERS, TensorFileError
+from library.system import tensor_files
+from library.system.system_errors import output_errors
+from library.system.tensor_files import NUMBERS, TensorFileError
 from library.utils import atomic_write
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"

@@ -15,7 +15,7 @@ from networks.merging import merge_file
 from networks.network import AdapterNetwork, NetworkModule, check_network_module
 
 if TYPE_CHECKING:
-    from library.run_config import NetworkOptions
+    from library.settings.run_config import NetworkOptions
 
 logger = logging.getLogger(__name__)
 

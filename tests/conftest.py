@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
-from tests import warm
+from tests.helpers import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from library.data_types import SampleRequest
-from library.datasets import TrainDataset
+from library.data.data_types import SampleRequest
+from library.data.datasets import TrainDataset
 from library.errors import visible
-from library.system_errors import output_errors
+from library.system.system_errors import output_errors
 from library.utils import atomic_write
 
 CELL, GAP, COLUMNS, ROWS = 224, 8, 6, 8

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from library import console
+from library.system import console
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"

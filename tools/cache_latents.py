@@ -18,8 +18,8 @@ if (
 
 from collections.abc import Sequence
 
-from library.caches import LatentsCache
-from library.errors import run_main
+from library.caching.latents_cache import LatentsCache
+from library.system.program import run_main
 from tools._ahead import trainer_before_its_caches
 
 

@@ -19,8 +19,9 @@ if (
 
 from collections.abc import Sequence
 
-from library.errors import ConfigError, run_main
-from library.text_windows import TextWindows
+from library.caching.text_windows import TextWindows
+from library.errors import ConfigError
+from library.system.program import run_main
 from tools._ahead import trainer_before_its_caches
 
 

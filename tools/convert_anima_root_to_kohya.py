@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from library.errors import ConfigError, OutputError, Problem, run_main
-from library.optimizers import is_schedule_free
-from library.run_config import OptimizerOptions
-from library.system_errors import output_errors
-from library.text_files import TextFileError, parse_toml, read_text
+from library.errors import ConfigError, OutputError, Problem
+from library.settings.run_config import OptimizerOptions
+from library.system.program import run_main
+from library.system.system_errors import output_errors
+from library.system.text_files import TextFileError, parse_toml, read_text
+from library.training.optimizers import is_schedule_free
 from library.utils import atomic_write, nearest_name
 from tools._root_style import (
     REQUIRED,

@@ -19,8 +19,8 @@ if (
 from collections.abc import Sequence
 
 from anima_train_network import AnimaNetworkTrainer, load_run
-from library.anima_runtime import doctor
-from library.errors import run_main
+from library.anima_doctor import report as doctor
+from library.system.program import run_main
 
 
 def report(argv: Sequence[str]) -> tuple[str, int]:

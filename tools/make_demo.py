@@ -23,7 +23,8 @@ from math import prod
 from pathlib import Path
 
 from library.anima_runtime import tokenizer_assets
-from library.errors import ConfigError, UserError, run_main
+from library.errors import ConfigError, UserError
+from library.system.program import run_main
 from library.utils import atomic_write
 from tools import _demo_layouts as layouts
 from tools import _demo_weights as weights

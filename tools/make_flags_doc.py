@@ -18,9 +18,9 @@ import argparse
 from pathlib import Path
 
 from library.anima_runtime.config_adapter import AnimaConfig
-from library.errors import run_main
-from library.options import Flag, flags_of
-from library.run_config import GROUPS
+from library.settings.options import Flag, flags_of
+from library.settings.run_config import GROUPS
+from library.system.program import run_main
 from library.utils import atomic_write
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "flags.md"

@@ -23,17 +23,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anima_train_network import GROUPS, setup_parser
-from library.bucket_sampler import BucketBatchSampler
-from library.buckets import cropped_fraction
-from library.catalogue import Catalogue
-from library.config_file import read_config
 from library.config_util import read_datasets
-from library.data_types import ImageInfo
-from library.dataset_scan import scan
-from library.datasets import TrainDataset
-from library.errors import ConfigError, run_main, visible
-from library.run_config import GROUPS as SHARED_GROUPS
-from library.run_config import TrainConfig
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.buckets import cropped_fraction
+from library.data.catalogue import Catalogue
+from library.data.data_types import ImageInfo
+from library.data.datasets import TrainDataset
+from library.data.scan import scan
+from library.errors import ConfigError, visible
+from library.settings.config_file import read_config
+from library.settings.run_config import GROUPS as SHARED_GROUPS
+from library.settings.run_config import TrainConfig
+from library.system.program import run_main
 from library.train_util import StepPlan
 from tools._contact_sheet import draw_sheet
 

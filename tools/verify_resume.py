@@ -42,8 +42,9 @@ import torch
 from safetensors.torch import load_file
 
 from anima_train_network import AnimaNetworkTrainer, load_run
-from library.checkpoints import EXTENSION
-from library.errors import UserError, run_main
+from library.errors import UserError
+from library.saving.checkpoints import EXTENSION
+from library.system.program import run_main
 from library.utils import setup_logging
 
 ROOT = Path(__file__).resolve().parent.parent

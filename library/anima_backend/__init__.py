@@ -1,0 +1,1 @@
+"""Anima's networks. Imports torch and itself, and diffusers for the VAE."""

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.anima_runtime.tokenizer_fetch import sources_of
-from library.config_util import DatasetGroupConfig
-from library.dataset_effects import idle_keys
-from library.effects import loses_to, needs
+from library.data.dataset_config import DatasetGroupConfig
+from library.data.dataset_effects import idle_keys
 from library.errors import ConfigError, ModelFileError, Problem
-from library.moved_keys import MODULES as LYCORIS_ALGOS
-from library.moved_keys import equivalent_lines
-from library.options import above, all_flags, at_least, flag, idle_flags
-from library.run_config import (
+from library.settings.effects import loses_to, needs
+from library.settings.moved_keys import MODULES as LYCORIS_ALGOS
+from library.settings.moved_keys import equivalent_lines
+from library.settings.options import above, all_flags, at_least, flag, idle_flags
+from library.settings.run_config import (
     GROUPS,
     LATER,
     OWN_RATE,
@@ -24,7 +24,7 @@ from library.run_config import (
     TrainConfig,
     sets_own_rate,
 )
-from library.user_classes import separate_assignments
+from library.settings.user_classes import separate_assignments
 from networks.arguments import parse_network_args, read_bool, read_number, read_text, unquoted
 from networks.loading import load_network_module
 

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from library import tensor_files
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.vae import CHANNELS, QwenImageVAE
@@ -31,7 +30,8 @@ from library.anima_runtime.model_settings import (
     refused_settings,
 )
 from library.errors import ModelFileError
-from library.tensor_files import FLOATS, TensorFileError
+from library.system import tensor_files
+from library.system.tensor_files import FLOATS, TensorFileError
 from library.utils import is_quiet
 
 if TYPE_CHECKING:

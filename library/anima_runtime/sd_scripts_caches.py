@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from library.cache_files import UnfitFile
+from library.data.stored import UnfitFile
 
 BROKEN = (  # what numpy and zipfile raise for files that are no whole .npz
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError,

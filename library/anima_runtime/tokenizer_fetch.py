@@ -26,8 +26,8 @@ from urllib.request import getproxies, proxy_bypass
 from library.anima_runtime import tokenizer_assets as assets
 from library.anima_runtime.tokenizer_assets import T5
 from library.errors import ModelFileError, OutputError, Problem, UserError
-from library.files import remove_file, remove_folder, replace_file
-from library.system_errors import output_errors
+from library.system.files import remove_file, remove_folder, replace_file
+from library.system.system_errors import output_errors
 
 logger = logging.getLogger(__name__)
 

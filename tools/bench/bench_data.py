@@ -23,21 +23,21 @@ from PIL import Image
 from torch import Tensor
 
 from library.anima_backend.modelling.vae import QwenImageVAE
-from library.bucket_sampler import BucketBatchSampler
-from library.cache_files import CacheFile
-from library.caches import cache_latents
-from library.catalogue import Catalogue
+from library.caching.cache_files import CacheFile
+from library.caching.contents import Contents
+from library.caching.latents_cache import cache_latents
+from library.caching.text_cache import TextCache
+from library.caching.text_windows import RunTexts, TextWindows
 from library.config_util import load_dataset_config
-from library.contents import Contents
-from library.data_types import Layout, StoredTensor, TextOutputs
-from library.dataset_scan import scan
-from library.datasets import TrainDataset
-from library.errors import run_main
-from library.run_config import DataOptions
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.catalogue import Catalogue
+from library.data.data_types import Layout, StoredTensor, TextOutputs
+from library.data.datasets import TrainDataset
+from library.data.scan import scan
+from library.settings.run_config import DataOptions
 from library.strategy_anima import AnimaTextEncodingStrategy
 from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
-from library.text_caches import TextCache
-from library.text_windows import RunTexts, TextWindows
+from library.system.program import run_main
 from library.train_util import make_loader
 
 SIDE = 128  # of the latents of a 1024 x 1024 picture

@@ -1,0 +1,1 @@
+"""The DiT with its LLM adapter, part by part, and the VAE."""

@@ -1,0 +1,280 @@
+"""Disk space and memory that a run on Anima will need: real sizes, and activations estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library.anima_doctor import page as run_report
+from library.anima_doctor.page import Page, SpaceNeed, size_text
+from library.anima_runtime import model_loading
+from library.caching import latents_files
+from library.caching.text_cache import text_path
+from library.data.captions import variants
+from library.device_utils import precision_dtype
+from library.saving.checkpoints import files_of_run
+from library.strategy_anima import AnimaTokenizeStrategy
+from networks.network import AdapterNetwork
+
+if TYPE_CHECKING:
+    from library.data.data_types import ImageInfo
+    from train_network import NetworkTrainer
+
+REQUESTS_COUNTED = 60_000  # samples whose captions are made; what lies beyond is extrapolated
+CAPTIONS_TOKENIZED = 300
+LONGEST_SHOWN = 3
+HEADER_BYTES = 300  # of a cache file, about
+ACTIVATIONS = 27
+"""Values of the model's width that a block keeps per token for the backward pass: an estimate."""
+
+
+@dataclass(frozen=True)
+class CaptionFacts:
+    """The different captions that a run will use.
+
+    is_exact: all were made and counted; else `count` is extrapolated
+    held:     how many are held at once: --text_cache_variants, or those of one epoch
+    size:     bytes of the encoder outputs held at once; new: to be written when they go to disk
+    folder:   where one of them would be stored
+    """
+
+    count: int
+    is_exact: bool
+    held: int
+    size: float
+    new: float
+    folder: Path
+
+    @property
+    def how(self) -> str:
+        at_once = f", up to {self.held} at once" if self.held < self.count else ""
+        return f"{'' if self.is_exact else 'about '}{self.count} different captions{at_once}"
+
+
+@dataclass
+class Estimates:
+    """What a checked run will need. tokenizers: both, by kind (qwen, t5)."""
+
+    trainer: NetworkTrainer
+    network: AdapterNetwork
+    tokenizers: Mapping[str, Any]
+
+    def describe(self, page: Page) -> None:
+        """Captions, memory and disk. Raises DatasetError when a disk has not enough room."""
+        page.heading("Captions", "标注文本")
+        page.table(self.caption_rows())
+        page.heading("Memory, expected", "预计内存")
+        self.describe_memory(page)
+        page.heading("Disk space", "磁盘空间")
+        run_report.disk(page, self.disk_needs())
+
+    @property
+    def images(self) -> Sequence[ImageInfo]:
+        return self.trainer.catalogue.images
+
+    @cached_property
+    def tokenize(self) -> AnimaTokenizeStrategy:
+        """Captions to ids, uncut."""
+        return AnimaTokenizeStrategy(self.tokenizers["qwen"], self.tokenizers["t5"])
+
+    def lengths(self, caption: str) -> tuple[int, int]:
+        """(Qwen tokens, T5 tokens) that are kept of a caption."""
+        tokens, anima = self.tokenize.tokenize(caption), self.trainer.anima
+        qwen, t5 = len(tokens.qwen_ids), len(tokens.t5_ids)
+        return min(qwen, anima.qwen_max_length or qwen), min(t5, anima.t5_max_length or t5)
+
+    def caption_rows(self) -> Iterator[tuple[str, str]]:
+        """How many the run will use, the limits, and the longest files."""
+        anima = self.trainer.anima
+        yield "in the whole run", self.captions.how
+        limits = anima.qwen_max_length or "none", anima.t5_max_length or "none"
+        yield "token limits", "Qwen {}, T5 {}".format(*limits)
+        written = [
+            (text, image.path.name)
+            for image in self.images
+            for text in variants(image.caption or "", image.subset)
+        ]
+        written.sort(key=lambda pair: len(pair[0]), reverse=True)
+        counted = []
+        for text, name in written[:CAPTIONS_TOKENIZED]:
+            tokens = self.tokenize.tokenize(text)
+            counted.append((len(tokens.t5_ids), len(tokens.qwen_ids), name))
+        for t5, qwen, name in sorted(counted, reverse=True)[:LONGEST_SHOWN]:
+            yield "longest", f"Qwen {qwen}, T5 {t5} tokens: {name}"
+
+    @cached_property
+    def captions(self) -> CaptionFacts:
+        """Counted over as many epochs as time allows; sizes from a sample, evenly spaced."""
+        trainer, epochs = self.trainer, self.trainer.plan.epochs
+        samples = max(1, trainer.catalogue.num_samples)
+        counted = max(min(2, epochs), min(epochs, REQUESTS_COUNTED // samples))
+        texts = trainer.run_texts()
+        found = texts.of_epoch(0)
+        of_first = len(found)
+        for epoch in range(1, counted):
+            found |= texts.of_epoch(epoch)
+        count = len(found)
+        if counted < epochs:  # the captions of an epoch that the first one has not
+            count += (count - of_first) * (epochs - counted) // (counted - 1)
+        held = min(count, max(of_first, trainer.cfg.cache.text_cache_variants))
+        first_window = list(found.items())[:held]
+        spaced = first_window[:: max(1, len(first_window) // CAPTIONS_TOKENIZED)]
+        width = trainer.params.llm_adapter.source_dim * trainer.weight_dtype.itemsize
+        sizes, new = 0, 0
+        for caption, folder in spaced:
+            qwen, t5 = self.lengths(caption)
+            size = qwen * width + 2 * 8 * t5 + HEADER_BYTES
+            sizes += size
+            new += size * (not text_path(caption, folder).exists())
+        scale = held / len(spaced)
+        if held < count:  # the windows after the first have a file that goes with the process
+            new += sizes
+        folder = spaced[0][1]
+        return CaptionFacts(count, counted == epochs, held, sizes * scale, new * scale, folder)
+
+    def latents_bytes(self, *, only_new: bool) -> int:
+        """Of the latents of all pictures and flips, or of those without a cache file."""
+        strategy = self.trainer.get_latents_caching_strategy()
+        total = 0
+        for job in latents_files.make_jobs(self.trainer.catalogue.everything(), strategy, None):
+            width, height = job.image.plan.bucket
+            cells = (width // strategy.downscale) * (height // strategy.downscale)
+            size = strategy.channels * cells * torch.float32.itemsize + HEADER_BYTES
+            total += sum(
+                size for file in job.files.values() if not only_new or not file.path.exists()
+            )
+        return total
+
+    def disk_needs(self) -> list[SpaceNeed]:
+        """Caches that are missing on disk, adapter files and states."""
+        cfg = self.trainer.cfg
+        needs = []
+        if cfg.cache.cache_latents_to_disk:
+            size = self.latents_bytes(only_new=True)
+            note = f"those of {size_text(self.latents_bytes(only_new=False))} without a file"
+            needs.append(SpaceNeed("latents", self.images[0].path.parent, size, note))
+        if cfg.cache.cache_text_encoder_outputs_to_disk:
+            facts = self.captions
+            note = f"{facts.how}, without files so far; estimated from a sample"
+            needs.append(SpaceNeed("text outputs", facts.folder, facts.new, note))
+        folder, trainer = Path(cfg.save.output_dir), self.trainer
+        kinds = ("adapter files", self.file_bytes()), ("states", self.state_bytes())
+        counts = files_of_run(trainer.checkpoints, trainer.plan, trainer.state.step)
+        for (what, each), kept in zip(kinds, counts):
+            note = f"{size_text(each)} each, {kept.most} at once, {kept.at_end} at the end"
+            needs.append(SpaceNeed(what, folder, each * kept.most, note))
+        return [need for need in needs if need.size or need.what != "states"]
+
+    def state_bytes(self) -> float:
+        """Of one state: the adapters as they are trained, and their optimizer."""
+        trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
+        state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
+        return trained * self.trained_item() + state
+
+    def trained_item(self) -> int:
+        """Bytes of one trained number."""
+        full_bf16 = self.trainer.cfg.precision.full_bf16
+        return (torch.bfloat16 if full_bf16 else torch.float32).itemsize
+
+    def file_bytes(self) -> int:
+        """Of one adapter file, its metadata left out."""
+        kept = [p for p in self.network.placements if not p.frozen or p.loaded]
+        if self.network.settings.norm_export != "diff":
+            kept = [placement for placement in kept if not placement.is_norm]
+        factors = [factor for p in kept for factor in p.adapter.factors().values()]
+        dtype = precision_dtype(self.trainer.cfg.save.save_precision or "float")
+        return sum(factor.numel() for factor in factors) * dtype.itemsize
+
+    def tokens(self) -> tuple[int, str]:
+        """Tokens of the largest batch, and which bucket it is of."""
+        catalogue, pixels = self.trainer.catalogue, 8 * self.trainer.params.patch
+        found = []
+        for (number, (width, height)), indices in catalogue.buckets().items():
+            samples = sum(catalogue.images[i].repeats for i in indices)
+            batch = min(samples, catalogue.group.datasets[number].batch_size)
+            tokens = batch * (width // pixels) * (height // pixels)
+            found.append((tokens, f"{batch} x {width} x {height}"))
+        return max(found)
+
+    def activations(self) -> tuple[int, int, str]:
+        """(bytes on the device, bytes in the host's memory, how): by a rule, not measured."""
+        loop, params = self.trainer.cfg.loop, self.trainer.params
+        tokens, batch = self.tokens()
+        state = tokens * params.model_dim * self.trainer.weight_dtype.itemsize
+        block, inputs = ACTIVATIONS * state, params.num_blocks * state
+        shape = f"batch {batch}, {tokens} tokens, {params.num_blocks} blocks"
+        if loop.cpu_offload_checkpointing or loop.unsloth_offload_checkpointing:
+            return block + state, inputs, f"{shape}, checkpointing with block inputs in RAM"
+        if loop.gradient_checkpointing:
+            return block + inputs, 0, f"{shape}, with checkpointing"
+        return params.num_blocks * block, 0, f"{shape}, without checkpointing"
+
+    def memory_rows(self) -> list[tuple[str, float, str]]:
+        """(what, bytes, how) of all that is on the device while training."""
+        trainer, cache = self.trainer, self.trainer.cfg.cache
+        weights = sum(parameter.numel() for parameter in trainer.empty_model().parameters())
+        precise = f"{trainer.cfg.precision.mixed_precision} ({trainer.weight_dtype})"
+        rows = [
+            ("DiT and LLM adapter", weights * trainer.weight_dtype.itemsize,
+             f"{weights:,} parameters, mixed_precision = {precise}"),
+        ]  # fmt: skip
+        for name, read, dtype, is_cached in (
+            ("VAE", lambda: vae_parameters(trainer.cfg.paths.vae), trainer.vae_dtype,
+             cache.cache_latents),
+            ("Qwen", lambda: qwen_parameters(trainer.anima.qwen), trainer.weight_dtype,
+             cache.cache_text_encoder_outputs),
+        ):  # fmt: skip
+            if not is_cached:
+                count = read()
+                how = f"{count:,} parameters; stays, since its outputs are not cached"
+                rows.append((name, count * dtype.itemsize, how))
+        trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
+        item = self.trained_item()
+        state, optimizer = run_report.optimizer_state(trainer.cfg, trained)
+        device, _, how = self.activations()
+        return [
+            *rows,
+            ("adapters", trained * item, f"{trained:,} trained parameters, {item} bytes each"),
+            ("gradients", trained * item, "the same"),
+            ("optimizer state", state, optimizer),
+            ("activations", device, f"estimate, not measured: {how}"),
+        ]
+
+    def describe_memory(self, page: Page) -> None:
+        rows = self.memory_rows()
+        total = sum(size for _, size, _ in rows)
+        rows.append(("in all", total, "without CUDA's own needs and fragmentation"))
+        page.table((what, size_text(size), how) for what, size, how in rows)
+        cache = self.trainer.cfg.cache
+        host = {"block inputs": self.activations()[1]}
+        if cache.cache_latents and not cache.cache_latents_to_disk:
+            host["latents"] = self.latents_bytes(only_new=False)
+        if cache.cache_text_encoder_outputs:
+            if not cache.cache_text_encoder_outputs_to_disk:
+                host["text outputs"] = self.captions.size
+            if self.captions.held < self.captions.count:
+                waiting = qwen_parameters(self.trainer.anima.qwen)
+                host["Qwen, waiting"] = waiting * self.trainer.weight_dtype.itemsize
+        kept = ", ".join(f"{what} {size_text(size)}" for what, size in host.items() if size)
+        page.line(f"  in the host's memory as well: {kept or 'no caches'}")
+        if torch.cuda.is_available():
+            free, _ = torch.cuda.mem_get_info()
+            if total > free:
+                page.line(
+                    f"  The GPU has {size_text(free)} free: expect it to run out. 显存可能不足。"
+                )
+
+
+def vae_parameters(path: str) -> int:
+    shapes, _ = model_loading.read_header(model_loading.vae_file(path), model_loading.VAE)
+    return sum(map(prod, shapes.values()))
+
+
+def qwen_parameters(path: str) -> int:
+    return sum(map(prod, model_loading.inspect_qwen(path).values()))

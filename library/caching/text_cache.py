@@ -1,0 +1,311 @@
+"""Text encoder outputs by caption, made once per text; in memory or on disk.
+
+On disk, `_cache` keeps the texts that later runs may want. The others go to a file without a name,
+which vanishes with the process however it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save
+from tqdm import tqdm
+
+from library.caching.cache_files import (
+    DELAY,
+    FOLDER,
+    CacheFile,
+    Foreign,
+    Source,
+    TakenOver,
+    Tally,
+    UnfitFile,
+    check_writable,
+    copy_foreign,
+    fingerprint,
+    name_hash,
+    parse,
+)
+from library.caching.contents import Contents
+from library.caching.latents_cache import ALONE, Share
+from library.data.data_types import TextOutputs
+from library.errors import DatasetError
+from library.utils import is_quiet
+
+if TYPE_CHECKING:
+    from library.strategy_base import TextEncoderOutputsCachingStrategy
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ForeignText(Foreign):
+    """A caption's outputs in another trainer's file beside a picture."""
+
+    strategy: TextEncoderOutputsCachingStrategy
+    picture: Path
+    caption: str
+
+    def unpack(self) -> TextOutputs:
+        outputs = self.strategy.read_foreign(self.picture, self.caption)
+        if outputs is None:
+            raise UnfitFile(f"{self.picture}: the file with its caption's outputs is gone.")
+        return outputs
+
+
+class Scratch:
+    """Outputs by caption in a file without a name in `folder`, gone with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  lives as long as the window
+        self.lock = threading.Lock()  # batches are made on other threads
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def __contains__(self, caption: str) -> bool:
+        return caption in self.places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __setitem__(self, caption: str, outputs: TextOutputs) -> None:
+        content = save(dict(outputs))
+        try:
+            with self.lock:
+                start = self.file.seek(0, os.SEEK_END)
+                self.file.write(content)
+                self.file.flush()
+        except OSError as error:
+            raise DatasetError(f"cached captions cannot be written ({error.strerror}).") from error
+        self.places[caption] = start, len(content)
+
+    def __getitem__(self, caption: str) -> TextOutputs:
+        start, length = self.places[caption]
+        with self.lock:
+            self.file.seek(start)
+            content = self.file.read(length)
+        return parse(bytearray(content))
+
+
+class TextCache:
+    """Outputs by caption: of the captions at hand; `hold` says which those are."""
+
+    def __init__(
+        self,
+        strategy: TextEncoderOutputsCachingStrategy,
+        *,
+        to_disk: bool,
+        skip_check: bool = False,
+        contents: Contents | None = None,
+    ) -> None:
+        self.strategy = strategy
+        self.to_disk = to_disk
+        self.skip_check = skip_check
+        self.contents = contents or Contents()
+        self.held: dict[str, TextOutputs] | Scratch = {}
+        self.stored: dict[str, Source] = {}
+        self.intact: set[str] = set()  # read before and found whole
+        self.more_to_come = False
+
+    def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
+        """The encoder's outputs. What is damaged or lost on disk is made anew, as it was.
+
+        Without `rebuild` nothing is encoded: raises UnfitFile.
+        """
+        if caption in self.held:
+            return self.held[caption]
+        try:
+            if caption not in self.stored:
+                raise UnfitFile(f"{caption!r} was not foreseen.")
+            outputs = self.stored[caption].read(check=caption not in self.intact)
+        except UnfitFile as error:
+            if not rebuild:
+                raise
+            if caption not in self.stored:
+                return self.encode_late(caption)
+            outputs = self.rebuild(caption, error)
+        self.intact.add(caption)
+        return outputs
+
+    def encode_late(self, caption: str) -> TextOutputs:
+        """A text that `hold` was not told of: right, but slow."""
+        logger.warning("encoded while it is waited for, since it was not foreseen: %r", caption)
+        self.held[caption] = self.encode(caption)
+        self.strategy.rest()
+        return self.held[caption]
+
+    def rebuild(self, caption: str, error: UnfitFile) -> TextOutputs:
+        """Encode one text again. Kept aside when its file now serves another run."""
+        logger.warning("%s It is made anew.", error)
+        outputs = self.encode(caption)
+        self.put_away()
+        source = self.stored[caption]
+        if isinstance(source, CacheFile) and not isinstance(error, TakenOver):
+            source.write(outputs)
+        else:
+            self.held[caption] = outputs
+        return outputs
+
+    def encode(self, caption: str) -> TextOutputs:
+        encoded = self.strategy.encode(caption)
+        outputs = {name: tensor.detach().cpu().contiguous() for name, tensor in encoded.items()}
+        if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
+            raise DatasetError(f"the text encoder gives NaN or infinite outputs for {caption!r}.")
+        return outputs
+
+    def put_away(self) -> None:
+        """Free the device of the encoder; it stays in the host's memory while more is to come."""
+        if self.more_to_come:
+            self.strategy.rest()
+        else:
+            self.strategy.free()
+
+    def hold(
+        self,
+        captions: Mapping[str, Path],
+        *,
+        lasting: Collection[str] | None = None,
+        pictures: Mapping[str, Sequence[Path]] | None = None,
+        more_to_come: bool = False,
+        share: Share = ALONE,
+    ) -> None:
+        """Make these captions ready, each text once, and let all others go.
+
+        captions: text -> the folder its file goes to
+        lasting:  on disk, the texts that `_cache` may keep, all when None; the others go to a scratch
+        pictures: text -> pictures that always have it, beside which another trainer may have stored it
+        share:    of what lasts on disk; the processes hold the same captions, and have all after it
+
+        Raises DatasetError naming a caption without finite outputs, or a folder that cannot be written.
+        """
+        tally = Tally("captions")
+        self.more_to_come = more_to_come
+        files = self.files_of(captions) if self.to_disk else {}
+        self.stored = self.find(files, pictures or {}, tally)
+        self.intact &= self.stored.keys()
+        missing = [text for text in captions if text not in self.stored]
+        lasts = set(missing if lasting is None else lasting) & files.keys()
+        self.carry_over({t: captions[t] for t in missing if t not in lasts}, tally)
+        due = [text for text in missing if text not in self.held]
+        check_writable(files[text].path.parent.parent for text in due if text in lasts)
+        share.wait()  # before anything is stored: all shall find the same to be missing
+        together = [text for text in due if text in lasts]
+        own = [*share.of(together), *(text for text in due if text not in lasts)]
+        for text in tqdm(own, "caching captions", unit="caption", disable=is_quiet() or not own):
+            outputs = self.encode(text)
+            if text in lasts:
+                files[text].write(outputs)
+            else:
+                self.held[text] = outputs
+        self.stored |= {text: files[text] for text in together}
+        copy_foreign(share.of([each for each in self.stored.values() if isinstance(each, Foreign)]))
+        share.wait()
+        if share.rank == 0:
+            self.contents.remember()
+        self.put_away()
+        tally.encoded = len(due)
+        tally.report()
+
+    def files_of(self, captions: Mapping[str, Path]) -> dict[str, CacheFile]:
+        """Each text's file: a valid one in any of the folders, else one to replace, else a new one.
+
+        Which picture a text is met with first, and so its folder, can change from run to run.
+        """
+        listed: dict[str, list[Path]] = {}
+        for folder in dict.fromkeys(captions.values()):
+            for path in (folder / FOLDER).glob("text_*.safetensors"):
+                listed.setdefault(path.name, []).append(folder)
+        files = {}
+        for text, folder in captions.items():
+            new = self.file_of(text, folder)
+            there = [self.file_of(text, place) for place in listed.get(new.path.name, ())]
+            valid = (file for file in there if len(there) == 1 or file.state() == "valid")
+            files[text] = next(valid, there[0] if there else new)
+        return files
+
+    def file_of(self, caption: str, folder: Path) -> CacheFile:
+        return text_file(caption, folder, self.strategy, self.skip_check)
+
+    def find(
+        self,
+        files: Mapping[str, CacheFile],
+        pictures: Mapping[str, Sequence[Path]],
+        tally: Tally,
+    ) -> dict[str, Source]:
+        """The texts that are stored validly: in our file or another trainer's."""
+        found: dict[str, Source] = {}
+        for text, file in tqdm(files.items(), "checking captions", unit="file", delay=DELAY):
+            state = file.state()
+            if state == "valid":
+                found[text] = file
+            elif foreign := self.find_foreign(text, file, pictures.get(text, ()), tally):
+                found[text], state = foreign, "foreign"
+            tally.count(state)
+        return found
+
+    def find_foreign(
+        self, caption: str, file: CacheFile, pictures: Sequence[Path], tally: Tally
+    ) -> ForeignText | None:
+        """The first file of another trainer that holds this caption's outputs."""
+        for picture in pictures:
+            theirs = self.strategy.foreign_file(picture)
+            if theirs is None:
+                continue
+            content = self.contents.hash_of(theirs, theirs.parent)
+            wanted = fingerprint("copied text", content, caption, self.strategy.identity)
+            found = ForeignText(replace(file, fingerprint=wanted), self.strategy, picture, caption)
+            try:
+                if found.copy.state() != "valid":
+                    found.unpack()
+                return found
+            except UnfitFile as error:
+                tally.unfit.append(str(error))
+        return None
+
+    def carry_over(self, wanted: Mapping[str, Path], tally: Tally) -> None:
+        """Let go what is held and not wanted any more. wanted: text -> a folder with room for it."""
+        held: dict[str, TextOutputs] | Scratch = {}
+        if self.to_disk and wanted:
+            folder = next(iter(wanted.values()))
+            check_writable([folder])
+            held = Scratch(folder / FOLDER)
+        for text in wanted:
+            if text in self.held:
+                held[text] = self.held[text]
+        tally.reused += len(held)
+        self.held = held
+
+
+def text_file(
+    caption: str, folder: Path, strategy: TextEncoderOutputsCachingStrategy, trust: bool = False
+) -> CacheFile:
+    wanted = fingerprint("text", caption, strategy.identity)
+    return CacheFile(text_path(caption, folder), wanted, strategy.layout, trust)
+
+
+def text_path(caption: str, folder: Path) -> Path:
+    """Named by the text alone, so that another encoder replaces the file instead of adding one."""
+    return Path(folder) / FOLDER / f"text_{name_hash('text', caption)}.safetensors"
+
+
+def cache_text(
+    captions: Mapping[str, Path],
+    strategy: TextEncoderOutputsCachingStrategy,
+    *,
+    to_disk: bool,
+    skip_check: bool = False,
+) -> TextCache:
+    """These captions, all at once. captions: text -> the folder its file goes to.
+
+    Stored by content: the same text is the same entry, whichever picture it belongs to.
+    """
+    cache = TextCache(strategy, to_disk=to_disk, skip_check=skip_check)
+    cache.hold(captions)
+    return cache

@@ -1,0 +1,195 @@
+"""The caption recipe: from the text of a caption file to the text a sample is trained with.
+
+Pure functions of (text, recipe, rng, position), as sd-scripts' code works. Deviations, each marked
+where it occurs: empty tags and empty lines are left out; prefix and suffix go to whichever line of
+a multi-line caption is chosen; keep_tokens_separator never stays in the caption; of a separator that
+ends in white space no further blank follows. trigger_word and caption_lines are our own.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WILDCARD = re.compile(r"\{([^}]+)\}")
+MARKS = (*".!?,;:", *"。！？，；：")
+"""After one of these at the end of a line, a blank alone joins the next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRecipe:
+    """What is done to a caption; names and defaults of sd-scripts.
+
+    keep_tokens:       leading tags that are neither shuffled nor dropped
+    token_warmup_step: steps until all tags are used; a fraction of the run when below 1
+    class_tokens:      the caption of pictures without a caption file
+    caption_lines:     what is made of several lines, one of dataset_keys.CAPTION_LINES; None is first, and each
+                       with enable_wildcard, as in sd-scripts
+    trigger_word:      stands before every caption that is not dropped as a whole, outside all shuffling
+                       and dropping; a caption that still has it as a tag keeps that one instead
+    """
+
+    shuffle_caption: bool = False
+    caption_separator: str = ","
+    keep_tokens: int = 0
+    keep_tokens_separator: str = ""
+    secondary_separator: str = ""
+    enable_wildcard: bool = False
+    caption_prefix: str = ""
+    caption_suffix: str = ""
+    caption_dropout_rate: float = 0.0
+    caption_dropout_every_n_epochs: int = 0
+    caption_tag_dropout_rate: float = 0.0
+    token_warmup_min: int = 1
+    token_warmup_step: float = 0.0
+    class_tokens: str = ""
+    trigger_word: str = ""
+    caption_lines: str | None = None
+
+    @property
+    def use_of_lines(self) -> str:
+        """What is done; never None."""
+        return self.caption_lines or ("each" if self.enable_wildcard else "first")
+
+
+@dataclass(frozen=True)
+class CaptionPosition:
+    """When a caption is used: epoch and step from 0, and the length of the run in steps."""
+
+    epoch: int = 0
+    step: int = 0
+    max_train_steps: int = 0
+
+
+def process_caption(
+    text: str | None,
+    recipe: CaptionRecipe,
+    rng: random.Random,
+    position: CaptionPosition = CaptionPosition(),
+) -> str:
+    """The caption of one sample. text: the caption file's content, None when there is no file."""
+    if is_dropped(recipe, rng, position.epoch):
+        return ""
+    line = choose_line(recipe.class_tokens if text is None else text, recipe, rng)
+    parts = (recipe.caption_prefix, line, recipe.caption_suffix)
+    caption = " ".join(part.strip() for part in parts if part.strip())
+    if recipe.enable_wildcard:
+        caption = expand_wildcards(caption, rng)
+    caption = process_tags(caption, recipe, rng, position)
+    if recipe.secondary_separator:
+        caption = caption.replace(recipe.secondary_separator, recipe.caption_separator)
+    return add_trigger(caption, recipe)
+
+
+def add_trigger(caption: str, recipe: CaptionRecipe) -> str:
+    """The caption with the trigger word in front, unless one of its tags is that word."""
+    word = recipe.trigger_word
+    if not word or word in split_tags(caption, recipe.caption_separator):
+        return caption
+    return join_tags([word, caption], recipe.caption_separator) if caption else word
+
+
+def is_dropped(recipe: CaptionRecipe, rng: random.Random, epoch: int) -> bool:
+    """Whether the whole caption is dropped: by chance, or in every n-th epoch (counted from 1)."""
+    by_chance = rng.random() < recipe.caption_dropout_rate
+    period = recipe.caption_dropout_every_n_epochs
+    return by_chance or (period > 0 and (epoch + 1) % period == 0)
+
+
+def choose_line(text: str, recipe: CaptionRecipe, rng: random.Random) -> str:
+    """The line that is used: the only one, or one by chance."""
+    choices = variants(text, recipe)
+    if recipe.use_of_lines == "each" and choices:
+        return rng.choice(choices)
+    return choices[0] if choices else ""
+
+
+def variants(text: str, recipe: CaptionRecipe) -> list[str]:
+    """What a caption file's text may be trained as, by its lines; none when all of them are empty."""
+    lines = caption_lines(text)
+    if recipe.use_of_lines == "join" and lines:
+        return [join_lines(lines, recipe.caption_separator)]
+    return lines[:1] if recipe.use_of_lines == "first" else lines
+
+
+def caption_lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]
+
+
+def join_lines(lines: list[str], separator: str) -> str:
+    """One caption: lines divided by the separator, or by a blank where one ends in a mark."""
+    text = ""
+    for line in lines:
+        is_ended = text.endswith((separator.strip() or separator, *MARKS))
+        text = (
+            f"{text} {line}" if is_ended else join_tags([text, line] if text else [line], separator)
+        )
+    return text
+
+
+def join_tags(tags: Sequence[str], separator: str) -> str:
+    """Joined by the separator and a blank, as sd-scripts does since June 2026; ", " by default."""
+    return (separator if separator[-1:].isspace() else f"{separator} ").join(tags)
+
+
+def expand_wildcards(caption: str, rng: random.Random) -> str:
+    """Replace each {a|b|c} by one of its choices; {{ and }} stand for single braces."""
+    hidden = caption.replace("{{", "\x00").replace("}}", "\x01")
+    chosen = WILDCARD.sub(lambda match: rng.choice(match[1].split("|")), hidden)
+    return chosen.replace("\x00", "{").replace("\x01", "}")
+
+
+def process_tags(
+    caption: str, recipe: CaptionRecipe, rng: random.Random, position: CaptionPosition
+) -> str:
+    """Warm up, shuffle and drop tags between the fixed head and tail; joined by the separator.
+
+    A caption to which none of this applies is returned untouched.
+    """
+    marked = bool(recipe.keep_tokens_separator) and recipe.keep_tokens_separator in caption
+    active = recipe.shuffle_caption or recipe.token_warmup_step or recipe.caption_tag_dropout_rate
+    if not (marked or active):
+        return caption
+    head, flexible, tail = split_fixed(caption, recipe, marked)
+    flexible = flexible[: warmed_up_tags(len(flexible), recipe, position)]
+    if recipe.shuffle_caption:
+        rng.shuffle(flexible)
+    if recipe.caption_tag_dropout_rate > 0:
+        flexible = [tag for tag in flexible if rng.random() >= recipe.caption_tag_dropout_rate]
+    return join_tags([*head, *flexible, *tail], recipe.caption_separator)
+
+
+def split_fixed(
+    caption: str, recipe: CaptionRecipe, marked: bool
+) -> tuple[list[str], list[str], list[str]]:
+    """Head, flexible part and tail, by keep_tokens_separator where it occurs, else keep_tokens."""
+    if marked:
+        head, flexible, *rest = caption.split(recipe.keep_tokens_separator, 2)
+        tail = rest[0] if rest else ""
+        separator = recipe.caption_separator
+        return (
+            split_tags(head, separator),
+            split_tags(flexible, separator),
+            split_tags(tail, separator),
+        )
+    tags = split_tags(caption, recipe.caption_separator)
+    return tags[: recipe.keep_tokens], tags[recipe.keep_tokens :], []
+
+
+def split_tags(text: str, separator: str) -> list[str]:
+    """The tags of a text, stripped; sd-scripts keeps empty ones, which are left out here."""
+    return [tag.strip() for tag in text.split(separator) if tag.strip()]
+
+
+def warmed_up_tags(count: int, recipe: CaptionRecipe, position: CaptionPosition) -> int:
+    """How many of `count` flexible tags are used: from token_warmup_min, growing linearly."""
+    steps = recipe.token_warmup_step
+    if steps < 1:
+        steps = math.floor(steps * position.max_train_steps)
+    if not steps or position.step >= steps:
+        return count
+    growth = (count - recipe.token_warmup_min) / steps
+    return math.floor(position.step * growth) + recipe.token_warmup_min

@@ -1,0 +1,158 @@
+"""What the stages of a run hand to each other.
+
+ImageInfo -> SampleRequest -> Sample -> Batch -> StepResult. Letters: B batch, C channels, H W latent
+height and width. Latents are 4-D everywhere outside the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from library.data.buckets import CropPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from library.data.dataset_config import SubsetConfig
+
+TextOutputs: TypeAlias = "Mapping[str, Tensor]"
+"""What a text encoder makes of one caption, unpadded: named tensors without a batch axis."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What a cached tensor has to be.
+
+    shape: lengths; a letter is any length from 1 on, the same wherever it stands in one file
+    below: what its whole numbers, from 0 on, stay below; None for floats
+    """
+
+    shape: tuple[int | str, ...]
+    below: int | None = None
+
+
+Layout: TypeAlias = Mapping[str, StoredTensor]
+"""The tensors of a cache file by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """One picture of the catalogue.
+
+    key:     unique in the run and the same on any machine: "<dataset>.<subset>/<path in the folder>"
+    size:    (width, height) as displayed, that is after EXIF orientation
+    caption: as read from the caption file, unprocessed; None when there is no caption file
+    plan:    how it is resized and cropped to its bucket
+    mask:    file of its loss mask; None when there is none, or it is the picture's own opacity
+    repeats: samples of it in one epoch
+    """
+
+    key: str
+    path: Path
+    size: tuple[int, int]
+    caption: str | None
+    dataset_index: int
+    subset: SubsetConfig
+    plan: CropPlan
+    mask: Path | None = None
+    repeats: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Which picture, in which epoch (from 0), the how-manieth repeat (from 0).
+
+    batch: place of its batch in the epoch, over all ranks; token warm-up reads the time from it
+    """
+
+    index: int
+    epoch: int
+    repeat: int
+    batch: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training example; exactly one of pixels and latents is set.
+
+    pixels:  (3, 8H, 8W) in [-1, 1], float32        latents: (C, H, W), normalized
+    caption: after shuffle, dropout and so on
+    text:    its encoder outputs; None where they are not cached
+    seed:    from (seed, epoch, key, repeat); sigma and noise are drawn from it
+    loss_mask: (H', W') >= 0 at latent or pixel size; None: every element counts
+    network_multiplier: strength of the adapters for its dataset
+    """
+
+    key: str
+    seed: int
+    caption: str
+    text: TextOutputs | None = None
+    pixels: Tensor | None = None
+    latents: Tensor | None = None
+    loss_weight: float = 1.0
+    loss_mask: Tensor | None = None
+    network_multiplier: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,).
+
+    texts: the captions' encoder outputs, None where they are not cached
+    """
+
+    TENSORS: ClassVar = ("loss_weight", "pixels", "latents", "loss_mask")
+
+    keys: tuple[str, ...]
+    seeds: tuple[int, ...]
+    captions: tuple[str, ...]
+    loss_weight: Tensor
+    texts: tuple[TextOutputs, ...] | None = None
+    pixels: Tensor | None = None
+    latents: Tensor | None = None
+    loss_mask: Tensor | None = None
+    network_multiplier: float = 1.0
+
+    def to(self, device: object) -> Batch:
+        """The same batch with its tensors on `device`."""
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """What a loader calls so that `to` need not wait for a GPU."""
+        return self._with_each(lambda tensor: tensor.pin_memory())
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {name: getattr(self, name) for name in self.TENSORS}
+        return replace(self, **{n: None if v is None else change(v) for n, v in values.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one micro-step found. loss: scalar with gradient; per_sample, sigma: (B,), detached."""
+
+    loss: Tensor
+    per_sample: Tensor
+    sigma: Tensor
+    keys: tuple[str, ...]
+
+
+@dataclass
+class TrainState:
+    """Where the run stands, between two updates.
+
+    step: optimizer updates done; epoch: current, from 0; batch_in_epoch: micro-batches of this rank
+    done in it; samples_seen: of this rank.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch_in_epoch: int = 0
+    samples_seen: int = 0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Move to the start of an epoch; in the current one nothing changes."""
+        if epoch != self.epoch:
+            self.epoch, self.batch_in_epoch = epoch, 0

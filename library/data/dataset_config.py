@@ -1,0 +1,148 @@
+"""What a dataset file comes to: subsets in datasets in a group, each frozen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from library.data.captions import CaptionRecipe
+
+ANOTHER_NAME = {"resolutions": "resolution"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubsetConfig(CaptionRecipe):
+    """One folder or metadata file of pictures, and how its pictures and captions are used.
+
+    At most one of alpha_mask, mask_path and conditioning_data_dir is set.
+    """
+
+    image_dir: str | None = None
+    metadata_file: str | None = None
+    recursive: bool = False
+    num_repeats: int = 1
+    is_reg: bool = False
+    caption_extension: str = ".txt"
+    cache_info: bool = False
+    flip_aug: bool = False
+    color_aug: bool = False
+    random_crop: bool = False
+    face_crop_aug_range: tuple[float, float] | None = None
+    resize_interpolation: str | None = None
+    alpha_mask: bool = False
+    mask_path: str | None = None
+    conditioning_data_dir: str | None = None
+    min_ar: float | None = None
+    max_ar: float | None = None
+    skip_empty_caption: bool = False
+    loss_multiplier: float = 1.0
+
+    @property
+    def place(self) -> str:
+        """What to call it: its folder, else its metadata file."""
+        return self.image_dir or self.metadata_file or ""
+
+    @property
+    def pictures_dir(self) -> str:
+        """Where its pictures lie: its folder, else that of its metadata file."""
+        return self.image_dir or os.path.dirname(self.metadata_file or "") or "."
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the folders within are searched too."""
+        return self.recursive or self.metadata_file is not None
+
+    @property
+    def mask_dir(self) -> str | None:
+        """The folder with the masks of its pictures."""
+        return self.mask_path or self.conditioning_data_dir
+
+    @property
+    def is_masked(self) -> bool:
+        return self.alpha_mask or self.mask_dir is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """Subsets that share a resolution (width, height) and a batch size.
+
+    family: number of the [[datasets]] table; the datasets made from one list of `resolutions` share it
+    """
+
+    resolution: tuple[int, int]
+    subsets: tuple[SubsetConfig, ...]
+    batch_size: int = 1
+    enable_bucket: bool = False
+    min_bucket_reso: int = 256
+    max_bucket_reso: int = 1024
+    bucket_reso_steps: int = 64
+    bucket_no_upscale: bool = False
+    skip_image_resolution: tuple[int, int] | None = None
+    network_multiplier: float = 1.0
+    validation_split: float = 0.0
+    validation_seed: int | None = None
+    family: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A converted value and where it was set: a line, a flag, "" for a default."""
+
+    value: Any
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A dataset, or a subset of it, with the entries that reach it, the innermost first."""
+
+    entries: Sequence[Mapping[str, Entry]]
+    dataset: DatasetConfig
+    subset: SubsetConfig | None = None
+
+    def reaching(self) -> dict[str, list[tuple[str, Entry]]]:
+        """Field -> what was written for it, as (key, entry); the first one decides."""
+        found: dict[str, list[tuple[str, Entry]]] = {}
+        for entries in self.entries:
+            for key, entry in entries.items():
+                name = ANOTHER_NAME.get(key, key)
+                if hasattr(self.dataset if self.subset is None else self.subset, name):
+                    found.setdefault(name, []).append((key, entry))
+        return found
+
+
+@dataclass
+class Written:
+    """A key as it was written: in the file, or as a flag.
+
+    where: the line, or the flag
+    used:  the tables whose value it is
+    lost:  the values that the other tables in its reach have instead
+    """
+
+    key: str
+    value: Any
+    where: str
+    used: list[Table] = field(default_factory=list)
+    lost: list[Any] = field(default_factory=list)
+
+    @property
+    def is_flag(self) -> bool:
+        return self.where.startswith("--")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetGroupConfig:
+    """All datasets of a run, the file they come from, and what the user should be told once.
+
+    written:   every key that was set, and what uses it
+    mask_dirs: every folder that is named as one of masks, used or not
+    """
+
+    datasets: tuple[DatasetConfig, ...]
+    source: str
+    notes: tuple[str, ...] = ()
+    mask_dirs: tuple[str, ...] = ()
+    written: tuple[Written, ...] = ()

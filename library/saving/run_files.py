@@ -1,0 +1,197 @@
+"""What a run writes beside its logs: adapter files and states, when they are due, and what then goes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.device_utils import precision_dtype
+from library.errors import UserError
+from library.saving.checkpoints import write_or_rescue
+from library.saving.metadata import of_session
+from library.saving.state_folder import StateContents, remove_state, write_state
+from library.system.files import remove_file
+from library.training.optimizers import optimizer_eval_mode
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
+
+    from library.data.data_types import TrainState
+    from library.saving.checkpoints import CheckpointPlan, Series
+    from library.saving.metadata import RunMetadata
+    from library.saving.state_contents import TrainingParts
+
+logger = logging.getLogger(__name__)
+
+
+class RunFiles:
+    """Writes the files of a run, on the first process; every process calls it at the same steps.
+
+    facts:      of the run, for its states, with the metadata of its session added
+    snapshot:   gives what a state's snapshot holds, when the first state is written
+    last_file:  (step, adapter file) that was written last
+    last_state: the newest state that was written, or that the run came from
+    is_settled: weights, optimizer and position belong together
+    """
+
+    def __init__(
+        self,
+        plan: CheckpointPlan,
+        accelerator: Accelerator,
+        parts: TrainingParts,
+        metadata: RunMetadata,
+        facts: Mapping[str, Any],
+        snapshot: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.plan, self.accelerator, self.parts, self.metadata = plan, accelerator, parts, metadata
+        self.facts = {**facts, "metadata": of_session(metadata.entries)}
+        self.snapshot = functools.cache(snapshot)  # the pictures are hashed for it
+        self.last_file: tuple[int, Path] | None = None
+        self.last_state: Path | None = None
+        self.is_settled = True
+
+    def after_step(self, state: TrainState, *, now: bool = False) -> None:
+        """Save what is due at this step. now: a file and a state, due or not."""
+        step, plan = state.step, self.plan
+        if file := plan.due_at_step(step):
+            self.save(file, state, with_state=now or plan.states.save_state)
+            self.discard(plan.by_step, step)
+        elif now:
+            self.save(plan.step_file(step), state, with_state=True)
+
+    def after_epoch(self, state: TrainState) -> None:
+        """Save what is due after the epoch of `state`. The state written goes on with the next."""
+        epoch, plan = state.epoch + 1, self.plan
+        if file := plan.due_after_epoch(epoch):
+            self.save(file, state, with_state=plan.states.save_state, next_epoch=True)
+            self.discard(plan.by_epoch, epoch)
+
+    def finish(self, state: TrainState, total_steps: int) -> str:
+        """The final file and its state, if all steps are done; returns the run's last words."""
+        plan = self.plan
+        if state.step < total_steps:
+            step = f"stopped at step {state.step} of {total_steps}"
+            if not (self.last_state and self.last_state.is_dir()):
+                return f"{step}. {self.describe_last()}"
+            return f"{step}; to go on, add to the same command: --resume {self.last_state}"
+        for series, done in ((plan.by_step, total_steps), (plan.by_epoch, plan.epochs - 1)):
+            self.discard(series, series.last_due(done))  # a run killed in between may have left it
+        file = self.save(plan.final_file(), state, with_state=plan.has_final_state)
+        return f"done: {state.step} steps, {file}"
+
+    def save(
+        self, file: Path, state: TrainState, *, with_state: bool, next_epoch: bool = False
+    ) -> Path:
+        """Export to `file`; with_state: and write the state that goes with it. Returns the file."""
+        self.parts.progress.write()
+        self.accelerator.wait_for_everyone()
+        ranks = gather(self.parts.rank()) if with_state else []
+        if self.accelerator.is_main_process:
+            position = replace(state, epoch=state.epoch + 1, batch_in_epoch=0)
+            with self.unsettled():
+                folder = self.plan.state_folder(file)
+                file = self.export(file, state)
+                if with_state:
+                    self.write_state(folder, position if next_epoch else state, ranks)
+        else:  # the first process may have had to take other names, which only it knows
+            self.last_file = state.step, file
+            self.last_state = self.plan.state_folder(file) if with_state else self.last_state
+        return file
+
+    def export(self, file: Path, state: TrainState) -> Path:
+        dtype = precision_dtype(self.plan.options.save_precision or "float")
+
+        def write(path: Path) -> None:
+            self.parts.network.save_weights(str(path), dtype, self.metadata.at(state))
+
+        with optimizer_eval_mode(self.parts.optimizer):
+            file = write_or_rescue(write, file)
+        self.last_file = state.step, file
+        logger.info("saved %s", file)
+        return file
+
+    def write_state(
+        self, folder: Path, position: TrainState, ranks: list[Mapping[str, Tensor]]
+    ) -> None:
+        contents = StateContents(
+            position=position,
+            run=self.facts,
+            snapshot=self.snapshot(),
+            factors=self.parts.factors(),
+            training=self.parts.training(),
+            ranks=ranks,
+        )
+        self.last_state = write_state(folder, contents)
+        logger.info("saved %s", self.last_state)
+
+    @contextlib.contextmanager
+    def unsettled(self) -> Iterator[None]:
+        """While inside, and for good after an error inside: what is in memory is not worth saving."""
+        self.is_settled = False
+        yield
+        self.is_settled = True
+
+    def rescue(self, state: TrainState, *, together: bool) -> str:
+        """Save what was learned until an error; returns the sentence that says where it is.
+
+        together: every process is here. Otherwise this one acts alone and waits for no other.
+        """
+        file = self.plan.step_file(state.step)
+        try:
+            if self.is_settled and together:
+                self.save(file, state, with_state=True)
+                self.accelerator.wait_for_everyone()  # a launcher ends all when the first is gone
+            elif self.is_settled:
+                self.save_alone(file, state)
+        except Exception as error:  # noqa: BLE001  the error that ends the run is the one to tell
+            return f"Its last step could not be saved ({error}). {self.describe_last()}"
+        return self.describe_last()
+
+    def save_alone(self, file: Path, state: TrainState) -> None:
+        """`save` by a process that failed while others may go on, or fail and save the same."""
+        if self.accelerator.num_processes == 1:
+            with contextlib.suppress(UserError):
+                self.parts.progress.write()
+        folder, rank = self.plan.state_folder(file), self.accelerator.process_index
+        if rank == 0 or not folder.exists():
+            self.export(file, state)
+            self.write_state(folder, state, [{}] * rank + [self.parts.rank()])
+        else:
+            self.last_file, self.last_state = (state.step, file), folder
+
+    def describe_last(self) -> str:
+        """Where the last adapter file and the last state are, as far as they are still there."""
+        told, state = [], self.last_state
+        if self.last_file and self.last_file[1].is_file():
+            told.append("the weights of step {} are in {}".format(*self.last_file))
+        if state and state.is_dir():
+            told.append(f"go on with --resume {state}")
+        else:
+            gone = f"the last one, {state}, is gone" if state else "none was written"
+            told.append(f"there is no state to go on from: {gone}.")
+        text = "; ".join(told)
+        return text[0].upper() + text[1:]
+
+    def discard(self, series: Series, number: int) -> None:
+        """Delete files and states that no longer stay once there is the one of `number`."""
+        if not self.accelerator.is_main_process:
+            return
+        for file in series.stale_files(number):
+            if remove_file(file):
+                logger.info("removed %s", file)
+        for state in series.stale_states(number) if self.plan.states.save_state else ():
+            if remove_state(state):
+                logger.info("removed %s", state)
+
+
+def gather(tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+    """The tensors of every process, in order."""
+    from accelerate.utils import gather_object
+
+    return gather_object([tensors])

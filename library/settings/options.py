@@ -1,0 +1,341 @@
+"""One dataclass field = one flag: the parser, the object and the documentation come from the field.
+
+A flag without effect here says so in its declaration, with the reason: it is accepted, and named
+once when the user sets it; or it is refused, where silence would change what is trained. So does one
+that has an effect only beside others, see effects.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from library.errors import Problem
+from library.settings.effects import Idle, idle_reason
+from library.settings.foreign_names import VALUES
+from library.settings.paths import check_escapes, expand_path
+from library.settings.user_classes import separate_assignments
+from library.utils import nearest_name
+
+T = TypeVar("T")
+KEY = "flag"
+LARGEST = 2**64  # whole numbers stay below, as seeds do
+SWITCH_WORDS = {"true": True, "false": False, "1": True, "0": False}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """What is declared of one flag, beside its type and default.
+
+    names:   flags as typed; the first is the one shown
+    check:   what is wrong with a value of the right type, as a sentence, or None
+    refuses: values that other programs take and that are an error here, each with the reason
+    off:     values that ask for nothing, beside the default, false, "" and an empty list; where the
+             default is None, one that `check` refuses means it
+    ignored: the reason why it has no effect here; named once when set
+    idle:    when it has no effect beside the other options
+    refused: the reason why setting it is an error
+    read:    from text or a TOML value to the field's value; ValueError says what was expected
+    hidden:  not shown in --help (old misspellings)
+    path:    a file or a folder: ~ and variables are replaced
+    prose:   a text that may hold tabs and line ends
+    """
+
+    dest: str
+    type: Any
+    default: Any
+    help: str
+    names: tuple[str, ...] = ()
+    choices: tuple[Any, ...] | None = None
+    many: bool = False
+    check: Callable[[Any], str | None] | None = None
+    refuses: Mapping[Any, str] = dataclasses.field(default_factory=dict)
+    off: tuple[Any, ...] = ()
+    read: Callable[[Any], Any] | None = None
+    ignored: str = ""
+    idle: tuple[Idle, ...] = ()
+    refused: str = ""
+    hidden: bool = False
+    path: bool = False
+    prose: bool = False
+
+    @property
+    def is_switch(self) -> bool:
+        return self.type is bool
+
+    def has_text(self, value: Any) -> bool:
+        """Whether a value as it was written is text, or a list of texts where lists are taken."""
+        if not self.many:
+            return isinstance(value, str)
+        return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
+    @property
+    def is_negatable(self) -> bool:
+        """Whether --help shows its --no-... form: switches that are on unless said otherwise."""
+        return self.is_switch and self.default is not False
+
+    def asks(self, value: Any) -> bool:
+        """Whether a value asks for anything: false, nothing and the default do not."""
+        if value is False or value is None or value == self.default or value in self.off:
+            return False
+        if isinstance(value, tuple):
+            return any(value)
+        return value != "" and not (value == 0 and not self.default)
+
+
+def flag(default: Any, help: str, **declared: Any) -> Any:
+    """A dataclass field that is a flag; see Flag for what can be declared."""
+    return dataclasses.field(default=default, metadata={KEY: {"help": help, **declared}})
+
+
+def at_least(lowest: float) -> Callable[[Any], str | None]:
+    return lambda value: None if value >= lowest else f"expected {lowest} or more."
+
+
+def above(limit: float) -> Callable[[Any], str | None]:
+    return lambda value: None if value > limit else f"expected more than {limit}."
+
+
+def between(lowest: float, highest: float) -> Callable[[Any], str | None]:
+    def check(value: Any) -> str | None:
+        return None if lowest <= value <= highest else f"expected {lowest} to {highest}."
+
+    return check
+
+
+def steps_or_fraction(value: Any) -> float | int:
+    """Steps (a whole number), a fraction of the run (below 1) or a percentage ("10%")."""
+    percent = isinstance(value, str) and value.strip().endswith("%")
+    if isinstance(value, str):
+        value = float(value.strip().rstrip("%")) / (100 if percent else 1)
+    if isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError
+    if value >= 1 and (percent or value != int(value)):
+        raise ValueError
+    return int(value) if value >= 1 else float(value)
+
+
+steps_or_fraction.expected = "whole steps, a fraction below 1, or a percentage like 10% below 100%"
+
+
+def size(value: Any) -> str:
+    """One or two whole numbers as text: 1024, "1024", "1024,768", [1024, 768] -> "1024,768"."""
+    parts = value.split(",") if isinstance(value, str) else value
+    parts = parts if isinstance(parts, list) else [parts]
+    if len(parts) not in (1, 2) or any(isinstance(part, (bool, float)) for part in parts):
+        raise ValueError
+    edges = [int(part) for part in parts]
+    if min(edges) < 1:
+        raise ValueError
+    return ",".join(map(str, edges))
+
+
+size.expected = 'a whole number or "width,height"'
+
+
+def word(value: Any) -> str:
+    """Text; true and false may stand without quotes."""
+    if not isinstance(value, (bool, str)):
+        raise ValueError
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+word.expected = "text in quotes"
+
+
+def flags_of(group: type) -> tuple[Flag, ...]:
+    """The flags of a group of options, in order."""
+    hints = typing.get_type_hints(group)
+    found = []
+    for field in dataclasses.fields(group):
+        declared = dict(field.metadata[KEY])
+        kind, many = plain_type(hints[field.name])
+        declared.setdefault("names", (f"--{field.name}",))
+        found.append(Flag(dest=field.name, type=kind, default=field.default, many=many, **declared))
+    return tuple(found)
+
+
+def all_flags(groups: Iterable[type]) -> dict[str, Flag]:
+    """Every flag by dest. A dest or a name that is declared twice is our mistake."""
+    found: dict[str, Flag] = {}
+    for flag_ in (f for group in groups for f in flags_of(group)):
+        assert flag_.dest not in found, f"{flag_.dest} is declared twice"
+        found[flag_.dest] = flag_
+    names = [name for flag_ in found.values() for name in flag_.names]
+    assert len(names) == len(set(names)), "a name is declared twice"
+    return found
+
+
+def plain_type(hint: Any) -> tuple[type, bool]:
+    """The type of a value, and whether it is a list: `tuple[str, ...] | None` is (str, True)."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        (hint,) = [part for part in typing.get_args(hint) if part is not type(None)]
+        origin = typing.get_origin(hint)
+    return (typing.get_args(hint)[0], True) if origin is tuple else (hint, False)
+
+
+def add_flags(parser: argparse.ArgumentParser, group: type) -> None:
+    """Show a group's flags in --help; config_file reads what is typed."""
+    section = parser.add_argument_group((group.__doc__ or group.__name__).split("\n")[0])
+    for flag_ in flags_of(group):
+        shown = argparse.SUPPRESS if flag_.hidden else help_text(flag_)
+        common = {"dest": flag_.dest, "default": argparse.SUPPRESS, "help": shown}
+        if flag_.is_switch and flag_.is_negatable:
+            action = argparse.BooleanOptionalAction
+            section.add_argument(*flag_.names, action=action, **common)
+        elif flag_.is_switch:
+            section.add_argument(*flag_.names, action="store_true", **common)
+        else:
+            metavar = flag_.type.__name__.upper()
+            nargs = "*" if flag_.many else None
+            section.add_argument(*flag_.names, nargs=nargs, metavar=metavar, **common)
+
+
+def help_text(flag_: Flag) -> str:
+    """The line of --help: meaning, choices, default, and what it does not do."""
+    parts = [flag_.help]
+    if flag_.choices:
+        parts.append(f"({', '.join(map(str, flag_.choices))})")
+    if flag_.default not in (None, False, ""):
+        parts.append(f"[{flag_.default}]")
+    if flag_.ignored or flag_.refused:
+        parts.append("[no effect here]" if flag_.ignored else "[refused]")
+    return " ".join(parts).replace("%", "%%")
+
+
+def convert(flag_: Flag, value: Any, from_text: bool) -> Any:
+    """A value of the command line (text) or of TOML as the flag's type; else ValueError.
+
+    A number alone may stand for a list of one. A value that means "off" becomes the default.
+    """
+    if flag_.many:
+        if flag_.type is not str and isinstance(value, (int, float)):
+            value = [value]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"a list: {flag_.dest} = {list_shown(value)}")
+        return tuple(convert_one(flag_, item, from_text) for item in value if item != "")
+    converted = convert_one(flag_, value, from_text)
+    is_off = flag_.default is None and converted in flag_.off
+    return None if is_off and flag_.check and flag_.check(converted) else converted
+
+
+def list_shown(value: Any) -> str:
+    """How a value that is no list would be written as one."""
+    items = separate_assignments(value) if isinstance(value, str) else [value]
+    return (
+        json.dumps(items, ensure_ascii=False) if isinstance(value, (str, int, float)) else "[...]"
+    )
+
+
+def convert_one(flag_: Flag, value: Any, from_text: bool) -> Any:
+    if flag_.read is not None:
+        try:
+            return flag_.read(value)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(flag_.read.expected) from error
+    if flag_.type is bool:
+        return convert_switch(value, from_text)
+    if flag_.type is str:
+        if not isinstance(value, str):
+            raise ValueError("text in quotes")
+        if flag_.path:
+            return expand_path(value)
+        if not flag_.prose:
+            check_escapes(value)
+        return value
+    return convert_number(flag_, value, from_text)
+
+
+def convert_switch(value: Any, from_text: bool) -> bool:
+    """true and false, or 1 and 0."""
+    if from_text and str(value).lower() in SWITCH_WORDS:
+        return SWITCH_WORDS[str(value).lower()]
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if not isinstance(value, bool):
+        hint = ", got text. Remove the quotes" if isinstance(value, str) and not from_text else ""
+        raise ValueError(f"true or false{hint}")
+    return value
+
+
+def convert_number(flag_: Flag, value: Any, from_text: bool) -> int | float:
+    """Numbers of TOML, or text of the command line; a whole number may be written 1e3 or 10.0."""
+    expected = "a whole number" if flag_.type is int else "a number"
+    if isinstance(value, str) and not from_text:
+        raise ValueError(f"{expected}, got text. Remove the quotes")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(expected)
+    try:
+        number = int(value) if isinstance(value, str) and flag_.type is int else value
+    except ValueError:
+        number = value  # perhaps written as a decimal
+    try:
+        number = number if isinstance(number, int) and flag_.type is int else float(number)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(expected) from error
+    if isinstance(number, float) and not math.isfinite(number):
+        raise ValueError(f"{expected} that is finite")
+    if flag_.type is int and number != int(number):
+        raise ValueError(expected)
+    if abs(number) >= LARGEST and flag_.type is int:
+        raise ValueError("a whole number below 2**64")
+    return flag_.type(number)
+
+
+def value_problem(flag_: Flag, value: Any) -> str | None:
+    """What is wrong with a value of the right type, as a sentence."""
+    if value is None:  # switched off
+        return None
+    for item in value if flag_.many else (value,):
+        if item in flag_.refuses:
+            return f"is refused: {flag_.refuses[item]}."
+        if flag_.choices and item not in flag_.choices:
+            near = nearest_choice(str(item), list(map(str, flag_.choices)))
+            hint = f" Did you mean {near}?" if near else ""
+            return f"expected one of {', '.join(map(str, flag_.choices))}.{hint}"
+        if flag_.check and (complaint := flag_.check(item)):
+            return complaint
+    if flag_.refused and flag_.asks(value):
+        return f"is refused: {flag_.refused}."
+    return None
+
+
+def nearest_choice(value: str, choices: Sequence[str]) -> str | None:
+    """The choice that a value probably means: by another program's word for it, then by letters."""
+    meant = next((word for word in VALUES.get(value.lower(), ()) if word in choices), None)
+    return meant or nearest_name(value, choices)
+
+
+def build(group: type[T], values: dict[str, Any]) -> T:
+    """The group from checked values by dest; others are ignored, absent ones take the default."""
+    names = {field.name for field in dataclasses.fields(group)}
+    return group(**{name: value for name, value in values.items() if name in names})
+
+
+def group_problems(groups: Sequence[Any]) -> list[Problem]:
+    """What each group finds wrong between its own fields (its `problems` method, if any)."""
+    return [p for group in groups if hasattr(group, "problems") for p in group.problems()]
+
+
+def idle_flags(flags: Iterable[Flag], options: SimpleNamespace) -> dict[str, str]:
+    """Why flags have no effect beside the others, by dest; of those whose value asks for something.
+
+    options: every option as an attribute, and what else conditions look at
+    """
+    found = {}
+    for flag_ in flags:
+        value = getattr(options, flag_.dest)
+        if value is None or value is False or value in ("", ()):
+            continue
+        if reason := idle_reason(flag_.idle, options, asks=flag_.asks(value)):
+            found[flag_.dest] = reason
+    return found

@@ -1,0 +1,1076 @@
+"""The flags of every family as frozen groups of options: one field, one flag.
+
+A table, not logic. Names, types and defaults are sd-scripts'; where ours differ, the help says so.
+What an option does not do here is declared with it: `ignored` or `refused`, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+from library.errors import Problem
+from library.settings.effects import Condition, Idle, loses_to, needs, needs_data, needs_plan
+from library.settings.options import (
+    above,
+    at_least,
+    between,
+    flag,
+    flags_of,
+    idle_flags,
+    size,
+    steps_or_fraction,
+    word,
+)
+from library.settings.user_classes import parse_assignments
+from library.system.file_names import name_problem
+
+LATER = "not available yet in this version"
+NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
+FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
+
+FOLDERS = ("train_data_dir", "reg_data_dir", "in_json")
+"""Flags that name the pictures where there is no dataset_config."""
+
+SCHEDULES = (
+    "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, "
+    "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, adafactor[:lr]"
+)
+OPTIMIZERS = (
+    "AdamW (default), AdamW8bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit, Lion, Lion8bit, "
+    "PagedLion8bit, SGDNesterov, SGDNesterov8bit, DAdaptation, DAdaptAdamPreprint, DAdaptAdaGrad, "
+    "DAdaptAdam, DAdaptAdan, DAdaptAdanIP, DAdaptLion, DAdaptSGD, Prodigy, Adafactor, "
+    "RAdamScheduleFree, AdamWScheduleFree, SGDScheduleFree, or a dotted class path"
+)
+SAMPLERS = (
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "dpm_2",
+    "dpm_2_a",
+    "dpmsolver",
+    "dpmsolver++",
+    "dpmsingle",
+    "k_lms",
+    "k_euler",
+    "k_euler_a",
+    "k_dpm_2",
+    "k_dpm_2_a",
+)
+DYNAMO = (
+    "eager",
+    "aot_eager",
+    "inductor",
+    "aot_ts_nvfuser",
+    "nvprims_nvfuser",
+    "cudagraphs",
+    "ofi",
+    "fx2trt",
+    "onnxrt",
+    "tensort",
+    "ipex",
+    "tvm",
+)
+SCHEDULE_READS = {
+    "constant": (),
+    "constant_with_warmup": ("lr_warmup_steps",),
+    "linear": ("lr_warmup_steps",),
+    "cosine": ("lr_warmup_steps",),
+    "cosine_with_restarts": ("lr_warmup_steps", "lr_scheduler_num_cycles"),
+    "polynomial": ("lr_warmup_steps", "lr_scheduler_power"),
+    "inverse_sqrt": ("lr_warmup_steps", "lr_scheduler_timescale"),
+    "cosine_with_min_lr": (
+        "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio",
+    ),
+    "warmup_stable_decay": (
+        "lr_warmup_steps", "lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio",
+    ),
+    "piecewise_constant": (),
+    "adafactor": (),
+}  # fmt: skip
+"""name -> the options that it reads."""
+RESAMPLING = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
+OFFLOAD = ("cpu", "nvme", "None")
+
+
+def sets_own_rate(o: SimpleNamespace) -> bool:
+    """Whether the optimizer is Adafactor at its own step size, sd-scripts' default of it."""
+    if o.optimizer_type.strip().lower() != "adafactor" or o.use_8bit_adam or o.use_lion_optimizer:
+        return False
+    arguments, _ = parse_assignments(o.optimizer_args, "optimizer_args")
+    return bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
+
+
+def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
+    """When an option of the schedule has no effect: the schedule does not read it."""
+    return (
+        loses_to(sets_own_rate, OWN_RATE.reason),
+        Idle(
+            lambda o: o.lr_scheduler_type,
+            "lr_scheduler_type takes its numbers from lr_scheduler_args",
+        ),
+        needs(
+            lambda o: name in SCHEDULE_READS.get(o.lr_scheduler.partition(":")[0], (name,)),
+            "lr_scheduler = {o.lr_scheduler} does not read it",
+        ),
+    )
+
+
+MODE_SCALES = (-1.0, 7.235)
+"""Within them the density `mode` keeps sigma in [0, 1]."""
+
+
+def fits_steps(name: str) -> Idle:
+    """Idle where the run ends before."""
+    return needs_plan(
+        lambda o: getattr(o, name) <= o.plan.total_steps, "the run has {o.plan.total_steps} steps"
+    )
+
+
+def fits_epochs(name: str) -> Idle:
+    """Idle where the run ends before."""
+    return needs_plan(
+        lambda o: getattr(o, name) <= o.plan.epochs, "the run has {o.plan.epochs} epochs"
+    )
+
+
+def uses_density(scheme: str) -> Condition:
+    return lambda o: (o.timestep_sampling, o.weighting_scheme) == ("sigma", scheme)
+
+
+def given_step(o: Any) -> bool:
+    """Whether the start of the run is given, not taken from a state."""
+    return bool(o.initial_step) or (o.initial_epoch or 1) > 1
+
+
+def subsets_of(o: SimpleNamespace) -> list[Any]:
+    return [subset for dataset in o.datasets for subset in dataset.subsets]
+
+
+# When options have no effect, where several share the reason.
+OWN_RATE = loses_to(
+    sets_own_rate,
+    "Adafactor sets its own step size unless optimizer_args has relative_step=False "
+    "scale_parameter=False warmup_init=False",
+)
+OWN_RATE_SCHEDULE = loses_to(
+    lambda o: sets_own_rate(o) and not o.lr_scheduler.startswith("adafactor"), OWN_RATE.reason
+)
+FILE_OF_DATASETS = loses_to(lambda o: o.dataset_config, "dataset_config names the folders")
+ONE_READER = needs(
+    lambda o: not (o.cache_latents and o.max_data_loader_n_workers),
+    "one thread reads cached latents ahead",
+)
+SAMPLING = "timestep_sampling is {o.timestep_sampling}"
+DENSITY = "it belongs to timestep_sampling = sigma with weighting_scheme = "
+HUBER = needs(lambda o: o.loss_type in ("huber", "smooth_l1"), "loss_type is {o.loss_type}")
+EPOCH_FILES = needs(
+    lambda o: o.save_every_n_epochs or o.save_n_epoch_ratio, "save_every_n_epochs is not set"
+)
+STEP_FILES = needs(lambda o: o.save_every_n_steps, "save_every_n_steps is not set")
+STATES = needs(lambda o: o.save_state, "save_state is not set")
+RESUMED = needs(lambda o: o.resume, "resume is not set")
+VALIDATED = needs_data(
+    lambda o: any(dataset.validation_split for dataset in o.datasets), "validation_split is 0"
+)
+NO_LOGS = needs(lambda o: o.log_with != "none", "log_with is none")
+WANDB = needs(lambda o: o.log_with in ("wandb", "all"), "log_with is {o.log_with}")
+SERVED = needs(lambda o: o.auto_start_tensorboard, "auto_start_tensorboard is off")
+NO_METADATA = loses_to(lambda o: o.no_metadata, "no_metadata is set")
+SEVERAL = needs(lambda o: o.processes > 1, "one process trains")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigOptions:
+    """Configuration files"""
+
+    config_file: str | None = flag(
+        None, "TOML file with any of these flags; the command line wins; .toml may be left out", path=True)
+    output_config: bool = flag(
+        False, "write what differs from the defaults to --config_file and exit"
+    )
+    dataset_config: str | None = flag(None, "TOML or JSON file that describes the pictures", path=True)
+    check_only: bool = flag(False, "report on the run, as tools/doctor.py does, and exit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPaths:
+    """Base model"""
+
+    pretrained_model_name_or_path: str | None = flag(None, "the base model's .safetensors file", path=True)
+    vae: str | None = flag(None, "the VAE's .safetensors file", path=True)
+    v2: bool = flag(False, "Stable Diffusion 2", ignored=NOT_SD)
+    v_parameterization: bool = flag(False, "v-prediction", ignored=NOT_SD)
+    tokenizer_cache_dir: str | None = flag(None, "folder for CLIP tokenizers", ignored=NOT_SD)
+    clip_skip: int | None = flag(None, "CLIP layers to skip", ignored=NOT_SD)
+    max_token_length: int | None = flag(
+        None, "CLIP's length", choices=(75, 150, 225), ignored=NOT_SD
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Data; every value is the fallback of the key of the same meaning in the dataset file"""
+
+    resolution: str | None = flag(None, 'training area: 1024 or "width,height"', read=size)
+    train_batch_size: int = flag(1, "pictures per micro-step", check=at_least(1))
+    dataset_repeats: int = flag(1, "times each picture counts per epoch", check=at_least(1))
+    caption_extension: str = flag(
+        ".txt", "extension of caption files (sd-scripts: .caption)",
+        names=("--caption_extension", "--caption_extention"),
+    )  # fmt: skip
+    shuffle_caption: bool = flag(False, "a new order of the tags every time")
+    caption_separator: str = flag(",", "what separates tags", prose=True)
+    keep_tokens: int = flag(0, "leading tags that keep their place", check=at_least(0))
+    keep_tokens_separator: str = flag("", "mark between fixed head, tags and fixed tail", prose=True)
+    secondary_separator: str | None = flag(None, "separator inside tags that stay together", prose=True)
+    enable_wildcard: bool = flag(False, "{a|b} choices and multi-line captions")
+    caption_prefix: str | None = flag(None, "text before every caption", prose=True)
+    caption_suffix: str | None = flag(None, "text after every caption", prose=True)
+    caption_dropout_rate: float = flag(
+        0.0, "share of samples trained without caption", check=between(0, 1)
+    )
+    caption_dropout_every_n_epochs: int = flag(
+        0, "every n epochs train without captions", check=at_least(0)
+    )
+    caption_tag_dropout_rate: float = flag(0.0, "share of tags left out", check=between(0, 1))
+    token_warmup_min: int = flag(1, "tags at the start of the tag warm-up", check=at_least(0))
+    token_warmup_step: float = flag(
+        0, "steps, or fraction of the run, until all tags are used", check=at_least(0)
+    )
+    flip_aug: bool = flag(False, "mirror pictures at random")
+    enable_bucket: bool = flag(False, "batches of several shapes")
+    min_bucket_reso: int = flag(256, "smallest side of a bucket", check=at_least(16))
+    max_bucket_reso: int = flag(1024, "largest side of a bucket", check=at_least(16))
+    bucket_reso_steps: int = flag(64, "sides of buckets are multiples of this", check=at_least(16))
+    bucket_no_upscale: bool = flag(False, "never enlarge a picture")
+    resize_interpolation: str | None = flag(
+        None, "resampling; area when shrinking, lanczos when enlarging unless given",
+        choices=RESAMPLING,
+    )  # fmt: skip
+    cache_info: bool = flag(False, "remember the sizes of pictures in each folder")
+    debug_dataset: bool = flag(
+        False, "show what the dataset gives and exit",
+        refused="tools/preview_buckets.py shows it, with the same arguments",
+    )  # fmt: skip
+    max_data_loader_n_workers: int = flag(
+        4,
+        "most threads that decode pictures ahead of the training (sd-scripts: processes); one reads "
+        "ahead when latents are cached; 0: nothing is loaded ahead",
+        check=at_least(0),
+        idle=(ONE_READER,),
+    )
+    persistent_data_loader_workers: bool = flag(
+        False,
+        "keep sd-scripts' worker processes between epochs",
+        ignored="pictures are decoded by threads of the trainer, which are never started anew",
+    )
+    train_data_dir: str | None = flag(
+        None,
+        "folder of <repeats>_<class> folders, where there is no dataset_config",
+        idle=(FILE_OF_DATASETS,), path=True)
+    reg_data_dir: str | None = flag(
+        None, "the same, of regularisation pictures", idle=(FILE_OF_DATASETS,), path=True)
+    in_json: str | None = flag(
+        None,
+        "metadata file of captions, with the pictures in train_data_dir",
+        idle=(FILE_OF_DATASETS,), path=True)
+    dataset_class: str | None = flag(
+        None, "class path of a dataset of your own", refused="datasets are described in TOML here"
+    )
+    color_aug: bool = flag(
+        False, "change hue or brightness a little at random; not with cache_latents"
+    )
+    random_crop: bool = flag(False, "crop at random; not with cache_latents")
+    face_crop_aug_range: str | None = flag(
+        None, "min,max: crop around the face that a file name ending in _x_y_w_h tells of, the short "
+        "side so many times the face; not with cache_latents",
+    )  # fmt: skip
+    alpha_mask: bool = flag(False, "use transparency as loss mask")
+    conditioning_data_dir: str | None = flag(None, "folder of loss masks, with masked_loss", path=True)
+    skip_image_resolution: str | None = flag(
+        None, "leave out pictures of up to this many pixels, width times height", read=size
+    )
+    weighted_captions: bool = flag(
+        False, "weights in captions, (tag:1.3)",
+        refused="captions reach the model as ComfyUI would send them, without weights",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """Caches of encoder outputs"""
+
+    cache_latents: bool = flag(False, "encode every picture once, before training")
+    cache_latents_to_disk: bool = flag(False, "the same, kept beside the pictures; implies it")
+    vae_batch_size: int = flag(
+        1,
+        "pictures per VAE call while caching",
+        check=at_least(1),
+        idle=(needs(lambda o: o.cache_latents, "latents are not cached"),),
+    )
+    skip_cache_check: bool = flag(
+        False, "trust cache files by name and shape",
+        names=("--skip_cache_check", "--skip_latents_validity_check"), idle=(needs(lambda o: o.cache_latents_to_disk or o.cache_text_encoder_outputs_to_disk, "there are no caches on disk"),))  # fmt: skip
+    cache_text_encoder_outputs: bool = flag(
+        False, "encode every caption of the run once, shuffled and dropped ones included"
+    )
+    cache_text_encoder_outputs_to_disk: bool = flag(
+        False, "the same, kept beside the pictures; implies it"
+    )
+    text_cache_variants: int = flag(
+        4000, "texts held at once; a run with more encodes them in windows of epochs",
+        check=at_least(1), idle=(needs(lambda o: o.cache_text_encoder_outputs, "text encoder outputs are not cached"),))  # fmt: skip
+    text_encoder_batch_size: int | None = flag(
+        None, "captions per text encoder call",
+        ignored="captions are encoded one at a time, so that a cached value has no neighbours",
+    )  # fmt: skip
+    no_half_vae: bool = flag(False, "run the VAE in float32")
+    lowram: bool = flag(
+        False, "load models to the GPU", ignored="models are mapped, which needs no RAM"
+    )
+    highvram: bool = flag(
+        False, "keep cached GPU blocks", ignored="blocks are given back once, after caching"
+    )
+    disable_mmap_load_safetensors: bool = flag(
+        False, "read base models into memory, do not map them"
+    )
+
+    def __post_init__(self) -> None:
+        """Keeping a cache on disk means caching, as in sd-scripts."""
+        for name in ("cache_latents", "cache_text_encoder_outputs"):
+            object.__setattr__(self, name, getattr(self, name) or getattr(self, f"{name}_to_disk"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """Adapters"""
+
+    network_module: str | None = flag(None, "the kind of adapter")
+    network_dim: int | None = flag(
+        None,
+        "rank, 4 if not given",
+        check=at_least(1),
+        idle=(
+            loses_to(
+                lambda o: o.dim_from_weights, "dim_from_weights takes the rank from network_weights"
+            ),
+        ),
+    )
+    network_alpha: float = flag(
+        1.0,
+        "scale = alpha / rank; 0 means the rank",
+        check=at_least(0),
+        idle=(
+            loses_to(
+                lambda o: o.dim_from_weights, "dim_from_weights takes it from network_weights too"
+            ),
+        ),
+    )
+    network_dropout: float | None = flag(
+        None, "dropout between the factors of LoRA, of the output of LoKr", check=between(0, 0.999)
+    )
+    network_args: tuple[str, ...] | None = flag(None, "key=value arguments of the kind of adapter")
+    network_weights: str | None = flag(None, "adapter file to start from", path=True)
+    dim_from_weights: bool = flag(False, "take the rank from --network_weights")
+    base_weights: tuple[str, ...] | None = flag(None, "adapter files merged into the base first", path=True)
+    base_weights_multiplier: tuple[float, ...] | None = flag(
+        None, "their strengths, 1 if not given"
+    )
+    scale_weight_norms: float | None = flag(
+        None, "longest norm of each adapter's difference, kept after every update",
+        check=above(0), off=(0,),
+    )  # fmt: skip
+    unet_lr: float | None = flag(
+        None, "learning rate of the adapters", check=at_least(0), idle=(OWN_RATE,)
+    )
+    text_encoder_lr: tuple[float, ...] | None = flag(
+        None, "learning rate of the text encoder: above 0 an error without network_train_unet_only",
+        check=at_least(0), ignored="the text encoder is frozen here",
+    )  # fmt: skip
+    network_train_unet_only: bool = flag(False, "leave the text encoder alone (always so here)")
+    network_train_text_encoder_only: bool = flag(
+        False, "train only the text encoder", refused="the text encoder is frozen here"
+    )
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if self.dim_from_weights and not self.network_weights:
+            found.append(Problem("needs network_weights.", "dim_from_weights"))
+        if len(self.base_weights_multiplier or ()) > len(self.base_weights or ()):
+            found.append(Problem("has more numbers than base_weights.", "base_weights_multiplier"))
+        if any(self.text_encoder_lr or ()) and not self.network_train_unet_only:
+            message = "the text encoder is frozen here. Remove it, or set network_train_unet_only."
+            found.append(Problem(message, "text_encoder_lr"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions:
+    """Optimizer"""
+
+    optimizer_type: str = flag("", OPTIMIZERS)
+    use_8bit_adam: bool = flag(False, "old form of optimizer_type = AdamW8bit")
+    use_lion_optimizer: bool = flag(False, "old form of optimizer_type = Lion")
+    learning_rate: float = flag(
+        2e-6,
+        "step size of the optimizer",
+        check=at_least(0),
+        idle=(
+            OWN_RATE,
+            loses_to(lambda o: o.unet_lr is not None, "unet_lr decides"),
+        ),
+    )
+    max_grad_norm: float = flag(
+        1.0, "clip gradients at this norm; 0 does not clip", check=at_least(0)
+    )
+    optimizer_args: tuple[str, ...] | None = flag(None, "key=value arguments of the optimizer")
+    fused_backward_pass: bool = flag(
+        False, "update during the backward pass", ignored="saves nothing on adapters"
+    )
+    blockwise_fused_optimizers: bool = flag(
+        False, "one optimizer per block", ignored="is for training whole models; adapters are small"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions:
+    """Learning-rate schedule"""
+
+    lr_scheduler: str = flag(
+        "constant",
+        SCHEDULES,
+        idle=(
+            loses_to(lambda o: o.lr_scheduler_type, "lr_scheduler_type decides"),
+            OWN_RATE_SCHEDULE,
+        ),
+    )
+    lr_scheduler_type: str = flag("", "class path of a schedule of your own", idle=(OWN_RATE,))
+    lr_scheduler_args: tuple[str, ...] | None = flag(
+        None, "key=value arguments of the schedule", idle=(OWN_RATE,)
+    )
+    lr_warmup_steps: float = flag(
+        0,
+        "warm-up: steps, fraction of the run, or percentage",
+        read=steps_or_fraction,
+        idle=(*read_by_schedule("lr_warmup_steps"),),
+    )
+    lr_decay_steps: float = flag(
+        0,
+        "decay: steps, fraction of the run, or percentage",
+        read=steps_or_fraction,
+        idle=(*read_by_schedule("lr_decay_steps"),),
+    )
+    lr_scheduler_num_cycles: float = flag(
+        1,
+        "cycles or restarts, also halves",
+        check=at_least(0),
+        idle=(*read_by_schedule("lr_scheduler_num_cycles"),),
+    )
+    lr_scheduler_power: float = flag(
+        1.0, "power of polynomial", idle=(*read_by_schedule("lr_scheduler_power"),)
+    )
+    lr_scheduler_timescale: int | None = flag(
+        None,
+        "time scale of inverse_sqrt",
+        check=at_least(1),
+        off=(0,),
+        idle=(*read_by_schedule("lr_scheduler_timescale"),),
+    )
+    lr_scheduler_min_lr_ratio: float | None = flag(
+        None,
+        "floor, as a share of the learning rate",
+        check=between(0, 1),
+        idle=(*read_by_schedule("lr_scheduler_min_lr_ratio"),),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """Length of the run, memory of a step"""
+
+    max_train_steps: int = flag(
+        1600,
+        "updates",
+        check=at_least(0),
+        off=(0,),
+        idle=(
+            loses_to(
+                lambda o: o.max_train_epochs is not None,
+                "max_train_epochs decides how long the run is",
+            ),
+        ),
+    )
+    max_train_epochs: int | None = flag(
+        None, "epochs; wins over max_train_steps", check=at_least(1), off=(0,)
+    )
+    gradient_accumulation_steps: int = flag(1, "micro-steps per update", check=at_least(1))
+    seed: int | None = flag(None, "seed of everything random; drawn and shown if not given")
+    gradient_checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory")
+    cpu_offload_checkpointing: bool = flag(False, "checkpointing that keeps block inputs in RAM")
+    unsloth_offload_checkpointing: bool = flag(False, "the same as cpu_offload_checkpointing")
+    blocks_to_swap: int | None = flag(
+        None, "blocks parked in RAM", check=at_least(0),
+        ignored=f"{LATER}: all blocks stay on the card; gradient_checkpointing saves most memory",
+    )  # fmt: skip
+
+    def problems(self) -> list[Problem]:
+        if self.max_train_steps or self.max_train_epochs is not None:
+            return []
+        return [Problem("expected 1 or more, or max_train_epochs instead.", "max_train_steps = 0")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOptions:
+    """Precision and speed"""
+
+    mixed_precision: str = flag("no", "precision of the base model", choices=("no", "fp16", "bf16"))
+    full_bf16: bool = flag(False, "adapters in bf16 too: small updates are lost")
+    full_fp16: bool = flag(
+        False, "adapters in fp16 too", refused="updates would be lost; leave adapters in float32"
+    )
+    fp8_base: bool = flag(False, "base model in fp8", refused=LATER)
+    fp8_base_unet: bool = flag(False, "denoiser in fp8", refused=LATER)
+    cuda_allow_tf32: bool = flag(False, "allow TF32 products")
+    cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
+    deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
+    torch_compile: bool = flag(False, "compile the model", ignored=LATER)
+    dynamo_backend: str = flag(
+        "inductor", "backend of torch_compile", choices=DYNAMO, ignored=LATER
+    )
+    compile: bool = flag(False, "compile each block", ignored=LATER)
+    compile_backend: str = flag("inductor", "backend of compile", ignored=LATER)
+    compile_mode: str = flag(
+        "default", "mode of compile", ignored=LATER,
+        choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    )  # fmt: skip
+    compile_dynamic: str | None = flag(
+        None, "dynamic shapes", choices=("true", "false", "auto"), read=word, ignored=LATER
+    )
+    compile_fullgraph: bool = flag(False, "one graph per block", ignored=LATER)
+    compile_cache_size_limit: int | None = flag(None, "graphs kept", ignored=LATER)
+    mem_eff_attn: bool = flag(
+        False, "attention of Stable Diffusion's U-Net",
+        ignored=f"{NOT_SD}; gradient_checkpointing saves memory",
+    )  # fmt: skip
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if self.full_bf16 and self.mixed_precision != "bf16":
+            found.append(Problem("needs mixed_precision = bf16.", "full_bf16 = true"))
+        if self.deterministic and self.cuda_cudnn_benchmark:
+            message = "chooses kernels by their speed, anew in each run. Leave it out."
+            found.append(Problem(message, "cuda_cudnn_benchmark = true with deterministic"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions:
+    """Noise"""
+
+    timestep_sampling: str = flag(
+        "sigmoid",
+        "how sigma is drawn",
+        choices=("sigma", "uniform", "sigmoid", "shift", "flux_shift"),
+    )
+    sigmoid_scale: float = flag(
+        1.0,
+        "spread of sigmoid, shift and flux_shift",
+        check=above(0),
+        idle=(
+            needs(lambda o: o.timestep_sampling in ("sigmoid", "shift", "flux_shift"), SAMPLING),
+        ),
+    )
+    discrete_flow_shift: float = flag(
+        1.0,
+        "shift of shift and sigma; 3 leans to noise",
+        check=between(1e-6, 1e6),  # beyond, float32 has no sigma for it
+        idle=(needs(lambda o: o.timestep_sampling in ("shift", "sigma"), SAMPLING),),
+    )
+    weighting_scheme: str = flag(
+        "uniform", "loss weight (sigma_sqrt, cosmap), or density of sigma (logit_normal, mode)",
+        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"), idle=(needs(lambda o: o.timestep_sampling == "sigma" or o.weighting_scheme not in ("logit_normal", "mode"), SAMPLING),))  # fmt: skip
+    logit_mean: float = flag(
+        0.0,
+        "mean of logit_normal",
+        idle=(needs(uses_density("logit_normal"), DENSITY + "logit_normal"),),
+    )
+    logit_std: float = flag(
+        1.0,
+        "spread of logit_normal",
+        check=above(0),
+        idle=(needs(uses_density("logit_normal"), DENSITY + "logit_normal"),),
+    )
+    mode_scale: float = flag(
+        1.29, "scale of mode", idle=(needs(uses_density("mode"), DENSITY + "mode"),)
+    )
+    min_timestep: int | None = flag(None, "lowest timestep, 0 to 1000", check=between(0, 1000))
+    max_timestep: int | None = flag(None, "highest timestep, 0 to 1000", check=between(0, 1000))
+    noise_offset: float | None = flag(None, "extra noise per channel")
+    noise_offset_random_strength: bool = flag(
+        False,
+        "draw its strength in [0, noise_offset]",
+        idle=(needs(lambda o: o.noise_offset, "noise_offset is not set"),),
+    )
+    ip_noise_gamma: float | None = flag(None, "extra noise in the input alone")
+    ip_noise_gamma_random_strength: bool = flag(
+        False,
+        "draw its strength in [0, ip_noise_gamma]",
+        idle=(needs(lambda o: o.ip_noise_gamma, "ip_noise_gamma is not set"),),
+    )
+    multires_noise_iterations: int | None = flag(None, "pyramid noise", ignored=FLOW)
+    multires_noise_discount: float = flag(0.3, "decay of pyramid noise", ignored=FLOW)
+    adaptive_noise_scale: float | None = flag(None, "noise offset by latents' mean", ignored=FLOW)
+    zero_terminal_snr: bool = flag(False, "rescale the beta schedule", ignored=FLOW)
+    show_timesteps: str | None = flag(
+        None, "plot the draw and exit", choices=("console", "image"), refused=LATER
+    )
+    show_timesteps_resolution: str | None = flag(None, "its resolution", read=size, ignored=LATER)
+    show_timesteps_offset: float | None = flag(None, "its offset", ignored=LATER)
+
+    def problems(self) -> list[Problem]:
+        found = []
+        lowest, highest = self.min_timestep or 0, self.max_timestep
+        if lowest >= (1000 if highest is None else highest):
+            found = [Problem("expected less than max_timestep (1000).", f"min_timestep = {lowest}")]
+        smallest, largest = MODE_SCALES
+        if uses_density("mode")(self) and not smallest <= self.mode_scale <= largest:
+            message = f"expected {smallest:g} to {largest:g}: beyond, sigma would leave [0, 1]."
+            found.append(Problem(message, f"mode_scale = {self.mode_scale:g}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """Loss"""
+
+    loss_type: str = flag("l2", "kind of loss", choices=("l1", "l2", "huber", "smooth_l1"))
+    huber_schedule: str = flag(
+        "snr", "threshold by sigma", choices=("constant", "exponential", "snr"), idle=(HUBER,)
+    )
+    huber_c: float = flag(0.1, "threshold of huber and smooth_l1", check=above(0), idle=(HUBER,))
+    huber_scale: float = flag(1.0, "factor of the threshold", check=above(0), idle=(HUBER,))
+    prior_loss_weight: float = flag(
+        1.0,
+        "weight of regularisation pictures",
+        check=at_least(0),
+        idle=(
+            needs_data(
+                lambda o: any(s.is_reg for s in subsets_of(o)),
+                "there are no regularisation pictures",
+            ),
+        ),
+    )
+    masked_loss: bool = flag(
+        False,
+        "loss inside the masks of conditioning_data_dir only",
+        idle=(
+            needs_data(lambda o: any(s.is_masked for s in subsets_of(o)), "no subset has masks"),
+        ),
+    )
+    min_snr_gamma: float | None = flag(
+        None, "weight by SNR", ignored=f"{FLOW}; weighting_scheme = sigma_sqrt or cosmap weights it"
+    )
+    debiased_estimation_loss: bool = flag(False, "debiased estimation", ignored=FLOW)
+    v_pred_like_loss: float | None = flag(None, "v-prediction weight", ignored=FLOW)
+    scale_v_pred_loss_like_noise_pred: bool = flag(False, "scale v-prediction loss", ignored=FLOW)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveOptions:
+    """Files"""
+
+    output_dir: str | None = flag(None, "folder of the trained files", path=True)
+    output_name: str | None = flag(None, "their name")
+    save_precision: str | None = flag(
+        None, "precision of the file", choices=("float", "fp16", "bf16")
+    )
+    save_every_n_epochs: int | None = flag(
+        None,
+        "write a file every n epochs",
+        check=at_least(1),
+        off=(0,),
+        idle=(
+            loses_to(lambda o: o.save_n_epoch_ratio, "save_n_epoch_ratio decides"),
+            fits_epochs("save_every_n_epochs"),
+        ),
+    )
+    save_every_n_steps: int | None = flag(
+        None,
+        "write a file every n steps",
+        check=at_least(1),
+        off=(0,),
+        idle=(fits_steps("save_every_n_steps"),),
+    )
+    save_n_epoch_ratio: int | None = flag(
+        None, "write at least n files", check=at_least(1), off=(0,)
+    )
+    save_last_n_epochs: int | None = flag(
+        None, "keep the last n epoch files", check=at_least(1), off=(0,), idle=(EPOCH_FILES,)
+    )
+    save_last_n_steps: int | None = flag(
+        None, "keep files of the last n steps", check=at_least(0), idle=(STEP_FILES,)
+    )
+    save_model_as: str = flag(
+        "safetensors", "kind of file", choices=("safetensors",), refuses=dict.fromkeys(
+            ("ckpt", "pt"), "only safetensors is written: such files can run code when they are opened"
+        ),
+    )  # fmt: skip
+    no_metadata: bool = flag(False, "write only modelspec.* and the metadata other tools need")
+    huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
+    huggingface_repo_type: str | None = flag(None, "its type", ignored=LATER)
+    huggingface_path_in_repo: str | None = flag(None, "path inside it", ignored=LATER)
+    huggingface_token: str | None = flag(None, "token of the upload", ignored=LATER)
+    huggingface_repo_visibility: str | None = flag(None, "public or private", ignored=LATER)
+    async_upload: bool = flag(False, "upload beside training", ignored=LATER)
+
+    def problems(self) -> list[Problem]:
+        found = []
+        if not self.output_dir:
+            found.append(Problem("is needed: the folder for the trained files.", "output_dir"))
+        if self.output_name and {"/", "\\"} & set(self.output_name):
+            message = "expected a name without folders; use output_dir for the folder."
+            found.append(Problem(message, f"output_name = {self.output_name}"))
+        elif self.output_name and (message := name_problem(self.output_name)):
+            found.append(Problem(message, f"output_name = {self.output_name[:60]}"))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumeOptions:
+    """States"""
+
+    save_state: bool = flag(False, "write a state with every file, and at the end")
+    save_state_on_train_end: bool = flag(False, "write a state at the end")
+    save_last_n_epochs_state: int | None = flag(
+        None,
+        "keep the last n epochs' states; save_last_n_epochs if not given",
+        check=at_least(1),
+        off=(0,),
+        idle=(
+            STATES,
+            EPOCH_FILES,
+        ),
+    )
+    save_last_n_steps_state: int | None = flag(
+        None,
+        "keep states of the last n steps; save_last_n_steps if not given",
+        check=at_least(1),
+        off=(0,),
+        idle=(
+            STATES,
+            STEP_FILES,
+        ),
+    )
+    save_state_to_huggingface: bool = flag(False, "upload states", refused=LATER)
+    resume: str | None = flag(None, "state (a folder) to go on from", path=True)
+    resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
+    resume_allow: tuple[str, ...] | None = flag(
+        None,
+        "settings that may differ from the state's, by the names that the error gives",
+        idle=(RESUMED,),
+    )
+    resume_ignore_optimizer_mismatch: bool = flag(
+        False, "start the optimizer afresh where it differs from the state's", idle=(RESUMED,)
+    )
+    initial_epoch: int | None = flag(
+        None,
+        "epoch to start at, from 1, whatever a state says",
+        off=(0, 1),
+        check=at_least(1),
+        idle=(loses_to(lambda o: o.initial_step is not None, "initial_step decides"),),
+    )
+    initial_step: int | None = flag(
+        None, "steps to count as done; wins over initial_epoch", check=at_least(0)
+    )
+    skip_until_initial_step: bool = flag(
+        False,
+        "start at the batch of initial_step, not at the first of its epoch",
+        idle=(
+            Idle(lambda o: o.resume and not given_step(o), "a resumed run goes on at its batch"),
+            needs(given_step, "no step to skip to"),
+        ),
+    )
+
+    @property
+    def given_step(self) -> bool:
+        """Whether the start of the run is given, not taken from a state."""
+        return given_step(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions:
+    """Previews"""
+
+    sample_prompts: str | None = flag(
+        None,
+        "file of prompts",
+        ignored=f"{LATER}; save_every_n_steps gives files to try in ComfyUI", path=True)
+    sample_every_n_steps: int | None = flag(None, "previews every n steps", ignored=LATER)
+    sample_every_n_epochs: int | None = flag(None, "previews every n epochs", ignored=LATER)
+    sample_at_first: bool = flag(False, "previews before training", ignored=LATER)
+    sample_sampler: str = flag("ddim", "sampler", choices=SAMPLERS, ignored=LATER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationOptions:
+    """Validation"""
+
+    validation_split: float = flag(
+        0.0, "share of pictures kept for validation", check=between(0, 0.9)
+    )
+    validation_seed: int | None = flag(None, "which of them; 0 if not given")
+    validate_every_n_steps: int | None = flag(
+        None,
+        "validate every n steps",
+        check=at_least(1),
+        off=(0,),
+        idle=(VALIDATED, fits_steps("validate_every_n_steps")),
+    )
+    validate_every_n_epochs: int | None = flag(
+        None,
+        "validate every n epochs; every epoch if neither is given",
+        check=at_least(1),
+        off=(0,),
+        idle=(VALIDATED, fits_epochs("validate_every_n_epochs")),
+    )
+    max_validation_steps: int | None = flag(
+        None,
+        "most batches of a validation; all if not given",
+        check=at_least(1),
+        off=(0,),
+        idle=(VALIDATED,),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingOptions:
+    """Logs"""
+
+    logging_dir: str | None = flag(
+        None, "root of the logs; <output_dir>/logs if not given", idle=(NO_LOGS,), path=True)
+    log_with: str = flag(
+        "tensorboard", "where numbers go", choices=("none", "tensorboard", "wandb", "all")
+    )
+    log_prefix: str | None = flag(
+        None, "start of the run folder's name; <output_name>_ if not given", idle=(NO_LOGS,)
+    )
+    log_every_n_steps: int = flag(
+        10, "write the steps' numbers every n steps, all of them", check=at_least(1)
+    )
+    log_tracker_name: str | None = flag(
+        None, "name of the tracker; network_train if not given", idle=(NO_LOGS,)
+    )
+    log_tracker_config: str | None = flag(
+        None, "TOML with the trackers' own settings", idle=(NO_LOGS,), path=True)
+    log_config: bool = flag(False, "log the settings too", idle=(NO_LOGS,))
+    wandb_run_name: str | None = flag(None, "name of the wandb run", idle=(WANDB,))
+    wandb_api_key: str | None = flag(None, "wandb key", idle=(WANDB,))
+    auto_start_tensorboard: bool = flag(False, "serve TensorBoard during the run", idle=(NO_LOGS,))
+    tensorboard_host: str = flag(
+        "127.0.0.1",
+        "its address",
+        idle=(
+            NO_LOGS,
+            SERVED,
+        ),
+    )
+    tensorboard_port: int = flag(
+        6006,
+        "its port, or the next free one",
+        check=between(1, 65535),
+        idle=(
+            NO_LOGS,
+            SERVED,
+        ),
+    )
+    tensorboard_logdir: str = flag(
+        "",
+        "folder it shows; the root of the logs if not given",
+        idle=(
+            NO_LOGS,
+            SERVED,
+        ), path=True)
+    console_log_level: str | None = flag(
+        None, "detail of messages", choices=("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    )
+    console_log_file: str | None = flag(None, "file for messages instead of the console", path=True)
+    console_log_simple: bool = flag(False, "messages without time and level")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorOptions:
+    """Monitoring"""
+
+    monitor_memory: bool = flag(
+        True, "watch the device's and the host's memory", names=("--anima_monitor_memory",)
+    )
+    monitor_alert_policy: str = flag(
+        "warn", "an alert warns, or saves the weights and ends the run",
+        names=("--anima_monitor_alert_policy",), choices=("warn", "raise"),
+    )  # fmt: skip
+    monitor_memory_warn_ratio: float = flag(
+        0.95, "alert when more than this share of the memory is needed", check=between(0, 1),
+        names=("--anima_monitor_memory_warn_ratio",), idle=(needs(lambda o: o.monitor_memory, "anima_monitor_memory is off"),))  # fmt: skip
+    monitor_loss_spike_ratio: float = flag(
+        3.0, "alert when the loss is this many times what is usual at like sigma", check=above(0),
+        names=("--anima_monitor_loss_spike_ratio",),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataOptions:
+    """Metadata"""
+
+    training_comment: str | None = flag(None, "free text", idle=(NO_METADATA,), prose=True)
+    metadata_title: str | None = flag(None, "title; output_name if not given", prose=True)
+    metadata_author: str | None = flag(None, "author", prose=True)
+    metadata_description: str | None = flag(None, "description", prose=True)
+    metadata_license: str | None = flag(None, "licence", prose=True)
+    metadata_tags: str | None = flag(None, "tags, separated by commas", prose=True)
+    metadata_usage_hint: str | None = flag(None, "how to use it", prose=True)
+    metadata_thumbnail: str | None = flag(None, "picture file or data: URL", path=True)
+    metadata_merged_from: str | None = flag(None, "files it was merged from", prose=True)
+    metadata_trigger_phrase: str | None = flag(None, "trigger words", prose=True)
+    metadata_preprocessor: str | None = flag(None, "preprocessor", prose=True)
+    metadata_is_negative_embedding: str | None = flag(
+        None, "true for a negative embedding", read=word
+    )
+
+    def problems(self) -> list[Problem]:
+        picture = self.metadata_thumbnail
+        if picture and not picture.startswith("data:") and not os.path.isfile(picture):
+            return [Problem("expected a picture file or a data: URL.", "metadata_thumbnail")]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedOptions:
+    """Several processes"""
+
+    ddp_timeout: int | None = flag(
+        None, "minutes to wait for other processes", check=at_least(1), off=(0,), idle=(SEVERAL,)
+    )
+    ddp_gradient_as_bucket_view: bool = flag(
+        False, "DDP: gradients as views of buckets", idle=(SEVERAL,)
+    )
+    ddp_static_graph: bool = flag(False, "DDP: the graph never changes", idle=(SEVERAL,))
+    deepspeed: bool = flag(
+        False, "use DeepSpeed",
+        refused="it splits a model that is trained; here the base is frozen and adapters are small",
+    )  # fmt: skip
+    zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), ignored=LATER)
+    offload_optimizer_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
+    offload_optimizer_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)
+    offload_param_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
+    offload_param_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)
+    zero3_init_flag: bool = flag(False, "ZeRO", ignored=LATER)
+    zero3_save_16bit_model: bool = flag(False, "ZeRO", ignored=LATER)
+    fp16_master_weights_and_gradients: bool = flag(False, "ZeRO", ignored=LATER)
+
+
+GROUPS = {
+    "files": ConfigOptions,
+    "paths": ModelPaths,
+    "data": DataOptions,
+    "cache": CacheOptions,
+    "network": NetworkOptions,
+    "optimizer": OptimizerOptions,
+    "schedule": ScheduleOptions,
+    "loop": LoopOptions,
+    "precision": PrecisionOptions,
+    "flow": FlowOptions,
+    "loss": LossOptions,
+    "save": SaveOptions,
+    "resume": ResumeOptions,
+    "preview": PreviewOptions,
+    "validation": ValidationOptions,
+    "logging": LoggingOptions,
+    "monitor": MonitorOptions,
+    "metadata": MetadataOptions,
+    "distributed": DistributedOptions,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The shared configuration of a run, one group each.
+
+    explicit: the options that the user set, those of the family included, be it to the default
+    """
+
+    files: ConfigOptions
+    paths: ModelPaths
+    data: DataOptions
+    cache: CacheOptions
+    network: NetworkOptions
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    loop: LoopOptions
+    precision: PrecisionOptions
+    flow: FlowOptions
+    loss: LossOptions
+    save: SaveOptions
+    resume: ResumeOptions
+    preview: PreviewOptions
+    validation: ValidationOptions
+    logging: LoggingOptions
+    monitor: MonitorOptions
+    metadata: MetadataOptions
+    distributed: DistributedOptions
+    explicit: frozenset[str] = frozenset()
+
+    def flat(self) -> dict[str, Any]:
+        """Every option by name."""
+        groups = (getattr(self, name) for name in GROUPS)
+        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+
+    def check(self) -> list[Problem]:
+        """What is wrong between groups."""
+        return [*self.distributed_problems(), *self.dataset_problems()]
+
+    def dataset_problems(self) -> list[Problem]:
+        if self.files.dataset_config or any(getattr(self.data, name) for name in FOLDERS):
+            return []
+        message = "is needed: a TOML file that describes the pictures (or --train_data_dir)."
+        return [Problem(message, "dataset_config")]
+
+    def distributed_problems(self) -> list[Problem]:
+        """torch ends with an internal error where micro-steps without exchange meet a static graph."""
+        several = self.situation().processes > 1
+        if not (several and self.distributed.ddp_static_graph) or (
+            self.loop.gradient_accumulation_steps == 1
+        ):
+            return []
+        message = "torch cannot use it with gradient_accumulation_steps above 1. Leave it out."
+        return [Problem(message, "ddp_static_graph = true")]
+
+    def situation(
+        self, family: Any = None, datasets: Any = None, plan: Any = None
+    ) -> SimpleNamespace:
+        """What conditions of effect look at: every option by name, and what else is known.
+
+        family:    the options of the model family
+        datasets:  their configurations, None when they are not known
+        plan:      how long the run is, None when it is not known
+        processes: that train together
+        """
+        processes = os.environ.get("WORLD_SIZE", "1")
+        return SimpleNamespace(
+            **self.flat(),
+            **(vars(family) if family else {}),
+            family=family,
+            datasets=datasets,
+            plan=plan,
+            processes=int(processes) if processes.isdecimal() else 1,
+        )
+
+    def idle(self) -> set[str]:
+        """The options that the others leave without effect."""
+        flags = [flag_ for group in GROUPS.values() for flag_ in flags_of(group)]
+        return set(idle_flags(flags, self.situation()))

@@ -1,0 +1,332 @@
+"""A run that watches itself: what is not finite, jumps of the loss, memory near its limit.
+
+Everything is judged at log points, from values that waited on the device until then. Only what must
+never reach the weights is settled at each update, by `UpdateGuard`.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+import os
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from library.errors import UserError
+from library.utils import log_lines
+
+if TYPE_CHECKING:
+    from library.watching.step_logs import StepRow
+
+logger = logging.getLogger(__name__)
+
+MIB = 1024**2
+NAMES_SHOWN = 3
+ADVICE = {
+    "nonfinite_loss": "Lower learning_rate, raise lr_warmup_steps or use mixed_precision = bf16; "
+    "if it is always the same pictures, look at them and delete their caches.",
+    "nonfinite_gradient": "If no process reports its loss as well, lower learning_rate, "
+    "or use mixed_precision = no to see whether the precision is the cause.",
+    "loss_spike": "Look at the pictures and their captions; if they are in order, lower "
+    "learning_rate or raise anima_monitor_loss_spike_ratio.",
+    "memory_near_limit": "Lower batch_size or the resolution, set gradient_checkpointing, close "
+    "other programs, or raise anima_monitor_memory_warn_ratio.",
+}
+"""Kinds of alerts, with what to do."""
+
+
+class MonitorSettings(Protocol):
+    """What is read of the monitoring options."""
+
+    monitor_memory: bool
+    monitor_alert_policy: str
+    monitor_memory_warn_ratio: float
+    monitor_loss_spike_ratio: float
+
+
+class AlertError(UserError):
+    """An alert stopped the run (policy raise)."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Something to tell: a kind (a key of ADVICE), and what happened at which steps."""
+
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReading:
+    """Bytes at one moment; None where the machine does not tell.
+
+    limit:    all that the device which trains has: a GPU's memory, or the host's when that trains
+    in_use:   of the limit, what training cannot have back: the rest of the machine's, and the most
+              this run needed at once. What torch merely keeps in reserve counts as free.
+    resident: of this process, in the host's memory
+    allocated, reserved, peak: of torch's allocator on a GPU, peak since the last reading
+    """
+
+    limit: int | None = None
+    in_use: int | None = None
+    resident: int | None = None
+    allocated: int | None = None
+    reserved: int | None = None
+    peak: int | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """in_use as a share of the limit."""
+        return self.in_use / self.limit if self.limit and self.in_use is not None else None
+
+    def numbers(self) -> dict[str, float]:
+        """What is known, by log key."""
+        sizes = {
+            "gpu/mem_allocated_mb": self.allocated,
+            "gpu/mem_reserved_mb": self.reserved,
+            "gpu/mem_peak_allocated_mb": self.peak,
+            "host/mem_rss_mb": self.resident,
+        }
+        found = {key: size / MIB for key, size in sizes.items() if size is not None}
+        if self.ratio is not None:
+            found["host/mem_usage_ratio" if self.peak is None else "gpu/mem_usage_ratio"] = (
+                self.ratio
+            )
+        return found
+
+
+def read_memory(device: torch.device) -> MemoryReading:
+    """The counters of the device and the host; on a GPU this starts its peak afresh."""
+    resident = proc_bytes("/proc/self/status", "VmRSS")
+    if device.type == "cpu":
+        total = proc_bytes("/proc/meminfo", "MemTotal")
+        available = proc_bytes("/proc/meminfo", "MemAvailable")
+        used = None if total is None or available is None else total - available
+        return MemoryReading(limit=total, in_use=used, resident=resident)
+    if device.type != "cuda":
+        return MemoryReading(resident=resident)
+    free, total = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return MemoryReading(
+        limit=total,
+        in_use=max(total - free - reserved, 0) + peak,
+        resident=resident,
+        allocated=torch.cuda.memory_allocated(device),
+        reserved=reserved,
+        peak=peak,
+    )
+
+
+def proc_bytes(path: str, name: str) -> int | None:
+    """A size of Linux's /proc ("VmRSS:  1234 kB"), in bytes; None where there is none."""
+    if not os.path.exists(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+class LossHistory:
+    """Losses of single samples with their sigma, and what is usual at a sigma like theirs.
+
+    Like sigma: in the same quarter of the sigmas seen lately, so that each quarter has as many samples
+    whatever the distribution. Medians, so that the spikes themselves move them little.
+    """
+
+    LENGTH, ENOUGH = 512, 64
+
+    def __init__(self) -> None:
+        self.samples: deque[tuple[float, float]] = deque(maxlen=self.LENGTH)
+
+    def add(self, sigmas: Sequence[float], losses: Sequence[float]) -> None:
+        """Remember samples; those without a finite loss are left out."""
+        self.samples.extend(pair for pair in zip(sigmas, losses) if math.isfinite(pair[1]))
+
+    def usual(self, sigmas: Sequence[float]) -> list[float] | None:
+        """The median loss at each sigma; None as long as there are too few samples to tell."""
+        count = len(self.samples)
+        if count < self.ENOUGH:
+            return None
+        ordered = sorted(self.samples)
+        quarters = [ordered[count * i // 4 : count * (i + 1) // 4] for i in range(4)]
+        tops = [quarter[-1][0] for quarter in quarters[:-1]]
+        medians = [statistics.median(loss for _, loss in quarter) for quarter in quarters]
+        return [medians[bisect.bisect_left(tops, sigma)] for sigma in sigmas]
+
+
+class UpdateGuard:
+    """Steps the optimizer, but never with a gradient that is not finite.
+
+    fp16's gradient scaler does this already. Otherwise policy warn leaves it to the optimizer's own
+    kernel where that can skip, so that the host does not wait; other optimizers and policy raise read
+    the norm before every update. `tripped`: policy raise has seen a gradient that is not finite.
+    """
+
+    def __init__(self, optimizer: Optimizer, policy: str) -> None:
+        self.optimizer = optimizer
+        self.inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has both
+        self.has_scaler = getattr(optimizer, "scaler", None) is not None
+        self.stops = policy == "raise"
+        self.tripped = False
+
+    def step(self, norm: Tensor) -> None:
+        """One update with the gradients whose norm (a scalar, on the device) this is, or none."""
+        if self.has_scaler:
+            self.optimizer.step()
+        elif self.skips_on_device and not self.stops:
+            self.inner.found_inf = (~torch.isfinite(norm.detach())).float()
+            try:
+                self.optimizer.step()
+            finally:
+                del self.inner.found_inf
+        elif torch.isfinite(norm).item():  # the host waits here
+            self.optimizer.step()
+        else:
+            self.tripped = self.stops
+
+    @property
+    def skips_on_device(self) -> bool:
+        """Whether the kernel obeys `found_inf`: torch's fused Adam and AdamW.
+
+        Fused SGD has the argument too, but leaves its momentum uninitialized when the first is skipped.
+        """
+        known = type(self.inner) in (torch.optim.Adam, torch.optim.AdamW)
+        return known and all(group.get("fused") for group in self.inner.param_groups)
+
+    def describe(self) -> str:
+        """What happens to a gradient that is not finite, and what knowing it costs."""
+        if self.has_scaler:
+            return "gradients that are not finite: skipped by the gradient scaler of fp16"
+        if self.stops:
+            return "gradients that are not finite stop the run: each update waits for its norm"
+        if self.skips_on_device:
+            return "gradients that are not finite: skipped on the device, told at log points"
+        name = type(self.inner).__name__
+        return f"gradients that are not finite: skipped; with {name} each update waits for its norm"
+
+
+class Monitor:
+    """Judges the rows of each log point and acts by the policy: one warning per kind, or the end.
+
+    probe: reads the memory; the real one unless a caller brings another
+    """
+
+    def __init__(
+        self,
+        settings: MonitorSettings,
+        optimizer: Optimizer,
+        device: torch.device,
+        probe: Callable[[], MemoryReading] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.guard = UpdateGuard(optimizer, settings.monitor_alert_policy)
+        self.history = LossHistory()
+        self.probe = probe or partial(read_memory, device)
+        self.memory_was_near = False
+        if settings.monitor_memory:
+            self.probe()  # peaks count from here: models and caches came before
+        logger.info("%s", self.guard.describe())
+
+    @property
+    def must_stop(self) -> bool:
+        """Whether the run should come to a log point now instead of at the next one due."""
+        return self.guard.tripped
+
+    def judge(self, rows: Sequence[StepRow]) -> list[Alert]:
+        """What is wrong in the rows since the last log point; adds the log keys to their values."""
+        judges = {
+            "nonfinite_loss": self._nonfinite_loss,
+            "nonfinite_gradient": self._nonfinite_gradient,
+            "loss_spike": self._loss_spike,
+        }
+        findings: dict[str, dict[int, list[str]]] = {kind: {} for kind in judges}
+        for row in rows:
+            found = {kind: judge(row) for kind, judge in judges.items()}
+            flags = {f"alert/{kind}": float(found[kind] is not None) for kind in found}
+            row.values.update({**flags, "alert/any": max(flags.values())})
+            if found["nonfinite_loss"] is not None:
+                found["nonfinite_gradient"] = None  # its consequence: told once
+            for kind, pictures in found.items():
+                if pictures is not None:
+                    findings[kind][row.step] = pictures
+        alerts = [Alert(kind, self._tell(kind, found)) for kind, found in findings.items() if found]
+        return alerts + (self._judge_memory(rows[-1]) if self.settings.monitor_memory else [])
+
+    def act(self, alerts: Sequence[Alert]) -> None:
+        """Warn of each; or raise AlertError, in every process if in one, so that none waits for ever."""
+        texts = [f"{alert.message} {ADVICE[alert.kind]}" for alert in alerts]
+        if not self.guard.stops:
+            log_lines(logger, texts, logging.WARNING)
+            return
+        from accelerate.utils import gather_object
+
+        told = list(dict.fromkeys(gather_object(texts)))
+        if told:
+            raise AlertError(" ".join([*told, "(anima_monitor_alert_policy = raise)"]))
+
+    def _nonfinite_loss(self, row: StepRow) -> list[str] | None:
+        """The pictures with such a loss; None when all is well."""
+        lost = [k for k, x in zip(row.samples.keys, row.samples.losses) if not math.isfinite(x)]
+        return lost if lost or not math.isfinite(row.values["loss/current"]) else None
+
+    def _nonfinite_gradient(self, row: StepRow) -> list[str] | None:
+        """No pictures, since all share it. Under fp16 an overflow is how the scaler finds its scale."""
+        norm = row.values.get("norm/grad", 0.0)
+        return None if self.guard.has_scaler or math.isfinite(norm) else []
+
+    def _loss_spike(self, row: StepRow) -> list[str] | None:
+        """The picture furthest above, if the mean loss is over the ratio times the usual one."""
+        samples, limit = row.samples, self.settings.monitor_loss_spike_ratio
+        usual = self.history.usual(samples.sigmas)
+        self.history.add(samples.sigmas, samples.losses)
+        lost = not all(map(math.isfinite, samples.losses))
+        if not usual or lost or not sum(samples.losses) > limit * sum(usual):
+            return None
+        excess = [loss - expected for loss, expected in zip(samples.losses, usual)]
+        return [samples.keys[excess.index(max(excess))]]
+
+    def _tell(self, kind: str, found: Mapping[int, Sequence[str]]) -> str:
+        steps = ("steps " if len(found) > 1 else "step ") + _some([str(step) for step in found])
+        keys = list(dict.fromkeys(key for pictures in found.values() for key in pictures))
+        pictures = f" Pictures: {_some(keys)}." if keys else ""
+        if kind == "loss_spike":
+            ratio = self.settings.monitor_loss_spike_ratio
+            return (
+                f"{steps}: the loss is over {ratio:g} times what is usual at like sigma.{pictures}"
+            )
+        what = kind.removeprefix("nonfinite_")
+        return (
+            f"{steps}: the {what} is not finite; no update was made from such a gradient.{pictures}"
+        )
+
+    def _judge_memory(self, row: StepRow) -> list[Alert]:
+        """Told when the limit comes near, not again while it stays; the log keys are always there."""
+        reading, limit = self.probe(), self.settings.monitor_memory_warn_ratio
+        near = reading.ratio is not None and reading.ratio > limit
+        row.values.update({**reading.numbers(), "alert/memory_near_limit": float(near)})
+        row.values["alert/any"] = max(row.values["alert/any"], float(near))
+        news, self.memory_was_near = near and not self.memory_was_near, near
+        if not news:
+            return []
+        used, total = reading.in_use / MIB, reading.limit / MIB
+        text = f"step {row.step}: {used:.0f} of {total:.0f} MiB of memory are needed, over {limit:.0%}."
+        return [Alert("memory_near_limit", text)]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

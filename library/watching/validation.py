@@ -1,0 +1,103 @@
+"""The loss on held-out pictures, at fixed noise and fixed sigmas: comparable from run to run.
+
+Every picture is judged at the middle of each quarter of [0, 1], with noise that depends on its name
+and validation_seed alone; nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.data_types import Batch, SampleRequest, StepResult
+from library.data.datasets import TrainDataset, collate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from accelerate import Accelerator
+
+    from library.caching.latents_cache import LatentsCache
+    from library.data.catalogue import Catalogue
+
+QUARTERS = {"0.00-0.25": 0.125, "0.25-0.50": 0.375, "0.50-0.75": 0.625, "0.75-1.00": 0.875}
+"""Range of sigma -> where in it the loss is taken."""
+
+
+class ValidationSettings(Protocol):
+    """What is read of the validation options."""
+
+    validation_seed: int | None
+    validate_every_n_steps: int | None
+    validate_every_n_epochs: int | None
+    max_validation_steps: int | None
+
+
+class Validation:
+    """When to validate, and on which batches.
+
+    catalogue: the held-out pictures, see Catalogue.validation
+    """
+
+    def __init__(self, catalogue: Catalogue, settings: ValidationSettings) -> None:
+        self.catalogue = catalogue
+        self.settings = settings
+        self.seed = settings.validation_seed or 0
+        self.dataset = TrainDataset(catalogue, seed=self.seed)
+
+    def captions(self) -> dict[str, Path]:
+        """Every caption it uses, and a folder of a picture it belongs to."""
+        return {
+            self.dataset.caption_of(SampleRequest(index, 0, 0)): image.path.parent
+            for index, image in enumerate(self.catalogue.images)
+        }
+
+    def use_latents(self, latents: LatentsCache | None) -> None:
+        """The run's cache, which has the held-out pictures too; None when nothing is cached."""
+        self.dataset.latents = latents
+
+    def is_due_at_step(self, step: int) -> bool:
+        every = self.settings.validate_every_n_steps
+        return bool(self.catalogue.images and every) and step % every == 0
+
+    def is_due_after_epoch(self, epoch: int) -> bool:
+        """epoch counts from 1. Without either interval, after every epoch."""
+        by_step = self.settings.validate_every_n_steps
+        every = self.settings.validate_every_n_epochs or (None if by_step else 1)
+        return bool(self.catalogue.images and every) and epoch % every == 0
+
+    def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """This rank's share of the batches, in an order that never changes."""
+        batches = BucketBatchSampler(self.catalogue, seed=self.seed).batches(0)
+        for batch in batches[: self.settings.max_validation_steps][rank::world_size]:
+            yield collate([self.dataset[request] for request in batch])
+
+    def run(
+        self, process: Callable[[Batch, Tensor], StepResult], accelerator: Accelerator
+    ) -> dict[str, float]:
+        """The mean loss by log key: of all, and of each quarter of sigma.
+
+        process: a batch on the device at sigma (B,); called without gradients
+        """
+        sums = torch.zeros(len(QUARTERS) + 1, dtype=torch.float64)  # and the number of samples
+        with torch.no_grad():
+            for batch in self.batches(accelerator.process_index, accelerator.num_processes):
+                batch = batch.to(accelerator.device)
+                for number, sigma in enumerate(QUARTERS.values()):
+                    sigmas = torch.full((len(batch.keys),), sigma, device=accelerator.device)
+                    sums[number] += process(batch, sigmas).per_sample.cpu().double().sum()
+                sums[-1] += len(batch.keys)
+        *losses, count = accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()
+        means = {f"loss/validation/sigma_{name}": s / count for name, s in zip(QUARTERS, losses)}
+        return {"loss/validation/average": sum(means.values()) / len(means), **means}
+
+
+def describe(values: dict[str, float]) -> str:
+    """The line for the log."""
+    average, *quarters = values.values()
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in zip(QUARTERS, quarters))
+    return f"validation loss {average:.4f} (by sigma: {shown})"

@@ -1,0 +1,314 @@
+"""The report on a run: right about what would happen, no secrets, nothing made, in the trainer's words."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+from library.anima_doctor import page as run_report
+from library.errors import DatasetError, UserError
+from library.settings.run_config import OptimizerOptions
+from library.settings.user_classes import is_installed
+from library.training.optimizers import OPTIMIZERS, create_optimizer
+from tests.helpers import warm
+from tests.helpers.running import config_files, make_trainer, model_paths, train
+from tests.helpers.tiny import golden
+from tools import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def report(argv: list[str]) -> tuple[str, int]:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return doctor.report(argv)
+
+
+def process(
+    folder: Path, *arguments: str, **environment: str
+) -> tuple[subprocess.CompletedProcess, str]:
+    """tools/doctor.py as a process of its own, started in `folder`."""
+    command = [sys.executable, str(ROOT / "tools/doctor.py"), *arguments]
+    here = {**os.environ, "PYTHONUTF8": "1", **environment}
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", env=here, check=False
+    )
+    return done, done.stdout
+
+
+def line_of(text: str, start: str) -> str:
+    """The one line of a report that starts with a name."""
+    (found,) = [line for line in text.splitlines() if line.split("  ")[1:2] == [start]]
+    return " ".join(found.split())
+
+
+def test_a_good_run_is_described_and_would_start(demo, run_folder):
+    settings = {"max_train_steps": 20, "gradient_checkpointing": True, "huber_c": 0.3}
+    argv = config_files(demo, run_folder, settings, num_repeats=2, shuffle_caption=True)
+    text, code = report(argv)
+    assert code == 0 and "The run would start." in text, text
+    for heading in (
+        *("Environment / ", "Options that were set / ", "Model files / ", "Tokenizers / "),
+        *("Dataset / ", "Length of the run / ", "Adapters / ", "Captions / ", "Result / "),
+        *("Memory, expected / ", "Disk space / "),
+    ):
+        assert text.count(f"== {heading}") == 1
+    assert "effective" in line_of(text, "network_dim")
+    assert "no effect: loss_type is l2" in line_of(text, "huber_c")
+    assert line_of(text, "steps in all") == "steps in all 20"
+    assert "12 pictures, 24 with repeats" in text
+    assert "an Anima DiT" in text and "a VAE" in text and "a Qwen3 text encoder" in text
+    assert "24 different captions" not in text, "shuffled captions differ between epochs"
+    assert f"torch {torch.__version__}" in text
+
+
+def test_a_check_makes_nothing(demo, run_folder):
+    settings = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
+    argv = config_files(demo, run_folder, settings)
+    before = sorted(run_folder.rglob("*"))
+    assert report(argv)[1] == 0
+    assert sorted(run_folder.rglob("*")) == before
+
+
+def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
+    settings = {
+        "max_train_steps": None,
+        "max_train_epochs": 3,
+        "save_every_n_steps": 2,
+        "save_last_n_steps": 4,
+        "save_every_n_epochs": 1,
+        "save_state": True,
+        "save_last_n_steps_state": 2,
+        "network_dim": 64,
+        "cache_latents_to_disk": True,
+        "cache_text_encoder_outputs_to_disk": True,
+    }
+    dataset = {"flip_aug": True, "shuffle_caption": True}
+    text, code = report(config_files(demo, run_folder, settings, **dataset))
+    assert code == 0, text
+    trainer = train(demo, run_folder, settings, **dataset)
+    assert line_of(text, "steps in all") == f"steps in all {trainer.state.step}"
+    files = sorted((run_folder / "out").glob("*.safetensors"))
+    assert f"{len(files)} at the end" in line_of(text, "adapter files")
+    size = run_report.size_text(sum(p.numel() * 4 for p in trainer.network.get_trainable_params()))
+    assert f"{size} each" in line_of(text, "adapter files")
+    states = sorted((run_folder / "out").glob("*-state"))
+    assert f"{len(states)} at the end" in line_of(text, "states")
+    factors = sum(p.numel() * 4 for p in trainer.network.get_trainable_params())
+    assert f"{run_report.size_text(3 * factors)} each" in line_of(text, "states")  # AdamW: two more
+    real = sum(file.stat().st_size for file in states[0].iterdir())
+    assert 3 * factors < real < 1.2 * 3 * factors
+
+    stored = list((run_folder / "pictures/_cache").iterdir())
+    captions = [file for file in stored if file.name.startswith("text_")]
+    assert f" {len(captions)} different captions" in line_of(text, "text outputs")
+    for name, made in (("latents", set(stored) - set(captions)), ("text outputs", captions)):
+        words = line_of(text, name).removeprefix(name).split()
+        predicted = float(words[0]) * {"kB": 1e3, "MB": 1e6}[words[1]]
+        assert predicted == pytest.approx(sum(f.stat().st_size for f in made), rel=0.1), name
+
+    again, _ = report(config_files(demo, run_folder, settings, **dataset))
+    assert line_of(again, "latents").startswith("latents 0 B"), "the caches are there now"
+
+
+def test_a_bound_on_cached_text_bounds_what_is_expected(demo, run_folder):
+    settings = {"max_train_steps": None, "max_train_epochs": 10, "text_cache_variants": 24}
+    text, code = report(config_files(demo, run_folder, settings, shuffle_caption=True))
+    assert code == 0 and "120 different captions, up to 24 at once" in text
+    assert "Qwen, waiting" in text
+    whole, _ = report(
+        config_files(
+            demo, run_folder, {**settings, "text_cache_variants": 999}, shuffle_caption=True
+        )
+    )
+    assert "captions, up to" not in whole and "Qwen, waiting" not in whole
+
+
+WRONG = {
+    "several settings": ({"leanring_rate": 1, "learning_rate": "1e-4"}, {}),
+    "flags and dataset file": ({"learning_rate": "fast"}, {"num_repeat": 3}),
+    "the VAE as DiT, no VAE": ({"anima_transformer": "{vae}", "vae": "gone.safetensors"}, {}),
+    "no tokenizer": ({"t5_tokenizer_dir": "nowhere", "auto_download_t5_tokenizer": False}, {}),
+    "tokenizers swapped": ({"t5_tokenizer_dir": "{qwen_tokenizer_dir}"}, {}),
+    "fp16 on the CPU": ({"mixed_precision": "fp16"}, {}),
+    "unknown network argument": ({"network_args": ["lokr_facto=4"]}, {}),
+    "no pattern matches": ({"network_args": ["target_modules=nothing_here"]}, {}),
+    "network_weights of another kind": ({"network_weights": "{lokr}"}, {}),
+    "no base_weights": ({"base_weights": ["gone.safetensors"]}, {}),
+    "unknown optimizer argument": ({"optimizer_args": ["weight_decoy=0.1"]}, {}),
+    "output_dir below a file": ({"output_dir": "{file}/out"}, {}),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_would_fail_is_told_in_the_trainers_words(demo, run_folder, name):
+    if name == "fp16 on the CPU" and torch.cuda.is_available():
+        pytest.skip("a GPU can train in fp16")
+    settings, dataset = WRONG[name]
+    (run_folder / "file").write_text("x")
+    lokr = golden("adapter_lokr_low.safetensors")
+    here = {**model_paths(demo), "file": run_folder / "file", "lokr": lokr}
+    settings = {
+        key: value.format(**here) if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+    argv = config_files(demo, run_folder, settings, **dataset)
+    text, code = report(argv)
+    with pytest.raises(UserError) as caught:
+        make_trainer(argv).train()
+    assert code == 2 and "The run would fail." in text
+    assert text.count(run_report.scrub(str(caught.value))) == 1
+    assert "unexpected" not in text
+
+
+def test_an_unreadable_picture_is_told(demo, run_folder):
+    (run_folder / "pictures/x.png").write_text("not a picture")
+    text, code = report(config_files(demo, run_folder, {}))
+    assert code == 2 and "x.png" in text.partition("== Result")[2]
+
+
+def test_a_missing_tokenizer_is_not_fetched_by_a_report(demo, run_folder):
+    settings = {"t5_tokenizer_dir": str(run_folder / "t5")}
+    text, code = report(config_files(demo, run_folder, settings))
+    assert code == 0 and "missing; a run fetches it at its start into" in text
+    assert not (run_folder / "t5").exists()
+
+
+def test_problems_of_all_stages_stand_together_with_the_options_they_are_of(demo, run_folder):
+    settings = {
+        "learning_rate": "1e-4",
+        "vae": "gone.safetensors",
+        "t5_tokenizer_dir": "nowhere",
+        "auto_download_t5_tokenizer": False,
+        "anima_flow_shift": 3.0,
+        "anima_timestep_sampling": "uniform",
+        "huber_c": 0.3,
+    }
+    text, code = report(config_files(demo, run_folder, settings))
+    result = text.partition("== Result")[2]
+    assert code == 2
+    for words in ("Remove the quotes", "gone.safetensors: no such file", "nowhere does not exist"):
+        assert words in result
+    for option in ("learning_rate", "vae", "t5_tokenizer_dir", "anima_timestep_sampling"):
+        assert "in conflict" in line_of(text, option), option
+    assert "no effect" in line_of(text, "huber_c")
+    assert line_of(text, "qwen").endswith("effective")
+    assert "12 pictures" in text, "what is in order is described all the same"
+
+
+def test_secrets_are_not_printed(demo, run_folder):
+    settings = {
+        "wandb_api_key": "0123456789abcdef",
+        "huggingface_tokn": "misspelt-name",
+        "output_dir": str(run_folder / "home/out"),
+    }
+    (run_folder / "home").mkdir()
+    argv = config_files(demo, run_folder, settings, keep_tokens=1)
+    typed = ["--huggingface_token", "typed-secret", "and-more"]
+    home = {"HOME": str(run_folder / "home"), "USERPROFILE": str(run_folder / "home")}
+    endpoint = {"HF_ENDPOINT": "https://me:password@example.org"}
+    done, text = process(run_folder, *argv, *typed, **home, **endpoint)
+    assert done.returncode == 2
+    for secret in ("0123456789", "misspelt-name", "typed-secret", "and-more", "me:password"):
+        assert secret not in done.stdout + done.stderr
+    assert "***" in line_of(text, "wandb_api_key")
+    assert str(run_folder / "home") not in text and os.path.join("~", "out") in text
+    assert "keep_tokens = 1" in text
+
+
+def test_it_runs_from_another_folder_as_a_process(demo, run_folder, tmp_path_factory):
+    argv = config_files(demo, run_folder, {})
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done, text = process(elsewhere, *argv)
+    assert done.returncode == 0 and "The run would start." in text, done.stderr
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("settings, code", [({}, 0), ({"vae": "gone.safetensors"}, 2)])
+def test_the_trainer_gives_the_same_report_with_check_only(demo, run_folder, settings, code):
+    argv = config_files(demo, run_folder, settings)
+    done = warm.run(["anima_train_network.py", *argv, "--check_only"])
+    expected, _ = report([*argv, "--check_only"])
+    start = "== Options that were set"  # free memory before it differs from moment to moment
+    shown, wanted = done.stdout.partition(start)[2], expected.partition(start)[2]
+    assert done.returncode == code and line_of(done.stdout, "check_only").endswith("effective")
+    assert [line for line in shown.splitlines() if "free" not in line] == [
+        line for line in wanted.splitlines() if "free" not in line
+    ]
+    assert not (run_folder / "out").exists()
+
+
+def test_without_arguments_it_describes_the_machine_and_says_what_is_needed(tmp_path):
+    done, text = process(tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Python" in text and "anima_transformer  is needed" in text
+
+
+def test_a_disk_that_is_too_small_is_a_problem(tmp_path):
+    needs = [run_report.SpaceNeed("latents", tmp_path / "later", 1e18, "all")]
+    with pytest.raises(DatasetError, match="1000000000.00 GB will be written"):
+        run_report.disk(run_report.Page(), needs)
+    run_report.disk(run_report.Page(), [run_report.SpaceNeed("latents", tmp_path, 10, "all")])
+
+
+def test_columns_are_aligned_also_beside_chinese():
+    page = run_report.Page()
+    page.table([("角色", "a"), ("name", "b")])
+    assert page.lines == ["  角色  a", "  name  b"]
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", run_report.STATE_BYTES)
+def test_the_optimizers_state_has_the_size_that_is_reported(name):
+    options = OptimizerOptions(optimizer_type=name, learning_rate=1.0)
+    package = OPTIMIZERS[name].path.partition(".")[0]
+    if not is_installed(package):
+        pytest.skip(f"{package} is not installed")
+    parameter = torch.nn.Parameter(torch.randn(64, 1024))
+    optimizer = create_optimizer(options, [{"params": [parameter]}])
+    if hasattr(optimizer, "train"):
+        optimizer.train()
+    for _ in range(2):
+        parameter.pow(2).sum().backward()
+        optimizer.step()
+    tensors = [v for v in optimizer.state[parameter].values() if isinstance(v, torch.Tensor)]
+    kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    measured = sum(kept.values()) / parameter.numel()
+    assert measured == pytest.approx(
+        run_report.STATE_BYTES[name], abs=1.0
+    )  # Adafactor's depends on shapes
+
+
+def test_a_configuration_without_a_folder_for_files_is_told_as_that_alone(demo, run_folder):
+    argv = config_files(demo, run_folder, {"output_dir": ""})
+    text, code = report(argv)
+    assert code == 2 and "output_dir  is needed" in text
+    assert "unexpected" not in text
+
+
+def test_what_the_adapters_would_warn_about_is_told_once(demo, run_folder):
+    settings = {"network_args": ["exclude_patterns=no_such_layer"], "attn_mode": "flash"}
+    text, code = report(config_files(demo, run_folder, settings))
+    warned = text.partition("== The run would warn")[2]
+    assert code == 0
+    assert warned.count("exclude_patterns 'no_such_layer' matches no module") == 1
+    assert is_installed("flash_attn") or warned.count("torch's own attention is used") == 1
+
+
+def test_names_in_the_advice_about_a_foreign_file_are_not_in_conflict(demo, run_folder):
+    argv = config_files(demo, run_folder, {"max_train_steps": 4})
+    (run_folder / "job.json").write_text('{"job": "extension", "config": {"process": []}}')
+    text, code = report([*argv, "--dataset_config", str(run_folder / "job.json")])
+    assert code == 2 and "is a file of ai-toolkit" in text
+    for option in ("output_dir", "max_train_steps"):
+        assert line_of(text, option).endswith("effective"), option
+
+
+def test_a_value_of_several_lines_keeps_its_row(demo, run_folder):
+    argv = config_files(demo, run_folder, {"sample_prompts": "C:\new.txt"})
+    text, _ = report(argv)
+    assert line_of(text, "sample_prompts").split()[1] == r"C:\new.txt"

@@ -1,0 +1,404 @@
+"""Which files load, how, and what is said of those that do not."""
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_models import load_anima_qwen_model, load_anima_transformer, load_anima_vae
+from library.anima_runtime import key_mapping, model_loading
+from library.anima_runtime.key_mapping import PREFIXES
+from library.errors import ModelFileError
+from tests.helpers.tiny import golden, golden_vectors, rel_l2, tiny_transformer, tiny_vae
+
+DIT_FILE = golden("anima_tiny_dit.safetensors")
+QWEN_FILE = golden("qwen3_tiny.safetensors")
+
+
+def bare_dit() -> dict[str, torch.Tensor]:
+    return {key[len("net.") :]: value for key, value in load_file(DIT_FILE).items()}
+
+
+def saved(tensors, folder, name="file.safetensors"):
+    path = folder / name
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    return path
+
+
+def velocity(dit):
+    v = golden_vectors()
+    with torch.no_grad():
+        return dit(v["in.x.sq"][:, :, 0], v["in.t.sq"], v["in.qwen_hidden.a"], v["in.t5_ids.a"])
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_every_prefix_of_the_dit_is_read(tmp_path, prefix):
+    path = saved({prefix + key: value for key, value in bare_dit().items()}, tmp_path)
+    loaded = load_anima_transformer(path, dtype=torch.float32)
+    assert rel_l2(velocity(loaded), velocity(tiny_transformer())) < 1e-5  # alignment in the file
+
+
+def test_tolerated_keys_are_ignored(tmp_path):
+    extra = {"pos_embedder.seq": torch.zeros(256), "accum_video_hours": torch.zeros(1)}
+    extra["blocks.0.self_attn._extra_state"] = torch.zeros(3, dtype=torch.uint8)
+    extra["accum_iteration"] = torch.zeros(1, dtype=torch.int64)
+    extra["logvar.0.freqs"] = torch.zeros(1)
+    load_anima_transformer(saved({**bare_dit(), **extra}, tmp_path))
+
+
+def test_the_other_parts_of_an_all_in_one_checkpoint_are_left_alone(tmp_path):
+    prefix = "model.diffusion_model."
+    tensors = {prefix + key: value for key, value in bare_dit().items()}
+    tensors["text_encoders.qwen.weight"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    tensors["vae.conv1.weight"] = torch.zeros(1)
+    load_anima_transformer(saved(tensors, tmp_path))
+
+
+def test_a_tensor_beside_the_prefix_is_unexpected_not_dropped(tmp_path):
+    tensors = {"net." + key: value for key, value in bare_dit().items()}
+    path = saved({**tensors, "surprise.weight": torch.zeros(1)}, tmp_path)
+    with pytest.raises(ModelFileError, match=r"1 unexpected.*surprise.weight \(not under net\.\)"):
+        load_anima_transformer(path)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (5, 4, 3)])
+def test_a_size_deciding_tensor_of_another_rank_is_told(tmp_path, shape):
+    path = saved({**bare_dit(), "x_embedder.proj.1.weight": torch.zeros(shape)}, tmp_path)
+    with pytest.raises(ModelFileError, match="shapes that no Anima DiT has"):
+        load_anima_transformer(path)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named_together(tmp_path):
+    tensors = bare_dit()
+    del tensors["blocks.1.mlp.layer2.weight"]
+    tensors["blocks.0.surprise"] = torch.zeros(1)
+    tensors["blocks.0.mlp.layer2.weight"] = torch.zeros(3, 3)
+    with pytest.raises(ModelFileError) as caught:
+        load_anima_transformer(saved(tensors, tmp_path))
+    for name in ("1 missing", "blocks.1.mlp.layer2.weight", "1 unexpected", "surprise", "(3, 3)"):
+        assert name in str(caught.value)
+
+
+def test_the_llm_adapter_may_come_from_a_file_of_its_own(tmp_path):
+    tensors = bare_dit()
+    adapter = {k: v for k, v in tensors.items() if k.startswith("llm_adapter.")}
+    main = saved(
+        {k: v for k, v in tensors.items() if k not in adapter}, tmp_path, "main.safetensors"
+    )
+    with pytest.raises(ModelFileError, match="--llm_adapter_path"):
+        load_anima_transformer(main)
+    for number, prefix in enumerate(("llm_adapter.", "net.llm_adapter.", "")):
+        own = {prefix + key[len("llm_adapter.") :]: value for key, value in adapter.items()}
+        path = saved(own, tmp_path, f"{number}.safetensors")
+        loaded = load_anima_transformer(main, dtype=torch.float32, llm_adapter_path=path)
+        assert (
+            rel_l2(velocity(loaded), velocity(tiny_transformer())) < 1e-5
+        )  # alignment in the file
+
+
+def quantised(tensors):
+    return {**tensors, "blocks.0.mlp.layer1.comfy_quant": torch.zeros(4, dtype=torch.uint8)}
+
+
+def as_fp8(tensors):
+    return {k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "make, complaint",
+    [
+        (lambda: quantised(bare_dit()), "quantised"),
+        (lambda: as_fp8(bare_dit()), "quantised"),
+        (lambda: load_file(golden("adapter_lora.safetensors")), "a LoRA or LoKr"),
+        (lambda: load_file(golden("adapter_lokr_low.safetensors")), "a LoRA or LoKr"),
+        (lambda: load_file(golden("qwen_image_vae_tiny.safetensors")), "a VAE"),
+        (lambda: load_file(QWEN_FILE), "a Qwen3 text encoder"),
+        (lambda: {"first_stage_model.decoder.mid.block_1.x": torch.zeros(1)}, "a Stable Diffusion"),
+        (lambda: {"model.diffusion_model.input_blocks.0.x": torch.zeros(1)}, "Diffusion UNet"),
+        (lambda: {"down_blocks.0.resnets.0.x": torch.zeros(1)}, "Diffusion UNet"),
+        (lambda: {"decoder.mid.block_1.conv1.weight": torch.zeros(1)}, "a VAE"),
+        (lambda: {"a": torch.zeros(1)}, "not a model known here"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, make, complaint):
+    with pytest.raises(ModelFileError, match=complaint):
+        load_anima_transformer(saved(make(), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "load",
+    [load_anima_transformer, load_anima_vae, load_anima_qwen_model],
+    ids=lambda f: f.__name__,
+)
+def test_absent_and_damaged_files_are_user_errors(tmp_path, load):
+    with pytest.raises(ModelFileError, match="no such file"):
+        load(tmp_path / "absent.safetensors")
+    truncated = tmp_path / "truncated.safetensors"
+    whole = DIT_FILE.read_bytes()
+    for length in (0, 5000, len(whole) - 1):  # nothing, half the header, all but the last byte
+        truncated.write_bytes(whole[:length])
+        with pytest.raises(ModelFileError, match="not a whole"):
+            load(truncated)
+    page = tmp_path / "page.safetensors"
+    page.write_text("<html>Sign in</html>")
+    with pytest.raises(ModelFileError, match="not a whole"):
+        load(page)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ModelFileError, match="folder"):
+        load(tmp_path / "folder")
+
+
+def test_a_dit_given_as_vae_or_text_encoder_is_named():
+    with pytest.raises(ModelFileError, match="an Anima DiT"):
+        load_anima_vae(DIT_FILE)
+    with pytest.raises(ModelFileError, match="an Anima DiT"):
+        load_anima_qwen_model(DIT_FILE)
+
+
+def test_a_file_read_into_memory_holds_the_same_and_is_let_go(tmp_path):
+    bare = bare_dit()
+    odd = {**bare, "t_embedding_norm.weight": bare["t_embedding_norm.weight"].half()}
+    path = saved(odd, tmp_path)
+    mapped = model_loading.read_tensors(path, disable_mmap=False)
+    read = model_loading.read_tensors(path, disable_mmap=True)
+    assert list(read) == list(mapped)
+    assert all(read[k].dtype == v.dtype and torch.equal(read[k], v) for k, v in mapped.items())
+    del mapped  # Windows locks a mapped file
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert all(torch.equal(read[key], value) for key, value in odd.items())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_reading_into_memory_holds_one_copy_of_the_file(tmp_path, dtype):
+    size = 256 * 2**20  # bytes, far above what else comes and goes
+    path = saved(
+        {str(i): torch.zeros(size // 64, dtype=torch.bfloat16) for i in range(32)}, tmp_path
+    )
+    code = f"""
+import torch
+from library.anima_runtime import key_mapping, model_loading
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+with torch.device("meta"):
+    network = torch.nn.ParameterList(torch.empty({size} // 64) for i in range(32))
+before = peak()
+tensors = model_loading.read_tensors({str(path)!r}, disable_mmap=True)
+model_loading.fill(network, tensors, "cpu", torch.{dtype})
+print(peak() - before)
+"""
+    root = Path(__file__).resolve().parents[2]
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
+    )
+    assert int(run.stdout) < 1.3 * size
+
+
+@pytest.mark.parametrize("mmap", [True, False])
+def test_models_are_frozen_in_the_dtype_asked_for(mmap):
+    dit = model_loading.load_transformer(DIT_FILE, dtype=torch.bfloat16, disable_mmap=not mmap)
+    assert {p.dtype for p in dit.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in dit.parameters()) and not dit.training
+    qwen = load_anima_qwen_model(QWEN_FILE)
+    assert not any(p.requires_grad for p in qwen.parameters())
+    assert not any(p.requires_grad for p in tiny_vae().parameters())
+
+
+def test_the_vae_loads_in_the_diffusers_layout_too(tmp_path):
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    original = load_file(golden("qwen_image_vae_tiny.safetensors"))
+    converted = convert_wan_vae_to_diffusers(dict(original))
+    image = golden_vectors()["in.image"]
+    file = saved(converted, tmp_path)
+    (tmp_path / "vae").mkdir()
+    saved(converted, tmp_path / "vae", "diffusion_pytorch_model.safetensors")
+    with torch.no_grad():
+        for path in (file, tmp_path / "vae"):
+            assert rel_l2(load_anima_vae(path).encode(image), tiny_vae().encode(image)) < 1e-5
+
+
+def test_pictures_of_odd_size_are_refused_by_the_vae():
+    with pytest.raises(ValueError, match="multiples of 8"):
+        tiny_vae().encode(torch.zeros(1, 3, 60, 68))
+
+
+def test_qwen_loads_from_a_hugging_face_folder_as_from_the_single_file(tmp_path):
+    file = QWEN_FILE
+    single = load_anima_qwen_model(file, dtype=torch.float32)
+    folder = tmp_path / "qwen"
+    single.save_pretrained(folder)
+    ids = golden_vectors()["in.qwen_ids.a"]
+    again = load_anima_qwen_model(folder, dtype=torch.float32)
+    with torch.no_grad():
+        expected = single(ids, use_cache=False).last_hidden_state
+        states = again(ids, use_cache=False).last_hidden_state
+        assert rel_l2(states, expected) < 1e-5
+    assert json.loads((folder / "config.json").read_text())["head_dim"] == 32
+
+
+def hf_folder(folder, config):
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(QWEN_FILE.read_bytes())
+    (folder / "config.json").write_text(config)
+    return folder
+
+
+def test_the_config_of_a_folder_is_honoured(tmp_path):
+    single = load_anima_qwen_model(QWEN_FILE, dtype=torch.float32)
+    ids = golden_vectors()["in.qwen_ids.a"]
+    with torch.no_grad():
+        expected = single(ids, use_cache=False).last_hidden_state
+        for theta, is_same in ((1e6, True), (1e4, False)):
+            config = {**single.config.to_dict(), "rope_theta": theta}
+            config.pop("rope_parameters", None)
+            folder = hf_folder(tmp_path / f"{theta}", json.dumps(config))
+            states = load_anima_qwen_model(folder, dtype=torch.float32)(ids, use_cache=False)
+            assert (rel_l2(states.last_hidden_state, expected) < 1e-5) == is_same
+
+
+@pytest.mark.parametrize(
+    "config, complaint",
+    [
+        ("{broken", "line 1"),
+        ("[]", "expected an object"),
+        ('{"model_type": "llama"}', "llama"),
+        ('{"model_type": "qwen3", "hidden_size": "wide"}', "config.json"),
+    ],
+)
+def test_a_damaged_or_foreign_config_is_a_user_error(tmp_path, config, complaint):
+    with pytest.raises(ModelFileError, match=complaint):
+        load_anima_qwen_model(hf_folder(tmp_path / "qwen", config))
+
+
+def test_what_a_config_leaves_out_is_as_in_qwen3_06b(tmp_path):
+    ids = golden_vectors()["in.qwen_ids.a"]
+    single = load_anima_qwen_model(QWEN_FILE, dtype=torch.float32)
+    folder = hf_folder(tmp_path / "qwen", '{"model_type": "qwen3"}')
+    with torch.no_grad():
+        expected = single(ids, use_cache=False).last_hidden_state
+        states = load_anima_qwen_model(folder, dtype=torch.float32)(ids, use_cache=False)
+        assert torch.equal(states.last_hidden_state, expected)
+
+
+def test_qwen_needs_no_prefix_and_tolerates_a_head(tmp_path):
+    tensors = load_file(QWEN_FILE)
+    ids = golden_vectors()["in.qwen_ids.a"]
+    bare = {key[len("model.") :]: value for key, value in tensors.items()}
+    headed = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    with torch.no_grad():
+        expected = load_anima_qwen_model(QWEN_FILE, dtype=torch.float32)(ids, use_cache=False)[0]
+        for other in (bare, headed):
+            model = load_anima_qwen_model(saved(other, tmp_path), dtype=torch.float32)
+            assert rel_l2(model(ids, use_cache=False)[0], expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["embed_tokens", "layers.0.self_attn.k_proj", "layers.0.mlp.gate_proj", "layers.2.mlp.up_proj"],
+)
+def test_a_tensor_missing_from_qwen_is_named(tmp_path, name):
+    tensors = load_file(QWEN_FILE)
+    del tensors[f"model.{name}.weight"]
+    with pytest.raises(ModelFileError, match=name):
+        load_anima_qwen_model(saved(tensors, tmp_path))
+
+
+def test_what_qwen_has_too_much_or_in_another_rank_is_told(tmp_path):
+    tensors = load_file(QWEN_FILE)
+    with pytest.raises(ModelFileError, match="1 unexpected tensors: visual.weight"):
+        load_anima_qwen_model(saved({**tensors, "visual.weight": torch.zeros(1)}, tmp_path))
+    tensors["model.embed_tokens.weight"] = torch.zeros(5)
+    with pytest.raises(ModelFileError, match="shapes that no Qwen3 has"):
+        load_anima_qwen_model(saved(tensors, tmp_path))
+
+
+def true_layout(kind):
+    """Every tensor of an official file; `{28}` in a name stands for 0 to 27."""
+    shapes = {}
+    for name, shape in json.loads(golden("layouts.json").read_text())[kind].items():
+        head, *repeated = re.split(r"\{(\d+)\}", name)
+        numbers = range(int(repeated[0])) if repeated else [""]
+        shapes |= {f"{head}{i}{''.join(repeated[1:])}": tuple(shape) for i in numbers}
+    return shapes
+
+
+def test_true_sizes_of_the_dit_are_inferred_from_the_official_layout():
+    shapes = true_layout("dit")
+    params = DiTParams.from_state_shapes(shapes)
+    assert (params.model_dim, params.num_blocks, params.num_heads) == (2048, 28, 16)
+    assert (params.text_dim, params.adaln_dim, params.mlp_dim) == (1024, 256, 8192)
+    assert (params.llm_adapter.num_blocks, params.llm_adapter.vocab) == (6, 32128)
+    with torch.device("meta"):
+        dit = Anima(params)
+    assert model_loading.shapes_of(dit) == shapes and len(shapes) == 685
+    assert sum(p.numel() for p in dit.parameters()) == 2_091_068_928
+
+
+def test_true_sizes_of_qwen_are_inferred_from_the_official_layout():
+    from transformers import Qwen3Model
+
+    shapes = true_layout("qwen")
+    named = key_mapping.qwen_entries(shapes)
+    config = model_loading.qwen_config(QWEN_FILE, named)
+    heads = (config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    assert heads == (16, 8, 128) and config.num_hidden_layers == 28
+    assert "1000000" in str(config.to_dict()).replace("_", "") and config.rms_norm_eps == 1e-6
+    with torch.device("meta"):
+        qwen = Qwen3Model(config)
+    assert model_loading.shapes_of(qwen) == named and len(shapes) == 310
+    assert sum(p.numel() for p in qwen.parameters()) == 596_049_920
+
+
+def test_true_sizes_of_the_vae_are_inferred_from_the_official_layout():
+    from diffusers import AutoencoderKLQwenImage
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    shapes = true_layout("vae")
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    converted = convert_wan_vae_to_diffusers(tensors)
+    with torch.device("meta"):
+        vae = AutoencoderKLQwenImage(base_dim=converted["decoder.norm_out.gamma"].shape[0])
+    wanted = {name: tuple(tensor.shape) for name, tensor in converted.items()}
+    assert model_loading.shapes_of(vae) == wanted and len(shapes) == 194
+    assert sum(p.numel() for p in vae.parameters()) == 126_892_531
+
+
+def test_importing_the_loaders_imports_no_model_library():
+    code = (
+        "import sys, library.anima_models;"
+        "assert not {'transformers', 'diffusers', 'accelerate'} & set(sys.modules), 'heavy'"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+@pytest.mark.parametrize(
+    "function, signature",
+    [
+        (
+            load_anima_transformer,
+            "(path, *, device, dtype, llm_adapter_path, attention_backend)",
+        ),
+        (load_anima_vae, "(path, *, device, dtype)"),
+        (load_anima_qwen_model, "(path, *, device, dtype)"),
+        (Anima.preprocess_text_embeds, "(self, qwen_hidden, t5_ids, *, qwen_mask, t5_mask)"),
+        (
+            Anima.forward,
+            "(self, latents, sigma, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, context)",
+        ),
+    ],
+)
+def test_others_can_rely_on_these_signatures(function, signature):
+    parameters = inspect.signature(function).parameters.values()
+    plain = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
+    assert str(inspect.Signature(plain)) == signature

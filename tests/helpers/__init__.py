@@ -1,0 +1,1 @@
+"""What several tests use: small real models and files, runs, processes, hubs on loopback."""

@@ -1,0 +1,80 @@
+"""Small picture folders and dataset files, made for tests."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from library.config_util import load_dataset_config
+from library.data.data_types import StoredTensor
+from library.data.scan import scan
+from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
+
+BUCKETS = """
+resolution = 64
+enable_bucket = true
+min_bucket_reso = 32
+max_bucket_reso = 128
+bucket_reso_steps = 16
+"""
+
+
+def draw(path: Path, size=(64, 64), seed=0):
+    """A picture of noise: every one different."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def folder_of(root: Path, sizes, captions=True) -> Path:
+    """Pictures 0.png, 1.png, ... of these sizes, with captions 0.txt, ..."""
+    for number, size in enumerate(sizes):
+        draw(root / f"{number}.png", size, seed=number)
+        if captions:
+            (root / f"{number}.txt").write_text(f"tag{number}, a, b, c", encoding="utf-8")
+    return root
+
+
+def catalogue_of(folder: Path, *, dataset="", subset="", settings=BUCKETS):
+    """The catalogue of one folder."""
+    text = (
+        f"[[datasets]]{settings}{dataset}\n[[datasets.subsets]]\nimage_dir = '{folder}'\n{subset}"
+    )
+    return catalogue_from(folder.parent, text)
+
+
+def catalogue_from(root: Path, text: str):
+    path = root / "dataset.toml"
+    path.write_text(text, encoding="utf-8")
+    return scan(load_dataset_config(path, {}))
+
+
+class ShrinkingEncoder(LatentsCachingStrategy):
+    """Averages 8 x 8 pixels: a real encoder, small. Counts what it encodes."""
+
+    downscale, channels = 8, 3
+
+    def __init__(self, identity="shrink-1"):
+        self.identity = identity
+        self.batches = []
+
+    def encode(self, pixels):
+        self.batches.append(len(pixels))
+        return torch.nn.functional.avg_pool2d(pixels, 8)
+
+
+class LetterEncoder(TextEncoderOutputsCachingStrategy):
+    """A caption's code points, and a row of features for each."""
+
+    def __init__(self, identity="letters-1"):
+        self.identity = identity
+        ids = StoredTensor(("L",), below=0x110000)
+        self.layout = {"ids": ids, "hidden": StoredTensor(("L", 4))}
+        self.captions = []
+
+    def encode(self, caption):
+        self.captions.append(caption)
+        ids = torch.tensor([ord(letter) for letter in caption] or [0], dtype=torch.int64)
+        return {"ids": ids, "hidden": torch.outer(ids.bfloat16(), torch.ones(4).bfloat16())}

@@ -1,0 +1,418 @@
+"""For every option: how it shows that it acts, and beside what it does nothing.
+
+A new flag or key that is effective needs a line here; tests/settings/test_effects_table.py runs them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.helpers.tiny import golden
+
+
+@dataclass(frozen=True)
+class Case:
+    """How one option acts.
+
+    value:  one that asks for something
+    by:     the observer (tests/helpers/observed.py) that sees the difference it makes
+    beside: the other options it needs for that
+    shown:  the test that sees it act, where no observer does
+    idle:   settings beside which it does nothing: told, and seen by the observer if there is one
+    """
+
+    value: Any = None
+    by: str = ""
+    beside: dict[str, Any] = field(default_factory=dict)
+    shown: str = ""
+    idle: tuple[dict[str, Any], ...] = ()
+
+
+def noise(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
+    return Case(value, "noise", beside, idle=idle)
+
+
+def huber(value: Any) -> Case:
+    return Case(value, "loss", {"loss_type": "huber"}, idle=({"loss_type": "l1"},))
+
+
+def schedule(value: Any, name: str, *idle: Any, **beside: Any) -> Case:
+    """An option that schedule `name` reads and the schedules of `idle` do not."""
+    others = [other if isinstance(other, dict) else {"lr_scheduler": other} for other in idle]
+    beside = {"lr_scheduler": name, "learning_rate": 1e-2, **beside}
+    return Case(value, "updates", beside, idle=(*others, ADAFACTOR, STEP_LR))
+
+
+def shown(test: str, value: Any = None, *idle: dict[str, Any]) -> Case:
+    return Case(value, shown=test, idle=idle)
+
+
+def fetched(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
+    idle = (*idle, {"auto_download_t5_tokenizer": False})
+    return Case(value, "sources", beside, idle=idle)
+
+
+RATE = Case(3e-4, "network", idle=({"optimizer_type": "Adafactor"},))
+ADAFACTOR = {"optimizer_type": "Adafactor", "lr_scheduler": "cosine"}
+PIECEWISE = {
+    "lr_scheduler": "piecewise_constant", "lr_scheduler_args": ["step_rules='1:5,0.1'"]
+}  # fmt: skip
+STEP_LR = {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=2"]}
+AS_FILE = {"network_weights": str(golden("adapter_lora.safetensors")), "dim_from_weights": True}
+EPOCHS = {"save_every_n_epochs": 1}
+EVERY_STEPS = {"save_every_n_steps": 2}
+SILENT = {"log_with": "none"}
+UNSERVED = {"auto_start_tensorboard": False}
+SERVED = {"auto_start_tensorboard": True}
+NO_METADATA = {"no_metadata": True}
+METADATA = "test_training.test_metadata_is_complete_and_true"
+FETCH = "test_tokenizer_fetch.test_fetching_can_be_switched_off"
+SETTINGS = "test_training_options.test_it_trains_and_exports"
+CACHED = "test_training.test_training_from_caches_equals_training_without"
+SERVER = "test_trackers.test_the_server_answers_and_stops_with_the_run"
+LOGS = "test_trackers.test_tracker_settings_come_from_a_file"
+PROCESS = "test_effective_flags.test_settings_of_the_process_reach_torch"
+A_RUN = "test_effective_flags.test_a_run_is_as_its_flags_say"
+SHARED = "test_processes.test_settings_of_ddp_reach_torch"
+
+FLAGS: dict[str, Case] = {
+    "config_file": shown("test_config_file.test_sections_are_flattened_and_their_names_mean_nothing"),
+    "output_config": shown("test_config_file.test_a_written_config_reads_back_the_same"),
+    "dataset_config": shown(
+        "test_config_file.test_flags_fill_what_the_dataset_file_leaves_open"
+    ),
+    "check_only": shown("test_doctor.test_the_trainer_gives_the_same_report_with_check_only"),
+    "pretrained_model_name_or_path": shown(
+        "test_config_adapter.test_either_name_of_the_dit_sets_both"
+    ),
+    "vae": shown("test_config_adapter.test_what_is_needed_is_named_at_once"),
+    "max_data_loader_n_workers": shown(
+        "test_effective_flags.test_settings_of_the_loader_reach_it", 2, {"cache_latents": True}
+    ),
+    "train_data_dir": shown(
+        "test_training_datasets.test_folders_named_by_flags_train", "folder", {}
+    ),
+    "reg_data_dir": shown("test_training_datasets.test_folders_named_by_flags_train", "folder", {}),
+    "in_json": shown("test_dataset_language.test_a_json_named_by_a_flag_has_its_pictures_in_train_data_dir", "a.json", {}),
+    "cache_latents": shown(CACHED),
+    "cache_latents_to_disk": shown(CACHED),
+    "vae_batch_size": shown(
+        "test_effective_flags.test_settings_of_caches_reach_them", 4, {"cache_latents": False}
+    ),
+    "skip_cache_check": shown(
+        "test_effective_flags.test_settings_of_caches_reach_them", True, {"cache_latents": True}
+    ),
+    "cache_text_encoder_outputs": shown(CACHED),
+    "cache_text_encoder_outputs_to_disk": shown(CACHED),
+    "text_cache_variants": shown(
+        "test_text_windows.test_training_from_the_cache_equals_training_without", 10,
+        {"cache_text_encoder_outputs": False},
+    ),
+    "no_half_vae": shown("test_cache_tools.test_only_what_a_cause_concerns_is_made_anew"),
+    "disable_mmap_load_safetensors": shown(
+        "test_model_loading.test_a_file_read_into_memory_holds_the_same_and_is_let_go"
+    ),
+    "network_module": Case("networks.lokr_anima", "network"),
+    "network_dim": Case(7, "network", idle=(AS_FILE,)),
+    "network_alpha": Case(3.0, "network", idle=(AS_FILE,)),
+    "network_dropout": Case(0.25, "network"),
+    "network_args": Case(["rank_dropout=0.3"], "network"),
+    "network_weights": shown("test_training.test_training_continues_from_network_weights"),
+    "dim_from_weights": shown("test_network_files.test_ranks_come_from_the_file"),
+    "base_weights": shown("test_base_weights.test_base_weights_merge_every_form_that_comfyui_applies"),
+    "base_weights_multiplier": shown(
+        "test_base_weights.test_base_weights_merge_every_form_that_comfyui_applies"
+    ),
+    "scale_weight_norms": shown("test_norm_limit.test_a_run_keeps_the_limit_and_logs_it"),
+    "unet_lr": Case(5e-3, "updates", idle=(ADAFACTOR,)),
+    "network_train_unet_only": shown(
+        "test_effective_flags.test_a_rate_of_the_text_encoder_is_an_error_unless_it_is_left_alone"
+    ),
+    "optimizer_type": Case("Lion", "updates"),
+    "use_8bit_adam": shown(SETTINGS),
+    "use_lion_optimizer": Case(True, "updates"),
+    "learning_rate": Case(5e-3, "updates", idle=({"unet_lr": 1e-3}, ADAFACTOR)),
+    "max_grad_norm": shown(A_RUN),
+    "optimizer_args": Case(["betas=0.5,0.6"], "updates", {"learning_rate": 1e-2}),
+    "lr_scheduler": Case("cosine", "updates", {"learning_rate": 1e-2}, idle=(
+        {"lr_scheduler_type": "ConstantLR"}, {"optimizer_type": "Adafactor"},
+    )),
+    "lr_scheduler_type": Case("LinearLR", "updates", {"learning_rate": 1e-2}, idle=(ADAFACTOR,)),
+    "lr_scheduler_args": Case(
+        ["lr_end=1e-3"], "updates", {"learning_rate": 1e-2, "lr_scheduler": "polynomial"},
+        idle=({"optimizer_type": "Adafactor"},),
+    ),
+    "lr_warmup_steps": schedule(5, "linear", PIECEWISE),
+    "lr_decay_steps": schedule(
+        5, "warmup_stable_decay", "cosine", "linear", "inverse_sqrt", lr_decay_steps=3
+    ),
+    "lr_scheduler_num_cycles": schedule(
+        3, "cosine_with_restarts", "cosine", "linear", "constant", "constant_with_warmup"
+    ),
+    "lr_scheduler_power": schedule(2.0, "polynomial", "cosine", "cosine_with_restarts"),
+    "lr_scheduler_timescale": schedule(
+        50, "inverse_sqrt", "cosine", "polynomial", lr_warmup_steps=2
+    ),
+    "lr_scheduler_min_lr_ratio": schedule(
+        0.3, "warmup_stable_decay", "cosine", "linear", lr_decay_steps=6
+    ),
+    "max_train_steps": Case(77, "length", idle=({"max_train_epochs": 3},)),
+    "max_train_epochs": Case(3, "length"),
+    "gradient_accumulation_steps": Case(3, "length"),
+    "seed": shown("test_training.test_the_same_seed_gives_the_same_file_and_another_seed_another"),
+    "gradient_checkpointing": shown(
+        "test_training.test_gradient_checkpointing_changes_nothing_but_memory"
+    ),
+    "cpu_offload_checkpointing": shown(
+        "test_training.test_gradient_checkpointing_changes_nothing_but_memory"
+    ),
+    "unsloth_offload_checkpointing": shown(A_RUN),
+    "mixed_precision": shown(SETTINGS),
+    "full_bf16": shown(SETTINGS),
+    "cuda_allow_tf32": shown(PROCESS),
+    "cuda_cudnn_benchmark": shown(PROCESS),
+    "deterministic": shown(PROCESS),
+    "timestep_sampling": noise("uniform"),
+    "sigmoid_scale": noise(2.0, {"timestep_sampling": "uniform"}, {"timestep_sampling": "sigma"}),
+    "discrete_flow_shift": noise(
+        3.0, {"timestep_sampling": "sigmoid"}, {"timestep_sampling": "flux_shift"},
+        {"timestep_sampling": "uniform"}, timestep_sampling="shift",
+    ),
+    "weighting_scheme": noise(
+        "logit_normal", {"timestep_sampling": "sigmoid"}, {"timestep_sampling": "shift"},
+        timestep_sampling="sigma",
+    ),
+    "logit_mean": noise(
+        0.5, {}, {"timestep_sampling": "sigma"}, {"weighting_scheme": "cosmap"},
+        timestep_sampling="sigma", weighting_scheme="logit_normal",
+    ),
+    "logit_std": noise(
+        0.5, {}, {"timestep_sampling": "sigma", "weighting_scheme": "mode"},
+        timestep_sampling="sigma", weighting_scheme="logit_normal",
+    ),
+    "mode_scale": noise(
+        0.5, {}, {"timestep_sampling": "sigma", "weighting_scheme": "logit_normal"},
+        timestep_sampling="sigma", weighting_scheme="mode",
+    ),
+    "min_timestep": noise(300),
+    "max_timestep": noise(700),
+    "noise_offset": noise(0.1),
+    "noise_offset_random_strength": noise(True, {}, {"noise_offset": 0}, noise_offset=0.1),
+    "ip_noise_gamma": noise(0.1),
+    "ip_noise_gamma_random_strength": noise(True, {}, ip_noise_gamma=0.1),
+    "loss_type": Case("l1", "loss"),
+    "huber_schedule": huber("constant"),
+    "huber_c": huber(0.4),
+    "huber_scale": huber(2.0),
+    "prior_loss_weight": shown(
+        "test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss", 0.5, {}
+    ),
+    "masked_loss": shown(
+        "test_dataset_language.test_masks_need_the_flag_only_when_sd_scripts_asks_for_it", True, {}
+    ),
+    "output_dir": Case("elsewhere", "saves"),
+    "output_name": Case("name", "saves"),
+    "save_precision": shown(A_RUN),
+    "save_every_n_epochs": Case(
+        2, "saves", idle=({"save_n_epoch_ratio": 2}, {"max_train_epochs": 1})
+    ),
+    "save_every_n_steps": Case(4, "saves", idle=({"max_train_steps": 3},)),
+    "save_n_epoch_ratio": Case(2, "saves"),
+    "save_last_n_epochs": Case(1, "saves", EPOCHS, idle=({}, EVERY_STEPS)),
+    "save_last_n_steps": Case(4, "saves", EVERY_STEPS, idle=({}, EPOCHS)),
+    "save_model_as": shown("test_effects.test_files_that_can_run_code_are_refused"),
+    "no_metadata": shown("test_training.test_no_metadata_leaves_what_other_tools_need"),
+    "save_state": Case(True, "saves"),
+    "save_state_on_train_end": Case(True, "saves"),
+    "save_last_n_epochs_state": Case(
+        1, "saves", {**EPOCHS, "save_state": True}, idle=(EPOCHS, {"save_state": True})
+    ),
+    "save_last_n_steps_state": Case(
+        4, "saves", {**EVERY_STEPS, "save_state": True}, idle=(EVERY_STEPS, {"save_state": True})
+    ),
+    "resume": shown("test_resuming.test_from_every_state_a_run_ends_in_the_same_bytes"),
+    "resume_allow": shown("test_resume_snapshot.test_what_is_allowed_by_name_is_told_and_taken", ["seed"], {}),
+    "resume_ignore_optimizer_mismatch": shown(
+        "test_resume_snapshot.test_another_optimizer_is_allowed_by_its_own_flag", True, {}
+    ),
+    "initial_epoch": Case(3, "start", idle=({"initial_step": 4},)),
+    "initial_step": Case(4, "start"),
+    "skip_until_initial_step": Case(
+        True, "start", {"initial_step": 4, "gradient_accumulation_steps": 2}, idle=({}, {"resume": "s"})
+    ),
+    "validate_every_n_steps": shown(
+        "test_training_datasets.test_validation_is_logged_by_quarter_of_sigma", 5, {},
+        {"validation_split": 0.5, "max_train_steps": 3},
+    ),
+    "validate_every_n_epochs": shown(
+        "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 2, {},
+        {"validation_split": 0.5, "max_train_epochs": 1},
+    ),
+    "max_validation_steps": shown(
+        "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 3, {}
+    ),
+    "logging_dir": shown("test_trackers.test_the_root_is_the_first_of_three", "logs", SILENT),
+    "log_with": shown("test_trackers.test_none_writes_nothing_and_so_do_processes_but_the_first"),
+    "log_prefix": shown("test_trackers.test_the_run_folder_is_named_by_prefix_and_time", "a", SILENT),
+    "log_every_n_steps": shown("test_training.test_no_step_reads_the_device_between_log_points"),
+    "log_tracker_name": shown(
+        "test_trackers.test_numbers_reach_the_event_files_and_the_json_lines", "a", SILENT
+    ),
+    "log_tracker_config": shown(LOGS, "a.toml", SILENT),
+    "log_config": shown(
+        "test_trackers.test_settings_are_written_only_when_asked_for_and_without_secrets", True, SILENT
+    ),
+    "wandb_run_name": shown(
+        "test_trackers.test_wandb_receives_the_numbers_offline", "a", {"log_with": "tensorboard"}
+    ),
+    "wandb_api_key": shown(
+        "test_trackers.test_settings_are_written_only_when_asked_for_and_without_secrets", "a",
+        {"log_with": "tensorboard"},
+    ),
+    "auto_start_tensorboard": shown(SERVER, True, SILENT),
+    "tensorboard_host": shown(SERVER, "0.0.0.0", {**SERVED, **SILENT}, UNSERVED),
+    "tensorboard_port": shown(SERVER, 7000, {**SERVED, **SILENT}, UNSERVED),
+    "tensorboard_logdir": shown(SERVER, "logs", {**SERVED, **SILENT}, UNSERVED),
+    "console_log_level": shown("test_effective_flags.test_messages_look_as_asked"),
+    "console_log_file": shown("test_effective_flags.test_messages_look_as_asked"),
+    "console_log_simple": shown("test_effective_flags.test_messages_look_as_asked"),
+    "monitor_memory": shown("test_monitor.test_without_memory_monitoring_nothing_is_read"),
+    "monitor_alert_policy": shown("test_monitor.test_only_policy_raise_asks_for_the_end"),
+    "monitor_memory_warn_ratio": shown(
+        "test_monitored_runs.test_a_run_near_the_limit_of_its_memory_is_told_and_ended", 0.5,
+        {"monitor_memory": False},
+    ),
+    "monitor_loss_spike_ratio": shown("test_monitor.test_the_spike_ratio_is_the_users"),
+    "training_comment": shown(METADATA, "a", NO_METADATA),
+    **{
+        f"metadata_{name}": shown(A_RUN)
+        for name in (
+            "title", "author", "description", "license", "tags", "usage_hint", "thumbnail",
+            "merged_from", "trigger_phrase", "preprocessor", "is_negative_embedding",
+        )
+    },
+    "ddp_timeout": shown(SHARED, 5, {}),
+    "ddp_gradient_as_bucket_view": shown(SHARED, True, {}),
+    "ddp_static_graph": shown(SHARED, True, {}),
+    "anima_transformer": shown("test_config_adapter.test_either_name_of_the_dit_sets_both"),
+    "qwen": shown("test_config_adapter.test_the_official_names_are_aliases"),
+    "llm_adapter_path": shown(
+        "test_model_loading.test_the_llm_adapter_may_come_from_a_file_of_its_own"
+    ),
+    "qwen_tokenizer_dir": shown(
+        "test_tokenizer_assets.test_folders_not_given_are_looked_for_beside_the_models"
+    ),
+    "t5_tokenizer_dir": shown("test_config_adapter.test_the_official_names_are_aliases"),
+    "anima_seq_len": Case(
+        99, "text", idle=({"qwen3_max_token_length": 50, "t5_max_token_length": 60},)
+    ),
+    "qwen3_max_token_length": Case(99, "text"),
+    "t5_max_token_length": Case(99, "text"),
+    "empty_caption": Case("zeros", "text"),
+    "anima_attention_backend": Case("xformers", "text"),
+    "attn_mode": Case("xformers", "text"),
+    "xformers": Case(True, "text"),
+    "xfomers": Case(True, "text"),
+    "sdpa": shown(
+        "test_config_adapter.test_a_false_alias_never_switches_another_off", True, {"xformers": True}
+    ),
+    "anima_timestep_sampling": noise("uniform"),
+    "anima_sigmoid_scale": noise(2.0),
+    "anima_flow_shift": noise(3.0),
+    "anima_noise_offset": noise(0.1),
+    "train_norm": Case(False, "network"),
+    "norm_export": Case("omit_trained", "network"),
+    "llm_adapter_lr": RATE,
+    "self_attn_lr": RATE,
+    "cross_attn_lr": RATE,
+    "mlp_lr": RATE,
+    "mod_lr": Case(
+        3e-4, "network", {"network_args": ["include_patterns=.*adaln_modulation.*"]},
+        idle=({"optimizer_type": "Adafactor", "network_args": ["include_patterns=.*adaln_modulation.*"]},),
+    ),
+    "qwen_tokenizer_repo_id": fetched("a/b"),
+    "auto_download_t5_tokenizer": Case(False, "sources"),
+    "t5_tokenizer_repo_id": fetched("a/b"),
+    "t5_tokenizer_subfolder": fetched("a"),
+    "t5_tokenizer_modelscope_fallback": Case(False, "sources"),
+    "t5_tokenizer_modelscope_repo_id": fetched("a/b", {"t5_tokenizer_modelscope_fallback": False}),
+    "t5_tokenizer_modelscope_revision": fetched("a", {"t5_tokenizer_modelscope_fallback": False}),
+    "t5_tokenizer_modelscope_subfolder": fetched("a", {"t5_tokenizer_modelscope_fallback": False}),
+    "download_timeout": fetched(5.0),
+    "anima_resume_snapshot_strict": shown(
+        "test_resume_snapshot.test_soft_and_changeable_differences_are_told_and_strict_makes_them_errors", True, {}
+    ),
+}  # fmt: skip
+
+
+BUCKETS = {
+    "enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 16,
+}  # fmt: skip
+SHUFFLED = {"shuffle_caption": True}
+DROPPED = {"caption_dropout_rate": 1.0}
+EVERY_EPOCH = {"caption_dropout_every_n_epochs": 1}
+
+
+def caption(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
+    """A key that changes captions, which does nothing where all of them are dropped."""
+    return Case(
+        value, "pictures", beside, idle=(*idle, {**beside, **DROPPED}, {**beside, **EVERY_EPOCH})
+    )
+
+
+def picture(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
+    return Case(value, "pictures", beside, idle=idle)
+
+
+KEYS: dict[str, Case] = {
+    "batch_size": picture(3),
+    "resolution": picture(96),
+    "enable_bucket": picture(True, min_bucket_reso=32, max_bucket_reso=128, bucket_reso_steps=16),
+    "min_bucket_reso": picture(64, {}, {**BUCKETS, "bucket_no_upscale": True}, **BUCKETS),
+    "max_bucket_reso": picture(64, {}, {**BUCKETS, "bucket_no_upscale": True}, **BUCKETS),
+    "bucket_reso_steps": picture(32, {}, **BUCKETS),
+    "bucket_no_upscale": picture(True, {}, **BUCKETS),
+    "resize_interpolation": picture("nearest"),
+    "num_repeats": picture(2),
+    "shuffle_caption": caption(True),
+    "caption_separator": caption(";", {}, **SHUFFLED),
+    "keep_tokens": caption(2, {}, {"enable_wildcard": True}, **SHUFFLED),
+    "keep_tokens_separator": caption("|||"),
+    "secondary_separator": caption(";;;"),
+    "enable_wildcard": caption(True),
+    "caption_lines": caption("join"),
+    "caption_prefix": caption("before"),
+    "caption_suffix": caption("after"),
+    "flip_aug": picture(True),
+    "token_warmup_min": caption(2, {}, SHUFFLED, token_warmup_step=6),
+    "token_warmup_step": caption(6),
+    "caption_dropout_rate": picture(0.5),
+    "caption_dropout_every_n_epochs": picture(2),
+    "caption_tag_dropout_rate": caption(0.5),
+    "image_dir": shown("test_dataset_scan.test_pictures_come_in_natural_order_with_captions_and_plans"),
+    "caption_extension": caption(".other", {"metadata_file": "{folder}/all.json"}),
+    "class_tokens": caption("a thing"),
+    "cache_info": shown(
+        "test_dataset_features.test_sizes_are_remembered_and_read_again_when_a_file_changes"
+    ),
+    "network_multiplier": picture(0.5),
+    "validation_split": picture(0.4),
+    "validation_seed": picture(3, {}, validation_split=0.4),
+    "skip_image_resolution": picture(50),
+    "color_aug": picture(True),
+    "random_crop": picture(True),
+    "face_crop_aug_range": picture([1.0, 2.0]),
+    "is_reg": shown("test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss"),
+    "metadata_file": picture("{folder}/all.json"),
+    "alpha_mask": picture(True),
+    "conditioning_data_dir": shown(
+        "test_training_datasets.test_the_loss_counts_inside_the_mask_only", "{masks}", {}
+    ),
+    "resolutions": shown("test_dataset_language.test_one_list_of_resolutions_makes_a_dataset_of_each"),
+    "recursive": picture(True),
+    "mask_path": picture("{masks}"),
+    "min_ar": picture(1.0),
+    "max_ar": picture(1.0),
+    "skip_empty_caption": picture(True),
+    "loss_multiplier": picture(0.5),
+    "trigger_word": caption("trigger"),
+}  # fmt: skip

@@ -1,0 +1,302 @@
+"""Programs as processes of their own that need not import: forked from one that has imported all.
+
+Importing takes seven seconds, a run of five steps one. A forked program has its own arguments, folder,
+environment, standard streams and signals, and ends as any Python does. What it shares with the others
+of a test session: what is imported, the environment that imports saw, and the seed of hash(). Where
+starting is the point, use subprocess.
+
+One server for all workers of a session; it ends when the last of them has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+LEASE, PROGRAM = b"L", b"P"
+MODULES = (
+    "anima_train_network",
+    "tools.verify_resume",
+    "tools.cache_latents",
+    "tools.cache_text_encoder_outputs",
+    "tools.convert_anima_root_to_kohya",
+    "tools.make_demo",
+    "tools.preview_buckets",
+    "tests.helpers.caching_process",
+    "networks.lokr_anima",
+    "networks.lora_anima",
+    "bitsandbytes",
+    "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
+    "prodigyopt",
+    "schedulefree",
+    "sentencepiece",
+    "tensorboard",
+    "torch.utils.tensorboard",
+    "tokenizers",
+    "tomlkit",
+    "transformers.optimization",
+    "transformers.models.qwen3.modeling_qwen3",
+    "transformers.models.qwen2.tokenization_qwen2_fast",
+    "transformers.models.t5.tokenization_t5_fast",
+)
+lease: socket.socket | None = None
+
+
+def can_fork() -> bool:
+    """Forking is safe on Linux, and where no driver of a GPU was woken before."""
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_available()
+
+
+class Forked:
+    """A running program; as much of subprocess.Popen as tests use. Pipes are text."""
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | Path = ROOT,
+        env: Mapping[str, str] | None = None,
+        stdin: int | IO | None = None,
+        stdout: int | IO | None = None,
+        stderr: int | IO | None = None,
+    ) -> None:
+        """argv: as after `python`, a path or -m and a module. It leads a process group of its own."""
+        self.args, self.returncode, self.pipes = list(argv), None, []
+        env = dict(os.environ if env is None else env)
+        request = {"argv": self.args, "cwd": str(cwd), "env": env}
+        ends = [self.end(number, given) for number, given in enumerate((stdin, stdout, stderr))]
+        self.stdin, self.stdout, self.stderr = (ours for _, ours in ends)
+        self.connection = connect(PROGRAM)
+        content = json.dumps(request).encode()
+        socket.send_fds(self.connection, [len(content).to_bytes(4, "big")], [e for e, _ in ends])
+        self.connection.sendall(content)
+        for end in self.pipes:
+            os.close(end)
+        self.pid = int(self.answer())
+
+    def end(self, number: int, given: int | IO | None) -> tuple[int, IO | None]:
+        """The program's end of a standard stream, and ours if it is a pipe."""
+        if given is None:
+            return number, None
+        if given == subprocess.DEVNULL:
+            self.pipes.append(os.open(os.devnull, os.O_RDWR))
+            return self.pipes[-1], None
+        if given != subprocess.PIPE:
+            return given.fileno(), None
+        reading, writing = os.pipe()
+        theirs, ours = (reading, writing) if number == 0 else (writing, reading)
+        self.pipes.append(theirs)
+        return theirs, open(ours, "w" if number == 0 else "r", encoding="utf-8")
+
+    def answer(self) -> bytes:
+        """The server's next line."""
+        line = b""
+        while not line.endswith(b"\n"):
+            got = self.connection.recv(1)
+            assert got, "the server of warm processes is gone"
+            line += got
+        return line
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            ready, _, _ = select.select([self.connection], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            self.returncode = int(self.answer())
+            self.connection.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def start(argv: Sequence[str], **keywords: Any) -> Forked | subprocess.Popen:
+    """A program as a process of its own; keywords: as those of Forked."""
+    if can_fork():
+        return Forked(argv, **keywords)
+    keywords = {"cwd": ROOT, "encoding": "utf-8", "start_new_session": True, **keywords}
+    return subprocess.Popen([sys.executable, *argv], **keywords)
+
+
+def run(argv: Sequence[str], **keywords: Any) -> subprocess.CompletedProcess:
+    """A program until its end, with what it said; keywords: cwd and env."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        code = start(argv, stdout=out, stderr=err, **keywords).wait()
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode().replace("\r\n", "\n").replace("\r", "\n"))
+    return subprocess.CompletedProcess(list(argv), code, *said)
+
+
+def connect(kind: bytes) -> socket.socket:
+    """A connection to the session's server, which is started if it is not there."""
+    global lease
+    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    place = Path(tempfile.gettempdir()) / f"warm-{run_id[:12]}.socket"
+    if lease is None:
+        lease = first_connection(place)
+    return connected(place, kind)
+
+
+def connected(place: Path, kind: bytes) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(place))
+    connection.sendall(kind)
+    return connection
+
+
+def first_connection(place: Path) -> socket.socket:
+    """Establish that the server listens, whichever of the session's workers started it."""
+    import fcntl
+
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+            return connected(place, LEASE)
+        place.unlink(missing_ok=True)  # of a server that was killed
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.warm", str(place)], cwd=ROOT, env=environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while not place.exists():
+            assert server.poll() is None, "the server of warm processes did not start"
+            time.sleep(0.05)
+        return connected(place, LEASE)
+
+
+def main() -> None:
+    place = Path(sys.argv[1])
+    import_everything()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{place}.new")
+        listener.listen(64)
+        os.rename(f"{place}.new", place)
+        request = serve(listener)
+    if request is None:
+        place.unlink()
+        place.with_suffix(".lock").unlink()
+        return
+    become(request)
+
+
+def import_everything() -> None:
+    """Whatever a program may import later; nothing of it may start a thread."""
+    import gc
+    import importlib
+
+    for module in MODULES:
+        with contextlib.suppress(ModuleNotFoundError):  # an optional package
+            importlib.import_module(module)
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a fork would lack all but one"
+    gc.collect()
+    gc.freeze()  # what is shared stays shared
+
+
+def serve(listener: socket.socket) -> dict | None:
+    """Fork at every request: returns in the new process what it is to be, here None at the end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    leases: list[socket.socket] = []
+    while True:
+        ready, _, _ = select.select([listener, *leases], [], [])
+        for gone in [each for each in ready if each is not listener]:
+            gone.close()
+            leases.remove(gone)
+        if listener in ready:
+            connection, _ = listener.accept()
+            if connection.recv(1) == LEASE:
+                leases.append(connection)
+            elif os.fork() == 0:
+                for each in (listener, *leases):
+                    each.close()
+                return attend(connection)
+            else:
+                connection.close()
+        if not leases:
+            return None
+
+
+def attend(connection: socket.socket) -> dict:
+    """In a process between the server and the program: start it and tell how it ended."""
+    size, descriptors, _, _ = socket.recv_fds(connection, 4, 3)
+    content = b""
+    while len(content) < int.from_bytes(size, "big"):
+        content += connection.recv(1 << 16)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    program = os.fork()
+    if program == 0:
+        connection.close()
+        return {**json.loads(content), "descriptors": descriptors}
+    for descriptor in descriptors:
+        os.close(descriptor)
+    connection.sendall(b"%d\n" % program)
+    _, status = os.waitpid(program, 0)
+    with contextlib.suppress(OSError):  # nobody waits any more
+        connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def become(request: dict) -> None:
+    """This process is the program from here on."""
+    import random
+
+    import numpy
+
+    os.setsid()
+    for number, descriptor in enumerate(request["descriptors"]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    encoding = os.environ.get("PYTHONIOENCODING") or "utf-8"
+    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(  # noqa: SIM115
+        2, "w", buffering=1, encoding=encoding, errors="backslashreplace", closefd=False
+    )
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    random.seed()
+    numpy.random.seed()
+    first, *rest = request["argv"]
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *rest]
+        sys.path[0] = str(Path(first).resolve().parent)
+        runpy.run_path(first, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The shipped smoke configuration under the plain launcher, as a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.helpers import warm
+from tests.helpers.running import config_files, model_paths
+from tools import _environment as environment
+from tools import _quickstart as quickstart
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess:
+    accelerate = environment.accelerate(Path(sys.executable))
+    command = [*map(str, accelerate), "launch", "anima_train_network.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_ten_steps_end_with_a_file_comfyui_reads(demo, run_folder):
+    dataset = (ROOT / quickstart.DATASET_CONFIG).read_text(encoding="utf-8")
+    dataset_file = run_folder / "dataset.toml"
+    dataset_file.write_text(dataset.replace("demo/pictures", str(run_folder / "pictures")))
+    here = {**model_paths(demo), "output_dir": str(run_folder / "out")}
+    arguments = [word for name, value in here.items() for word in (f"--{name}", value)]
+    done = launch(
+        "--config_file", quickstart.TRAIN_CONFIG, "--dataset_config", str(dataset_file), *arguments
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    out = run_folder / "out"
+    final = out / f"{quickstart.NAME}.safetensors"
+    summary = quickstart.check_result(final, out / f"{quickstart.NAME}-step00000010.safetensors")
+    assert "all 40 layers have learned" in summary
+    for word in ("epoch 1/1", "10/10", "loss=", "mean=", "lr=", "s/step"):
+        assert word in done.stderr
+    (events,) = (out / "logs").glob(f"{quickstart.NAME}_*/network_train")
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert {"loss/current", "loss/average", "norm/grad", "lr/unet"} <= set(
+        accumulator.Tags()["scalars"]
+    )
+    assert [event.step for event in accumulator.Scalars("loss/current")] == list(range(1, 11))
+
+
+def test_the_family_agnostic_file_explains_itself():
+    done = warm.run(["train_network.py"])
+    assert done.returncode == 2 and "anima_train_network.py" in done.stdout
+
+
+def test_check_only_reports_and_makes_nothing(demo, run_folder):
+    argv = [*config_files(demo, run_folder, {}), "--check_only"]
+    done = warm.run(["anima_train_network.py", *argv])
+    assert done.returncode == 0 and "The run would start." in done.stdout
+    assert not (run_folder / "out").exists() and not (run_folder / "pictures/_cache").exists()

@@ -1,0 +1,104 @@
+"""Buffered step values: nothing is read before a flush, and the running mean is over the window."""
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from library.data.data_types import StepResult
+from library.watching.step_logs import StepLogs, StepSamples
+
+
+class CountCopies(TorchFunctionMode):
+    """Counts the copies to the host that a CPU's tensors leave out."""
+
+    COPIES = (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist)
+
+    def __init__(self):
+        super().__init__()
+        self.reads = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.reads += function in self.COPIES
+        return function(*args, **(kwargs or {}))
+
+
+class CountReads(TorchDispatchMode):
+    """Counts what makes the host wait for the device: operators, and the copies that a GPU would make."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators, self.copies = 0, CountCopies()
+
+    @property
+    def reads(self):
+        return self.operators + self.copies.reads
+
+    def __enter__(self):
+        self.copies.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.copies.__exit__(*error)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("read", ["item", "cpu", "numpy", "tolist"])
+def test_every_way_to_read_a_tensor_is_counted(read):
+    with CountReads() as counter:
+        getattr(torch.ones(1), read)()
+    assert counter.reads >= 1
+
+
+def test_adding_reads_nothing_from_the_device():
+    logs = StepLogs(window=3)
+    with CountReads() as counter:
+        for step in range(1, 6):
+            logs.add(step, {"loss/current": torch.tensor(float(step))}, {"lr/unet": 0.1})
+    assert counter.reads == 0
+
+
+def test_flush_returns_every_step_with_the_mean_over_the_window():
+    logs = StepLogs(window=3)
+    for step in range(1, 6):
+        logs.add(step, {"loss/current": torch.tensor(float(step))}, {"lr/unet": 0.1})
+    rows = logs.flush()
+    assert [row.step for row in rows] == [1, 2, 3, 4, 5]
+    assert [row.values["loss/average"] for row in rows] == [1.0, 1.5, 2.0, 3.0, 4.0]
+    assert rows[-1].values["lr/unet"] == 0.1
+    assert logs.flush() == []
+
+
+def test_values_of_several_dtypes_survive_one_transfer():
+    logs = StepLogs(window=1)
+    logs.add(
+        1, {"loss/current": torch.tensor(0.5, dtype=torch.bfloat16), "n": torch.tensor(2.0)}, {}
+    )
+    expected = {"loss/current": 0.5, "n": 2.0, "loss/average": 0.5}
+    assert logs.flush()[0].values == pytest.approx(expected)
+
+
+def result_of(keys, losses, sigmas):
+    losses, sigmas = torch.tensor(losses), torch.tensor(sigmas)
+    return StepResult(loss=losses.mean(), per_sample=losses, sigma=sigmas, keys=keys)
+
+
+def test_samples_of_all_micro_steps_come_back_in_one_order():
+    logs = StepLogs(window=1)
+    results = [result_of(("a", "b"), [1.0, 2.0], [0.25, 0.5]), result_of(("c",), [3.0], [0.75])]
+    for step in (1, 2):
+        logs.add(step, {"loss/current": torch.tensor(7.0)}, {}, results)
+    for row in logs.flush():
+        assert row.samples == StepSamples(("a", "b", "c"), (1.0, 2.0, 3.0), (0.25, 0.5, 0.75))
+        assert row.values["loss/current"] == 7.0
+
+
+def test_a_loss_that_is_not_finite_does_not_hide_the_mean_of_the_others():
+    logs = StepLogs(window=3)
+    for step, loss in enumerate((1.0, float("nan"), 3.0), start=1):
+        logs.add(step, {"loss/current": torch.tensor(loss)}, {})
+    assert [row.values["loss/average"] for row in logs.flush()] == [1.0, 1.0, 2.0]
