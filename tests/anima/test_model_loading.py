@@ -391,7 +391,7 @@ def test_importing_the_loaders_imports_no_model_library():
         ),
         (load_anima_vae, "(path, *, device, dtype)"),
         (load_anima_qwen_model, "(path, *, device, dtype)"),
-        (Anima.preprocess_text_embeds, "(self, qwen_hidden, t5_ids, *, qwen_mask, t5_mask)"),
+        (Anima.preprocess_text_embeds, "(self, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, t5_weights)"),
         (
             Anima.forward,
             "(self, latents, sigma, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, context)",

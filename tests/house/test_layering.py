@@ -47,7 +47,7 @@ FLOORS = [
     ("tools/[!_]* tools/bench/*", "command-line tools"),
 ]
 PLACES_KEPT = {  # rooms that are planned: their floors are known, their files are not there yet
-    *("networks/kinds/*", "networks/workshop/*", "library/memory/*", "library/previews/*"),
+    *("networks/kinds/*", "networks/workshop/*", "library/memory/*"),
     "library/reporting/*",
 }
 FAMILY = ("library/anima_backend/*", "library/anima_runtime/*", "library/anima_doctor/*")

@@ -94,11 +94,17 @@ class Anima(nn.Module):
         *,
         qwen_mask: Tensor | None = None,
         t5_mask: Tensor | None = None,
+        t5_weights: Tensor | None = None,
     ) -> Tensor:
-        """The text context (B, max(512, T), X): the adapter's rows, zero where T5 is padded."""
+        """The text context (B, max(512, T), X): the adapter's rows, zero where T5 is padded.
+
+        t5_weights: (B, T), of a prompt that weighs its words; each row is multiplied by its own
+        """
         rows = self.llm_adapter(qwen_hidden.to(self.dtype), t5_ids, qwen_mask, t5_mask)
         if t5_mask is not None:
             rows = rows * t5_mask.to(rows)[..., None]
+        if t5_weights is not None:
+            rows = rows * t5_weights.to(rows)[..., None]
         return F.pad(rows, (0, 0, 0, max(0, MIN_CONTEXT - rows.shape[1])))
 
     def run_block(self, block: Block, *inputs: object) -> Tensor:
