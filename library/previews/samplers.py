@@ -287,3 +287,28 @@ def below_one(sigmas: Sequence[float], shift: float) -> list[float]:
     """The list with a first sigma of 1 or more replaced by the one next to it."""
     first, *rest = sigmas
     return [shifted(JUST_BELOW_ONE, shift) if first >= 1 else first, *rest]
+
+
+SD_SCRIPTS_NAMES = {
+    "euler_a": "euler_ancestral",
+    "dpm_2_a": "dpm_2_ancestral",
+    "dpmsolver++": "dpmpp_2m",
+    "k_lms": "lms",
+    "k_euler": "euler",
+    "k_euler_a": "euler_ancestral",
+    "k_dpm_2": "dpm_2",
+    "k_dpm_2_a": "dpm_2_ancestral",
+}
+"""The same sampler under sd-scripts' name."""
+INSTEAD_OF = {"pndm": "lms", "dpmsolver": "dpmpp_2m", "dpmsingle": "dpmpp_sde"}
+"""sd-scripts' samplers that flow matching has no form of: what is used instead."""
+
+
+def resolve_sampler(name: str) -> tuple[str, str] | None:
+    """The name in SAMPLERS and what should be told of it, "" for nothing; None for no sampler."""
+    if name in SAMPLERS or name in SD_SCRIPTS_NAMES:
+        return SD_SCRIPTS_NAMES.get(name, name), ""
+    if name in INSTEAD_OF:
+        used = INSTEAD_OF[name]
+        return used, f"{name} means nothing for flow matching; {used} is used instead."
+    return None
