@@ -42,6 +42,7 @@ LOADERS = {"qwen": assets.load_qwen_tokenizer, "t5": assets.load_t5_tokenizer}
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 QWEN_ON_MODELSCOPE = "Qwen/Qwen3-0.6B-Base"
 CONNECT_TIMEOUT = 5  # seconds to reach a hub
+DOWNLOAD = "library.anima_runtime.hub_download"  # the module that fetches, run as a process
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def download(source: Source, files: Sequence[str], target: Path, seconds: float)
     with output_errors(request):
         request.write_text(json.dumps(wanted), encoding="utf-8")
     root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "library.anima_runtime.hub_download", str(request)]
+    command = [sys.executable, "-m", DOWNLOAD, str(request)]
     try:
         done = subprocess.run(
             command, cwd=root, env=_environment(source), timeout=seconds, check=False,
