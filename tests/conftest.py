@@ -1,5 +1,6 @@
 """Fixtures shared by the suite: the demo, made once, and a trainer run in this process."""
 
+import gc
 import logging
 import os
 from contextlib import contextmanager
@@ -54,6 +55,13 @@ def logging_as_before_the_module():
     """For fixtures of a module, which are made before a test's own."""
     with unchanged_logging():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_imported_is_not_searched_for_garbage():
+    """A run collects garbage twice: among a million objects of imported modules, a quarter of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
