@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import safetensors.torch
@@ -300,13 +301,14 @@ def sort_metadata(file: Path) -> None:
     safetensors orders it by chance, so that equal contents would be files of other bytes.
     """
     with open(file, "rb+") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
+        size = file.stat().st_size
+        raw = tensor_files.header_bytes(opened, size, size)
+        header = json.loads(raw)
         header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        assert len(text) <= length, "the same values, written the same way"
+        assert len(text) <= len(raw), "the same values, written the same way"
         opened.seek(8)
-        opened.write(text.ljust(length))
+        opened.write(text.ljust(len(raw)))
 
 
 def tensor_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -317,7 +319,7 @@ def tensor_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     """
     own = {name: value for name, value in metadata.items() if name.startswith("ss_")}
     data = safetensors.torch.save(dict(tensors), own)
-    start = 8 + int.from_bytes(data[:8], "little")
+    start = 8 + len(tensor_files.header_bytes(BytesIO(data), len(data), len(data)))
     return {
         "sshs_model_hash": hashlib.sha256(memoryview(data)[start:]).hexdigest(),
         "sshs_legacy_hash": hashlib.sha256(data[0x100000:0x110000]).hexdigest()[:8],

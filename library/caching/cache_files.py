@@ -19,8 +19,10 @@ import re
 import tempfile
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -33,6 +35,14 @@ from library.data.stored import UnfitFile
 from library.errors import DatasetError, OutputError, Problem
 from library.system import leftovers
 from library.system.system_errors import output_errors
+from library.system.tensor_files import (
+    NUMBERS,
+    TensorEntry,
+    TensorFileError,
+    TensorHeader,
+    header_bytes,
+    parse_header,
+)
 from library.utils import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -40,30 +50,38 @@ logger = logging.getLogger(__name__)
 FOLDER = "_cache"
 NOTE = "cache"  # in the header: fingerprint and checksum
 FORMAT = "3"  # raise it when the same inputs come to give another content
-BEFORE = re.compile("[0-9a-f]{32}")  # fingerprints that know files by name and time
+EARLIER_FINGERPRINT = re.compile("[0-9a-f]{32}")  # knows files by name and time
 LONGEST_HEADER = 2**20  # bytes; ours have some hundreds
 THREADS = max(2, min(8, os.cpu_count() or 1))  # that decode pictures ahead, or look at files
 DELAY = 2.0  # seconds after which looking at files shows its progress
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+DTYPES = NUMBERS | {"BOOL": torch.bool}
 
 
 class TakenOver(UnfitFile):
     """A whole cache file that belongs to other settings: another run has written it meanwhile."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """What a file says of itself; fingerprint and checksum are "" in files that are not ours.
+class CacheStatus(Enum):
+    """How an item was found to be stored."""
 
-    entries: name -> (dtype, shape, first byte in the file)
-    """
+    VALID = auto()
+    ABSENT = auto()
+    OUTDATED = auto()  # made of something else, cut short, or no file of ours
+    EARLIER = auto()  # made by an earlier version
+    FOREIGN = auto()  # in another trainer's file
+
+    @property
+    def is_usable(self) -> bool:
+        return self in (CacheStatus.VALID, CacheStatus.FOREIGN)
+
+
+@dataclass(frozen=True)
+class CacheHeader:
+    """What a file says of itself; fingerprint and checksum are "" in files that are not ours."""
 
     fingerprint: str
     checksum: str
-    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]]
+    entries: Mapping[str, TensorEntry]
 
 
 @dataclass(frozen=True)
@@ -75,21 +93,24 @@ class CacheFile:
     layout: Layout
     trust: bool = False
 
-    def state(self) -> str:
-        """ "valid", "absent", "outdated" (also cut short, or foreign) or "earlier" (by an earlier version)."""
+    def status(self) -> CacheStatus:
+        """By the header alone."""
         try:
             with open(self.path, "rb", buffering=0) as file:
-                header = read_header(file, os.fstat(file.fileno()).st_size, self.path)
-            if not self.trust and BEFORE.fullmatch(header.fingerprint):
-                return "earlier"
+                header = read_cache_header(file, os.fstat(file.fileno()).st_size, self.path)
+            if not self.trust and EARLIER_FINGERPRINT.fullmatch(header.fingerprint):
+                return CacheStatus.EARLIER
             self.check_owner(header)
         except FileNotFoundError:
-            return "absent"
+            return CacheStatus.ABSENT
         except (UnfitFile, OSError):
-            return "outdated"
-        return "valid" if has_layout(header, self.layout) else "outdated"
+            return CacheStatus.OUTDATED
+        return CacheStatus.VALID if has_layout(header, self.layout) else CacheStatus.OUTDATED
 
-    def check_owner(self, header: Header) -> None:
+    def is_valid(self) -> bool:
+        return self.status() is CacheStatus.VALID
+
+    def check_owner(self, header: CacheHeader) -> None:
         if not self.trust and header.fingerprint != self.fingerprint:
             raise TakenOver(f"{self.path}: the file belongs to other settings.")
 
@@ -100,7 +121,7 @@ class CacheFile:
                 content = read_whole(file, os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise UnfitFile(f"{self.path}: cannot be read ({error.strerror}).") from error
-        header = read_header(io.BytesIO(content), len(content), self.path)
+        header = read_cache_header(io.BytesIO(content), len(content), self.path)
         self.check_owner(header)
         if not has_layout(header, self.layout):
             raise UnfitFile(f"{self.path}: its tensors are of other kinds or sizes.")
@@ -125,11 +146,11 @@ class CacheFile:
                     save_file(whole, temporary, metadata=note)
         except OutputError as error:
             # on Windows a file that another process reads cannot be replaced: it made the same one
-            if not (isinstance(error.__cause__, PermissionError) and self.state() == "valid"):
+            if not (isinstance(error.__cause__, PermissionError) and self.is_valid()):
                 raise
 
 
-def read_whole(file: BinaryIO, size: int) -> bytearray:
+def read_whole(file: io.RawIOBase, size: int) -> bytearray:
     """So many bytes, or fewer at the file's end: one read may give less, of a network drive say."""
     content = bytearray(size)
     view, filled = memoryview(content), 0
@@ -140,14 +161,16 @@ def read_whole(file: BinaryIO, size: int) -> bytearray:
     return content
 
 
-def has_layout(header: Header, layout: Layout) -> bool:
+def has_layout(header: CacheHeader, layout: Layout) -> bool:
     """Whether a file holds the named tensors, in dtypes and shapes that can be used."""
     lengths: dict[str, int] = {}
     for name, wanted in layout.items():
-        dtype, shape, _ = header.entries.get(name, (torch.bool, (), 0))
-        if dtype.is_floating_point != (wanted.below is None) or len(shape) != len(wanted.shape):
+        entry = header.entries.get(name)
+        if entry is None or len(entry.shape) != len(wanted.shape):
             return False
-        for length, expected in zip(shape, wanted.shape):
+        if DTYPES[entry.dtype].is_floating_point != (wanted.below is None):
+            return False
+        for length, expected in zip(entry.shape, wanted.shape):
             if isinstance(expected, str):
                 expected = lengths.setdefault(expected, length)
             if length != expected or not length:
@@ -161,8 +184,8 @@ def has_values(tensor: Tensor, wanted: StoredTensor) -> bool:
     return bool(((tensor >= 0) & (tensor < wanted.below)).all())
 
 
-class Source(Protocol):
-    """A stored item: our own file, or one of another trainer."""
+class StoredItem(Protocol):
+    """A picture's or a caption's outputs in a file: our own, or another trainer's."""
 
     def read(self, *, check: bool = True) -> Mapping[str, Tensor]:
         """Its tensors. Raises UnfitFile."""
@@ -193,7 +216,7 @@ def copy_foreign(found: Iterable[Foreign]) -> None:
     """Write the copies that are not there yet. The other trainer's files stay as they are."""
     try:
         for source in found:
-            if source.copy.state() != "valid":
+            if not source.copy.is_valid():
                 source.copy.write(source.unpack())
     except OutputError as error:
         logger.warning("%s Until then the other trainer's files are unpacked each time.", error)
@@ -201,45 +224,41 @@ def copy_foreign(found: Iterable[Foreign]) -> None:
 
 @dataclass
 class Tally:
-    """What became of the items. earlier: made by an earlier version; unfit: why files of other
-    trainers were not used."""
+    """What became of the items.
+
+    found: how many were stored how
+    kept:  those that were at hand in memory
+    unfit: why files of other trainers were not used
+    """
 
     what: str
-    reused: int = 0
+    found: Counter[CacheStatus] = field(default_factory=Counter)
+    kept: int = 0
     encoded: int = 0
-    outdated: int = 0
-    earlier: int = 0
-    foreign: int = 0
     unfit: list[str] = field(default_factory=list)
 
-    def report(self) -> None:
-        rebuilt = f", {self.outdated} of them outdated or damaged before" if self.outdated else ""
-        reused = self.reused + self.foreign
+    def log(self) -> None:
+        outdated, earlier = self.found[CacheStatus.OUTDATED], self.found[CacheStatus.EARLIER]
+        foreign = self.found[CacheStatus.FOREIGN]
+        rebuilt = f", {outdated} of them outdated or damaged before" if outdated else ""
+        reused = self.found[CacheStatus.VALID] + foreign + self.kept
         logger.info("%s: %d reused, %d encoded%s", self.what, reused, self.encoded, rebuilt)
-        if self.earlier:
+        if earlier:
             logger.info(
                 "%s: %d files of an earlier version, which knew pictures and models by name and time, "
                 "are made anew: they are known by content now, and can be copied.",
-                self.what, self.earlier,
+                self.what, earlier,
             )  # fmt: skip
-        if self.foreign:
+        if foreign:
             logger.warning(
                 "%s: %d are taken from another trainer's files, which carry no fingerprint: they fit "
                 "in shape, but nothing tells whether picture, caption or encoder have changed since. "
                 "Delete those files to have them made anew. Until then copies in _cache are used, "
-                "which are read faster.", self.what, self.foreign,
+                "which are read faster.", self.what, foreign,
             )  # fmt: skip
         if self.unfit:
             first, count = self.unfit[0], len(self.unfit)
             logger.warning("%s: %d files are not used, for example %s", self.what, count, first)
-
-
-    def count(self, state: str) -> None:
-        """One more item whose file was found in this state."""
-        self.reused += state == "valid"
-        self.foreign += state == "foreign"
-        self.outdated += state == "outdated"
-        self.earlier += state == "earlier"
 
 
 def fingerprint(*parts: object) -> str:
@@ -252,43 +271,53 @@ def name_hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(["2", *parts]).encode()).hexdigest()[:32]
 
 
-def read_header(file: BinaryIO, size: int, name: object) -> Header:
+def read_cache_header(file: BinaryIO | io.RawIOBase, size: int, name: object) -> CacheHeader:
     """The header of a whole safetensors file of `size` bytes. Raises UnfitFile with its name."""
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(LONGEST_HEADER, size - 8):
-        raise UnfitFile(f"{name}: not a cache file, or cut short.")
     try:
-        described = json.loads(file.read(length))
-        owner, _, content = described.pop("__metadata__", {}).get(NOTE, "").partition(" ")
-        entries, end = {}, 8 + length
-        for key, entry in sorted(described.items(), key=lambda pair: pair[1]["data_offsets"]):
-            dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-            if not all(type(length) is int and length >= 0 for length in shape):
-                raise ValueError(shape)
-            entries[key] = (dtype, shape, end)
-            end += math.prod(shape) * dtype.itemsize
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raw = header_bytes(file, size, LONGEST_HEADER)
+    except TensorFileError as error:
+        raise UnfitFile(f"{name}: not a cache file, or cut short.") from error
+    try:
+        header = parse_header(raw)
+        owner, _, content = header.metadata.get(NOTE, "").partition(" ")
+        end = end_of_data(header, 8 + len(raw))
+    except (TensorFileError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnfitFile(f"{name}: the header is damaged.") from error
     if end != size:
         raise UnfitFile(f"{name}: {size} bytes instead of {end}.")
-    return Header(owner, content, entries)
+    return CacheHeader(owner, content, header.entries)
+
+
+def end_of_data(header: TensorHeader, start: int) -> int:
+    """Where the last tensor ends; ValueError and the like where they are not side by side from start."""
+    for entry in sorted(header.entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if not all(type(length) is int and length >= 0 for length in entry.shape):
+            raise ValueError(f"the shape {entry.shape}")
+        if (entry.begin, entry.end) != (start, start + size_of(entry)):
+            raise ValueError(f"bytes {entry.begin} to {entry.end}")
+        start = entry.end
+    return start
+
+
+def size_of(entry: TensorEntry) -> int:
+    """In bytes."""
+    return math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
 
 
 def parse(content: bytearray) -> dict[str, Tensor]:
     """The tensors of a safetensors file's bytes, which they share."""
-    return tensors_of(content, read_header(io.BytesIO(content), len(content), "scratch"))
+    return tensors_of(content, read_cache_header(io.BytesIO(content), len(content), "scratch"))
 
 
-def tensors_of(content: bytearray, header: Header) -> dict[str, Tensor]:
+def tensors_of(content: bytearray, header: CacheHeader) -> dict[str, Tensor]:
     """The same, with the header read already."""
     found = {}
-    for name, (dtype, shape, start) in header.entries.items():
-        count = math.prod(shape)
+    for name, entry in header.entries.items():
+        dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
         flat = torch.empty(0, dtype=dtype)  # frombuffer takes no empty tensor
         if count:
-            flat = torch.frombuffer(content, dtype=dtype, count=count, offset=start)
-        found[name] = flat.view(shape)
+            flat = torch.frombuffer(content, dtype=dtype, count=count, offset=entry.begin)
+        found[name] = flat.view(entry.shape)
     return found
 
 
@@ -298,7 +327,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
 
 

@@ -23,8 +23,9 @@ from library.caching.cache_files import (
     DELAY,
     THREADS,
     CacheFile,
+    CacheStatus,
     Foreign,
-    Source,
+    StoredItem,
     TakenOver,
     Tally,
     UnfitFile,
@@ -69,7 +70,7 @@ class Share:
         return items[self.rank :: self.world_size]
 
 
-ALONE = Share()
+ONLY_PROCESS = Share()
 
 
 class LatentsCache:
@@ -84,7 +85,7 @@ class LatentsCache:
         self.strategy = strategy
         self.batches = batches
         self.contents = contents  # None: in memory
-        self.stored: dict[Place, Tensors | Source] = {}
+        self.stored: dict[Place, Tensors | StoredItem] = {}
         self.intact: set[Place] = set()  # read before and found whole
 
     def get(
@@ -120,15 +121,22 @@ class LatentsCache:
             )
             raise DatasetError(message + "anew for this run. Start again.") from error
         logger.warning("%s It is made anew.", error)
-        made: dict[Place, Tensors] = {}
-        LatentsEncoder(self.strategy, {place}, made).run([batch])
+        made: list[Tensors] = []
+        LatentsEncoder(self.strategy, {place}, lambda *item: made.append(item[-1])).run([batch])
         self.strategy.free()
         if isinstance(error, TakenOver):
-            self.stored[place] = made[place]
+            self.stored[place] = made[0]
         else:
             self.stored[place] = file
-            file.write(made[place])
-        return made[place]
+            file.write(made[0])
+        return made[0]
+
+    def keep(self, job: LatentsJob, flip: bool, tensors: Tensors) -> None:
+        """Store what was encoded: in its file, or in memory."""
+        if self.contents:
+            job.files[flip].write(tensors)
+        else:
+            self.stored[job.image.key, flip] = tensors
 
     def is_unchanged(self, image: ImageInfo, flip: bool, file: CacheFile) -> bool:
         """Whether the picture is still the one that the file's fingerprint was made of."""
@@ -145,23 +153,24 @@ class LatentsCache:
         with threads(THREADS) as pool:
             looks = pool.map(lambda place: self.look(*place), places)
             bar = tqdm(looks, "checking latents", len(places), unit="file", delay=DELAY)
-            for (job, flip), (state, source, note) in zip(places, bar):
-                tally.count(state)
+            for (job, flip), (status, item, note) in zip(places, bar):
+                tally.found[status] += 1
                 tally.unfit += [note] if note else []
-                self.stored[job.image.key, flip] = source
-                if state not in ("valid", "foreign"):
+                self.stored[job.image.key, flip] = item
+                if not status.is_usable:
                     yield job.image.key, flip
 
-    def look(self, job: LatentsJob, flip: bool) -> tuple[str, Source, str]:
+    def look(self, job: LatentsJob, flip: bool) -> tuple[CacheStatus, StoredItem, str]:
         """How and where an item is stored, and why another trainer's file is not used."""
-        state, note = job.files[flip].state(), ""
-        if state != "valid":
+        assert self.contents is not None  # only files are looked at
+        status, note = job.files[flip].status(), ""
+        if status is not CacheStatus.VALID:
             try:
                 if found := foreign_latents(job, flip, self.strategy, self.contents):
-                    return "foreign", found, ""
+                    return CacheStatus.FOREIGN, found, ""
             except UnfitFile as error:
                 note = str(error)
-        return state, job.files[flip], note
+        return status, job.files[flip], note
 
 
 def cache_latents(
@@ -171,7 +180,7 @@ def cache_latents(
     to_disk: bool,
     batch_size: int,
     skip_check: bool = False,
-    share: Share = ALONE,
+    share: Share = ONLY_PROCESS,
     contents: Contents | None = None,
 ) -> LatentsCache:
     """Encode every picture that is not stored validly, mirrored too where flips are asked for.
@@ -196,7 +205,7 @@ def cache_latents(
     else:
         missing = {(job.image.key, flip) for job in jobs for flip in job.files}
     share.wait()  # before anything is stored: all shall find the same to be missing
-    encoder = LatentsEncoder(strategy, missing, None if contents else cache.stored)
+    encoder = LatentsEncoder(strategy, missing, cache.keep)
     encoder.run(share.of(encoder.due(cache.batches)))
     copy_foreign(share.of([each for each in cache.stored.values() if isinstance(each, Foreign)]))
     share.wait()
@@ -204,11 +213,11 @@ def cache_latents(
         exchange(cache.stored, len(cache.batches[:: share.world_size]) * 2 * batch_size)
     strategy.free()
     tally.encoded = len(missing)
-    tally.report()
+    tally.log()
     return cache
 
 
-def exchange(stored: dict[Place, Tensors | Source], most: int) -> None:
+def exchange(stored: dict[Place, Tensors | StoredItem], most: int) -> None:
     """Give every process what all of them have encoded, a few at a time. most: items of one process."""
     from accelerate.utils import gather_object
 

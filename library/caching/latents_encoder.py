@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from library.caching.cache_files import THREADS, Source
+from library.caching.cache_files import THREADS
 from library.caching.latents_files import LatentsJob, Picture
 from library.data.images import UnreadableImage
 from library.errors import DatasetError, Problem
@@ -24,20 +24,19 @@ if TYPE_CHECKING:
 Place = tuple[str, bool]
 Tensors = Mapping[str, Tensor]
 """latents (C, H, W), and mask (H, W) where the picture has one."""
+Keep = Callable[[LatentsJob, bool, Tensors], None]
+"""Stores what was made of a picture, mirrored or not."""
 
 
 class LatentsEncoder:
-    """Runs the batches in which something is missing; into memory, or to files when it is None."""
+    """Runs the batches in which something is missing, and gives what it makes to `keep`."""
 
     def __init__(
-        self,
-        strategy: LatentsCachingStrategy,
-        missing: set[Place],
-        memory: dict[Place, Tensors | Source] | None,
+        self, strategy: LatentsCachingStrategy, missing: set[Place], keep: Keep
     ) -> None:
         self.strategy = strategy
         self.missing = missing
-        self.memory = memory
+        self.keep = keep
         self.problems: list[Problem] = []
 
     def due(self, batches: Sequence[list[LatentsJob]]) -> list[list[LatentsJob]]:
@@ -96,10 +95,7 @@ class LatentsEncoder:
         if mask is not None:
             cells = mask.flip(-1) if flip else mask
             tensors["mask"] = F.avg_pool2d(cells[None], self.strategy.downscale)[0]
-        if self.memory is not None:
-            self.memory[job.image.key, flip] = tensors
-        else:
-            job.files[flip].write(tensors)
+        self.keep(job, flip, tensors)
 
 
 def decode_ahead(pool: ThreadPoolExecutor, jobs: list[LatentsJob]) -> Iterator[Future[Picture]]:

@@ -74,7 +74,7 @@ def foreign_latents(
     print_of_copy = fingerprint("copied latents", content, flip, job.image.plan.bucket)
     copy = replace(job.files[flip], fingerprint=print_of_copy)
     found = ForeignLatents(copy, strategy, job.image, flip)
-    if copy.state() != "valid":
+    if not copy.is_valid():
         found.unpack()
     return found
 

@@ -23,8 +23,9 @@ from library.caching.cache_files import (
     DELAY,
     FOLDER,
     CacheFile,
+    CacheStatus,
     Foreign,
-    Source,
+    StoredItem,
     TakenOver,
     Tally,
     UnfitFile,
@@ -35,7 +36,7 @@ from library.caching.cache_files import (
     parse,
 )
 from library.caching.contents import Contents
-from library.caching.latents_cache import ALONE, Share
+from library.caching.latents_cache import ONLY_PROCESS, Share
 from library.data.data_types import TextOutputs
 from library.errors import DatasetError
 from library.utils import is_quiet
@@ -110,7 +111,7 @@ class TextCache:
         self.skip_check = skip_check
         self.contents = contents or Contents()
         self.held: dict[str, TextOutputs] | Scratch = {}
-        self.stored: dict[str, Source] = {}
+        self.stored: dict[str, StoredItem] = {}
         self.intact: set[str] = set()  # read before and found whole
         self.more_to_come = False
 
@@ -174,7 +175,7 @@ class TextCache:
         lasting: Collection[str] | None = None,
         pictures: Mapping[str, Sequence[Path]] | None = None,
         more_to_come: bool = False,
-        share: Share = ALONE,
+        share: Share = ONLY_PROCESS,
     ) -> None:
         """Make these captions ready, each text once, and let all others go.
 
@@ -211,7 +212,7 @@ class TextCache:
             self.contents.remember()
         self.put_away()
         tally.encoded = len(due)
-        tally.report()
+        tally.log()
 
     def files_of(self, captions: Mapping[str, Path]) -> dict[str, CacheFile]:
         """Each text's file: a valid one in any of the folders, else one to replace, else a new one.
@@ -226,7 +227,7 @@ class TextCache:
         for text, folder in captions.items():
             new = self.file_of(text, folder)
             there = [self.file_of(text, place) for place in listed.get(new.path.name, ())]
-            valid = (file for file in there if len(there) == 1 or file.state() == "valid")
+            valid = (file for file in there if len(there) == 1 or file.is_valid())
             files[text] = next(valid, there[0] if there else new)
         return files
 
@@ -238,16 +239,16 @@ class TextCache:
         files: Mapping[str, CacheFile],
         pictures: Mapping[str, Sequence[Path]],
         tally: Tally,
-    ) -> dict[str, Source]:
+    ) -> dict[str, StoredItem]:
         """The texts that are stored validly: in our file or another trainer's."""
-        found: dict[str, Source] = {}
+        found: dict[str, StoredItem] = {}
         for text, file in tqdm(files.items(), "checking captions", unit="file", delay=DELAY):
-            state = file.state()
-            if state == "valid":
+            status = file.status()
+            if status is CacheStatus.VALID:
                 found[text] = file
             elif foreign := self.find_foreign(text, file, pictures.get(text, ()), tally):
-                found[text], state = foreign, "foreign"
-            tally.count(state)
+                found[text], status = foreign, CacheStatus.FOREIGN
+            tally.found[status] += 1
         return found
 
     def find_foreign(
@@ -262,7 +263,7 @@ class TextCache:
             wanted = fingerprint("copied text", content, caption, self.strategy.identity)
             found = ForeignText(replace(file, fingerprint=wanted), self.strategy, picture, caption)
             try:
-                if found.copy.state() != "valid":
+                if not found.copy.is_valid():
                     found.unpack()
                 return found
             except UnfitFile as error:
@@ -279,7 +280,7 @@ class TextCache:
         for text in wanted:
             if text in self.held:
                 held[text] = self.held[text]
-        tally.reused += len(held)
+        tally.kept += len(held)
         self.held = held
 
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from library.caching.latents_cache import ALONE, Share
+from library.caching.latents_cache import ONLY_PROCESS, Share
 from library.caching.text_cache import TextCache
 from library.data.captions import CaptionRecipe
 from library.data.data_types import SampleRequest, TextOutputs
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     )
 
 logger = logging.getLogger(__name__)
-STEADY = {  # parts of a recipe that do the same to a caption in every epoch
+SAME_EVERY_EPOCH = {  # parts of a recipe that do the same to a caption in every epoch
     "caption_separator", "keep_tokens", "keep_tokens_separator", "secondary_separator",
     "caption_prefix", "caption_suffix", "token_warmup_min", "class_tokens",
     "trigger_word", "caption_lines",  # but for "each"
@@ -58,6 +58,7 @@ class RunTexts:
     def of_epoch(self, epoch: int, *, own: bool = False) -> dict[str, Path]:
         """Text -> the folder of a picture it belongs to. own: of this rank's batches alone."""
         end = self.last_batches if epoch == self.epochs - 1 else None
+        batches: Iterable[list[SampleRequest]]
         if own:
             sampler = copy.copy(self.sampler)
             sampler.set_epoch(epoch)
@@ -119,7 +120,7 @@ def is_steady(recipe: CaptionRecipe) -> bool:
     return recipe.use_of_lines != "each" and all(
         getattr(recipe, part.name) == getattr(plain, part.name)
         for part in fields(CaptionRecipe)
-        if part.name not in STEADY
+        if part.name not in SAME_EVERY_EPOCH
     )
 
 
@@ -131,7 +132,7 @@ class TextWindows:
     """
 
     def __init__(
-        self, texts: RunTexts, cache: TextCache, limit: int, share: Share = ALONE
+        self, texts: RunTexts, cache: TextCache, limit: int, share: Share = ONLY_PROCESS
     ) -> None:
         self.texts = texts
         self.cache = cache
@@ -176,7 +177,7 @@ class TextWindows:
             lasting=lasting,
             pictures=self.texts.steady,
             more_to_come=self.window.stop < epochs,
-            share=ALONE if own else self.share,
+            share=ONLY_PROCESS if own else self.share,
         )
         if len(self.window) < epochs:
             logger.info(

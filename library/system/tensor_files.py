@@ -12,7 +12,9 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +40,7 @@ class TensorFileError(ValueError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor in a file. dtype: as the header spells it; begin, end: its bytes in the file."""
 
     dtype: str
@@ -48,14 +50,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Header:
+class TensorHeader:
     """What a file holds, by the names of its tensors, in their order, and its free texts."""
 
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
 
 
-def read_header(path: str | Path) -> Header:
+def read_header(path: str | Path) -> TensorHeader:
     """The header, once it and the size of the file agree. Raises TensorFileError."""
     if os.path.isdir(path):
         raise TensorFileError("is a folder, not a .safetensors file")
@@ -63,26 +65,40 @@ def read_header(path: str | Path) -> Header:
         raise TensorFileError("no such file")
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(os.path.getsize(path) - 8, MAX_HEADER):
-                raise TensorFileError(f"not a whole .safetensors file (a header of {length} bytes)")
-            raw = file.read(length)
+            raw = header_bytes(file, os.path.getsize(path))
         if raw.count(b"{") > MAX_OBJECTS:  # before anything is made of them
             raise TensorFileError("lists more tensors than any model has")
         with utf8_name(path) as name, safe_open(name, "np"):
             pass  # the library's own checks: known dtypes; ranges fill the file and fit the shapes
-        header = json.loads(raw.decode("utf-8"))
+        header = parse_header(raw)
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, TensorFileError):
             raise
         raise TensorFileError(f"not a whole .safetensors file ({error})") from error
-    metadata = header.pop("__metadata__", None) or {}
-    entries = {}
-    for name, found in sorted(header.items()):
-        begin, end = (8 + length + offset for offset in found["data_offsets"])
-        entries[name] = Entry(found["dtype"], tuple(found["shape"]), begin, end)
-    check_shapes(entries)
-    return Header(entries, metadata)
+    check_shapes(header.entries)
+    return header
+
+
+def header_bytes(file: BinaryIO | RawIOBase, size: int, longest: int = MAX_HEADER) -> bytes:
+    """The JSON at the start of a file of `size` bytes, which is at its start. Raises TensorFileError."""
+    length = int.from_bytes(file.read(8) or b"", "little")
+    if not 2 <= length <= min(size - 8, longest):
+        raise TensorFileError(f"not a whole .safetensors file (a header of {length} bytes)")
+    return file.read(length) or b""
+
+
+def parse_header(raw: bytes) -> TensorHeader:
+    """What the header_bytes of a file say, taken at their word. Raises TensorFileError."""
+    start, entries = 8 + len(raw), {}
+    try:
+        described = json.loads(raw.decode("utf-8"))
+        metadata = dict(described.pop("__metadata__", None) or {})
+        for name, found in sorted(described.items()):
+            begin, end = (start + offset for offset in found["data_offsets"])
+            entries[name] = TensorEntry(found["dtype"], tuple(found["shape"]), begin, end)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise TensorFileError(f"not a whole .safetensors file ({error})") from error
+    return TensorHeader(entries, metadata)
 
 
 @contextmanager
@@ -97,7 +113,7 @@ def utf8_name(path: str | Path) -> Iterator[str | Path]:
         yield link
 
 
-def check_shapes(entries: Mapping[str, Entry]) -> None:
+def check_shapes(entries: Mapping[str, TensorEntry]) -> None:
     """Refuse the shapes whose product says nothing about the file's size: (0, 10**9)."""
     wrong = [
         f"{name} {entry.shape}"
@@ -108,7 +124,9 @@ def check_shapes(entries: Mapping[str, Entry]) -> None:
         raise TensorFileError(f"has tensors of shapes without numbers: {', '.join(wrong[:5])}")
 
 
-def read_tensors(path: str | Path, header: Header, names: Iterable[str]) -> dict[str, Tensor]:
+def read_tensors(
+    path: str | Path, header: TensorHeader, names: Iterable[str]
+) -> dict[str, Tensor]:
     """The named tensors, of dtypes in NUMBERS, read straight to their places: no second copy, no map.
 
     Raises TensorFileError when the file is no longer what its header said.
@@ -120,7 +138,7 @@ def read_tensors(path: str | Path, header: Header, names: Iterable[str]) -> dict
                 entry = header.entries[name]
                 data = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
                 file.seek(entry.begin)
-                if file.readinto(data.numpy()) != len(data):
+                if file.readinto(data.numpy().data) != len(data):
                     raise TensorFileError("was cut while it was read")
                 tensors[name] = data.view(NUMBERS[entry.dtype]).view(entry.shape)
     except OSError as error:

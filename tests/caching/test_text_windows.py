@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from library.caching.text_cache import TextCache
-from library.caching.text_windows import STEADY, RunTexts, TextWindows, is_steady
+from library.caching.text_windows import (
+    SAME_EVERY_EPOCH,
+    RunTexts,
+    TextWindows,
+    is_steady,
+)
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.captions import CaptionRecipe
 from library.data.datasets import TrainDataset
@@ -123,7 +128,7 @@ def test_only_parts_known_to_be_steady_leave_captions_unchanged(part):
     value = getattr(CaptionRecipe(), part)
     other = {bool: True, int: 2, float: 0.5, str: "|", type(None): "join"}[type(value)]
     assert is_steady(CaptionRecipe())
-    assert is_steady(CaptionRecipe(**{part: other})) == (part in STEADY)
+    assert is_steady(CaptionRecipe(**{part: other})) == (part in SAME_EVERY_EPOCH)
     assert not is_steady(CaptionRecipe(caption_lines="each"))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from library.caching.cache_files import CacheFile, read_header
+from library.caching.cache_files import CacheFile, read_cache_header
 from library.saving.state_folder import open_state
 from library.train_util import make_loader, windows
 from library.watching.monitor import AlertError, LossHistory, MemoryReading
@@ -82,7 +82,7 @@ def spoil_cached_latents(folder, key, factor):
     name = key.rpartition("/")[2]
     (path,) = (folder / "pictures" / "_cache").glob(f"{name}_*x*.safetensors")
     with open(path, "rb") as file:
-        owner = read_header(file, path.stat().st_size, path).fingerprint
+        owner = read_cache_header(file, path.stat().st_size, path).fingerprint
     CacheFile(path, owner, {}).write({"latents": load_file(path)["latents"] * factor})
 
 

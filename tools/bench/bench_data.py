@@ -143,7 +143,7 @@ def bench_cache(root: Path) -> Iterator[str]:
     npz = median_ms(read_npz, ITEMS)
     first = median_ms(lambda number: read_ours(number, True), ITEMS)
     later = median_ms(lambda number: read_ours(number, False), ITEMS)
-    header = median_ms(lambda number: ours[number][0].state(), ITEMS)
+    header = median_ms(lambda number: ours[number][0].status(), ITEMS)
     sizes = [sum(file.path.stat().st_size for file in pair) for pair in ours]
     theirs = sum(path.stat().st_size for path in (root / "items").glob("0.*.npz"))
     yield f"cache item, sd-scripts' npz: {npz:.2f} ms, {theirs / 1e6:.2f} MB"
