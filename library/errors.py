@@ -91,7 +91,7 @@ def format_problems(kind: str, problems: Sequence[Problem]) -> str:
     if len(problems) == 1 and not problems[0].where:
         only = problems[0]
         return f"{kind}: {only.source + ': ' if only.source else ''}{only.message}"
-    lines = []
+    lines: list[str] = []
     for source in dict.fromkeys(p.source for p in problems):
         group = [p for p in problems if p.source == source]
         count = f"{len(group)} problem{'s' if len(group) > 1 else ''}"

@@ -10,20 +10,21 @@ from dataclasses import dataclass, replace
 from library.data.buckets import Size, cropped_fraction
 from library.data.data_types import ImageInfo
 from library.data.dataset_config import DatasetConfig, DatasetGroupConfig, SubsetConfig
+from library.settings.dataset_keys import default_of
 
-UNCHANGED = {
-    "shuffle_caption": False,
-    "caption_dropout_rate": 0.0,
-    "caption_dropout_every_n_epochs": 0,
-    "caption_tag_dropout_rate": 0.0,
-    "token_warmup_step": 0.0,
-    "flip_aug": False,
-    "color_aug": False,
-    "random_crop": False,
-    "face_crop_aug_range": None,
-    "loss_multiplier": 1.0,
-}
-"""Settings of a subset that change nothing about picture and caption."""
+LEFT_TO_CHANCE = (
+    "shuffle_caption",
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
+    "token_warmup_step",
+    "flip_aug",
+    "color_aug",
+    "random_crop",
+    "face_crop_aug_range",
+    "loss_multiplier",
+)
+"""Settings of a subset whose defaults change nothing about picture, caption and loss."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Catalogue:
 
     def validation(self) -> Catalogue:
         """The pictures kept for validation, each once and without anything that is left to chance."""
+        plain = {name: default_of(name) for name in LEFT_TO_CHANCE}
         images = (
-            replace(image, subset=replace(image.subset, **UNCHANGED), repeats=1)
+            replace(image, subset=replace(image.subset, **plain), repeats=1)
             for image in self.held_out
         )
         return Catalogue(tuple(images), self.group)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from library.data.buckets import CropPlan
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from library.data.dataset_config import SubsetConfig
@@ -63,7 +64,7 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """Which picture, in which epoch (from 0), the how-manieth repeat (from 0).
+    """Which picture, and which of its repeats in which epoch, both from 0.
 
     batch: place of its batch in the epoch, over all ranks; token warm-up reads the time from it
     """
@@ -104,8 +105,6 @@ class Batch:
     texts: the captions' encoder outputs, None where they are not cached
     """
 
-    TENSORS: ClassVar = ("loss_weight", "pixels", "latents", "loss_mask")
-
     keys: tuple[str, ...]
     seeds: tuple[int, ...]
     captions: tuple[str, ...]
@@ -116,7 +115,7 @@ class Batch:
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
 
-    def to(self, device: object) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
         return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
 
@@ -125,8 +124,16 @@ class Batch:
         return self._with_each(lambda tensor: tensor.pin_memory())
 
     def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        values = {name: getattr(self, name) for name in self.TENSORS}
-        return replace(self, **{n: None if v is None else change(v) for n, v in values.items()})
+        def changed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else change(tensor)
+
+        return replace(
+            self,
+            loss_weight=change(self.loss_weight),
+            pixels=changed(self.pixels),
+            latents=changed(self.latents),
+            loss_mask=changed(self.loss_mask),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

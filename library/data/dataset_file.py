@@ -101,7 +101,7 @@ def folders_document(fallbacks: Mapping[str, Any]) -> tuple[dict, TableLines, li
             subset = {"image_dir": str(folder), "num_repeats": repeats, "class_tokens": class_name}
             subsets.append({**subset, **({"is_reg": True} if name == "reg_data_dir" else {})})
             flags.append(f"--{name}")
-    lines = {
+    lines: TableLines = {
         (("datasets", 0, "subsets", number), key): flag
         for number, flag in enumerate(flags)
         for key in ("", *subsets[number])

@@ -114,12 +114,11 @@ class TrainDataset:
         """Where this request's picture is cropped."""
         image = self.catalogue.images[request.index]
         subset, rng = image.subset, self.chance(request, "crop")
-        face = augment.face_in_name(image.path) if subset.face_crop_aug_range else None
-        if face is not None:
+        times_the_face = subset.face_crop_aug_range
+        if times_the_face and (face := augment.face_in_name(image.path)):
             return augment.face_crop(
-                image.plan, image.size, face, subset.face_crop_aug_range, rng,
-                scatter=subset.random_crop,
-            )  # fmt: skip
+                image.plan, image.size, face, times_the_face, rng, scatter=subset.random_crop
+            )
         return augment.random_crop(image.plan, rng) if subset.random_crop else image.plan
 
     def caption_of(self, request: SampleRequest) -> str:
@@ -157,7 +156,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         keys=tuple(sample.key for sample in samples),
         seeds=tuple(sample.seed for sample in samples),
         captions=tuple(sample.caption for sample in samples),
-        texts=None if samples[0].text is None else tuple(sample.text for sample in samples),
+        texts=tuple(sample.text for sample in samples if sample.text is not None) or None,
         loss_weight=torch.tensor([sample.loss_weight for sample in samples]),
         pixels=stack("pixels"),
         latents=stack("latents"),

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
@@ -117,11 +118,9 @@ def open_image(path: str | Path) -> Image.Image:
 def formats() -> tuple[str, ...]:
     """Of the formats that are read, those that this Pillow has, with the plugins that are there."""
     if has_plugin("pillow_jxl"):
-        import pillow_jxl  # noqa: F401  registers itself
+        import_module("pillow_jxl")  # registers itself
     if has_plugin("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+        import_module("pillow_heif").register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

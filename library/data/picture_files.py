@@ -137,16 +137,16 @@ def _from_json(
         by_stem.setdefault(name[: -len(path.suffix)], path)
     found: dict[Path, PictureFile] = {}
     for key, entry in entries.items():
-        path = by_name.get(key.replace("\\", "/")) or by_stem.get(key.replace("\\", "/"))
-        path = path or _named_file(key, base)
-        if path is None:
+        name = key.replace("\\", "/")
+        named = by_name.get(name) or by_stem.get(name) or _named_file(key, base)
+        if named is None:
             message = f"no such picture in {base}. Correct the name or remove the entry."
             findings.problem(message, f"{key!r:.60}", source)
-        elif path in found:
-            message = f"{path.name} has two entries. Keep one."
+        elif named in found:
+            message = f"{named.name} has two entries. Keep one."
             findings.problem(message, f"{key!r:.60}", source)
         else:
-            found[path] = PictureFile(path, name_within(path, base), _caption(entry, subset))
+            found[named] = PictureFile(named, name_within(named, base), _caption(entry, subset))
     if unread:
         findings.notes.append(f"{source}: not read: {', '.join(unread)} (captions and tags are)")
     if subset.image_dir:

@@ -40,7 +40,7 @@ def read_headers(
         if folder in remembered:
             known |= _recall(folder, inside)
     unknown = [path for inside in by_folder.values() for path in inside if path not in known]
-    problems = []
+    problems: list[Problem] = []
     with threads(READERS) as pool:
         headers = pool.map(_read, unknown)
         bar = tqdm(

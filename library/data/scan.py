@@ -189,7 +189,8 @@ def _without_twins(
 ) -> list[ImageInfo]:
     """Without pictures that look the same at two sizes of one list of resolutions."""
     seen: set[tuple] = set()
-    kept, twins = [], []
+    kept: list[ImageInfo] = []
+    twins: list[ImageInfo] = []
     for image in images:
         family = group.datasets[image.dataset_index].family
         look = (family, image.key.partition(".")[2], image.plan)
@@ -243,9 +244,9 @@ def _check_texts(images: list[ImageInfo], findings: Findings) -> None:
     used: dict[tuple[str, str, str], None] = {}
     for image in images:
         subset = image.subset
-        names = ("caption_prefix", "caption_suffix", "trigger_word")
-        names += ("class_tokens",) * (image.caption is None)
-        used |= dict.fromkeys((subset.place, name, getattr(subset, name)) for name in names)
+        fields = ["caption_prefix", "caption_suffix", "trigger_word"]
+        fields += ["class_tokens"] if image.caption is None else []
+        used |= dict.fromkeys((subset.place, name, getattr(subset, name)) for name in fields)
     for place, name, text in used:
         if as_utf8(text) != text:
             message = f"{name} = {text} is not UTF-8 text, and captions are. Write it in UTF-8"

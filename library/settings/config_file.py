@@ -93,7 +93,7 @@ class LoadedConfig:
         """The problem with the line or the flag it is about, where its own place names a flag."""
         if problem.source and not problem.source.startswith("--"):
             return problem
-        name = re.match(r"\w*", problem.source.lstrip("-") or problem.where)[0]
+        name = re.split(r"\W", problem.source.lstrip("-") or problem.where, maxsplit=1)[0]
         if name not in self.given:
             return replace(problem, where=problem.where or name, source=self.source)
         item = self.given[name]
@@ -126,7 +126,7 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
             reader.notes.append(ignored_note(reader.foreign, str(path)))
     given = {dest: item for dest, item in {**in_file, **typed}.items() if item.value != ""}
     values = reader.convert_all(given)
-    built = {group: build(group, values) for group in groups}
+    built: dict[type, Any] = {group: build(group, values) for group in groups}
     source = next((item.source for item in in_file.values()), COMMAND_LINE)
     for dest, item in given.items():
         flag_ = reader.flags[dest]

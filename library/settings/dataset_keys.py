@@ -145,6 +145,9 @@ KEYS = {
     "caption_lines": Key("text", None, flag=None, choices=CAPTION_LINES, idle=(NO_CAPTIONS,)),
     "trigger_word": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
 }
+TYPES: dict[str, type] = {
+    "bool": bool, "int": int, "float": float, "text": str, "path": str, "table": dict
+}  # fmt: skip
 EXPECTED = {
     "bool": "true or false",
     "int": "a whole number",
@@ -156,6 +159,11 @@ EXPECTED = {
     "range": "two numbers, [min, max]",
     "table": "a table",
 }
+
+
+def default_of(name: str) -> Any:
+    """The value of a key that nobody sets; of its flag and its field too."""
+    return KEYS[name].default
 
 
 def belongs(name: str, level: str) -> str:
@@ -180,8 +188,8 @@ def convert(key: Key, value: Any) -> Any:
         value = float(value)
     if key.kind == "bool" and type(value) is int and value in (0, 1):
         value = bool(value)
-    types = {"bool": bool, "int": int, "float": float, "text": str, "path": str, "table": dict}
-    if type(value) is not types[key.kind]:
+    found = type(value)  # a bool is no whole number here
+    if found is not TYPES[key.kind]:
         raise ValueError(_type_message(key, value))
     if key.kind == "path":
         return expand_path(value)

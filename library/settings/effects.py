@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
-Condition = Callable[[SimpleNamespace], object]
+Condition = Callable[[Any], object]
+"""Of the options, which are its argument's attributes: all of them, or those of one group."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def yaml_keys(text: str) -> dict[str, Any] | None:
     keys = re.findall(r"^([A-Za-z_]\w*)\s*:(?:\s|$)", text, re.MULTILINE)
     if not keys:
         return None
-    inner = {"process": []} if re.search(r"^\s+process\s*:", text, re.MULTILINE) else {}
+    inner: dict[str, list] = {"process": []} if re.search(r"^\s+process\s*:", text, re.MULTILINE) else {}
     return {key: inner for key in keys}
 
 

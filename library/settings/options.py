@@ -15,8 +15,9 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from library.errors import Problem
 from library.settings.effects import Idle, idle_reason
@@ -25,10 +26,24 @@ from library.settings.paths import check_escapes, expand_path
 from library.settings.user_classes import separate_assignments
 from library.utils import nearest_name
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 KEY = "flag"
 LARGEST = 2**64  # whole numbers stay below, as seeds do
 SWITCH_WORDS = {"true": True, "false": False, "1": True, "0": False}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Makes a field's value of text or of a TOML value. expected: what, where that is a ValueError"""
+
+    make: Callable[[Any], str | float]
+    expected: str
+
+    def __call__(self, value: Any) -> str | float:
+        return self.make(value)
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class Flag:
     ignored: the reason why it has no effect here; named once when set
     idle:    when it has no effect beside the other options
     refused: the reason why setting it is an error
-    read:    from text or a TOML value to the field's value; ValueError says what was expected
+    read:    where the field's value is more than a conversion to its type
     hidden:  not shown in --help (old misspellings)
     path:    a file or a folder: ~ and variables are replaced
     prose:   a text that may hold tabs and line ends
@@ -59,7 +74,7 @@ class Flag:
     check: Callable[[Any], str | None] | None = None
     refuses: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     off: tuple[Any, ...] = ()
-    read: Callable[[Any], Any] | None = None
+    read: Reading | None = None
     ignored: str = ""
     idle: tuple[Idle, ...] = ()
     refused: str = ""
@@ -111,7 +126,7 @@ def between(lowest: float, highest: float) -> Callable[[Any], str | None]:
     return check
 
 
-def steps_or_fraction(value: Any) -> float | int:
+def read_steps_or_fraction(value: Any) -> float | int:
     """Steps (a whole number), a fraction of the run (below 1) or a percentage ("10%")."""
     percent = isinstance(value, str) and value.strip().endswith("%")
     if isinstance(value, str):
@@ -123,10 +138,12 @@ def steps_or_fraction(value: Any) -> float | int:
     return int(value) if value >= 1 else float(value)
 
 
-steps_or_fraction.expected = "whole steps, a fraction below 1, or a percentage like 10% below 100%"
+steps_or_fraction = Reading(
+    read_steps_or_fraction, "whole steps, a fraction below 1, or a percentage like 10% below 100%"
+)
 
 
-def size(value: Any) -> str:
+def read_size(value: Any) -> str:
     """One or two whole numbers as text: 1024, "1024", "1024,768", [1024, 768] -> "1024,768"."""
     parts = value.split(",") if isinstance(value, str) else value
     parts = parts if isinstance(parts, list) else [parts]
@@ -138,17 +155,17 @@ def size(value: Any) -> str:
     return ",".join(map(str, edges))
 
 
-size.expected = 'a whole number or "width,height"'
+size = Reading(read_size, 'a whole number or "width,height"')
 
 
-def word(value: Any) -> str:
+def read_word(value: Any) -> str:
     """Text; true and false may stand without quotes."""
     if not isinstance(value, (bool, str)):
         raise ValueError
     return str(value).lower() if isinstance(value, bool) else value
 
 
-word.expected = "text in quotes"
+word = Reading(read_word, "text in quotes")
 
 
 def flags_of(group: type) -> tuple[Flag, ...]:
@@ -188,16 +205,14 @@ def add_flags(parser: argparse.ArgumentParser, group: type) -> None:
     section = parser.add_argument_group((group.__doc__ or group.__name__).split("\n")[0])
     for flag_ in flags_of(group):
         shown = argparse.SUPPRESS if flag_.hidden else help_text(flag_)
-        common = {"dest": flag_.dest, "default": argparse.SUPPRESS, "help": shown}
-        if flag_.is_switch and flag_.is_negatable:
-            action = argparse.BooleanOptionalAction
-            section.add_argument(*flag_.names, action=action, **common)
-        elif flag_.is_switch:
-            section.add_argument(*flag_.names, action="store_true", **common)
+        add = partial(
+            section.add_argument, *flag_.names, dest=flag_.dest, default=argparse.SUPPRESS, help=shown
+        )
+        if flag_.is_switch:
+            negatable = argparse.BooleanOptionalAction
+            add(action=negatable if flag_.is_negatable else "store_true")
         else:
-            metavar = flag_.type.__name__.upper()
-            nargs = "*" if flag_.many else None
-            section.add_argument(*flag_.names, nargs=nargs, metavar=metavar, **common)
+            add(metavar=flag_.type.__name__.upper(), nargs="*" if flag_.many else None)
 
 
 def help_text(flag_: Flag) -> str:

@@ -736,8 +736,8 @@ class SaveOptions:
         if self.output_name and {"/", "\\"} & set(self.output_name):
             message = "expected a name without folders; use output_dir for the folder."
             found.append(Problem(message, f"output_name = {self.output_name}"))
-        elif self.output_name and (message := name_problem(self.output_name)):
-            found.append(Problem(message, f"output_name = {self.output_name[:60]}"))
+        elif self.output_name and (wrong := name_problem(self.output_name)):
+            found.append(Problem(wrong, f"output_name = {self.output_name[:60]}"))
         return found
 
 

@@ -73,7 +73,7 @@ def read_lock(file: Path) -> dict[str, Any] | None:
     """What a lock file says; None when there is none. Raises OutputError when it says nothing."""
     try:
         holder = json.loads(file.read_text(encoding="utf-8"))
-        kinds = {"process": int, "host": str, "time": (int, float)}
+        kinds: dict[str, tuple[type, ...]] = {"process": (int,), "host": (str,), "time": (int, float)}
         is_whole = all(isinstance(holder.get(key), kind) for key, kind in kinds.items())
         if is_whole and 0 < holder["process"] < 2**31:
             return {**dict.fromkeys(("started", "boot", "processes")), **holder}
@@ -109,7 +109,7 @@ def problem_of(file: Path, holder: dict[str, Any]) -> Problem | None:
 
 def lock_problems(folder: Path, names: Collection[str]) -> list[Problem]:
     """Why a run that writes these names could not begin now; nothing is changed."""
-    problems = []
+    problems: list[Problem] = []
     for file in (lock_file(folder, name) for name in sorted(names)):
         try:
             holder = read_lock(file)
@@ -167,7 +167,7 @@ def claimed(folder: Path, names: Collection[str]) -> Iterator[list[str]]:
 
 def _take(file: Path, text: str) -> list[str]:
     """Make a lock file; returns what is to be said of the one that was there."""
-    notes = []
+    notes: list[str] = []
     while True:
         try:
             with open(file, "x", encoding="utf-8") as lock:

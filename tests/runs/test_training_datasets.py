@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from library.data.catalogue import UNCHANGED
+from library.data.catalogue import LEFT_TO_CHANCE
 from library.data.data_types import SampleRequest
 from library.data.dataset_config import SubsetConfig
 from library.data.datasets import collate
@@ -254,7 +254,7 @@ def test_validation_with_schedule_free_uses_the_averaged_weights(demo, run_folde
 
 
 def test_what_validation_leaves_out_is_all_that_is_drawn():
-    """A new random setting of a subset has to be thought of in UNCHANGED."""
+    """A new random setting of a subset has to be thought of in LEFT_TO_CHANCE."""
     drawn = {f.name for f in fields(SubsetConfig) if "aug" in f.name or "dropout" in f.name}
     drawn |= {"shuffle_caption", "random_crop", "token_warmup_step"}
-    assert drawn <= set(UNCHANGED)
+    assert drawn <= set(LEFT_TO_CHANCE)
