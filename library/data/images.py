@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import BinaryIO
 
@@ -118,9 +117,11 @@ def open_image(path: str | Path) -> Image.Image:
 def formats() -> tuple[str, ...]:
     """Of the formats that are read, those that this Pillow has, with the plugins that are there."""
     if has_plugin("pillow_jxl"):
-        import_module("pillow_jxl")  # registers itself
+        import pillow_jxl  # noqa: F401  registers itself
     if has_plugin("pillow_heif"):
-        import_module("pillow_heif").register_heif_opener()
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
