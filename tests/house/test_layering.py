@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # From the ground up. A file may import those of its own floor and of every floor below, for types too;
 # no import leads back to where it started. A new file has a place when it lies in a room.
 FLOORS = [
+    ("library/memory/kept library/memory/circumstances library/memory/lanes", "how a tensor waits"),
+    ("library/memory/recomputation library/memory/offloading", "for the backward pass"),
     ("library/anima_backend/modelling/*", "the networks"),
     ("library/errors", "what the user can put right"),
     ("library/system/*", "files, locks, signals, console"),
@@ -66,6 +68,10 @@ IN_FUNCTIONS = NEVER_AT_TOP | {
     "sentencepiece",  # make_demo, as well
     "tqdm",  # make_demo: runs up to here without the requirements
 }
+MECHANISMS = [  # of memory: they know no family, and import torch and themselves
+    f"library/memory/{name}.py"
+    for name in ("kept", "circumstances", "lanes", "recomputation", "offloading")
+]
 BACKEND_IMPORTS = {
     "vae.py": {"diffusers"},
     "attention.py": {"xformers", "flash_attn"},  # the optional backends it chooses
@@ -274,13 +280,14 @@ def test_the_check_sees_the_familys_name(text, found):
     assert any("anima" in name.lower() for name, _ in identifiers(ast.parse(text))) is found
 
 
-def test_the_backend_imports_torch_and_itself():
-    folder = "library/anima_backend/"
+def test_the_backend_imports_torch_itself_and_mechanisms_that_do_the_same():
+    backend = [path for path in FILES if path.startswith("library/anima_backend/")]
     wrong = []
-    for path in (path for path in FILES if path.startswith(folder)):
+    for path in [*backend, *MECHANISMS]:
         allowed = sys.stdlib_module_names | {"torch"} | BACKEND_IMPORTS.get(Path(path).name, set())
+        rooms = [*MECHANISMS, *(backend if path in backend else [])]
         for found in PRODUCT.imports_of(path, PRODUCT.source(path)):
-            if not (found.module.startswith(folder) or found.is_of(allowed)):
+            if not (found.module in rooms or found.is_of(allowed)):
                 wrong.append(f"{path}:{found.line} imports {found.module}")
     report(wrong)
 

@@ -7,12 +7,9 @@ without a mask; patches go in ordered (channel, row, column) and come out (row, 
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from library.anima_backend.modelling.attention import choose_backend
 from library.anima_backend.modelling.layers import (
@@ -27,6 +24,10 @@ from library.anima_backend.modelling.layers import (
 from library.anima_backend.modelling.llm_adapter import LLMAdapter
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import image_rope
+from library.memory.kept import Way
+from library.memory.lanes import lane_of
+from library.memory.offloading import RamStore
+from library.memory.recomputation import cheaply, recompute
 
 MIN_CONTEXT = 512
 
@@ -43,7 +44,8 @@ class Anima(nn.Module):
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.num_blocks))
         self.final_layer = FinalLayer(params)
         self.llm_adapter = LLMAdapter(params.llm_adapter)
-        self.checkpointing = "off"
+        self.recomputing = ["nothing"] * params.num_blocks  # or "cheap" or "block"
+        self.keep_input: Way | None = None  # of a block of which nothing else is kept
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,8 +82,8 @@ class Anima(nn.Module):
         time = (self.t_embedding_norm(features), self.t_embedder(features))
         rope = image_rope(height, width, self.params.head_dim, latents.device)
         context = context.to(self.dtype)
-        for block in self.blocks:
-            x = self.run_block(block, x, context, time, rope)
+        for number in range(len(self.blocks)):
+            x = self.run_block(number, x, context, time, rope)
         patches = self.final_layer(x, time).to(x.dtype)  # (B, h*w, p*p*C)
         p = self.params.patch
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
@@ -107,18 +109,30 @@ class Anima(nn.Module):
             rows = rows * t5_weights.to(rows)[..., None]
         return F.pad(rows, (0, 0, 0, max(0, MIN_CONTEXT - rows.shape[1])))
 
-    def run_block(self, block: Block, *inputs: object) -> Tensor:
-        if self.checkpointing == "off" or not torch.is_grad_enabled():
-            return block(*inputs)
-        offload = contextlib.nullcontext()
-        if self.checkpointing == "cpu_offload":
-            offload = torch.autograd.graph.save_on_cpu(pin_memory=self.device.type == "cuda")
-        with offload:
-            return checkpoint(block, *inputs, use_reentrant=False)
+    def run_block(self, number: int, x: Tensor, *others: object) -> Tensor:
+        block, mode = self.blocks[number], self.recomputing[number]
+        if mode == "cheap":
+            return cheaply(block, x, *others)
+        if mode == "block":
+            return recompute(block, x, *others, keep_first=self.keep_input)
+        return block(x, *others)
 
-    def enable_gradient_checkpointing(self, cpu_offload: bool = False) -> None:
-        """Recompute each block in the backward pass; cpu_offload keeps the blocks' inputs in RAM."""
-        self.checkpointing = "cpu_offload" if cpu_offload else "on"
+    def enable_gradient_checkpointing(
+        self, cpu_offload: bool = False, *, mode: str = "block", every: int = 1
+    ) -> None:
+        """Compute parts of the blocks again in the backward pass; before the first forward.
+
+        mode: "block", of a block only its input is kept; "cheap", what costs no matrix product is not
+              kept. Calls add up: a block is as the last call that chose it says
+        every: of so many blocks in a row the first is chosen, counted so that the last block is not,
+               whose recomputation would find the others' tensors still in memory
+        cpu_offload: the inputs of blocks of mode "block" wait in RAM
+        """
+        assert mode in ("block", "cheap") and every > 0, (mode, every)
+        for number in range(len(self.blocks) - every, -1, -every):
+            self.recomputing[number] = mode
+        if cpu_offload:
+            self.keep_input = RamStore(lane_of(self.device)).put
 
     def set_attention_backend(self, name: str) -> None:
         """torch, xformers or flash, for the DiT's attentions."""

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from library.anima_backend.modelling.attention import attention
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import rotate
+from library.memory.recomputation import cheap
 
 EPS = 1e-6
 
@@ -71,6 +72,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
+def heads(projected: Tensor, norm: nn.Module, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(B, L, heads, hd) -> the same normalised per head and, where rope is given, turned."""
+    normed = norm(projected)
+    return normed if rope is None else rotate(normed, rope)
+
+
 class Attention(nn.Module):
     """Self-attention (rope given) or attention to the text; q and k normalised per head first."""
 
@@ -87,10 +94,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         split = (-1, self.head_dim)
-        q = self.q_norm(self.q_proj(x).unflatten(-1, split))
-        k = self.k_norm(self.k_proj(source).unflatten(-1, split))
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
+        q = cheap(heads, self.q_proj(x).unflatten(-1, split), self.q_norm, rope)
+        k = cheap(heads, self.k_proj(source).unflatten(-1, split), self.k_norm, rope)
         v = self.v_proj(source).unflatten(-1, split)
         return self.output_proj(attention(q, k, v, None, self.backend))
 
@@ -104,7 +109,7 @@ class FeedForward(nn.Module):
         self.layer2 = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(F.gelu(self.layer1(x)))
+        return self.layer2(cheap(F.gelu, self.layer1(x)))
 
 
 class Block(nn.Module):
@@ -124,14 +129,14 @@ class Block(nn.Module):
     ) -> Tensor:
         """x (B, L, D), context (B, T, X), time = (embedded (B, 1, D), shared (B, 1, 3D))."""
         shift, scale, gate = self.adaln_modulation_self_attn(*time)
-        normed = modulate(x, shift, scale)
+        normed = cheap(modulate, x, shift, scale)
         x = torch.addcmul(x, gate.to(x), self.self_attn(normed, normed, rope).to(x))
         shift, scale, gate = self.adaln_modulation_cross_attn(*time)
-        x = torch.addcmul(
-            x, gate.to(x), self.cross_attn(modulate(x, shift, scale), context, None).to(x)
-        )
+        normed = cheap(modulate, x, shift, scale)
+        x = torch.addcmul(x, gate.to(x), self.cross_attn(normed, context, None).to(x))
         shift, scale, gate = self.adaln_modulation_mlp(*time)
-        return torch.addcmul(x, gate.to(x), self.mlp(modulate(x, shift, scale)).to(x))
+        normed = cheap(modulate, x, shift, scale)
+        return torch.addcmul(x, gate.to(x), self.mlp(normed).to(x))
 
 
 class FinalLayer(nn.Module):

@@ -1,0 +1,4 @@
+"""Where weights and activations are: what the backward pass keeps, computes again or fetches.
+
+The mechanisms know no model family and import torch only; what plans with them stands higher.
+"""

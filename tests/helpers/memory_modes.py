@@ -1,0 +1,81 @@
+"""Small models with adapters, to compare memory modes: what they give and what they keep."""
+
+import torch
+
+from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import DiTParams, LLMAdapterParams
+from networks import lokr_anima, lora_anima
+from tests.helpers.alive import Alive
+
+BLOCK_LINEARS = "q_proj,k_proj,v_proj,output_proj,layer1,layer2"
+KINDS = {
+    "lora": (lora_anima, {}),
+    "lora linears": (lora_anima, {"train_norm": "false", "target_modules": BLOCK_LINEARS}),
+    "lora dropouts": (
+        lora_anima, {"rank_dropout": 0.2, "module_dropout": 0.1, "neuron_dropout": 0.1},
+    ),
+    "lokr full": (lokr_anima, {"lokr_full_matrix": True, "neuron_dropout": 0.1}),
+    "lokr low": (lokr_anima, {"lokr_factor": 4}),
+    "norms": (lora_anima, {"target_modules": "none"}),
+}  # fmt: skip
+
+
+def small_dit(blocks: int = 2, width: int = 32) -> Anima:
+    """The proportions of the true one: text half as wide, an MLP four times."""
+    torch.manual_seed(0)
+    adapter = LLMAdapterParams(
+        vocab=16, source_dim=16, target_dim=width // 2, model_dim=16, head_dim=8, mlp_dim=16,
+        num_blocks=1,
+    )  # fmt: skip
+    return Anima(
+        DiTParams(
+            channels=16, patch=2, model_dim=width, head_dim=min(width // 2, 64),
+            text_dim=width // 2, adaln_dim=8, mlp_dim=4 * width, num_blocks=blocks,
+            llm_adapter=adapter,
+        )
+    )  # fmt: skip
+
+
+def adapted(kind: str, dtype: torch.dtype = torch.float32, **sizes: int):
+    """A small model with adapters away from zero; its network."""
+    module, options = KINDS[kind]
+    model = small_dit(**sizes).to(dtype)
+    network = module.create_network(1.0, 2, 1, None, None, model, **options)
+    network.apply_to(None, model)
+    network.on_epoch_start(None, model)
+    with torch.no_grad():
+        for parameter in network.get_trainable_params():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model, network
+
+
+def loss_of(model: torch.nn.Module, side: int = 8, seed: int = 0) -> torch.Tensor:
+    """Of two noisy latents of side x side with two texts; draws the same dropout each time."""
+    generator = torch.Generator().manual_seed(seed)
+    source = model.params.llm_adapter.source_dim
+    latents = torch.randn(2, 16, side, side, generator=generator)
+    hidden = torch.randn(2, 5, source, generator=generator)
+    ids = torch.randint(0, 16, (2, 4), generator=generator)
+    torch.manual_seed(seed)
+    velocity = model(latents, torch.tensor([0.3, 0.8]), hidden, ids)
+    return velocity.float().square().mean()
+
+
+def gradients(model: torch.nn.Module, **how: int) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss_of(model, **how).backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert expected and found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def kept_by_forward(model: torch.nn.Module, side: int) -> int:
+    """Bytes that wait for the backward pass; the model's own are not counted."""
+    with Alive(model.parameters()) as alive:
+        loss = loss_of(model, side)
+        size = alive.size()
+    del loss
+    return size
