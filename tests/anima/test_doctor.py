@@ -1,9 +1,6 @@
 """The report on a run: right about what would happen, no secrets, nothing made, in the trainer's words."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,29 +12,17 @@ from library.settings.run_config import OptimizerOptions
 from library.settings.user_classes import is_installed
 from library.training.optimizers import OPTIMIZERS, create_optimizer
 from tests.helpers import warm
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import python
 from tests.helpers.running import config_files, make_trainer, model_paths, train
 from tests.helpers.tiny import golden
 from tools import doctor
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def report(argv: list[str]) -> tuple[str, int]:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     return doctor.report(argv)
-
-
-def process(
-    folder: Path, *arguments: str, **environment: str
-) -> tuple[subprocess.CompletedProcess, str]:
-    """tools/doctor.py as a process of its own, started in `folder`."""
-    command = [sys.executable, str(ROOT / "tools/doctor.py"), *arguments]
-    here = {**os.environ, "PYTHONUTF8": "1", **environment}
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", env=here, check=False
-    )
-    return done, done.stdout
 
 
 def line_of(text: str, start: str) -> str:
@@ -211,7 +196,9 @@ def test_secrets_are_not_printed(demo, run_folder):
     typed = ["--huggingface_token", "typed-secret", "and-more"]
     home = {"HOME": str(run_folder / "home"), "USERPROFILE": str(run_folder / "home")}
     endpoint = {"HF_ENDPOINT": "https://me:password@example.org"}
-    done, text = process(run_folder, *argv, *typed, **home, **endpoint)
+    environment = {**os.environ, **home, **endpoint}
+    done = warm.run(["-m", "tools.doctor", *argv, *typed], cwd=run_folder, env=environment)
+    text = done.stdout
     assert done.returncode == 2
     for secret in ("0123456789", "misspelt-name", "typed-secret", "and-more", "me:password"):
         assert secret not in done.stdout + done.stderr
@@ -223,8 +210,8 @@ def test_secrets_are_not_printed(demo, run_folder):
 def test_it_runs_from_another_folder_as_a_process(demo, run_folder, tmp_path_factory):
     argv = config_files(demo, run_folder, {})
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    done, text = process(elsewhere, *argv)
-    assert done.returncode == 0 and "The run would start." in text, done.stderr
+    done = python(ROOT / "tools/doctor.py", *argv, cwd=elsewhere)
+    assert done.returncode == 0 and "The run would start." in done.stdout, done.stderr
     assert not list(elsewhere.iterdir())
 
 
@@ -243,9 +230,9 @@ def test_the_trainer_gives_the_same_report_with_check_only(demo, run_folder, set
 
 
 def test_without_arguments_it_describes_the_machine_and_says_what_is_needed(tmp_path):
-    done, text = process(tmp_path)
+    done = warm.run(["-m", "tools.doctor"], cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "Python" in text and "anima_transformer  is needed" in text
+    assert "Python" in done.stdout and "anima_transformer  is needed" in done.stdout
 
 
 def test_a_disk_that_is_too_small_is_a_problem(tmp_path):

@@ -3,9 +3,7 @@
 import inspect
 import json
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from library.anima_models import load_anima_qwen_model, load_anima_transformer, 
 from library.anima_runtime import key_mapping, model_loading
 from library.anima_runtime.key_mapping import PREFIXES
 from library.errors import ModelFileError
+from tests.helpers.processes import python, run_code
 from tests.helpers.tiny import golden, golden_vectors, rel_l2, tiny_transformer, tiny_vae
 
 DIT_FILE = golden("anima_tiny_dit.safetensors")
@@ -196,10 +195,8 @@ tensors = model_loading.read_tensors({str(path)!r}, disable_mmap=True)
 model_loading.fill(network, tensors, "cpu", torch.{dtype})
 print(peak() - before)
 """
-    root = Path(__file__).resolve().parents[2]
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True
-    )
+    run = run_code(code)
+    assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 1.3 * size
 
 
@@ -378,8 +375,8 @@ def test_importing_the_loaders_imports_no_model_library():
         "import sys, library.anima_models;"
         "assert not {'transformers', 'diffusers', 'accelerate'} & set(sys.modules), 'heavy'"
     )
-    root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    run = python("-c", code)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from library.anima_runtime.start_notes import DIFFERENCES
 from library.errors import ConfigError
 from networks.loading import make_network
-from tests.helpers.running import ROOT, config_files, make_trainer, train
+from tests.helpers.paths import ROOT
+from tests.helpers.running import config_files, make_trainer, train
 
 QUIET = {
     "network_train_unet_only": True, "train_norm": False,

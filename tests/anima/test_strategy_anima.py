@@ -13,7 +13,8 @@ from library.strategy_anima import (
     AnimaTokenizeStrategy,
     AnimaTokens,
 )
-from tests.anima.test_tokenizer_assets import SHARED, needs_real
+from tests.helpers.paths import SHARED
+from tests.helpers.real_tokenizers import needs_real
 from tests.helpers.tiny import (
     assert_matches_golden,
     golden,

@@ -16,12 +16,9 @@ from library.anima_runtime.tokenizer_assets import (
     load_t5_tokenizer,
 )
 from library.errors import ModelFileError
+from tests.helpers.paths import SHARED
+from tests.helpers.real_tokenizers import needs_real
 from tests.helpers.tiny import golden
-
-SHARED = Path(__file__).resolve().parents[3] / "shared"
-needs_real = pytest.mark.skipif(
-    not (SHARED / "tokenizers").is_dir(), reason="the real tokenizers are not in ../shared"
-)
 
 ROUTES = {
     "qwen folder": (QWEN, "qwen3", ("vocab.json", "merges.txt", "tokenizer_config.json")),

@@ -1,9 +1,7 @@
 """Base model files from strangers: they load, or are refused in words; nothing else can happen."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +17,9 @@ from library.anima_runtime import model_loading
 from library.errors import ModelFileError, UserError
 from library.system.tensor_files import read_header
 from tests.helpers.hostile_files import ODD_VALUES, examples, file_bytes, layout_of, spoiled
+from tests.helpers.processes import run_code
 from tests.helpers.tiny import golden
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     "dit": "anima_tiny_dit.safetensors",
     "vae": "qwen_image_vae_tiny.safetensors",
@@ -251,8 +249,7 @@ def test_a_model_that_does_not_fit_is_not_read(path, how):
     write(small, SHAPES["dit"])
     shapes = {**SHAPES["dit"], "net.blocks.0.mlp.layer1.weight": (2**16, 2**15)}
     write(path, shapes)
-    command = [sys.executable, "-c", TOO_MUCH, str(small), str(path), how]
-    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    run = run_code(TOO_MUCH, small, path, how)
     assert run.returncode == 0 and int(run.stdout) < 2**27, run.stderr
     path.unlink()
 

@@ -4,7 +4,6 @@ import io
 import os
 import random
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from tests.helpers import warm
 from tests.helpers.caching_process import captions_of, check, fill
 from tests.helpers.dataset_files import LetterEncoder, ShrinkingEncoder, catalogue_of, folder_of
 
-ROOT = Path(__file__).resolve().parents[2]
 ITEMS = 5 * 2 + 5  # latents with their mirrored ones, and texts
 
 

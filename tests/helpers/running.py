@@ -1,20 +1,13 @@
 """Running the real trainer in this process on the demo, with settings a test changes."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState, GradientState
 
 import anima_train_network
-from tests.helpers import warm
 
-ROOT = Path(__file__).resolve().parents[2]
 STILL = 1e-300  # a learning rate that changes no float32; 0 is refused
 BASE = {
     "output_name": "run",
@@ -87,46 +80,3 @@ def train(demo: Path, folder: Path, settings: dict[str, Any] | None = None, **da
     trainer = make_trainer(config_files(demo, folder, settings or {}, **dataset))
     trainer.train()
     return trainer
-
-
-def start(argv: list[str], launcher: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
-    """The trainer as a process of its own, or a launcher's, in a process group that is its own."""
-    command = [*launcher, "anima_train_network.py", *argv]
-    keywords = {"env": plain_environment(**environment), "stderr": subprocess.PIPE}
-    if not launcher:
-        return warm.start(command, **keywords)
-    return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, text=True, start_new_session=True, **keywords
-    )
-
-
-def plain_environment(**more: str) -> dict[str, str]:
-    """The environment without what a launcher, or a trainer in this process, left in it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "TORCHEL"))}
-    return {**kept, "OMP_NUM_THREADS": "1", **more}
-
-
-def run_ranks(processes: int, argv: list[str], **more: str) -> list[subprocess.CompletedProcess]:
-    """A program once for each rank, in the environment that torchrun makes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), **more}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
-
-    def one(rank: int) -> subprocess.CompletedProcess:
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        return warm.run(argv, env=plain_environment(**shared, **own))
-
-    with ThreadPoolExecutor(processes) as pool:
-        return list(pool.map(one, range(processes)))
-
-
-def read_until(process: subprocess.Popen, text: str) -> str:
-    """What the process says on standard error, up to the line with `text`; fails when it ends first."""
-    said = ""
-    for line in process.stderr:
-        said += line
-        if text in line:
-            return said
-    raise AssertionError(f"ended with code {process.wait()} before saying {text!r}:\n{said}")

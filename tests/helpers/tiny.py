@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from library.anima_models import load_anima_qwen_model, load_anima_transformer, load_anima_vae
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from tests.helpers.paths import GOLDEN
 
 
 def golden(name: str) -> Path:

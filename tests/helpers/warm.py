@@ -25,7 +25,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.paths import ROOT
+
 LEASE, PROGRAM = b"L", b"P"
 MODULES = (
     "anima_train_network",
@@ -33,11 +34,13 @@ MODULES = (
     "tools.cache_latents",
     "tools.cache_text_encoder_outputs",
     "tools.convert_anima_root_to_kohya",
+    "tools.doctor",
     "tools.make_demo",
     "tools.preview_buckets",
     "tests.helpers.caching_process",
     "networks.lokr_anima",
     "networks.lora_anima",
+    "accelerate.commands.launch",
     "bitsandbytes",
     "diffusers.models.autoencoders.autoencoder_kl_qwenimage",
     "prodigyopt",
@@ -47,6 +50,7 @@ MODULES = (
     "torch.utils.tensorboard",
     "tokenizers",
     "tomlkit",
+    "torch.distributed.run",
     "transformers.optimization",
     "transformers.models.qwen3.modeling_qwen3",
     "transformers.models.qwen2.tokenization_qwen2_fast",

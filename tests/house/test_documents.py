@@ -8,8 +8,8 @@ import pytest
 from library.config_util import load_dataset_config
 from library.settings.dataset_keys import KEYS
 from tests.helpers.dataset_files import draw
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 DATASET_DOCUMENT = ROOT / "docs" / "config_README.md"
 

@@ -4,7 +4,6 @@ This is the one test that reads source text: who imports whom is a property of t
 """
 
 import ast
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
@@ -13,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import python
 from tools._imports import Import, Product, circles
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # From the ground up. A file may import those of its own floor and of every floor below, for types too;
 # no import leads back to where it started. A new file has a place when it lies in a room.
@@ -226,8 +225,7 @@ def test_declarations_load_without_torch(path):
     module = path.removesuffix(".py").replace("/", ".")
     heavy = ("torch", "accelerate", "transformers", "diffusers")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
-    command = [sys.executable, "-c", code]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = python("-c", code)
     assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr
 
 

@@ -4,8 +4,6 @@ import errno
 import os
 import shutil
 import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -15,10 +13,9 @@ from library.saving.checkpoints import write_or_rescue
 from library.saving.metadata import FileHashes, legacy_hash
 from library.system.system_errors import output_errors
 from library.utils import atomic_write, give_usual_permissions, sha256_of_file
-from tests.helpers import warm
+from tests.helpers.processes import TRAINER, run_code
 from tests.helpers.running import config_files, make_trainer, train
 
-ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files by rlimit")
 LIMITED = """
 import resource, runpy, sys
@@ -31,12 +28,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def run_limited(limit, argv, **more):
     """The trainer where no file may grow beyond `limit` bytes, as on a disk that is full."""
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT), **more}
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "limited.py"
-        program.write_text(LIMITED)
-        arguments = [str(program), str(limit), "anima_train_network.py", *argv]
-        return warm.run(arguments, env=environment)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **more}
+    return run_code(LIMITED, limit, TRAINER, *argv, env=environment)
 
 
 def told(done):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,26 +12,16 @@ import torch
 from safetensors.torch import load_file
 
 from library.errors import ConfigError
-from tests.helpers.running import config_files, make_trainer, run_ranks
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import TORCHRUN, ended, start, start_ranks
+from tests.helpers.running import config_files, make_trainer
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as on Linux")
 
 
-def command(script, *arguments):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return [*launcher, "--nproc_per_node=2", str(ROOT / script), *arguments]
-
-
-def environment(**more):
-    known = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-    return {**known, "PYTHONPATH": str(ROOT)}
-
-
 def run(script, *arguments, processes=2):
-    ended = run_ranks(processes, [str(ROOT / script), *arguments], CUDA_VISIBLE_DEVICES="")
-    assert all(done.returncode == 0 for done in ended), [done.stderr[-2000:] for done in ended]
-    return "".join(done.stderr for done in ended)
+    ranks = start_ranks(processes, [str(ROOT / script), *arguments], CUDA_VISIBLE_DEVICES="")
+    return ended(ranks)
 
 
 def same_bucket(trainer, count):
@@ -167,10 +156,7 @@ def rank_process(launcher, rank):
 def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder):
     settings = {"save_every_n_steps": 2, "max_train_steps": 5000, "log_with": "none"}
     argv = config_files(demo, run_folder, settings)
-    started = subprocess.Popen(
-        command("anima_train_network.py", *argv), cwd=ROOT, env=environment(),
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+    started = start(argv, TORCHRUN, CUDA_VISIBLE_DEVICES="")
     try:
         first = run_folder / "out" / "run-step00000002.safetensors"
         while not first.exists() and started.poll() is None:
@@ -179,7 +165,8 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder):
         lock = json.loads((run_folder / "out" / ".run.lock").read_text())
         assert lock["process"] == rank_process(started.pid, 0)  # one of them holds it for all
         os.kill(rank_process(started.pid, 1), signal.SIGKILL)
-        _, told = started.communicate(timeout=600)
+        told = started.stderr.read()
+        started.wait()
     finally:
         started.kill()
     assert started.returncode != 0

@@ -7,17 +7,11 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers import warm
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import TRAINER
 from tests.helpers.running import config_files, model_paths
 from tools import _environment as environment
 from tools import _quickstart as quickstart
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess:
-    accelerate = environment.accelerate(Path(sys.executable))
-    command = [*map(str, accelerate), "launch", "anima_train_network.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_ten_steps_end_with_a_file_comfyui_reads(demo, run_folder):
@@ -26,8 +20,10 @@ def test_ten_steps_end_with_a_file_comfyui_reads(demo, run_folder):
     dataset_file.write_text(dataset.replace("demo/pictures", str(run_folder / "pictures")))
     here = {**model_paths(demo), "output_dir": str(run_folder / "out")}
     arguments = [word for name, value in here.items() for word in (f"--{name}", value)]
-    done = launch(
-        "--config_file", quickstart.TRAIN_CONFIG, "--dataset_config", str(dataset_file), *arguments
+    done = subprocess.run(
+        [*map(str, environment.accelerate(Path(sys.executable))), "launch", TRAINER,
+         "--config_file", quickstart.TRAIN_CONFIG, "--dataset_config", str(dataset_file), *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out = run_folder / "out"

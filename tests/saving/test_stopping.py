@@ -13,7 +13,8 @@ import anima_train_network
 from library.errors import DatasetError
 from library.saving.state_folder import longest_path, open_state
 from library.saving.stopping import OutOfMemory, Request, StopRequests
-from tests.helpers.running import config_files, make_trainer, read_until, start
+from tests.helpers.processes import ACCELERATE, TRAINER, ended, read_until, start, start_ranks
+from tests.helpers.running import config_files, make_trainer
 
 SCHEMA = "anima_resume_snapshot/v2"
 LONG = {"max_train_steps": 3000, "save_state": True, "save_every_n_steps": 2, "no_metadata": True}
@@ -51,7 +52,7 @@ def test_a_signal_ends_a_run_with_everything_saved(demo, run_folder, number, pip
 
 
 def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder):
-    process = start(config_files(demo, run_folder, LONG), ("-m", "accelerate.commands.launch"))
+    process = start(config_files(demo, run_folder, LONG), ACCELERATE)
     read_until(process, "run-step00000002-state")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
     process.wait()
@@ -64,13 +65,11 @@ def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder):
 
 
 def test_two_processes_stop_at_the_same_step(demo, run_folder):
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
     argv = config_files(demo, run_folder, LONG, batch_size=1)
-    process = start(argv, launcher, ACCELERATE_USE_CPU="true")
-    read_until(process, "run-step00000004-state")
+    ranks = start_ranks(2, [TRAINER, *argv])
+    read_until(ranks[0], "run-step00000004-state")
     (run_folder / "out" / "save_quit").touch()
-    said = process.stderr.read()
-    assert process.wait() == 0, said
+    said = ended(ranks)
     state, _ = last_state(run_folder)
     assert said.count("to go on, add to the same command") == 1 and f"--resume {state}" in said
     assert not (run_folder / "out" / "save_quit").exists()

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from library.settings.run_config import (
     NetworkOptions,
     SaveOptions,
 )
+from tests.helpers.processes import python
 from tests.helpers.running import model_paths, write_dataset, write_toml
 
 try:
@@ -27,7 +26,6 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = Path(anima_train_network.__file__).parent
 NEEDED = {
     "anima_transformer": "d",
     "vae": "v",
@@ -453,8 +451,7 @@ def test_a_problem_ends_the_program_with_code_2_and_loads_no_model_library(tmp_p
         "finally:\n    print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
     )
     for words, code_expected in ((["--config_file", str(tmp_path / "a")], 2), (["--help"], 0)):
-        command = [sys.executable, "-c", code, *words]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        ended = python("-c", code, *words)
         assert ended.returncode == code_expected, ended.stderr
         loaded = set(ended.stdout.splitlines()[-1].split())
         heavy = {"transformers", "diffusers", "accelerate", "tensorboard", "bitsandbytes", "wandb"}

@@ -11,8 +11,8 @@ import anima_train_network
 from library.config_util import load_dataset_config
 from library.settings.config_file import read_config
 from library.settings.options import all_flags
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN_FILES = sorted((ROOT / "configs").rglob("*train_args.toml"))
 DATASET_FILES = sorted((ROOT / "configs").rglob("*dataset.toml"))
 TEMPLATE = ROOT / "configs/examples/anima_full_template_train_args.toml"

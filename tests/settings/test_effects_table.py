@@ -20,6 +20,7 @@ from library.settings.run_config import TrainConfig
 from tests.helpers import effects_table, observed
 from tests.helpers.dataset_files import draw, folder_of
 from tests.helpers.effects_table import Case
+from tests.helpers.paths import TESTS
 from tests.helpers.running import toml_value
 
 FLAGS = all_flags(GROUPS)
@@ -27,7 +28,6 @@ TWINS = {name if key.flag == "=" else key.flag: name for name, key in KEYS.items
 EFFECTIVE = [f.dest for f in FLAGS.values() if not (f.ignored or f.refused or f.dest in TWINS)]
 NEEDED = ["--anima_transformer", "d", "--vae", "v", "--qwen", "q", "--output_dir", "out"]
 
-TESTS = Path(__file__).resolve().parents[1]
 
 
 def words(settings: dict[str, Any]) -> list[str]:

@@ -1,13 +1,13 @@
 """The flag table as a contract: a flag is added, renamed or given another default on purpose."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from anima_train_network import GROUPS, load_run, setup_parser
 from library.settings.config_file import read_config
 from library.settings.options import all_flags
+from tests.helpers.paths import TESTS
 from tools import make_flags_doc
 
 FLAGS = all_flags(GROUPS)
@@ -26,7 +26,7 @@ def described() -> dict[str, list]:
 
 
 def checked_in() -> dict:
-    return json.loads((Path(__file__).parents[1] / "flags.json").read_text(encoding="utf-8"))
+    return json.loads((TESTS / "flags.json").read_text(encoding="utf-8"))
 
 
 def read(*argv: str):

@@ -13,10 +13,10 @@ import pytest
 from library.errors import Problem, UserError
 from library.system import console, stop_signals
 from library.system.program import run_main
+from tests.helpers.paths import ROOT
 from tools import _environment as environment
 from tools import _quickstart
 
-ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = sorted(
     {
         *(path.stem for path in ROOT.glob("*.py")),

@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,8 +17,7 @@ from library.utils import (
     position_seed,
     setup_logging,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.processes import python
 
 
 def test_a_single_sentence_stands_on_one_line():
@@ -88,8 +86,7 @@ def run_program(body: str) -> subprocess.CompletedProcess:
     """Run `body` as a program's main(), in a process of its own."""
     imports = "from library.errors import ConfigError, Problem\nfrom library.system.program import run_main"
     code = f"{imports}\ndef main():\n    {body}\nrun_main(main)"
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return python("-c", code)
 
 
 def test_a_user_error_ends_a_program_with_code_2_and_no_traceback():

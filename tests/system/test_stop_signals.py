@@ -14,7 +14,9 @@ from library.system import stop_signals
 from library.system.program import NOTHING_TRAINED
 from library.system.stop_signals import Interrupts, is_launched, signals
 from library.utils import threads
-from tests.helpers.running import ROOT, config_files, read_until, start
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import TRAINER, python, read_until, start
+from tests.helpers.running import config_files
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1)
 LISTENER = """
@@ -95,7 +97,9 @@ def assert_nothing_was_trained(process, said, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_while_modules_are_imported_is_no_traceback(number):
-    process = start([], ("-X", "importtime"))
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", TRAINER], cwd=ROOT, text=True, stderr=subprocess.PIPE
+    )
     read_until(process, " torch._")  # one of the first of torch's many
     process.send_signal(number)
     assert_nothing_was_trained(process, "", number)
@@ -130,10 +134,7 @@ def test_an_error_does_not_wait_for_files_that_are_being_hashed(tmp_path):
         "    raise UserError('early')\n"
         "run_main(main)\n"
     )
-    command = [sys.executable, "-c", program]
-    ended = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
-    )
+    ended = python("-c", program)
     assert (ended.returncode, ended.stderr) == (2, "UserError: early\n")
 
 

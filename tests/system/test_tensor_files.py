@@ -1,8 +1,6 @@
 """Reading safetensors files without trust, compared with the library's own reader."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -19,8 +17,7 @@ from library.system.tensor_files import (
     read_tensors,
 )
 from tests.helpers.hostile_files import SIZES, examples, file_bytes, layout_of, spoiled
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.processes import run_code
 
 tensors = st.lists(
     st.tuples(
@@ -127,8 +124,7 @@ try:
 except (UserError, TensorFileError):
     print(of_process("VmHWM") - before)
 """
-    command = [sys.executable, "-c", program]
-    run = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    run = run_code(program)
     assert run.returncode == 0, run.stderr
     return int(run.stdout)
 

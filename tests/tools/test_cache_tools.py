@@ -17,7 +17,6 @@ from tools._ahead import trainer_before_its_caches
 from tools.cache_latents import cache_latents
 from tools.cache_text_encoder_outputs import cache_text
 
-ROOT = Path(__file__).resolve().parents[2]
 DISK = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
 CHANGING = {"shuffle_caption": True, "caption_dropout_rate": 0.2, "flip_aug": True}
 

@@ -1,15 +1,14 @@
 """The converter: every row of its table, what it refuses, and that its result trains."""
 
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import toml
 
 from library.errors import UserError
 from tests.helpers import warm
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import python
 from tests.helpers.running import model_paths, toml_value
 from tools import _root_style as root_style
 from tools.convert_anima_root_to_kohya import SHIFT_LINES, run
@@ -19,7 +18,6 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "convert_anima_root_to_kohya.py"
 MINIMAL = {
     "model": {"transformer_path": "dit.safetensors", "vae_path": "vae.safetensors",
@@ -300,10 +298,6 @@ def test_names_and_folder_can_be_chosen_and_a_bom_does_not_matter(tmp_path):
     ]
 
 
-def process(command, folder):
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
 def test_from_the_old_file_to_a_trained_adapter_by_the_printed_commands(demo, run_folder, tmp_path):
     """The trainer refuses the old file and prints the converter, which prints the trainer."""
     paths = model_paths(demo)
@@ -321,11 +315,11 @@ def test_from_the_old_file_to_a_trained_adapter_by_the_printed_commands(demo, ru
                     "shuffle_caption": True, "cache_latents": True},
         "output": {"output_dir": "out", "save_every": 1},
     })  # fmt: skip
-    refused = process([sys.executable, str(ROOT / "anima_train_network.py"), "--config_file", str(old)],
-                      tmp_path)  # fmt: skip
+    trainer = str(ROOT / "anima_train_network.py")
+    refused = warm.run([trainer, "--config_file", str(old)], cwd=tmp_path)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
     printed = shlex.split(refused.stderr.rpartition("Convert it: python ")[2].strip())
-    done = process([sys.executable, *printed], tmp_path)
+    done = python(*printed, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(line in done.stdout for line in SHIFT_LINES)
     following = shlex.split(done.stdout.strip().splitlines()[-1])
@@ -341,5 +335,5 @@ def test_from_the_old_file_to_a_trained_adapter_by_the_printed_commands(demo, ru
 
 
 def test_mistakes_on_its_own_command_line_end_with_code_2(tmp_path):
-    done = process([sys.executable, str(TOOL)], tmp_path)
+    done = warm.run(["-m", "tools.convert_anima_root_to_kohya"], cwd=tmp_path)
     assert done.returncode == 2 and "--input" in done.stderr and "Traceback" not in done.stderr

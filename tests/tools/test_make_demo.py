@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 import sys
 from math import prod
 from pathlib import Path
@@ -20,16 +19,15 @@ from library.anima_runtime.tokenizer_assets import (
     load_t5_tokenizer,
 )
 from library.strategy_anima import AnimaTextEncodingStrategy, AnimaTokenizeStrategy
-from tests.anima.test_tokenizer_assets import SHARED, needs_real
+from tests.helpers import warm
+from tests.helpers.paths import ROOT, SHARED
+from tests.helpers.processes import python
+from tests.helpers.real_tokenizers import needs_real
 from tools import make_demo
 from tools._demo_weights import dit_scale, write_model
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_tool(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / "make_demo.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+TOOL = ROOT / "tools/make_demo.py"
+MODULE = ("-m", "tools.make_demo", "--output")
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -47,9 +45,9 @@ def pictures(demo: Path) -> list[Path]:
 
 def test_the_same_seed_gives_the_same_bytes_and_another_gives_others(demo, tmp_path):
     expected = hashes(demo)
-    assert run_tool("--output", tmp_path / "again").returncode == 0
+    assert python(TOOL, "--output", tmp_path / "again").returncode == 0  # with a hash() of its own
     assert hashes(tmp_path / "again") == expected
-    assert run_tool("--output", tmp_path / "other", "--seed", 1).returncode == 0
+    assert warm.run([*MODULE, str(tmp_path / "other"), "--seed", "1"]).returncode == 0
     other = hashes(tmp_path / "other")
     assert other.keys() == expected.keys()
     same = [name for name in other if other[name] == expected[name]]
@@ -62,7 +60,7 @@ def test_a_second_run_renews_its_own_files_and_touches_no_others(tmp_path):
     (tmp_path / "mine.txt").write_text("keep me")
     (tokenizer / "special_tokens_map.json").write_text("of another tokenizer")
     (tmp_path / "README.txt").write_text("old")
-    result = run_tool("--output", tmp_path, cwd=tmp_path)
+    result = warm.run([*MODULE, str(tmp_path)], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "mine.txt").read_text() == "keep me"
     assert "RANDOM" in (tmp_path / "README.txt").read_text("utf-8")
@@ -74,7 +72,7 @@ def test_a_second_run_renews_its_own_files_and_touches_no_others(tmp_path):
 def test_another_tools_package_in_the_current_folder_does_no_harm(tmp_path):
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools" / "__init__.py").write_text("raise SystemExit('the wrong tools')")
-    result = run_tool("--output", "made", "--only", "qwen", cwd=tmp_path)
+    result = python(TOOL, "--output", "made", "--only", "qwen", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     made = [p.name for p in (tmp_path / "made" / "models").iterdir()]
     assert made == ["qwen_3_06b.safetensors"]
@@ -185,7 +183,7 @@ def test_the_first_prediction_has_the_targets_size_and_gradients_reach_every_ten
 
 @needs_real
 def test_real_tokenizers_are_copied_and_size_both_tables(tmp_path):
-    result = run_tool("--output", tmp_path, "--tokenizers", SHARED / "tokenizers")
+    result = warm.run([*MODULE, str(tmp_path), "--tokenizers", str(SHARED / "tokenizers")])
     assert result.returncode == 0, result.stderr
     models = tmp_path / "models"
     with safe_open(models / "qwen_3_06b.safetensors", framework="pt") as file:
@@ -197,12 +195,12 @@ def test_real_tokenizers_are_copied_and_size_both_tables(tmp_path):
 
 
 def test_a_wrong_folder_is_a_short_error_and_nothing_is_written(tmp_path):
-    result = run_tool("--output", tmp_path / "made", "--tokenizers", tmp_path)
+    result = warm.run([*MODULE, str(tmp_path / "made"), "--tokenizers", str(tmp_path)])
     assert result.returncode == 2
     assert "has no folder qwen3" in result.stderr
     assert "Traceback" not in result.stderr
     (tmp_path / "file").write_text("")
-    result = run_tool("--output", tmp_path / "file")
+    result = warm.run([*MODULE, str(tmp_path / "file")])
     assert result.returncode == 2
     assert "cannot be written" in result.stderr
     assert not list((tmp_path / "made").rglob("*.safetensors"))

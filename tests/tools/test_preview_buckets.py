@@ -1,8 +1,5 @@
 """tools/preview_buckets.py: the table, and that the sheet shows what the trainer sees."""
 
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +7,13 @@ import torch
 from PIL import Image
 
 from library.errors import UserError
+from tests.helpers import warm
 from tests.helpers.dataset_files import folder_of
+from tests.helpers.paths import ROOT
+from tests.helpers.processes import python
 from tools import _contact_sheet as contact_sheet
 from tools.preview_buckets import preview
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = "resolution = 64\nbatch_size = 2\nenable_bucket = true\nbucket_reso_steps = 16\n"
 
 
@@ -96,12 +95,8 @@ def test_what_cannot_be_shown_is_told(dataset, more, message):
 
 
 def test_as_a_process_from_anywhere(dataset, tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "preview_buckets.py")]
-    arguments = ["--dataset_config", str(dataset)]
-    done = subprocess.run(
-        command + arguments, check=False, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = python(ROOT / "tools/preview_buckets.py", "--dataset_config", dataset, cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "preview.png").is_file(), done.stderr
-    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True)
+    done = warm.run(["-m", "tools.preview_buckets"], cwd=tmp_path)
     assert done.returncode == 2 and "dataset_config" in done.stderr
     assert "Traceback" not in done.stderr

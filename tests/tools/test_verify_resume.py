@@ -13,7 +13,8 @@ import torch
 
 from library.saving.state_folder import open_state
 from tests.helpers import warm
-from tests.helpers.running import ROOT, model_paths, toml_value, write_toml
+from tests.helpers.processes import python
+from tests.helpers.running import model_paths, toml_value, write_toml
 from tools.verify_resume import Job, verify
 
 LARGE_LORA = {"network_module": "networks.lora_anima", "network_dim": 64, "network_alpha": 8}
@@ -173,10 +174,6 @@ def test_on_a_gpu_deterministic_runs_resume_exactly(demo, run_folder, precision)
 
 
 def test_the_command_tells_a_wrong_configuration_before_it_starts_anything(run_folder):
-    import subprocess
-    import sys
-
-    command = [sys.executable, "tools/verify_resume.py", "--learnin_rate", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("tools/verify_resume.py", "--learnin_rate", "1")
     assert done.returncode == 2 and "Did you mean" in done.stderr
     assert os.listdir(run_folder) == ["pictures"]

@@ -1,11 +1,9 @@
 """The path from image to noise: reference tensors, inverse pairs in float64, distributions."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from library.settings.run_config import MODE_SCALES, FlowOptions
 from library.training.flow_matching import (
@@ -24,6 +22,7 @@ from library.training.flow_matching import (
     velocity_from_clean,
     velocity_from_noise,
 )
+from tests.helpers.tiny import golden_vectors
 
 SEEDS = range(4000)
 SQUARE = (64, 64)
@@ -31,7 +30,7 @@ SQUARE = (64, 64)
 
 @pytest.fixture(scope="module")
 def golden():
-    return load_file(Path(__file__).parents[1] / "golden" / "vectors.safetensors")
+    return golden_vectors()
 
 
 def drawn(size=SQUARE, **settings):

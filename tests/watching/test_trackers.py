@@ -27,10 +27,10 @@ from library.watching.trackers import (
     log_root,
     run_name,
 )
+from tests.helpers.paths import ROOT
 
 NOW = datetime(2026, 11, 23, 8, 5, 9, 1234)
 STAMP = "20261123_080509_001234"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def options(**changes):
