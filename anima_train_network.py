@@ -277,7 +277,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         """Base models are hashed for the metadata meanwhile."""
         self.hashes  # noqa: B018  starts it
         super().cache_inputs()
-        self.tokenize_strategy.report()
+        self.tokenize_strategy.warn_of_cut_captions()
 
 
 @cache

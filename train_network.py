@@ -21,14 +21,14 @@ from library.caching.latents_cache import LatentsCache, cache_latents
 from library.caching.text_windows import RunTexts, TextNow, TextWindows
 from library.data.batch_loader import BatchLoader
 from library.data.bucket_sampler import BucketBatchSampler
-from library.data.data_types import Batch, StepResult, TrainState
+from library.data.data_types import Batch, RunPosition, StepResult
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.datasets import TrainDataset
 from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import EXIT_USER_ERROR, ConfigError, Problem
 from library.saving import metadata
-from library.saving.checkpoints import CheckpointPlan
+from library.saving.checkpoints import Checkpoints
 from library.saving.output_checks import check_outputs
 from library.saving.resumption import ResumableRun
 from library.saving.stopping import Request, rescue
@@ -57,7 +57,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
         self.cfg = cfg
         self.datasets = datasets
-        self.state = TrainState()
+        self.state = RunPosition()
         self.contents = Contents()
 
     def train(self) -> None:
@@ -125,7 +125,7 @@ class NetworkTrainer(OptimizedRun, ResumableRun, FamilyHooks):
         accumulation = self.cfg.loop.gradient_accumulation_steps
         plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
         self.plan = self.begin_at(plan)
-        self.checkpoints = CheckpointPlan(self.cfg.save, self.plan.epochs, self.cfg.resume)
+        self.checkpoints = Checkpoints(self.cfg.save, self.plan.epochs, self.cfg.resume)
         self.validation = validation.Validation(self.catalogue.validation(), self.cfg.validation)
         log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
         log_lines(logger, self.catalogue.describe())

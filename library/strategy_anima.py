@@ -117,7 +117,7 @@ class AnimaTokenizeStrategy(TokenizeStrategy):
         """How many different captions were longer than a limit so far."""
         return len(self._cut)
 
-    def report(self) -> str:
+    def warn_of_cut_captions(self) -> str:
         """Warn of the captions that were cut, if any, with an example; return what was said."""
         if not self._cut:
             return ""
@@ -248,7 +248,7 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
 
     def read_foreign(self, picture: Path, caption: str) -> TextOutputs | None:
         """From sd-scripts' file, when it holds this caption as it is tokenized here."""
-        found = sd_scripts_caches.read_text(picture)
+        found = sd_scripts_caches.read_text_outputs(picture)
         if found is None:
             return None
         tokens = self.tokenize.tokenize(caption)

@@ -20,7 +20,7 @@ import torch
 from library.caching.latents_cache import Share
 from library.data.batch_loader import BatchLoader
 from library.data.bucket_sampler import BucketBatchSampler
-from library.data.data_types import Batch, TrainState
+from library.data.data_types import Batch, RunPosition
 from library.data.datasets import TrainDataset
 from library.errors import ConfigError
 from library.settings.run_config import DataOptions, FlowOptions, TrainConfig
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = timedelta(days=30)  # of processes that wait for one that still encodes
-SHARDED = {
+LONGEST_WAIT = timedelta(days=30)  # of processes that wait for one that still encodes
+SHARDING_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -71,7 +71,7 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
         logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
                        asked, wanted)  # fmt: skip
-    for variable, name in SHARDED.items():
+    for variable, name in SHARDING_VARIABLES.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise ConfigError(
                 f"accelerate is set up for {name}, which splits a model that is trained. Here the base "
@@ -113,7 +113,7 @@ def share_of_caching(accelerator: Accelerator, to_disk: bool) -> Share:
 def wait_for_all(accelerator: Accelerator) -> None:
     """Until every process is here, however long it takes: a GPU's own group gives up after ten minutes."""
     if accelerator.num_processes > 1:
-        group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
         torch.distributed.barrier(group)
         torch.distributed.destroy_process_group(group)
 
@@ -216,24 +216,24 @@ class StepPlan:
         last_batches = min(batches_per_epoch, last_steps * accumulation)
         return StepPlan(batches_per_epoch, steps_per_epoch, total, epochs, last_batches)
 
-    def starting_at(self, state: TrainState, cfg: TrainConfig) -> StepPlan:
-        """The same length for a run that begins at `state`; so many epochs or steps are left.
+    def starting_at(self, position: RunPosition, cfg: TrainConfig) -> StepPlan:
+        """The same length for a run that begins at `position`; so many epochs or steps are left.
 
-        Differs from this plan where the state was reached with other batches per epoch. Raises
+        Differs from this plan where the position was reached with other batches per epoch. Raises
         ConfigError when the run would have ended before.
         """
-        done = math.ceil(state.batch_in_epoch / cfg.loop.gradient_accumulation_steps)
+        done = math.ceil(position.batch_in_epoch / cfg.loop.gradient_accumulation_steps)
         total = self.total_steps
         if cfg.loop.max_train_epochs is not None:
-            total = state.step + (self.epochs - state.epoch) * self.steps_per_epoch - done
-        if total < state.step:
+            total = position.step + (self.epochs - position.epoch) * self.steps_per_epoch - done
+        if total < position.step:
             raise ConfigError(
-                f"the run begins at step {state.step} (epoch {state.epoch + 1}) and would end at "
+                f"the run begins at step {position.step} (epoch {position.epoch + 1}) and would end at "
                 f"step {self.total_steps} (epoch {self.epochs}). Raise max_train_steps or "
                 f"max_train_epochs."
             )
-        left = math.ceil((done + total - state.step) / self.steps_per_epoch)
-        return replace(self, total_steps=total, epochs=state.epoch + max(left, 1))
+        left = math.ceil((done + total - position.step) / self.steps_per_epoch)
+        return replace(self, total_steps=total, epochs=position.epoch + max(left, 1))
 
     def describe(self, cfg: TrainConfig, accelerator: Accelerator) -> list[str]:
         """Lines for the log: what is about to run."""

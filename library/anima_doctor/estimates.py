@@ -272,7 +272,7 @@ class Estimates:
 
 
 def vae_parameters(path: str) -> int:
-    shapes, _ = model_loading.read_header(model_loading.vae_file(path), model_loading.VAE)
+    shapes, _ = model_loading.shapes_and_dtypes(model_loading.vae_file(path), model_loading.VAE)
     return sum(map(prod, shapes.values()))
 
 

@@ -349,7 +349,7 @@ def describe_file(path: str) -> str:
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: Counter[str] = Counter()
         for file in files:
-            found, kinds = model_loading.read_header(file, "a model")
+            found, kinds = model_loading.shapes_and_dtypes(file, "a model")
             shapes |= found
             dtypes.update(kinds.values())
     except UserError:

@@ -20,7 +20,7 @@ from operator import ne
 from pathlib import Path
 from typing import Any
 
-PAUSES = (0.5, 1.0)  # seconds
+RETRY_PAUSES = (0.5, 1.0)  # seconds
 
 
 class Absent(Exception):
@@ -63,7 +63,7 @@ def status_of(error: BaseException) -> int | None:
 
 def again(fetch: Callable[[], str]) -> str:
     """fetch(), tried again when the line broke: the libraries do so for answers, not for all breaks."""
-    for pause in PAUSES:
+    for pause in RETRY_PAUSES:
         try:
             return fetch()
         except Absent:

@@ -9,8 +9,8 @@ from typing import TypeVar
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "net.", "")
 """What stands before a DiT's keys, longest first."""
 
-MARK = "x_embedder.proj.1.weight"
-ADAPTER = "llm_adapter."
+DIT_MARK = "x_embedder.proj.1.weight"
+ADAPTER_PREFIX = "llm_adapter."
 
 TOLERATED = re.compile(
     r"pos_embedder\.(seq|dim_spatial_range|dim_temporal_range)"  # kohya's full fine-tunes
@@ -28,7 +28,7 @@ T = TypeVar("T")
 def transformer_prefix(keys: Iterable[str]) -> str | None:
     """The prefix of a DiT checkpoint, recognised by its patch embedding; None if it is not one."""
     keys = set(keys)
-    return next((prefix for prefix in PREFIXES if prefix + MARK in keys), None)
+    return next((prefix for prefix in PREFIXES if prefix + DIT_MARK in keys), None)
 
 
 def strip_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
@@ -56,7 +56,7 @@ def transformer_entries(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 def adapter_entries(entries: Mapping[str, T]) -> dict[str, T]:
     """The LLM adapter's entries of a file of its own, without any prefix."""
-    for prefix in (*(p + ADAPTER for p in PREFIXES), ""):
+    for prefix in (*(p + ADAPTER_PREFIX for p in PREFIXES), ""):
         if prefix + "embed.weight" in entries:
             return {
                 key: value

@@ -46,7 +46,7 @@ Shapes = dict[str, tuple[int, ...]]
 T = TypeVar("T")
 
 
-def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
+def shapes_and_dtypes(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
     """Shape and dtype name of every tensor of a safetensors file, from its header alone."""
     try:
         entries = tensor_files.read_header(path).entries
@@ -61,8 +61,8 @@ def read_header(path: str | Path, what: str) -> tuple[Shapes, dict[str, str]]:
     )
 
 
-def read_tensors(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
-    """Every float tensor of a file that read_header accepts; mapped, or read into memory.
+def load_floats(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
+    """Every float tensor of a file that shapes_and_dtypes accepts; mapped, or read into memory.
 
     Mapped files are locked on Windows, and slow on some network drives.
     """
@@ -129,7 +129,7 @@ def check_entries(path: str | Path, wanted: Shapes, found: Shapes) -> None:
         )
 
 
-def fill(
+def give_tensors(
     network: nn.Module,
     tensors: MutableMapping[str, Tensor],
     device: torch.device | str,
@@ -157,7 +157,7 @@ def inspect_transformer(
     path: str | Path, llm_adapter_path: str | Path | None = None
 ) -> tuple[DiTParams, str]:
     """The sizes and the key prefix of a DiT file, from headers alone; raises if it does not fit."""
-    shapes, dtypes = read_header(path, DIT)
+    shapes, dtypes = shapes_and_dtypes(path, DIT)
     prefix = key_mapping.transformer_prefix(shapes)
     if prefix is None:
         raise wrong_kind(path, DIT, shapes)
@@ -169,7 +169,7 @@ def inspect_transformer(
         params = DiTParams.from_state_shapes(found)
     except KeyError as error:
         hint = ""
-        if not any(name.startswith(key_mapping.ADAPTER) for name in found):
+        if not any(name.startswith(key_mapping.ADAPTER_PREFIX) for name in found):
             hint = " It has no LLM adapter: give its file with --llm_adapter_path."
         raise ModelFileError(f"lacks {error.args[0]}.{hint}", source=str(path)) from error
     except (IndexError, ValueError) as error:
@@ -185,7 +185,7 @@ def inspect_transformer(
 
 def adapter_shapes(path: str | Path) -> Shapes:
     what = "an LLM adapter"
-    shapes, dtypes = read_header(path, what)
+    shapes, dtypes = shapes_and_dtypes(path, what)
     refuse_quantised(path, what, dtypes)
     entries = key_mapping.adapter_entries(shapes)
     if not entries:
@@ -195,8 +195,8 @@ def adapter_shapes(path: str | Path) -> Shapes:
 
 def replace_adapter(entries: Mapping, adapter: Mapping) -> dict:
     """`entries` with everything under llm_adapter. taken from `adapter` instead."""
-    kept = {k: v for k, v in entries.items() if not k.startswith(key_mapping.ADAPTER)}
-    return {**kept, **{key_mapping.ADAPTER + k: v for k, v in adapter.items()}}
+    kept = {k: v for k, v in entries.items() if not k.startswith(key_mapping.ADAPTER_PREFIX)}
+    return {**kept, **{key_mapping.ADAPTER_PREFIX + k: v for k, v in adapter.items()}}
 
 
 def load_transformer(
@@ -210,13 +210,13 @@ def load_transformer(
 ) -> Anima:
     """The DiT with its LLM adapter, frozen."""
     params, prefix = inspect_transformer(path, llm_adapter_path)
-    tensors = key_mapping.transformer_entries(read_tensors(path, disable_mmap), prefix)
+    tensors = key_mapping.transformer_entries(load_floats(path, disable_mmap), prefix)
     if llm_adapter_path:
-        own = key_mapping.adapter_entries(read_tensors(llm_adapter_path, disable_mmap))
+        own = key_mapping.adapter_entries(load_floats(llm_adapter_path, disable_mmap))
         tensors = replace_adapter(tensors, own)
     with torch.device("meta"):
         network = Anima(params)
-    fill(network, tensors, device, dtype)
+    give_tensors(network, tensors, device, dtype)
     network.set_attention_backend(attention_backend)
     return network
 
@@ -227,7 +227,7 @@ WAN_MARK, DIFFUSERS_MARK = "decoder.head.0.gamma", "decoder.norm_out.gamma"
 
 def inspect_vae(path: str | Path) -> bool:
     """Whether a VAE file has the original Wan 2.1 layout, from its header; raises for other files."""
-    shapes, dtypes = read_header(vae_file(path), VAE)
+    shapes, dtypes = shapes_and_dtypes(vae_file(path), VAE)
     if WAN_MARK not in shapes and DIFFUSERS_MARK not in shapes:
         raise wrong_kind(path, VAE, shapes)
     refuse_quantised(path, VAE, dtypes)
@@ -245,7 +245,7 @@ def load_vae(
     from diffusers.models import AutoencoderKLQwenImage
 
     is_original, file = inspect_vae(path), vae_file(path)
-    shapes, _ = read_header(file, VAE)
+    shapes, _ = shapes_and_dtypes(file, VAE)
     found = vae_entries(path, shapes) if is_original else shapes
     try:
         with torch.device("meta"):
@@ -254,10 +254,10 @@ def load_vae(
         message = f"has tensors of shapes that no VAE has; expected {VAE}."
         raise ModelFileError(message, source=str(path)) from error
     check_entries(path, shapes_of(network), found)
-    tensors = read_tensors(file, disable_mmap)
+    tensors = load_floats(file, disable_mmap)
     if is_original:
         tensors = vae_entries(path, tensors)
-    fill(network, tensors, device, dtype)
+    give_tensors(network, tensors, device, dtype)
     return QwenImageVAE(network).requires_grad_(False).eval()
 
 
@@ -287,7 +287,7 @@ def inspect_qwen(path: str | Path) -> Shapes:
     """
     shapes: Shapes = {}
     for file in qwen_files(path):
-        found, dtypes = read_header(file, QWEN)
+        found, dtypes = shapes_and_dtypes(file, QWEN)
         refuse_quantised(file, QWEN, dtypes)
         if shared := sorted(shapes.keys() & found.keys()):
             message = f"{listed(shared)}: in more than one file of this folder. Keep one set."
@@ -328,7 +328,7 @@ def load_qwen(
     check_entries(path, wanted, named)
     tensors: dict[str, Tensor] = {}
     for file in qwen_files(path):
-        tensors.update(key_mapping.qwen_entries(read_tensors(file, disable_mmap)))
+        tensors.update(key_mapping.qwen_entries(load_floats(file, disable_mmap)))
     tensors = {name: tensors.pop(name).to(dtype) for name in list(tensors)}
     disable_progress_bar()
     model = Qwen3Model.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)

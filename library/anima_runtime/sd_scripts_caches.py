@@ -21,7 +21,7 @@ from torch import Tensor
 
 from library.data.stored import UnfitFile
 
-BROKEN = (  # what numpy and zipfile raise for files that are no whole .npz
+NPZ_ERRORS = (  # what numpy and zipfile raise for files that are no whole .npz
     OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, MemoryError,
     NotImplementedError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
@@ -81,7 +81,7 @@ def check_latents(
     return finite(path, f"{kind}{ending}", latents)
 
 
-def read_text(picture: Path) -> StoredText | None:
+def read_text_outputs(picture: Path) -> StoredText | None:
     """The outputs of the one caption a picture had, None when there is no file. Raises UnfitFile."""
     path = find_text(picture)
     if path is None:
@@ -111,7 +111,7 @@ def read_arrays(path: Path, wanted: set[str]) -> Mapping[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in wanted & set(stored.files)}
-    except BROKEN as error:
+    except NPZ_ERRORS as error:
         raise UnfitFile(f"{path}: cannot be read ({error}).") from error
 
 

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILES = {
+FILES_ASKED_FIRST = {
     "qwen": ("vocab.json", "merges.txt", "tokenizer_config.json"),
     "t5": ("spiece.model", "tokenizer.json", "config.json", "tokenizer_config.json",
            "special_tokens_map.json"),
 }  # fmt: skip
-INSTEAD = {"qwen": ("tokenizer.json",), "t5": ()}
-"""Fetched when FILES do not make a tokenizer: large, or rare."""
+FILES_ASKED_SECOND = {"qwen": ("tokenizer.json",), "t5": ()}
+"""Fetched when FILES_ASKED_FIRST do not make a tokenizer: large, or rare."""
 LOADERS = {"qwen": assets.load_qwen_tokenizer, "t5": assets.load_t5_tokenizer}
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 QWEN_ON_MODELSCOPE = "Qwen/Qwen3-0.6B-Base"
@@ -49,7 +49,7 @@ DOWNLOAD = "library.anima_runtime.hub_download"  # the module that fetches, run 
 
 
 @dataclass(frozen=True)
-class Source:
+class Repository:
     """A repository. folders: in it, tried in order; endpoint: of the hub, None for the usual one."""
 
     hub: str
@@ -81,17 +81,17 @@ class FetchOptions(Protocol):
     def t5_tokenizer_modelscope_subfolder(self) -> str: ...
 
 
-def sources_of(kind: str, options: FetchOptions) -> list[Source]:
+def sources_of(kind: str, options: FetchOptions) -> list[Repository]:
     """Where a tokenizer is looked for, in this order. Raises ModelFileError."""
     if kind == "qwen":
-        first = parse_source(options.qwen_tokenizer_repo_id, "--qwen_tokenizer_repo_id")
-        second = Source("modelscope", QWEN_ON_MODELSCOPE, "master")
+        first = parse_repository(options.qwen_tokenizer_repo_id, "--qwen_tokenizer_repo_id")
+        second = Repository("modelscope", QWEN_ON_MODELSCOPE, "master")
     else:
         subfolder = options.t5_tokenizer_subfolder
-        first = parse_source(
+        first = parse_repository(
             options.t5_tokenizer_repo_id, "--t5_tokenizer_repo_id", subfolder=subfolder
         )
-        second = parse_source(
+        second = parse_repository(
             options.t5_tokenizer_modelscope_repo_id, "--t5_tokenizer_modelscope_repo_id",
             hub="modelscope", subfolder=options.t5_tokenizer_modelscope_subfolder,
         )  # fmt: skip
@@ -110,22 +110,22 @@ def can_be_fetched(kind: str, folder: Path) -> bool:
     return bool(assets.missing_files(assets.KINDS[kind], folder))
 
 
-def parse_source(text: str, flag: str, *, hub: str = "huggingface", subfolder: str = "") -> Source:
+def parse_repository(text: str, flag: str, *, hub: str = "huggingface", subfolder: str = "") -> Repository:
     """A repository id or an address of either hub. subfolder: tried first where the text names none.
 
     Raises ModelFileError for anything else.
     """
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text):
-        return Source(hub, text, folders=with_root(subfolder))
+        return Repository(hub, text, folders=with_root(subfolder))
     url = urlsplit(text)
     host = url.hostname or ""
     parts = [unquote(part) for part in url.path.split("/") if part]
     try:
         if url.scheme in ("http", "https"):
             if re.fullmatch(r"(www\.)?modelscope\.(cn|ai)", host):
-                return _modelscope_source(url.query, parts, host, subfolder)
+                return _modelscope_repository(url.query, parts, host, subfolder)
             if host in ("huggingface.co", "hf.co", "hf-mirror.com"):
-                return _huggingface_source(parts, subfolder)
+                return _huggingface_repository(parts, subfolder)
     except (IndexError, ValueError):
         pass
     expected = "org/name, https://huggingface.co/org/name or https://modelscope.cn/models/org/name"
@@ -143,18 +143,18 @@ def _folder_of(parts: Sequence[str], is_file: bool) -> str:
     return "/".join(parts[:-1] if is_file else parts)
 
 
-def _huggingface_source(parts: list[str], subfolder: str) -> Source:
+def _huggingface_repository(parts: list[str], subfolder: str) -> Repository:
     """https://huggingface.co/org/name[/tree|/blob|/resolve/revision/path]"""
     repo, rest = "/".join((parts[0], parts[1])), parts[2:]
     if not rest:
-        return Source("huggingface", repo, folders=with_root(subfolder))
+        return Repository("huggingface", repo, folders=with_root(subfolder))
     if rest[0] not in ("tree", "blob", "resolve"):
         raise ValueError(rest[0])
     folder = _folder_of(rest[2:], rest[0] != "tree")
-    return Source("huggingface", repo, rest[1], with_root(folder or subfolder))
+    return Repository("huggingface", repo, rest[1], with_root(folder or subfolder))
 
 
-def _modelscope_source(query: str, parts: list[str], host: str, subfolder: str) -> Source:
+def _modelscope_repository(query: str, parts: list[str], host: str, subfolder: str) -> Repository:
     """https://modelscope.cn/models/org/name[/files|/tree|/resolve|/file/view/revision/path], and
     https://modelscope.cn/api/v1/models/org/name/repo?Revision=...&FilePath=..."""
     parts = parts[parts.index("models") + 1 :]
@@ -170,11 +170,11 @@ def _modelscope_source(query: str, parts: list[str], host: str, subfolder: str) 
     elif rest not in ([], ["files"], ["summary"], ["repo"]):
         raise ValueError(rest)
     endpoint = "https://www.modelscope.ai" if host.endswith(".ai") else None
-    return Source("modelscope", repo, revision, with_root(folder or subfolder), endpoint)
+    return Repository("modelscope", repo, revision, with_root(folder or subfolder), endpoint)
 
 
 def fetch(
-    kind: str, folder: Path, sources: Sequence[Source], *, table_rows: int, seconds: float
+    kind: str, folder: Path, sources: Sequence[Repository], *, table_rows: int, seconds: float
 ) -> None:
     """Bring the tokenizer `kind` into `folder`, from the first source that has a right one.
 
@@ -206,7 +206,7 @@ def fetch(
     )
 
 
-def _fetch_from(source: Source, kind: str, folder: Path, table_rows: int, seconds: float) -> None:
+def _fetch_from(source: Repository, kind: str, folder: Path, table_rows: int, seconds: float) -> None:
     """All of it from one source: fetch, complete, try out, move."""
     facts = assets.KINDS[kind]
     check_reachable(source)
@@ -215,9 +215,9 @@ def _fetch_from(source: Source, kind: str, folder: Path, table_rows: int, second
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         end = time.monotonic() + seconds
-        download(source, FILES[kind], work, seconds)
-        if assets.missing_files(facts, work) and INSTEAD[kind]:
-            download(source, INSTEAD[kind], work, max(1.0, end - time.monotonic()))
+        download(source, FILES_ASKED_FIRST[kind], work, seconds)
+        if assets.missing_files(facts, work) and FILES_ASKED_SECOND[kind]:
+            download(source, FILES_ASKED_SECOND[kind], work, max(1.0, end - time.monotonic()))
         if lacking := assets.missing_files(facts, work):
             raise ModelFileError(f"there is no such repository, or it has no {lacking}.")
         _refuse_pages(work)
@@ -241,7 +241,7 @@ def _without(problem: Problem, work: Path) -> Problem:
     return replace(problem, message=message.replace(f" in {work}", "").strip())
 
 
-def check_reachable(source: Source) -> None:
+def check_reachable(source: Repository) -> None:
     """Whether the hub answers at all: the libraries try for minutes before they give up.
 
     Not asked behind a proxy. Raises ModelFileError.
@@ -266,7 +266,7 @@ def check_reachable(source: Source) -> None:
         raise ModelFileError(f"{url.hostname} cannot be reached ({reason}).")
 
 
-def endpoint(source: Source) -> str:
+def endpoint(source: Repository) -> str:
     """The hub's address, as its library reads it from the environment."""
     if source.hub == "huggingface":
         return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
@@ -275,7 +275,7 @@ def endpoint(source: Source) -> str:
     return os.environ.get("MODELSCOPE_ENDPOINT") or usual
 
 
-def download(source: Source, files: Sequence[str], target: Path, seconds: float) -> None:
+def download(source: Repository, files: Sequence[str], target: Path, seconds: float) -> None:
     """Run the download in a process of its own; see hub_download. Raises ModelFileError."""
     request = target / ".request.json"
     wanted = {"hub": source.hub, "repo": source.repo, "revision": source.revision,
@@ -303,7 +303,7 @@ def last_words(output: bytes | None) -> str:
     return " ".join((output or b"").decode(errors="replace").strip().splitlines()[-2:])[-300:]
 
 
-def _environment(source: Source) -> dict[str, str]:
+def _environment(source: Repository) -> dict[str, str]:
     """The user's, with short waits and no progress bars where they say nothing of that."""
     own = {
         "HF_HUB_ETAG_TIMEOUT": str(CONNECT_TIMEOUT),

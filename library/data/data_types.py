@@ -147,7 +147,7 @@ class StepResult:
 
 
 @dataclass
-class TrainState:
+class RunPosition:
     """Where the run stands, between two updates.
 
     step: optimizer updates done; epoch: current, from 0; batch_in_epoch: micro-batches of this rank

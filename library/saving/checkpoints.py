@@ -84,7 +84,7 @@ class Series:
         return [self.folder / match[0] for match in sorted(stale, key=lambda match: int(match[1]))]
 
 
-class CheckpointPlan:
+class Checkpoints:
     """Says at each step and epoch what is due; epochs count from 1 here, as in the file names."""
 
     def __init__(
@@ -200,7 +200,7 @@ class Kept:
 
 
 def files_of_run(
-    checkpoints: CheckpointPlan, plan: StepPlan, first_step: int = 0
+    checkpoints: Checkpoints, plan: StepPlan, first_step: int = 0
 ) -> tuple[Kept, Kept]:
     """(adapter files, states) that a run writes, by --save_every_*, --save_last_* and --save_state*.
 
@@ -218,7 +218,7 @@ def files_of_run(
 
 
 def _kept(
-    checkpoints: CheckpointPlan,
+    checkpoints: Checkpoints,
     plan: StepPlan,
     first_step: int,
     limit: Callable[[Series], int | None],

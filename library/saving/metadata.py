@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.errors import ConfigError, ModelFileError, Problem
 from library.saving.metadata_table import MINIMUM, RunFacts, entries_of, text, timestamp
 from library.settings.run_config import MetadataOptions
@@ -133,14 +133,14 @@ class RunMetadata:
         self.entries = dict(entries)
         self.minimal = minimal
 
-    def at(self, state: TrainState) -> dict[str, str]:
+    def at(self, position: RunPosition) -> dict[str, str]:
         """The metadata of a file written now."""
         if self.minimal:
             return minimum(self.entries)
         return {
             **self.entries,
-            "ss_steps": text(state.step),
-            "ss_epoch": text(state.epoch + 1),
+            "ss_steps": text(position.step),
+            "ss_epoch": text(position.epoch + 1),
             "ss_training_finished_at": timestamp(),
         }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import Problem, UserError
-from library.saving.checkpoints import CheckpointPlan
+from library.saving.checkpoints import Checkpoints
 from library.saving.metadata import thumbnail
 from library.saving.state_folder import longest_path
 from library.system.system_errors import system_fault
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from library.settings.run_config import LoggingOptions, TrainConfig
 
 MOST_STEPS = 10**8 - 1  # more would lengthen the names of step files
-PIECE = bytes(4096)  # an empty file fits on a disk that is full
+TRIAL_BYTES = bytes(4096)  # an empty file fits on a disk that is full
 
 
 def check_outputs(cfg: TrainConfig) -> list[Problem]:
     """What the run could not write or put into its files, told by the option that asks for it."""
-    plan = CheckpointPlan(cfg.save, epochs=1)
-    longest = longest_path(plan.state_folder(plan.step_file(MOST_STEPS)))
+    checkpoints = Checkpoints(cfg.save, epochs=1)
+    longest = longest_path(checkpoints.state_folder(checkpoints.step_file(MOST_STEPS)))
     problems = tried(longest, f"output_dir = {cfg.save.output_dir}")
     logs = longest_log_path(cfg.logging, cfg.save.output_dir, cfg.save.output_name)
-    if logs and not (problems and plan.folder in logs.parents):  # else the same is told twice
-        problems += tried(logs, f"logging_dir = {cfg.logging.logging_dir or plan.folder / 'logs'}")
+    folder = checkpoints.folder
+    if logs and not (problems and folder in logs.parents):  # else the same is said twice
+        problems += tried(logs, f"logging_dir = {cfg.logging.logging_dir or folder / 'logs'}")
     if not cfg.metadata.problems():
         try:
             thumbnail(cfg.metadata.metadata_thumbnail)
@@ -63,7 +64,7 @@ def tried(path: Path, where: str, *, makes_folders: bool = True) -> list[Problem
             made.append(folder)
         with open(path, "xb") as file:
             made.append(path)
-            file.write(PIECE)
+            file.write(TRIAL_BYTES)
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         return [_problem(error, path, where)]
     finally:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from torch import Tensor
 
-    from library.data.data_types import TrainState
-    from library.saving.checkpoints import CheckpointPlan, Series
+    from library.data.data_types import RunPosition
+    from library.saving.checkpoints import Checkpoints, Series
     from library.saving.metadata import RunMetadata
     from library.saving.state_contents import TrainingParts
 
@@ -42,82 +42,84 @@ class RunFiles:
 
     def __init__(
         self,
-        plan: CheckpointPlan,
+        checkpoints: Checkpoints,
         accelerator: Accelerator,
         parts: TrainingParts,
         metadata: RunMetadata,
         facts: Mapping[str, Any],
         snapshot: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self.plan, self.accelerator, self.parts, self.metadata = plan, accelerator, parts, metadata
+        self.checkpoints, self.accelerator = checkpoints, accelerator
+        self.parts, self.metadata = parts, metadata
         self.facts = {**facts, "metadata": of_session(metadata.entries)}
         self.snapshot = functools.cache(snapshot)  # the pictures are hashed for it
         self.last_file: tuple[int, Path] | None = None
         self.last_state: Path | None = None
         self.is_settled = True
 
-    def after_step(self, state: TrainState, *, now: bool = False) -> None:
+    def after_step(self, position: RunPosition, *, now: bool = False) -> None:
         """Save what is due at this step. now: a file and a state, due or not."""
-        step, plan = state.step, self.plan
-        if file := plan.due_at_step(step):
-            self.save(file, state, with_state=now or plan.states.save_state)
-            self.discard(plan.by_step, step)
+        step, checkpoints = position.step, self.checkpoints
+        if file := checkpoints.due_at_step(step):
+            self.save(file, position, with_state=now or checkpoints.states.save_state)
+            self.discard(checkpoints.by_step, step)
         elif now:
-            self.save(plan.step_file(step), state, with_state=True)
+            self.save(checkpoints.step_file(step), position, with_state=True)
 
-    def after_epoch(self, state: TrainState) -> None:
-        """Save what is due after the epoch of `state`. The state written goes on with the next."""
-        epoch, plan = state.epoch + 1, self.plan
-        if file := plan.due_after_epoch(epoch):
-            self.save(file, state, with_state=plan.states.save_state, next_epoch=True)
-            self.discard(plan.by_epoch, epoch)
+    def after_epoch(self, position: RunPosition) -> None:
+        """Save what is due after the epoch of `position`. The state written goes on with the next."""
+        epoch, checkpoints = position.epoch + 1, self.checkpoints
+        if file := checkpoints.due_after_epoch(epoch):
+            self.save(file, position, with_state=checkpoints.states.save_state, next_epoch=True)
+            self.discard(checkpoints.by_epoch, epoch)
 
-    def finish(self, state: TrainState, total_steps: int) -> str:
+    def finish(self, position: RunPosition, total_steps: int) -> str:
         """The final file and its state, if all steps are done; returns the run's last words."""
-        plan = self.plan
-        if state.step < total_steps:
-            step = f"stopped at step {state.step} of {total_steps}"
+        checkpoints = self.checkpoints
+        if position.step < total_steps:
+            step = f"stopped at step {position.step} of {total_steps}"
             if not (self.last_state and self.last_state.is_dir()):
                 return f"{step}. {self.describe_last()}"
             return f"{step}; to go on, add to the same command: --resume {self.last_state}"
-        for series, done in ((plan.by_step, total_steps), (plan.by_epoch, plan.epochs - 1)):
+        by_step, by_epoch = checkpoints.by_step, checkpoints.by_epoch
+        for series, done in ((by_step, total_steps), (by_epoch, checkpoints.epochs - 1)):
             self.discard(series, series.last_due(done))  # a run killed in between may have left it
-        file = self.save(plan.final_file(), state, with_state=plan.has_final_state)
-        return f"done: {state.step} steps, {file}"
+        file = self.save(checkpoints.final_file(), position, with_state=checkpoints.has_final_state)
+        return f"done: {position.step} steps, {file}"
 
     def save(
-        self, file: Path, state: TrainState, *, with_state: bool, next_epoch: bool = False
+        self, file: Path, position: RunPosition, *, with_state: bool, next_epoch: bool = False
     ) -> Path:
         """Export to `file`; with_state: and write the state that goes with it. Returns the file."""
         self.parts.progress.write()
         self.accelerator.wait_for_everyone()
         ranks = gather(self.parts.rank()) if with_state else []
         if self.accelerator.is_main_process:
-            position = replace(state, epoch=state.epoch + 1, batch_in_epoch=0)
+            start_of_next = replace(position, epoch=position.epoch + 1, batch_in_epoch=0)
             with self.unsettled():
-                folder = self.plan.state_folder(file)
-                file = self.export(file, state)
+                folder = self.checkpoints.state_folder(file)
+                file = self.export(file, position)
                 if with_state:
-                    self.write_state(folder, position if next_epoch else state, ranks)
+                    self.write_state(folder, start_of_next if next_epoch else position, ranks)
         else:  # the first process may have had to take other names, which only it knows
-            self.last_file = state.step, file
-            self.last_state = self.plan.state_folder(file) if with_state else self.last_state
+            self.last_file = position.step, file
+            self.last_state = self.checkpoints.state_folder(file) if with_state else self.last_state
         return file
 
-    def export(self, file: Path, state: TrainState) -> Path:
-        dtype = precision_dtype(self.plan.options.save_precision or "float")
+    def export(self, file: Path, position: RunPosition) -> Path:
+        dtype = precision_dtype(self.checkpoints.options.save_precision or "float")
 
         def write(path: Path) -> None:
-            self.parts.network.save_weights(str(path), dtype, self.metadata.at(state))
+            self.parts.network.save_weights(str(path), dtype, self.metadata.at(position))
 
         with optimizer_eval_mode(self.parts.optimizer):
             file = write_or_rescue(write, file)
-        self.last_file = state.step, file
+        self.last_file = position.step, file
         logger.info("saved %s", file)
         return file
 
     def write_state(
-        self, folder: Path, position: TrainState, ranks: list[Mapping[str, Tensor]]
+        self, folder: Path, position: RunPosition, ranks: list[Mapping[str, Tensor]]
     ) -> None:
         contents = StateContents(
             position=position,
@@ -137,33 +139,33 @@ class RunFiles:
         yield
         self.is_settled = True
 
-    def rescue(self, state: TrainState, *, together: bool) -> str:
+    def rescue(self, position: RunPosition, *, together: bool) -> str:
         """Save what was learned until an error; returns the sentence that says where it is.
 
         together: every process is here. Otherwise this one acts alone and waits for no other.
         """
-        file = self.plan.step_file(state.step)
+        file = self.checkpoints.step_file(position.step)
         try:
             if self.is_settled and together:
-                self.save(file, state, with_state=True)
+                self.save(file, position, with_state=True)
                 self.accelerator.wait_for_everyone()  # a launcher ends all when the first is gone
             elif self.is_settled:
-                self.save_alone(file, state)
+                self.save_alone(file, position)
         except Exception as error:  # noqa: BLE001  the error that ends the run is the one to tell
             return f"Its last step could not be saved ({error}). {self.describe_last()}"
         return self.describe_last()
 
-    def save_alone(self, file: Path, state: TrainState) -> None:
+    def save_alone(self, file: Path, position: RunPosition) -> None:
         """`save` by a process that failed while others may go on, or fail and save the same."""
         if self.accelerator.num_processes == 1:
             with contextlib.suppress(UserError):
                 self.parts.progress.write()
-        folder, rank = self.plan.state_folder(file), self.accelerator.process_index
+        folder, rank = self.checkpoints.state_folder(file), self.accelerator.process_index
         if rank == 0 or not folder.exists():
-            self.export(file, state)
-            self.write_state(folder, state, [{}] * rank + [self.parts.rank()])
+            self.export(file, position)
+            self.write_state(folder, position, [{}] * rank + [self.parts.rank()])
         else:
-            self.last_file, self.last_state = (state.step, file), folder
+            self.last_file, self.last_state = (position.step, file), folder
 
     def describe_last(self) -> str:
         """Where the last adapter file and the last state are, as far as they are still there."""
@@ -185,7 +187,7 @@ class RunFiles:
         for file in series.stale_files(number):
             if remove_file(file):
                 logger.info("removed %s", file)
-        for state in series.stale_states(number) if self.plan.states.save_state else ():
+        for state in series.stale_states(number) if self.checkpoints.states.save_state else ():
             if remove_state(state):
                 logger.info("removed %s", state)
 

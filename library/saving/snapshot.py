@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 OPTIMIZER_FIELDS = ("optimizer_type", "optimizer_args", "parameter_groups")
 PATH_ENDINGS = ("_dir", "_file", "_path")
 KINDS = ("critical", "soft", "changeable")
-SHOWN = 60
+LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def differences_of(saved: Mapping[str, Any], own: Mapping[str, Any], kind: str) 
 
 def shown(value: Any) -> str:
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
 def read_allowed(

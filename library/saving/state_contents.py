@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.errors import Problem, ResumeError
 from library.training.random_states import random_states, restore_random_states
 from library.training.schedulers import count_as_done
@@ -260,9 +260,9 @@ def first_position(
     *,
     accumulation: int,
     processes: int,
-) -> TrainState:
+) -> RunPosition:
     """Where the run begins: at 0, at a state's position, or where the flags say."""
-    position = moved(state, processes, plan) if state else TrainState()
+    position = moved(state, processes, plan) if state else RunPosition()
     if not options.given_step:
         return position
     step = options.initial_step
@@ -277,7 +277,7 @@ def first_position(
     return replace(position, step=step, epoch=epoch, batch_in_epoch=batch)
 
 
-def moved(state: SavedState, processes: int, plan: StepPlan) -> TrainState:
+def moved(state: SavedState, processes: int, plan: StepPlan) -> RunPosition:
     """A state's position; batches counted anew where the number of processes differs."""
     before, position = state.run["num_processes"], state.position
     batches = position.batch_in_epoch * before // processes

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.errors import Problem, ResumeError, as_utf8
 from library.saving.state_manifest import (
     ADAPTERS,
@@ -47,8 +47,8 @@ from library.utils import give_usual_permissions, sha256_of_file, sync_folder
 
 logger = logging.getLogger(__name__)
 
-OF_ACCELERATE = ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", "custom_checkpoint_0.pkl")
-HIDDEN = re.compile(r"\.(.+)\.(\d+)\.(new|old|gone)\.tmp")
+ACCELERATE_FILES = ("optimizer.bin", "random_states_0.pkl", "scheduler.bin", "custom_checkpoint_0.pkl")
+TEMPORARY_NAME = re.compile(r"\.(.+)\.(\d+)\.(new|old|gone)\.tmp")
 START_ANEW = (
     "Start a new run from the adapter file that was saved with it: network_weights = FILE, "
     "dim_from_weights = true; its optimizer starts afresh."
@@ -65,7 +65,7 @@ class StateContents:
     ranks:    each process's tensors, in order
     """
 
-    position: TrainState
+    position: RunPosition
     run: Mapping[str, Any]
     snapshot: Mapping[str, Any]
     factors: Mapping[str, Tensor]
@@ -78,7 +78,7 @@ class SavedState:
     """A state on disk whose files are all there and undamaged."""
 
     folder: Path
-    position: TrainState
+    position: RunPosition
     run: Mapping[str, Any]
     snapshot: Mapping[str, Any]
 
@@ -106,7 +106,7 @@ def write_state(folder: Path, contents: StateContents) -> Path:
     free name. Returns where it is. Raises ResumeError when it cannot be written; what was there
     before stays.
     """
-    temporary, earlier = _hidden(folder, "new"), None
+    temporary, earlier = _temporary_name(folder, "new"), None
     try:
         temporary.mkdir(parents=True)
         _write_files(temporary, contents)
@@ -203,7 +203,7 @@ def give_name_back(folder: Path) -> None:
 
 def _clear(output_dir: Path, names: re.Pattern) -> None:
     for path in output_dir.iterdir() if output_dir.is_dir() else ():
-        found = HIDDEN.fullmatch(path.name)
+        found = TEMPORARY_NAME.fullmatch(path.name)
         if not found or not names.fullmatch(found[1]) or not is_left(path, int(found[2])):
             continue
         if found[3] == "old" and not path.with_name(found[1]).exists():
@@ -215,10 +215,10 @@ def _clear(output_dir: Path, names: re.Pattern) -> None:
 
 def longest_path(folder: Path) -> Path:
     """The longest path that writing a state of this name needs."""
-    return _hidden(folder, "new") / rank_file(0)
+    return _temporary_name(folder, "new") / rank_file(0)
 
 
-def _hidden(folder: Path, purpose: str) -> Path:
+def _temporary_name(folder: Path, purpose: str) -> Path:
     return folder.with_name(f".{folder.name}.{os.getpid()}.{purpose}.tmp")
 
 
@@ -226,7 +226,7 @@ def _set_aside(folder: Path, purpose: str) -> Path | None:
     """Rename what bears this name, if anything does, so that it can be deleted."""
     if not folder.exists():
         return None
-    aside = _hidden(folder, purpose)
+    aside = _temporary_name(folder, purpose)
     shutil.rmtree(aside, ignore_errors=True)
     rename_folder(folder, aside)
     return aside
@@ -260,7 +260,7 @@ def _open_state(folder: Path, schema: str, source: str) -> SavedState:
     if problems:
         problems.append(Problem("Resume from another state."))
         raise ResumeError(problems, source=f"{source}: the state is damaged")
-    return SavedState(folder, TrainState(**manifest["position"]), manifest["run"], snapshot)
+    return SavedState(folder, RunPosition(**manifest["position"]), manifest["run"], snapshot)
 
 
 def _foreign_schema(found: object, wanted: str) -> str:
@@ -272,7 +272,7 @@ def _foreign_schema(found: object, wanted: str) -> str:
 
 def _not_a_state(folder: Path) -> str:
     names = {entry.name for entry in folder.iterdir()}
-    if names & set(OF_ACCELERATE):
+    if names & set(ACCELERATE_FILES):
         return (
             "a state of accelerate, as sd-scripts writes them: its pickled files can run code when "
             f"opened and are not read. {START_ANEW}"

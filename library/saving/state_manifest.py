@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.errors import Problem
 
 FORMAT = "train_state/v1"
@@ -32,7 +32,7 @@ NEEDED = (ADAPTERS, OPTIMIZER, SNAPSHOT, rank_file(0))
 
 
 def make_manifest(
-    position: TrainState, run: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
+    position: RunPosition, run: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The document of a state. files: name -> {"bytes": size, "sha256": digits}."""
     made = {"format": FORMAT, "position": asdict(position), "run": dict(run), "files": dict(files)}
@@ -51,7 +51,7 @@ def manifest_problems(manifest: Mapping[str, Any]) -> list[Problem]:
     if SEAL in manifest and manifest[SEAL] != seal_of(manifest):
         text = "was changed after it was written: its checksum is another. To start at another step"
         problems.append(Problem(f"{text}, use --initial_step.", MANIFEST))
-    names = [field.name for field in fields(TrainState)]
+    names = [field.name for field in fields(RunPosition)]
     problems += _check(manifest, "position", dict.fromkeys(names, _is_count), only=names)
     problems += _check(manifest, "run", RUN)
     files = manifest.get("files")

@@ -33,13 +33,13 @@ from library.watching.monitor import AlertError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from library.data.data_types import TrainState
+    from library.data.data_types import RunPosition
     from library.saving.run_files import RunFiles
 
 logger = logging.getLogger(__name__)
 
-BEGAN = time.time()
-OF_MEMORY = ("can't allocate memory", "out of memory")
+PROGRAM_START = time.time()
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory")
 MEMORY_ADVICE = (
     "Set gradient_checkpointing, then cpu_offload_checkpointing, and cache_latents and "
     "cache_text_encoder_outputs: a run may go on with these changed. Or lower batch_size or the "
@@ -55,7 +55,7 @@ class Request(IntEnum):
     QUIT = 2
 
 
-FILES = {"save": Request.SAVE, "save_quit": Request.QUIT}
+REQUEST_FILES = {"save": Request.SAVE, "save_quit": Request.QUIT}
 
 
 class OutOfMemory(UserError):
@@ -71,7 +71,7 @@ class StopRequests:
     quits:   a request to end the run was agreed on
     """
 
-    def __init__(self, folder: Path, accelerator: Accelerator, began: float = BEGAN) -> None:
+    def __init__(self, folder: Path, accelerator: Accelerator, began: float = PROGRAM_START) -> None:
         self.folder, self.began = folder, began
         self.is_main = accelerator.is_main_process
         self.num_processes = accelerator.num_processes
@@ -126,7 +126,7 @@ class StopRequests:
         wanted = Request.NOTHING
         for name, written in self.files():
             if self.kept.get(name) != written:
-                wanted = max(wanted, FILES[name])
+                wanted = max(wanted, REQUEST_FILES[name])
                 if self.consume(name, written):
                     logger.info("%s: seen and removed.", self.folder / name)
         return wanted
@@ -138,7 +138,7 @@ class StopRequests:
 
     def files(self) -> Iterator[tuple[str, float]]:
         """(name, when it was written) of the files that ask for something."""
-        for name in FILES:
+        for name in REQUEST_FILES:
             with contextlib.suppress(OSError):  # most of the time there is none
                 facts = os.stat(self.folder / name)
                 if stat.S_ISREG(facts.st_mode):
@@ -153,7 +153,7 @@ class StopRequests:
 
 
 @contextlib.contextmanager
-def rescue(files: RunFiles, state: TrainState) -> Iterator[None]:
+def rescue(files: RunFiles, position: RunPosition) -> Iterator[None]:
     """While inside: an error that ends the run has its last update saved, and says where it is."""
     try:
         yield
@@ -161,19 +161,19 @@ def rescue(files: RunFiles, state: TrainState) -> Iterator[None]:
         out_of_memory = is_out_of_memory(error)
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # they hold what the step had in memory
-        end = files.rescue(state, together=isinstance(error, AlertError))
+        end = files.rescue(position, together=isinstance(error, AlertError))
         if isinstance(error, UserError):
             *others, last = error.problems
             last = replace(last, message=f"{last.message} {end}")
             raise type(error)([*others, last]) from None
         if out_of_memory:
-            what = f"no more memory at step {state.step + 1} ({str(error).splitlines()[0]})."
+            what = f"no more memory at step {position.step + 1} ({str(error).splitlines()[0]})."
             raise OutOfMemory(f"{what} {MEMORY_ADVICE} {end}") from None
-        logger.error("step %d failed. %s", state.step + 1, end)
+        logger.error("step %d failed. %s", position.step + 1, end)
         raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)

@@ -17,7 +17,7 @@ from library.training.optimizers import ChoosesStepSize
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-FOUND = "lr/d*lr/"
+FOUND_RATE = "lr/d*lr/"
 
 
 class LearningRates:
@@ -38,7 +38,7 @@ class LearningRates:
         rates = {f"lr/{name}": _kept(group["lr"]) for name, group in groups}
         for name, group in groups:
             if "d" in group:  # the update is made with the factor found before it
-                rates[f"{FOUND}{name}"] = _kept(group["d"] * group["lr"])
+                rates[f"{FOUND_RATE}{name}"] = _kept(group["d"] * group["lr"])
         yield
         for name, group in groups:
             rate = self._chosen(group)
@@ -67,5 +67,5 @@ def _kept(rate: float | Tensor) -> float | Tensor:
 
 def shown_rate(values: dict[str, float]) -> float:
     """The one rate of a progress bar: the highest that was found, else the highest of all."""
-    found = [value for key, value in values.items() if key.startswith(FOUND)]
+    found = [value for key, value in values.items() if key.startswith(FOUND_RATE)]
     return max(found or [value for key, value in values.items() if key.startswith("lr/")])

@@ -43,7 +43,7 @@ SCHEDULES = {
 }
 """name -> the function in transformers.optimization; what each reads: run_config.SCHEDULE_READS."""
 
-UNSET = {
+NOT_ASKED_FOR = {
     "lr_warmup_steps": 0,
     "lr_decay_steps": 0,
     "lr_scheduler_num_cycles": 1,
@@ -59,7 +59,7 @@ def check_schedule(options: ScheduleOptions) -> list[Problem]:
     arguments, problems = parse_assignments(options.lr_scheduler_args, "lr_scheduler_args")
     problems += [
         Problem(f"expected a number not below 0, found {value:g}.", source=f"--{option}")
-        for option in UNSET
+        for option in NOT_ASKED_FOR
         if (value := getattr(options, option)) is not None and value < 0
     ]
     if not options.lr_scheduler_type:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 PORTS_TRIED = 20
 
-GUARD = """
+SERVER_PROGRAM = """
 import os, subprocess, sys, threading
 server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 def end_with_the_run():
@@ -43,7 +43,7 @@ class TensorBoardServer:
         server += ["--host", host, "--port", str(port)]
         with log_file.open("w", encoding="utf-8") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", GUARD, *server],
+                [sys.executable, "-c", SERVER_PROGRAM, *server],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -166,8 +166,8 @@ def test_a_file_read_into_memory_holds_the_same_and_is_let_go(tmp_path):
     bare = bare_dit()
     odd = {**bare, "t_embedding_norm.weight": bare["t_embedding_norm.weight"].half()}
     path = saved(odd, tmp_path)
-    mapped = model_loading.read_tensors(path, disable_mmap=False)
-    read = model_loading.read_tensors(path, disable_mmap=True)
+    mapped = model_loading.load_floats(path, disable_mmap=False)
+    read = model_loading.load_floats(path, disable_mmap=True)
     assert list(read) == list(mapped)
     assert all(read[k].dtype == v.dtype and torch.equal(read[k], v) for k, v in mapped.items())
     del mapped  # Windows locks a mapped file
@@ -191,8 +191,8 @@ def peak():
 with torch.device("meta"):
     network = torch.nn.ParameterList(torch.empty({size} // 64) for i in range(32))
 before = peak()
-tensors = model_loading.read_tensors({str(path)!r}, disable_mmap=True)
-model_loading.fill(network, tensors, "cpu", torch.{dtype})
+tensors = model_loading.load_floats({str(path)!r}, disable_mmap=True)
+model_loading.give_tensors(network, tensors, "cpu", torch.{dtype})
 print(peak() - before)
 """
     run = run_code(code)

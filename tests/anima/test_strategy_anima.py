@@ -94,9 +94,9 @@ def test_a_caption_over_a_limit_is_cut_counted_once_and_keeps_its_end_token(toke
     assert cut.t5_ids == (*whole.t5_ids[:4], 1)
     assert limited.cut_captions == 1
     assert free.cut_captions == 0
-    assert "1 captions" in limited.report()
+    assert "1 captions" in limited.warn_of_cut_captions()
     assert caption[:60] in caplog.text
-    assert free.report() == ""
+    assert free.warn_of_cut_captions() == ""
 
 
 @pytest.mark.parametrize("prompt", ["a", "b"])

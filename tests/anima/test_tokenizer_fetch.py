@@ -7,10 +7,10 @@ import pytest
 
 from library.anima_runtime import model_loading, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.tokenizer_fetch import (
-    Source,
+    Repository,
     can_be_fetched,
     fetch,
-    parse_source,
+    parse_repository,
     sources_of,
 )
 from library.errors import ModelFileError
@@ -18,8 +18,8 @@ from tests.helpers.hubs import Hub, serve
 from tests.helpers.running import config_files, make_trainer
 
 HF_REPO, MS_REPO = "google/t5-v1_1-base", "nv/cosmos"
-HF = Source("huggingface", HF_REPO, None, ("tokenizer", ""))
-MS = Source("modelscope", MS_REPO, "master", ("tokenizer", ""))
+HF = Repository("huggingface", HF_REPO, None, ("tokenizer", ""))
+MS = Repository("modelscope", MS_REPO, "master", ("tokenizer", ""))
 TRIO = ("spiece.model", "tokenizer.json", "config.json")
 
 
@@ -235,32 +235,32 @@ def test_fetching_can_be_switched_off(demo, run_folder, hubs, tmp_path):
 
 
 ADDRESSES = [
-    ("a/b", Source("huggingface", "a/b", None, ("sub", ""))),
-    ("https://huggingface.co/a/b", Source("huggingface", "a/b", None, ("sub", ""))),
-    ("https://huggingface.co/a/b/tree/v1", Source("huggingface", "a/b", "v1", ("sub", ""))),
-    ("https://hf-mirror.com/a/b/tree/v1/x/y", Source("huggingface", "a/b", "v1", ("x/y", ""))),
+    ("a/b", Repository("huggingface", "a/b", None, ("sub", ""))),
+    ("https://huggingface.co/a/b", Repository("huggingface", "a/b", None, ("sub", ""))),
+    ("https://huggingface.co/a/b/tree/v1", Repository("huggingface", "a/b", "v1", ("sub", ""))),
+    ("https://hf-mirror.com/a/b/tree/v1/x/y", Repository("huggingface", "a/b", "v1", ("x/y", ""))),
     ("https://huggingface.co/a/b/blob/main/x/spiece.model",
-     Source("huggingface", "a/b", "main", ("x", ""))),
+     Repository("huggingface", "a/b", "main", ("x", ""))),
     ("https://huggingface.co/a/b/resolve/main/spiece.model?download=true",
-     Source("huggingface", "a/b", "main", ("sub", ""))),
-    ("https://modelscope.cn/models/a/b", Source("modelscope", "a/b", None, ("sub", ""))),
-    ("https://www.modelscope.cn/models/a/b/files", Source("modelscope", "a/b", None, ("sub", ""))),
+     Repository("huggingface", "a/b", "main", ("sub", ""))),
+    ("https://modelscope.cn/models/a/b", Repository("modelscope", "a/b", None, ("sub", ""))),
+    ("https://www.modelscope.cn/models/a/b/files", Repository("modelscope", "a/b", None, ("sub", ""))),
     ("https://www.modelscope.cn/models/a/b/tree/master/x",
-     Source("modelscope", "a/b", "master", ("x", ""))),
+     Repository("modelscope", "a/b", "master", ("x", ""))),
     ("https://modelscope.cn/models/a/b/resolve/v2/x/spiece.model",
-     Source("modelscope", "a/b", "v2", ("x", ""))),
+     Repository("modelscope", "a/b", "v2", ("x", ""))),
     ("https://modelscope.cn/models/a/b/file/view/master/x%2Fspiece.model?status=2",
-     Source("modelscope", "a/b", "master", ("x", ""))),
+     Repository("modelscope", "a/b", "master", ("x", ""))),
     ("https://modelscope.cn/api/v1/models/a/b/repo?Revision=v3&FilePath=x/y/spiece.model",
-     Source("modelscope", "a/b", "v3", ("x/y", ""))),
+     Repository("modelscope", "a/b", "v3", ("x/y", ""))),
     ("https://www.modelscope.ai/models/a/b",
-     Source("modelscope", "a/b", None, ("sub", ""), "https://www.modelscope.ai")),
+     Repository("modelscope", "a/b", None, ("sub", ""), "https://www.modelscope.ai")),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text, expected", ADDRESSES)
 def test_every_kind_of_address_is_read(text, expected):
-    assert parse_source(text, "--t5_tokenizer_repo_id", subfolder="sub") == expected
+    assert parse_repository(text, "--t5_tokenizer_repo_id", subfolder="sub") == expected
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_every_kind_of_address_is_read(text, expected):
 )  # fmt: skip
 def test_anything_else_is_refused(text):
     with pytest.raises(ModelFileError, match="is no address of a repository"):
-        parse_source(text, "--t5_tokenizer_repo_id")
+        parse_repository(text, "--t5_tokenizer_repo_id")
 
 
 def test_the_sources_follow_the_flags(demo, run_folder):
@@ -279,14 +279,14 @@ def test_the_sources_follow_the_flags(demo, run_folder):
         return sources_of(kind, anima)
 
     t5 = [
-        Source("huggingface", "google/t5-v1_1-base", None, ("tokenizer", "")),
-        Source("modelscope", "nv-community/Cosmos-Predict2-2B-Text2Image", "master",
+        Repository("huggingface", "google/t5-v1_1-base", None, ("tokenizer", "")),
+        Repository("modelscope", "nv-community/Cosmos-Predict2-2B-Text2Image", "master",
                ("tokenizer", "")),
     ]  # fmt: skip
     assert sources("t5") == t5
     assert sources("t5", t5_tokenizer_modelscope_fallback=False) == t5[:1]
     assert sources("t5", t5_tokenizer_repo_id="https://modelscope.cn/models/a/b") == [
-        Source("modelscope", "a/b", None, ("tokenizer", ""))
+        Repository("modelscope", "a/b", None, ("tokenizer", ""))
     ]
     assert [str(source) for source in sources("qwen")] == [
         "Hugging Face Qwen/Qwen3-0.6B-Base",

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from anima_train_network import GROUPS, setup_parser
-from library.anima_runtime.model_loading import read_tensors
+from library.anima_runtime.model_loading import load_floats
 from library.anima_runtime.tokenizer_assets import load_t5_tokenizer
 from library.caching.latents_files import short_name
 from library.data.images import PictureHeader, load_image
@@ -163,6 +163,6 @@ def test_models_are_read_from_such_folders_and_tokenizers_say_why_not(demo, tmp_
     folder = tmp_path / GIRL
     folder.symlink_to(demo / "models")
     for disable_mmap in (False, True):
-        assert read_tensors(folder / "qwen_3_06b.safetensors", disable_mmap)
+        assert load_floats(folder / "qwen_3_06b.safetensors", disable_mmap)
     with pytest.raises(ModelFileError, match="start inside it and give a relative path"):
         load_t5_tokenizer(folder / "t5_tokenizer")

@@ -20,7 +20,7 @@ from library.data.data_types import SampleRequest
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.datasets import TrainDataset
 from library.data.scan import scan
-from library.saving.checkpoints import CheckpointPlan, files_of_run
+from library.saving.checkpoints import Checkpoints, files_of_run
 from library.saving.state_contents import first_position
 from library.settings.run_config import TrainConfig, sets_own_rate
 from library.train_util import StepPlan, make_noising
@@ -91,7 +91,7 @@ def start(train: TrainConfig, anima: AnimaConfig) -> Any:
 def saves(train: TrainConfig, anima: AnimaConfig) -> Any:
     """The files that are due, and how many files and states a run keeps."""
     plan = length(train, anima)
-    checkpoints = CheckpointPlan(train.save, plan.epochs, train.resume)
+    checkpoints = Checkpoints(train.save, plan.epochs, train.resume)
     due = [checkpoints.due_at_step(step) for step in range(1, plan.total_steps + 1)]
     due += [checkpoints.due_after_epoch(epoch) for epoch in range(1, plan.epochs + 1)]
     return [*map(str, due), str(checkpoints.final_file()), files_of_run(checkpoints, plan)]

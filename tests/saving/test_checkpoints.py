@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from library.saving.checkpoints import CheckpointPlan, Kept, files_of_run
+from library.saving.checkpoints import Checkpoints, Kept, files_of_run
 from library.settings.options import convert, flags_of
 from library.settings.run_config import LoopOptions, ResumeOptions, SaveOptions
 from library.train_util import StepPlan
 
 
 def plan(epochs=10, **options):
-    return CheckpointPlan(SaveOptions(**{"output_dir": "out", **options}), epochs)
+    return Checkpoints(SaveOptions(**{"output_dir": "out", **options}), epochs)
 
 
 def test_names_are_those_of_sd_scripts():
@@ -63,7 +63,7 @@ def test_what_is_not_of_this_runs_rules_stays(tmp_path):
     options = {"save_every_n_steps": 5, "save_last_n_steps": 5, "save_every_n_epochs": 2}
     own = plan(output_dir=tmp_path, output_name="a.b", **options, save_last_n_epochs=1)
     states = ResumeOptions(save_last_n_steps_state=10)
-    own = CheckpointPlan(own.options, 10, states)
+    own = Checkpoints(own.options, 10, states)
     others = [
         "a.b", "a.b-step00000007", "a.b-step5", "a.b-step000000005", "aXb-step00000005",
         "a.b-c-step00000005", "a.b-step00000005-2", "a.b-step00000000", "a.b-000003", "a.b-000004",
@@ -127,7 +127,7 @@ def test_files_are_counted_as_a_run_writes_and_deletes_them():
             save_state=draw.random() < 0.7, save_state_on_train_end=draw.random() < 0.5,
             save_last_n_steps_state=some(20), save_last_n_epochs_state=some(4),
         )  # fmt: skip
-        checkpoints = CheckpointPlan(options, length.epochs, states)
+        checkpoints = Checkpoints(options, length.epochs, states)
         first = draw.choice([0, draw.randint(0, length.total_steps)])
         expected = counted(checkpoints, length, first)
         assert files_of_run(checkpoints, length, first) == expected, (options, states, length)

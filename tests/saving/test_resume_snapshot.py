@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.data.dataset_config import SubsetConfig
 from library.errors import ResumeError
 from library.saving.snapshot import Snapshot, changed, compare, differences_of
@@ -100,7 +100,7 @@ def test_another_number_of_processes_says_what_it_changes(tmp_path, caplog):
     assert set(differences(num_processes=1)) == {"num_processes"}
     assert differences(num_processes=1, options={"resume_allow": ("num_processes",)}) == {}
     assert "2 processes before, 1 now: a step is 0.5 times as many pictures" in caplog.text
-    position = TrainState(step=9, epoch=2, batch_in_epoch=7)
+    position = RunPosition(step=9, epoch=2, batch_in_epoch=7)
     state = SavedState(tmp_path, position, {"num_processes": 2}, {})
     plan = StepPlan(14, 14, 42, 3, 14)
     for processes, batches in ((1, 14), (2, 7), (3, 4), (4, 3)):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.errors import ConfigError, ResumeError
 from library.saving.snapshot import compare
 from library.saving.state_contents import first_position
@@ -123,7 +123,7 @@ counts = st.integers(0, 20) | st.integers(0, MOST)
 
 @given(
     position=st.builds(
-        TrainState, step=counts, epoch=counts, batch_in_epoch=counts, samples_seen=counts
+        RunPosition, step=counts, epoch=counts, batch_in_epoch=counts, samples_seen=counts
     ),
     accumulation=st.integers(1, 3),
     before=st.integers(1, 4),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from library.data.data_types import TrainState
+from library.data.data_types import RunPosition
 from library.errors import ResumeError
 from library.saving.state_folder import (
     ADAPTERS,
@@ -28,7 +28,7 @@ SCHEMA = "family_resume_snapshot/v2"
 
 def contents(**changes):
     values = {
-        "position": TrainState(step=7, epoch=1, batch_in_epoch=3, samples_seen=40),
+        "position": RunPosition(step=7, epoch=1, batch_in_epoch=3, samples_seen=40),
         "run": {"seed": 3, "num_processes": 2, "metadata": {"ss_session_id": "9"}},
         "snapshot": {"schema": SCHEMA, "critical": {"名字": "值"}},
         "factors": {"a.adapter.lora_down": torch.arange(12.0).reshape(3, 4).bfloat16()},
@@ -60,7 +60,7 @@ def test_what_is_written_comes_back_the_same(tmp_path):
 
 def test_a_state_of_the_same_name_is_replaced(tmp_path):
     written(tmp_path)
-    folder = written(tmp_path, position=TrainState(step=8))
+    folder = written(tmp_path, position=RunPosition(step=8))
     assert open_state(folder, SCHEMA).position.step == 8
     assert [path.name for path in tmp_path.iterdir()] == ["run-state"]
 
@@ -69,7 +69,7 @@ def test_a_state_that_cannot_be_replaced_stays_and_the_new_one_is_beside_it(tmp_
     earlier = written(tmp_path)
     for purpose in ("old", "gone"):  # keeps it from being renamed
         (tmp_path / f".run-state.{os.getpid()}.{purpose}.tmp").touch()
-    beside = write_state(earlier, contents(position=TrainState(step=8)))
+    beside = write_state(earlier, contents(position=RunPosition(step=8)))
     assert beside == tmp_path / "run-state-2" and "run-state cannot be replaced" in caplog.text
     steps = [open_state(folder, SCHEMA).position.step for folder in (earlier, beside)]
     assert steps == [7, 8]
