@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from library.settings.dataset_keys import default_of
+
 WILDCARD = re.compile(r"\{([^}]+)\}")
 MARKS = (*".!?,;:", *"。！？，；：")
 """After one of these at the end of a line, a blank alone joins the next."""
@@ -21,7 +23,7 @@ MARKS = (*".!?,;:", *"。！？，；：")
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionRecipe:
-    """What is done to a caption; names and defaults of sd-scripts.
+    """What is done to a caption; names of sd-scripts.
 
     keep_tokens:       leading tags that are neither shuffled nor dropped
     token_warmup_step: steps until all tags are used; a fraction of the run when below 1
@@ -32,22 +34,22 @@ class CaptionRecipe:
                        and dropping; a caption that still has it as a tag keeps that one instead
     """
 
-    shuffle_caption: bool = False
-    caption_separator: str = ","
-    keep_tokens: int = 0
-    keep_tokens_separator: str = ""
-    secondary_separator: str = ""
-    enable_wildcard: bool = False
-    caption_prefix: str = ""
-    caption_suffix: str = ""
-    caption_dropout_rate: float = 0.0
-    caption_dropout_every_n_epochs: int = 0
-    caption_tag_dropout_rate: float = 0.0
-    token_warmup_min: int = 1
-    token_warmup_step: float = 0.0
-    class_tokens: str = ""
-    trigger_word: str = ""
-    caption_lines: str | None = None
+    shuffle_caption: bool = default_of("shuffle_caption")
+    caption_separator: str = default_of("caption_separator")
+    keep_tokens: int = default_of("keep_tokens")
+    keep_tokens_separator: str = default_of("keep_tokens_separator")
+    secondary_separator: str = default_of("secondary_separator")
+    enable_wildcard: bool = default_of("enable_wildcard")
+    caption_prefix: str = default_of("caption_prefix")
+    caption_suffix: str = default_of("caption_suffix")
+    caption_dropout_rate: float = default_of("caption_dropout_rate")
+    caption_dropout_every_n_epochs: int = default_of("caption_dropout_every_n_epochs")
+    caption_tag_dropout_rate: float = default_of("caption_tag_dropout_rate")
+    token_warmup_min: int = default_of("token_warmup_min")
+    token_warmup_step: float = default_of("token_warmup_step")
+    class_tokens: str = default_of("class_tokens")
+    trigger_word: str = default_of("trigger_word")
+    caption_lines: str | None = default_of("caption_lines")
 
     @property
     def use_of_lines(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from library.data.captions import CaptionRecipe
+from library.settings.dataset_keys import default_of
 
 ANOTHER_NAME = {"resolutions": "resolution"}
 
@@ -19,25 +20,25 @@ class SubsetConfig(CaptionRecipe):
     At most one of alpha_mask, mask_path and conditioning_data_dir is set.
     """
 
-    image_dir: str | None = None
-    metadata_file: str | None = None
-    recursive: bool = False
-    num_repeats: int = 1
-    is_reg: bool = False
-    caption_extension: str = ".txt"
-    cache_info: bool = False
-    flip_aug: bool = False
-    color_aug: bool = False
-    random_crop: bool = False
-    face_crop_aug_range: tuple[float, float] | None = None
-    resize_interpolation: str | None = None
-    alpha_mask: bool = False
-    mask_path: str | None = None
-    conditioning_data_dir: str | None = None
-    min_ar: float | None = None
-    max_ar: float | None = None
-    skip_empty_caption: bool = False
-    loss_multiplier: float = 1.0
+    image_dir: str | None = default_of("image_dir")
+    metadata_file: str | None = default_of("metadata_file")
+    recursive: bool = default_of("recursive")
+    num_repeats: int = default_of("num_repeats")
+    is_reg: bool = default_of("is_reg")
+    caption_extension: str = default_of("caption_extension")
+    cache_info: bool = default_of("cache_info")
+    flip_aug: bool = default_of("flip_aug")
+    color_aug: bool = default_of("color_aug")
+    random_crop: bool = default_of("random_crop")
+    face_crop_aug_range: tuple[float, float] | None = default_of("face_crop_aug_range")
+    resize_interpolation: str | None = default_of("resize_interpolation")
+    alpha_mask: bool = default_of("alpha_mask")
+    mask_path: str | None = default_of("mask_path")
+    conditioning_data_dir: str | None = default_of("conditioning_data_dir")
+    min_ar: float | None = default_of("min_ar")
+    max_ar: float | None = default_of("max_ar")
+    skip_empty_caption: bool = default_of("skip_empty_caption")
+    loss_multiplier: float = default_of("loss_multiplier")
 
     @property
     def place(self) -> str:
@@ -73,16 +74,16 @@ class DatasetConfig:
 
     resolution: tuple[int, int]
     subsets: tuple[SubsetConfig, ...]
-    batch_size: int = 1
-    enable_bucket: bool = False
-    min_bucket_reso: int = 256
-    max_bucket_reso: int = 1024
-    bucket_reso_steps: int = 64
-    bucket_no_upscale: bool = False
-    skip_image_resolution: tuple[int, int] | None = None
-    network_multiplier: float = 1.0
-    validation_split: float = 0.0
-    validation_seed: int | None = None
+    batch_size: int = default_of("batch_size")
+    enable_bucket: bool = default_of("enable_bucket")
+    min_bucket_reso: int = default_of("min_bucket_reso")
+    max_bucket_reso: int = default_of("max_bucket_reso")
+    bucket_reso_steps: int = default_of("bucket_reso_steps")
+    bucket_no_upscale: bool = default_of("bucket_no_upscale")
+    skip_image_resolution: tuple[int, int] | None = default_of("skip_image_resolution")
+    network_multiplier: float = default_of("network_multiplier")
+    validation_split: float = default_of("validation_split")
+    validation_seed: int | None = default_of("validation_seed")
     family: int = 0
 
 

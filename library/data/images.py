@@ -25,9 +25,9 @@ from library.data.data_types import ImageInfo
 from library.data.picture_folders import has_plugin
 from library.errors import DatasetError
 
-# sd-scripts' names. Pillow's filters widen with the scale, so BOX is "area" when shrinking, and
+# dataset_keys.INTERPOLATIONS. Pillow's filters widen with the scale, so BOX is "area" when shrinking, and
 # bilinear and bicubic are the antialiased kinds.
-RESAMPLING = {
+KERNELS = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -255,7 +255,7 @@ def resize(image: Image.Image, size: Size, interpolation: str | None = None) -> 
     if interpolation is None:
         shrinks = image.width > size[0] or image.height > size[1]
         interpolation = "area" if shrinks else "lanczos"
-    return image.resize(size, RESAMPLING[interpolation])
+    return image.resize(size, KERNELS[interpolation])
 
 
 def load_picture(

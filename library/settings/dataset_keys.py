@@ -86,7 +86,7 @@ KEYS = {
         low=0,
         idle=(NO_CAPTIONS, needs(lambda o: o.token_warmup_step, "token_warmup_step is not set")),
     ),
-    "token_warmup_step": Key("float", 0.0, low=0, idle=(NO_CAPTIONS,)),
+    "token_warmup_step": Key("float", 0, low=0, idle=(NO_CAPTIONS,)),
     "caption_dropout_rate": Key("float", 0.0, low=0, high=1),
     "caption_dropout_every_n_epochs": Key(
         "int",

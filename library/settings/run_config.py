@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from library.errors import Problem
+from library.settings.dataset_keys import INTERPOLATIONS, default_of
 from library.settings.effects import Condition, Idle, loses_to, needs, needs_data, needs_plan
 from library.settings.options import (
     above,
@@ -94,8 +95,12 @@ SCHEDULE_READS = {
     "adafactor": (),
 }  # fmt: skip
 """name -> the options that it reads."""
-RESAMPLING = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 OFFLOAD = ("cpu", "nvme", "None")
+
+
+def key_flag(key: str, help: str, **declared: Any) -> Any:
+    """A flag for a key of the dataset file: its value counts where the file is silent."""
+    return flag(default_of(key), help, **declared)
 
 
 def sets_own_rate(o: SimpleNamespace) -> bool:
@@ -217,43 +222,64 @@ class ModelPaths:
 class DataOptions:
     """Data; every value is the fallback of the key of the same meaning in the dataset file"""
 
-    resolution: str | None = flag(None, 'training area: 1024 or "width,height"', read=size)
-    train_batch_size: int = flag(1, "pictures per micro-step", check=at_least(1))
-    dataset_repeats: int = flag(1, "times each picture counts per epoch", check=at_least(1))
-    caption_extension: str = flag(
-        ".txt", "extension of caption files (sd-scripts: .caption)",
+    resolution: str | None = key_flag(
+        "resolution", 'training area: 1024 or "width,height"', read=size
+    )
+    train_batch_size: int = key_flag("batch_size", "pictures per micro-step", check=at_least(1))
+    dataset_repeats: int = key_flag(
+        "num_repeats", "times each picture counts per epoch", check=at_least(1)
+    )
+    caption_extension: str = key_flag(
+        "caption_extension", "extension of caption files (sd-scripts: .caption)",
         names=("--caption_extension", "--caption_extention"),
     )  # fmt: skip
-    shuffle_caption: bool = flag(False, "a new order of the tags every time")
-    caption_separator: str = flag(",", "what separates tags", prose=True)
-    keep_tokens: int = flag(0, "leading tags that keep their place", check=at_least(0))
-    keep_tokens_separator: str = flag("", "mark between fixed head, tags and fixed tail", prose=True)
+    shuffle_caption: bool = key_flag("shuffle_caption", "a new order of the tags every time")
+    caption_separator: str = key_flag("caption_separator", "what separates tags", prose=True)
+    keep_tokens: int = key_flag(
+        "keep_tokens", "leading tags that keep their place", check=at_least(0)
+    )
+    keep_tokens_separator: str = key_flag(
+        "keep_tokens_separator", "mark between fixed head, tags and fixed tail", prose=True
+    )
     secondary_separator: str | None = flag(None, "separator inside tags that stay together", prose=True)
-    enable_wildcard: bool = flag(False, "{a|b} choices and multi-line captions")
+    enable_wildcard: bool = key_flag("enable_wildcard", "{a|b} choices and multi-line captions")
     caption_prefix: str | None = flag(None, "text before every caption", prose=True)
     caption_suffix: str | None = flag(None, "text after every caption", prose=True)
-    caption_dropout_rate: float = flag(
-        0.0, "share of samples trained without caption", check=between(0, 1)
+    caption_dropout_rate: float = key_flag(
+        "caption_dropout_rate", "share of samples trained without caption", check=between(0, 1)
     )
-    caption_dropout_every_n_epochs: int = flag(
-        0, "every n epochs train without captions", check=at_least(0)
+    caption_dropout_every_n_epochs: int = key_flag(
+        "caption_dropout_every_n_epochs", "every n epochs train without captions", check=at_least(0)
     )
-    caption_tag_dropout_rate: float = flag(0.0, "share of tags left out", check=between(0, 1))
-    token_warmup_min: int = flag(1, "tags at the start of the tag warm-up", check=at_least(0))
-    token_warmup_step: float = flag(
-        0, "steps, or fraction of the run, until all tags are used", check=at_least(0)
+    caption_tag_dropout_rate: float = key_flag(
+        "caption_tag_dropout_rate", "share of tags left out", check=between(0, 1)
     )
-    flip_aug: bool = flag(False, "mirror pictures at random")
-    enable_bucket: bool = flag(False, "batches of several shapes")
-    min_bucket_reso: int = flag(256, "smallest side of a bucket", check=at_least(16))
-    max_bucket_reso: int = flag(1024, "largest side of a bucket", check=at_least(16))
-    bucket_reso_steps: int = flag(64, "sides of buckets are multiples of this", check=at_least(16))
-    bucket_no_upscale: bool = flag(False, "never enlarge a picture")
-    resize_interpolation: str | None = flag(
-        None, "resampling; area when shrinking, lanczos when enlarging unless given",
-        choices=RESAMPLING,
+    token_warmup_min: int = key_flag(
+        "token_warmup_min", "tags at the start of the tag warm-up", check=at_least(0)
+    )
+    token_warmup_step: float = key_flag(
+        "token_warmup_step",
+        "steps, or fraction of the run, until all tags are used",
+        check=at_least(0),
+    )
+    flip_aug: bool = key_flag("flip_aug", "mirror pictures at random")
+    enable_bucket: bool = key_flag("enable_bucket", "batches of several shapes")
+    min_bucket_reso: int = key_flag(
+        "min_bucket_reso", "smallest side of a bucket", check=at_least(16)
+    )
+    max_bucket_reso: int = key_flag(
+        "max_bucket_reso", "largest side of a bucket", check=at_least(16)
+    )
+    bucket_reso_steps: int = key_flag(
+        "bucket_reso_steps", "sides of buckets are multiples of this", check=at_least(16)
+    )
+    bucket_no_upscale: bool = key_flag("bucket_no_upscale", "never enlarge a picture")
+    resize_interpolation: str | None = key_flag(
+        "resize_interpolation",
+        "resampling; area when shrinking, lanczos when enlarging unless given",
+        choices=INTERPOLATIONS,
     )  # fmt: skip
-    cache_info: bool = flag(False, "remember the sizes of pictures in each folder")
+    cache_info: bool = key_flag("cache_info", "remember the sizes of pictures in each folder")
     debug_dataset: bool = flag(
         False, "show what the dataset gives and exit",
         refused="tools/preview_buckets.py shows it, with the same arguments",
@@ -283,18 +309,22 @@ class DataOptions:
     dataset_class: str | None = flag(
         None, "class path of a dataset of your own", refused="datasets are described in TOML here"
     )
-    color_aug: bool = flag(
-        False, "change hue or brightness a little at random; not with cache_latents"
+    color_aug: bool = key_flag(
+        "color_aug", "change hue or brightness a little at random; not with cache_latents"
     )
-    random_crop: bool = flag(False, "crop at random; not with cache_latents")
-    face_crop_aug_range: str | None = flag(
-        None, "min,max: crop around the face that a file name ending in _x_y_w_h tells of, the short "
-        "side so many times the face; not with cache_latents",
+    random_crop: bool = key_flag("random_crop", "crop at random; not with cache_latents")
+    face_crop_aug_range: str | None = key_flag(
+        "face_crop_aug_range",
+        "min,max: crop around the face that a file name ending in _x_y_w_h tells of, the short side "
+        "so many times the face; not with cache_latents",
     )  # fmt: skip
-    alpha_mask: bool = flag(False, "use transparency as loss mask")
-    conditioning_data_dir: str | None = flag(None, "folder of loss masks, with masked_loss", path=True)
-    skip_image_resolution: str | None = flag(
-        None, "leave out pictures of up to this many pixels, width times height", read=size
+    alpha_mask: bool = key_flag("alpha_mask", "use transparency as loss mask")
+    conditioning_data_dir: str | None = key_flag(
+        "conditioning_data_dir", "folder of loss masks, with masked_loss", path=True
+    )
+    skip_image_resolution: str | None = key_flag(
+        "skip_image_resolution",
+        "leave out pictures of up to this many pixels, width times height", read=size
     )
     weighted_captions: bool = flag(
         False, "weights in captions, (tag:1.3)",
@@ -821,10 +851,10 @@ class PreviewOptions:
 class ValidationOptions:
     """Validation"""
 
-    validation_split: float = flag(
-        0.0, "share of pictures kept for validation", check=between(0, 0.9)
+    validation_split: float = key_flag(
+        "validation_split", "share of pictures kept for validation", check=between(0, 0.9)
     )
-    validation_seed: int | None = flag(None, "which of them; 0 if not given")
+    validation_seed: int | None = key_flag("validation_seed", "which of them; 0 if not given")
     validate_every_n_steps: int | None = flag(
         None,
         "validate every n steps",
