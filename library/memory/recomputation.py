@@ -113,8 +113,8 @@ class Region:
         found: list[Kept] = []
 
         def collect(kept: Kept) -> Kept:
-            found.append(kept)
-            return kept
+            found.append(kept.detach() if isinstance(kept, Tensor) else kept)
+            return NOTHING
 
         with self.circumstances.again(), torch.enable_grad(), keeping(collect):
             output = self.function(*self.inputs_again()).detach()
@@ -136,6 +136,16 @@ class Region:
             if isinstance(kept, Tensor) and kept._version != version:
                 raise RuntimeError(f"an input of {self.function} was changed in place.")
             yield restored(kept).detach().requires_grad_(differentiable)
+
+
+class Nothing:
+    """Kept of a run that no backward pass goes through: else its results would hold themselves."""
+
+    def tensor(self) -> Tensor:
+        raise AssertionError("a recomputation has no backward pass of its own")
+
+
+NOTHING = Nothing()
 
 
 class Layout(NamedTuple):
