@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from library.training.optimizers import ChoosesStepSize
-
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -54,8 +52,7 @@ class LearningRates:
         if "scheduled_lr" in group:  # schedule-free: with its warm-up and rectification
             return group["scheduled_lr"]
         state = self.optimizer.state.get(group["params"][0], {})
-        relative = group.get("relative_step") and "step" in state
-        if relative and isinstance(self.optimizer, ChoosesStepSize):
+        if group.get("relative_step") and "step" in state:
             return self.optimizer._get_lr(group, state)
         return None
 

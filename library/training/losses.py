@@ -8,20 +8,30 @@ refuses for flow models.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from library.settings.run_config import LossOptions
-
 LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
 
 
+class LossSettings(Protocol):
+    """What is read of the loss options."""
+
+    @property
+    def loss_type(self) -> str: ...
+    @property
+    def huber_schedule(self) -> str: ...
+    @property
+    def huber_c(self) -> float: ...
+    @property
+    def huber_scale(self) -> float: ...
+
+
 def elementwise_loss(
-    prediction: Tensor, target: Tensor, sigma: Tensor, options: LossOptions
+    prediction: Tensor, target: Tensor, sigma: Tensor, settings: LossSettings
 ) -> Tensor:
     """The loss of each element, (B, ...); huber and smooth_l1 are sd-scripts' smooth forms.
 
@@ -29,17 +39,17 @@ def elementwise_loss(
     for errors above c. c depends on sigma (B,) by the schedule.
     """
     error = prediction - target
-    if options.loss_type == "l2":
+    if settings.loss_type == "l2":
         return error**2
-    if options.loss_type == "l1":
+    if settings.loss_type == "l1":
         return error.abs()
-    assert options.loss_type in LOSS_TYPES, options.loss_type
-    c = huber_threshold(sigma, options).view(-1, *[1] * (error.ndim - 1))
+    assert settings.loss_type in LOSS_TYPES, settings.loss_type
+    c = huber_threshold(sigma, settings).view(-1, *[1] * (error.ndim - 1))
     smooth = 2 * error**2 / (torch.sqrt(error**2 + c**2) + c)  # without the cancellation of a - c
-    return c * smooth if options.loss_type == "huber" else smooth
+    return c * smooth if settings.loss_type == "huber" else smooth
 
 
-def huber_threshold(sigma: Tensor, options: LossOptions) -> Tensor:
+def huber_threshold(sigma: Tensor, settings: LossSettings) -> Tensor:
     """c (B,) at sigma: huber_scale times the schedule's value.
 
     constant:    huber_c
@@ -48,15 +58,15 @@ def huber_threshold(sigma: Tensor, options: LossOptions) -> Tensor:
                  the flow path; that is (1 - huber_c) (1 - sigma)^2 + huber_c, finite at both ends
     As sd-scripts does, where snr ignores huber_scale.
     """
-    c = options.huber_c
-    if options.huber_schedule == "constant":
+    c = settings.huber_c
+    if settings.huber_schedule == "constant":
         value = torch.full_like(sigma, c)
-    elif options.huber_schedule == "exponential":
+    elif settings.huber_schedule == "exponential":
         value = torch.exp(math.log(c) * sigma)
     else:
-        assert options.huber_schedule == "snr", options.huber_schedule
+        assert settings.huber_schedule == "snr", settings.huber_schedule
         value = (1 - c) * (1 - sigma) ** 2 + c
-    return options.huber_scale * value
+    return settings.huber_scale * value
 
 
 def reduce_to_samples(elements: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -153,7 +153,7 @@ def _attempt(
     choice, arguments: a flag's name and its value, of what is tried and of its settings
     """
     moment = ""
-    with _unnoticed() as said:
+    with unnoticed() as said:
         try:
             for moment in moments:
                 pass
@@ -180,7 +180,7 @@ def _tell(error: BaseException, said: io.StringIO) -> str:
 
 
 @contextlib.contextmanager
-def _unnoticed() -> Iterator[io.StringIO]:
+def unnoticed() -> Iterator[io.StringIO]:
     """Within: nothing is shown, what is printed is kept, and the random generators end as they were.
 
     What the classes have to say comes again when the run makes them in earnest.

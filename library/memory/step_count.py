@@ -1,0 +1,99 @@
+"""A training step counted: the project's own model, adapters, loss and optimizer, without data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from library.memory.cuda_kernels import as_on_cuda
+from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
+from library.memory.optimizer_states import state_bytes
+
+if TYPE_CHECKING:
+    from library.settings.run_config import OptimizerOptions
+    from networks.network import AdapterNetwork
+
+Stand = Callable[[Ledger], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that can be run again and again.
+
+    device: where it is computed: the meta device, or, to be compared, a real one
+    model:  with the adapters of `network` attached
+    loss:   the loss of one micro-batch, a scalar
+    """
+
+    device: torch.device
+    model: nn.Module
+    network: AdapterNetwork
+    loss: Callable[[], Tensor]
+    optimizer: OptimizerOptions
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """What one step needs and does; bytes. The update's own kernels are not counted.
+
+    weights:       of the frozen model, on the device; in_host: at the most beside the device
+    states:        of the optimizer, once there are any
+    kept:          what forward leaves for backward
+    left:          what is there when backward is done, beside gradients; more than 0 is a leak
+    peak:          the most at once on the device, everything together
+    kernels:       of forward and backward
+    """
+
+    weights: int
+    adapters: int
+    states: int
+    gradients: int
+    kept: int
+    left: int
+    peak: int
+    in_host: int
+    kernels: Kernels
+
+    @property
+    def activations(self) -> int:
+        """What is beside weights, adapters, gradients and states when the most is in use."""
+        return self.peak - self.weights - self.adapters - self.gradients - self.states
+
+
+def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRANULE) -> StepCount:
+    """One micro-batch forward and backward; leaves no gradients.
+
+    The update comes after, when all that was kept is gone: it needs less.
+    kernels: which kernels the meta device stands for; granule: see Ledger
+    """
+    trained = step.network.get_trainable_params()
+    states = state_bytes(step.optimizer, trained)
+    ledger = Ledger(step.device, granule)
+    adapters = ledger.enter(trained)
+    weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
+    resident = ledger.on_device.now
+    with kernels(ledger), ledger:
+        loss = step.loss()
+        kept = ledger.on_device.now - resident
+        loss.backward()
+        del loss
+    after = ledger.on_device.now - resident
+    for parameter in trained:
+        parameter.grad = None
+    left = ledger.on_device.now - resident
+    return StepCount(
+        weights=weights,
+        adapters=adapters,
+        states=states,
+        gradients=after - left,
+        kept=kept,
+        left=left,
+        peak=states + ledger.on_device.peak,
+        in_host=ledger.in_host.peak,
+        kernels=ledger.kernels,
+    )
