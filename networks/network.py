@@ -1,36 +1,27 @@
 """AdapterNetwork: sd-scripts' network contract over adapters that live inside the model.
 
 A handle, not a module: the model owns the adapters once attached, so nothing is registered twice.
+NetworkModule is what a file given as --network_module has to offer.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from library.errors import AdapterFileError, ConfigError, Problem
-from networks.codec import (
-    DecodedFile,
-    KeyDecoder,
-    decode_tensors,
-    encode,
-    read_tensors,
-    write_tensors,
-)
-from networks.kinds.adapter import AdaptedModule, merged_parameters
-from networks.kinds.kind import Kinds
-from networks.kinds.linear import LinearAdapter
-from networks.kinds.norm import NormDelta
-from networks.kinds.stored import ALPHA
-from networks.kinds.table import KINDS
+from networks.adapted import AdaptedLinear, AdaptedNorm, merged_parameters
+from networks.adapters import LinearAdapter
+from networks.codec import ALPHA, DecodedFile, decode_tensors, encode, read_tensors, write_tensors
 from networks.norm_limit import limit_norms
 from networks.placements import Placement, fill
 from networks.precision import in_precision
@@ -45,8 +36,7 @@ NORM_EXPORTS = ("diff", "omit", "omit_trained")
 class NetworkSettings:
     """What a network is beside its adapters.
 
-    kind:         the name of the kind that is trained
-    kinds:        the table of kinds
+    kind:         LoRA or LoKr
     dim:          the rank that was asked for; None where a file decided
     modules:      kind -> the --network_module that makes it, for messages
     network_args: the effective arguments, for the metadata
@@ -56,7 +46,6 @@ class NetworkSettings:
     """
 
     kind: str
-    kinds: Kinds = KINDS
     dim: int | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     network_args: Mapping[str, str] = field(default_factory=dict)
@@ -105,11 +94,11 @@ class AdapterNetwork:
         unet.requires_grad_(False)
         for placement in self.placements:
             base = unet.get_submodule(placement.path)
-            device = base.get_parameter("weight").device
-            if device.type != "meta":
-                placement.adapter.to(device)
+            adopting = AdaptedNorm if placement.is_norm else AdaptedLinear
+            if base.weight.device.type != "meta":
+                placement.adapter.to(base.weight.device)
             placement.adapter.requires_grad_(not placement.frozen)
-            replace_submodule(unet, placement.path, placement.adapter.adopt(base))
+            replace_submodule(unet, placement.path, adopting.adopt(base, placement.adapter))
         self.model = unet
         self.check_trainables()
 
@@ -117,7 +106,6 @@ class AdapterNetwork:
         """Put the original modules back; the base stays frozen and the adapters stay filled."""
         for placement in self.placements:
             adapted = self.attached().get_submodule(placement.path)
-            assert isinstance(adapted, AdaptedModule)
             replace_submodule(self.attached(), placement.path, adapted.release())
         self.model = None
 
@@ -133,7 +121,7 @@ class AdapterNetwork:
 
     def scale_weight_norms(self, limit: float) -> dict[str, Tensor]:
         """Limit the norm of every trained Linear's difference; scalars for the log."""
-        adapters = linear_adapters(self.trained())
+        adapters = [p.adapter for p in self.trained() if not p.is_norm]
         return limit_norms(adapters, limit) if adapters else {}
 
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
@@ -223,9 +211,8 @@ class AdapterNetwork:
                 continue
             adapter = placement.adapter
             for name, factor in adapter.factors().items():
-                key = encode(placement.path, name, kinds=self.settings.kinds)
-                factors[key] = factor.detach().cpu()
-            if adapter.alpha is not None:
+                factors[encode(placement.path, name)] = factor.detach().cpu()
+            if isinstance(adapter, LinearAdapter):
                 alphas[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
         return in_precision(factors, dtype) | alphas
 
@@ -233,12 +220,12 @@ class AdapterNetwork:
         """What share of the norms' changed entries still differs after addition to bf16 weights."""
         if self.settings.norm_export != "diff":
             return ""
-        counts = [
-            placement.adapter.survivors(placement.base)
-            for placement in self.placements
-            if isinstance(placement.adapter, NormDelta)
-        ]
-        changed, survived = (sum(column) for column in zip((0, 0), *counts))
+        changed = survived = 0
+        for placement in self.placements:
+            for name, change in placement.adapter.changes().items() if placement.is_norm else ():
+                base = getattr(placement.base, name).detach().to(change.device, torch.bfloat16)
+                changed += int((change != 0).sum())
+                survived += int(((base.float() + change.float()).to(torch.bfloat16) != base).sum())
         if not changed:
             return ""
         return (
@@ -248,19 +235,17 @@ class AdapterNetwork:
 
     def load_weights(self, file: str | Path) -> None:
         """Fill the adapters from a file. Raises AdapterFileError naming all that does not fit."""
-        self.fill_from(read_tensors(file, self.settings.kinds), str(file))
+        self.fill_from(read_tensors(file), str(file))
 
     def fill_from(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Fill the adapters from a file's tensors."""
-        settings = self.settings
         places = {placement.path for placement in self.placements}
         norms = {placement.path for placement in self.placements if placement.is_norm}
-        decoder = KeyDecoder(
-            places | settings.paths, norms=norms | settings.norms, kinds=settings.kinds
+        file = decode_tensors(
+            tensors, places | self.settings.paths, source, norms=norms | self.settings.norms
         )
-        file = decode_tensors(tensors, decoder, source)
-        check_kind(file, settings)
-        fill(self.placements, file)
+        check_kind(file, self.settings, source)
+        fill(self.placements, file, source)
 
     @torch.no_grad()
     def merge_to(
@@ -304,7 +289,7 @@ class AdapterNetwork:
         kept = [
             (getattr(base, name), getattr(base, name).data)
             for placement, base in places
-            for name in placement.adapter.changed
+            for name in placement.adapter.changes()
         ]
         try:
             self.merge_to(None, model, None)
@@ -318,13 +303,13 @@ class AdapterNetwork:
     @property
     def dim(self) -> int | None:
         """The rank, for the metadata: as asked for, else the one most adapters have."""
-        ranks = Counter(adapter.rank for adapter in linear_adapters(self.placements))
+        ranks = Counter(p.adapter.rank for p in self.placements if not p.is_norm)
         return self.settings.dim or (ranks.most_common(1)[0][0] if ranks else None)
 
     @property
     def alpha(self) -> float | None:
         """The alpha that most adapters train with and write; None when only norms train."""
-        alphas = Counter(adapter.alpha for adapter in linear_adapters(self.placements))
+        alphas = Counter(p.adapter.alpha for p in self.placements if not p.is_norm)
         return alphas.most_common(1)[0][0] if alphas else None
 
     @property
@@ -334,7 +319,7 @@ class AdapterNetwork:
 
     def summary(self) -> list[str]:
         """Lines to log: what is adapted, by which pattern, with how many parameters."""
-        linears = linear_adapters(self.placements)
+        linears = [p.adapter for p in self.placements if not p.is_norm]
         norms = len(self.placements) - len(linears)
         ranks = Counter("full" if a.rank is None else f"rank {a.rank}" for a in linears)
         sizes = ", ".join(f"{name}: {n}" if len(ranks) > 1 else name for name, n in ranks.items())
@@ -354,11 +339,7 @@ def replace_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def linear_adapters(placements: Iterable[Placement]) -> list[LinearAdapter]:
-    return [p.adapter for p in placements if isinstance(p.adapter, LinearAdapter)]
-
-
-def check_kind(file: DecodedFile, settings: NetworkSettings) -> None:
+def check_kind(file: DecodedFile, settings: NetworkSettings, source: str) -> None:
     """Raise AdapterFileError when the file is of another kind than the network."""
     if file.kind in (settings.kind, "norm"):
         return
@@ -366,4 +347,40 @@ def check_kind(file: DecodedFile, settings: NetworkSettings) -> None:
         advice = f"Use --network_module {other}."
     else:
         advice = "A file holds one kind."
-    raise AdapterFileError(f"{file.source}: a {file.kind} file, not a {settings.kind}. {advice}")
+    raise AdapterFileError(f"{source}: a {file.kind} file, not a {settings.kind}. {advice}")
+
+
+class NetworkModule(Protocol):
+    """What a file given as --network_module offers."""
+
+    @staticmethod
+    def create_network(
+        multiplier: float, network_dim: int | None, network_alpha: float | None, vae: Any,
+        text_encoder: Any, unet: nn.Module, neuron_dropout: float | None = None, **kwargs: Any,
+    ) -> AdapterNetwork: ...  # fmt: skip
+
+    @staticmethod
+    def create_network_from_weights(
+        multiplier: float, file: str | None, vae: Any, text_encoders: Any, unet: nn.Module,
+        weights_sd: Mapping[str, Tensor] | None = None, for_inference: bool = False, **kwargs: Any,
+    ) -> tuple[AdapterNetwork, dict[str, Tensor]]: ...  # fmt: skip
+
+    @staticmethod
+    def check_network_args(
+        network_dim: int | None, network_alpha: float | None,
+        neuron_dropout: float | None = None, **kwargs: Any,
+    ) -> list[Problem]: ...  # fmt: skip
+
+
+REQUIRED_NAMES = ("create_network", "create_network_from_weights", "check_network_args")
+
+
+def check_network_module(module: ModuleType) -> NetworkModule:
+    """`module`, if it offers all of NetworkModule. Raises ConfigError naming what is missing."""
+    missing = [name for name in REQUIRED_NAMES if not callable(getattr(module, name, None))]
+    if missing:
+        raise ConfigError(
+            f"--network_module {module.__name__}: not a network module; it has no "
+            f"{', no '.join(missing)}."
+        )
+    return module

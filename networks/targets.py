@@ -14,17 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Generic, TypeVar
 
 from torch import nn
 
 from library.errors import ConfigError, Problem
 from library.utils import nearest_name
-from networks.kinds.norm import Norm
 
 logger = logging.getLogger(__name__)
-
-Module_co = TypeVar("Module_co", bound=nn.Module, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -49,11 +45,11 @@ class TargetRules:
 
 
 @dataclass(frozen=True)
-class Target(Generic[Module_co]):
+class Target:
     """A module to adapt; rank, alpha and lr are None where no network_reg_* pattern names it."""
 
     path: str
-    module: Module_co
+    module: nn.Module
     rank: int | None = None
     alpha: float | None = None
     lr: float | None = None
@@ -66,14 +62,10 @@ class Selection:
     added: paths of Linears that include_patterns alone reach
     """
 
-    linears: tuple[Target[nn.Linear], ...]
-    norms: tuple[Target[Norm], ...]
+    linears: tuple[Target, ...]
+    norms: tuple[Target, ...]
     matches: Mapping[str, int]
     added: tuple[str, ...] = ()
-
-    @property
-    def targets(self) -> tuple[Target[nn.Module], ...]:
-        return (*self.linears, *self.norms)
 
 
 class PatternTally:
@@ -123,12 +115,12 @@ UNMATCHED_HINTS = {
 
 
 def select_targets(
-    linears: Mapping[str, nn.Linear], norms: Mapping[str, Norm], rules: TargetRules
+    linears: Mapping[str, nn.Linear], norms: Mapping[str, nn.Module], rules: TargetRules
 ) -> Selection:
     """Apply the rules to a model's Linears and norms. Raises ConfigError with every bad pattern."""
     check_regexes(rules)
     tally = PatternTally(rules)
-    chosen: dict[str, nn.Linear] = {}
+    chosen: dict[str, nn.Module] = {}
     added: list[str] = []
     for path, module in linears.items():
         excluded = tally.match_any("exclude_patterns", path, matches_regex)
@@ -175,17 +167,15 @@ def check_regexes(rules: TargetRules) -> None:
 
 
 def apply_reg_rules(
-    path: str, module: nn.Linear, rules: TargetRules, tally: PatternTally
-) -> Target[nn.Linear]:
+    path: str, module: nn.Module, rules: TargetRules, tally: PatternTally
+) -> Target:
     rank = first_value("network_reg_dims", rules.dims, path, tally)
     alpha = first_value("network_reg_alphas", rules.alphas, path, tally)
     lr = first_value("network_reg_lrs", rules.lrs, path, tally)
     return Target(path, module, None if rank is None else int(rank), alpha, lr)
 
 
-def apply_lr_rules(
-    path: str, module: Norm, rules: TargetRules, tally: PatternTally
-) -> Target[Norm]:
+def apply_lr_rules(path: str, module: nn.Module, rules: TargetRules, tally: PatternTally) -> Target:
     return Target(path, module, lr=first_value("network_reg_lrs", rules.lrs, path, tally))
 
 

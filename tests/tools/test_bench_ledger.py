@@ -1,0 +1,82 @@
+"""The ledger as a command, and what it counts at true size: figures that no machine changes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from library.anima_backend.modelling.params import DiTParams
+from library.errors import ConfigError
+from tests.helpers.tiny import golden
+from tools.bench import ledger
+
+
+def test_the_true_size_is_that_of_the_official_file():
+    shapes = {}
+    for name, shape in json.loads(golden("layouts.json").read_text())["dit"].items():
+        before, brace, rest = name.partition("{")
+        count, _, after = rest.partition("}")
+        for number in range(int(count or 1)):
+            shapes[f"{before}{number}{after}" if brace else name] = tuple(shape)
+    assert DiTParams.from_state_shapes(shapes) == ledger.TRUE_SIZE
+
+
+def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "ledger.json"
+    monkeypatch.setattr(
+        "sys.argv",
+        ["ledger", "--blocks", "2", "--modes", "none", "checkpoint", "--adapters", "lokr_full+norms",
+         "--pixels", "256", "--json", str(file)],
+    )  # fmt: skip
+    ledger.main()
+    title, names, *lines = capsys.readouterr().out.splitlines()
+    assert title.startswith("torch ")
+    assert len(lines) == 2 and len({len(line) for line in (names, *lines)}) == 1
+    plain, checkpointed = json.loads(file.read_text())["rows"]
+    assert (plain["adapter"], plain["mode"], plain["pixels"]) == ("lokr_full+norms", "none", 256)
+    assert plain["kept"] > checkpointed["kept"] and plain["kernels"] < checkpointed["kernels"]
+
+
+@pytest.mark.parametrize("name", ["lora+all", "loha", "norms"])
+def test_an_unknown_adapter_is_told(name):
+    with pytest.raises(ConfigError, match="expected one of lora"):
+        ledger.network_of(name, 16, {})
+
+
+def true_row(adapter: str, mode: str) -> ledger.Row:
+    options = ledger.make_parser().parse_args(["--adapters", adapter, "--modes", mode])
+    ((name, step),) = ledger.steps(options)
+    return ledger.count_row(name, step)
+
+
+def test_a_true_step_needs_at_most_what_it_did():
+    """Plain LoRA at 1024 px: upper limits, to be lowered with whatever saves something."""
+    found = true_row("lora", "none").figures()
+    assert found["weights"] == pytest.approx(3.895, abs=0.001)
+    assert found["states"] == pytest.approx(0.171, abs=0.001)
+    limits = {
+        "peak": 14.62,
+        "kept": 10.35,
+        "block kept": 23.7,
+        "block moved": 262,
+        "block kernels": 254,
+    }
+    assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
+
+
+def test_a_true_checkpointed_step_needs_at_most_what_it_did():
+    """With every default: norms and the LLM adapter."""
+    found = true_row("lora+norms+text", "checkpoint").figures()
+    limits = {"peak": 5.32, "kept": 0.54, "block kept": 1.0}
+    assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
+
+
+def test_half_the_pixels_are_a_quarter_of_the_units():
+    """Units are of tokens and channels: a block has as many of them at any size."""
+    step = next(
+        ledger.steps(ledger.make_parser().parse_args(["--blocks", "3", "--modes", "none"]))
+    )[1]
+    small = ledger.count_row("lora", replace(step, size=(64, 64))).figures()
+    large = ledger.count_row("lora", step).figures()
+    for name in ("block kept", "block moved"):
+        assert small[name] == pytest.approx(large[name], rel=0.1)
