@@ -29,8 +29,9 @@ from library.strategy_base import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Qwen3Model
 
+    from library.anima_backend.modelling.vae import QwenImageVAE
     from library.data.data_types import ImageInfo, TextOutputs
     from library.training.flow_matching import NoisyLatents
 
@@ -140,7 +141,7 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
     def __init__(
         self,
         tokenize: AnimaTokenizeStrategy,
-        qwen_model: nn.Module,
+        qwen_model: Qwen3Model | LoadedOnUse,
         *,
         empty_caption: str = "encode",
     ) -> None:
@@ -179,7 +180,7 @@ class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
     downscale = 8
     channels = 16
 
-    def __init__(self, vae: nn.Module, identity: str) -> None:
+    def __init__(self, vae: QwenImageVAE | LoadedOnUse, identity: str) -> None:
         self.vae = vae
         self.identity = identity
 

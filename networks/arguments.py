@@ -11,8 +11,8 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import Field, fields
+from typing import Any, ClassVar, Protocol
 
 from library.errors import ConfigError, Problem
 from library.settings.user_classes import separate_assignments, several_message
@@ -23,7 +23,6 @@ TRUE_WORDS = ("true", "1", "yes", "y", "on", "t")
 FALSE_WORDS = ("false", "0", "no", "n", "off", "f")
 
 Pairs = tuple[tuple[str, float], ...]
-T = TypeVar("T")
 
 
 def parse_network_args(strings: Sequence[str] | None) -> dict[str, str]:
@@ -56,16 +55,24 @@ def unquoted(text: str) -> str:
     return text[1:-1].strip() if is_quoted and text[0] not in text[1:-1] else text
 
 
-def parse_arguments(
-    cls: type[T], values: Mapping[str, Any], *, aliases: Mapping[str, str] | None = None,
-    elsewhere: Mapping[str, str] | None = None,
-) -> T:  # fmt: skip
-    """Build `cls` from `values`; None means not given.
+class Arguments(Protocol):
+    """A dataclass of arguments that can say what is wrong with values that could be read."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @staticmethod
+    def problems_of(values: Mapping[str, Any]) -> list[Problem]: ...
+
+
+def read_arguments(
+    classes: Sequence[type[Arguments]], values: Mapping[str, Any], aliases: Mapping[str, str],
+    elsewhere: Mapping[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """What `values` give for the fields of each of `classes`; None means not given.
 
     aliases: accepted name -> field.  elsewhere: known name that does not belong here -> what to do
     """
-    aliases, elsewhere = aliases or {}, elsewhere or {}
-    readers = {field.name: READERS[str(field.type)] for field in fields(cls)}
+    readers = {field.name: READERS[str(field.type)] for cls in classes for field in fields(cls)}
     read: dict[str, Any] = {}
     problems: list[Problem] = []
     for given, value in values.items():
@@ -83,10 +90,11 @@ def parse_arguments(
         if name in read and read[name] != result:
             problems.append(Problem(f"differs from {name}, of which it is another name.", given))
         read[name] = result
-    problems += getattr(cls, "problems_of", lambda _: [])(read)
+    for cls in classes:
+        problems += cls.problems_of(read)
     if problems:
         raise ConfigError(problems, source=SOURCE)
-    return cls(**read)
+    return [{f.name: read[f.name] for f in fields(cls) if f.name in read} for cls in classes]
 
 
 def unknown_argument(name: str, known: Sequence[str], elsewhere: Mapping[str, str]) -> Problem:
@@ -186,3 +194,13 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "tuple[str, ...] | None": read_list,
     "Pairs": read_pairs,
 }
+
+
+def argument_text(value: Any) -> str:
+    """A value as it would be written in network_args."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        pairs = (part if isinstance(part, str) else f"{part[0]}={part[1]:g}" for part in value)
+        return ",".join(pairs)
+    return f"{value:g}" if isinstance(value, float) else str(value)

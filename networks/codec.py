@@ -1,6 +1,7 @@
 """File formats of adapters: module path + factor <-> key, and reading and writing the files.
 
-The only place that knows key spellings. Flattened names (lora_unet_a_b_c) are decoded by lookup
+How a factor is spelled, its kind says; the names of modules before it are spelled here. Flattened
+names (lora_unet_a_b_c) are decoded by lookup
 among the model's module names, since underscores do not invert. Exports are always in ComfyUI's
 spelling.
 """
@@ -23,6 +24,11 @@ from library.system import tensor_files
 from library.system.system_errors import output_errors
 from library.system.tensor_files import NUMBERS, TensorFileError
 from library.utils import atomic_write
+from networks.kinds.kind import Kinds
+from networks.kinds.lora import LORA_DOWN, LORA_UP
+from networks.kinds.norm import OF_NORMS
+from networks.kinds.stored import BIAS, WEIGHT
+from networks.kinds.table import KINDS
 
 COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
 FORMAT_PREFIXES = {
@@ -49,64 +55,8 @@ TEXT_ENCODER_PREFIXES = ("text_encoders.", "text_encoder.", "lora_te")
 # A fork's first releases stored whole norm weights, not differences: __anima_norm__.<path>.weight
 WHOLE_NORM_PREFIX = "__anima_norm__."
 
-LORA_DOWN, LORA_UP, ALPHA, W_NORM, B_NORM = "lora_down", "lora_up", "alpha", "w_norm", "b_norm"
-LOKR_FACTORS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-DORA_SCALE, DIFF, DIFF_B, SET_WEIGHT = "dora_scale", "diff", "diff_b", "set_weight"
-WEIGHT, BIAS = "weight", "bias"
-
-# The ending of a key -> factor. The first spelling of a factor is the one that is written.
-FACTOR_SPELLINGS = {
-    "lora_down.weight": LORA_DOWN,
-    "lora_up.weight": LORA_UP,
-    "alpha": ALPHA,
-    **{name: name for name in LOKR_FACTORS},
-    W_NORM: W_NORM,
-    B_NORM: B_NORM,
-    "lora_A.weight": LORA_DOWN,
-    "lora_B.weight": LORA_UP,
-    "lora_A.default.weight": LORA_DOWN,
-    "lora_B.default.weight": LORA_UP,
-    "lora_A": LORA_DOWN,
-    "lora_B": LORA_UP,
-    "lora.down.weight": LORA_DOWN,
-    "lora.up.weight": LORA_UP,
-    "lora_linear_layer.down.weight": LORA_DOWN,
-    "lora_linear_layer.up.weight": LORA_UP,
-    **{f"{name}.weight": name for name in LOKR_FACTORS},
-    **{name: name for name in (*LOHA_FACTORS, DORA_SCALE, DIFF, DIFF_B, SET_WEIGHT)},
-    "bias.diff": DIFF_B,
-    WEIGHT: WEIGHT,
-    BIAS: BIAS,
-}
+# How PEFT spells factors that are written otherwise here.
 PEFT_SPELLINGS = {LORA_DOWN: "lora_A.weight", LORA_UP: "lora_B.weight"}
-WRITTEN_SPELLINGS = {factor: ending for ending, factor in reversed(FACTOR_SPELLINGS.items())}
-LONGEST_FIRST = sorted(FACTOR_SPELLINGS, key=len, reverse=True)
-
-# What other factors are for a norm: its own factor, and whether they hold the whole parameter.
-OF_NORMS = {
-    DIFF: (W_NORM, False),
-    DIFF_B: (B_NORM, False),
-    SET_WEIGHT: (W_NORM, True),
-    WEIGHT: (W_NORM, True),
-    BIAS: (B_NORM, True),
-}
-
-# Factors that are read only to be merged into a base: why they are no start for training.
-_MERGE = "not trained here; --base_weights can merge it"
-MERGED_ONLY = {
-    **dict.fromkeys(LOHA_FACTORS, f"LoHa, {_MERGE}"),
-    DORA_SCALE: f"DoRA, {_MERGE}",
-    **dict.fromkeys((DIFF, DIFF_B, SET_WEIGHT), f"a difference of full rank, {_MERGE}"),
-}
-
-# Endings of adapters that exist elsewhere but not here: the reason is better than "unknown key".
-FOREIGN_ENDINGS = {
-    "lora_magnitude_vector": "PEFT's DoRA is not supported",
-    "lokr_t2": "a convolution's LoKr",
-    "hada_t1": "a convolution's LoHa",
-    "hada_t2": "a convolution's LoHa",
-}
 UNKNOWN_FACTOR = "no factor of a LoRA, LoKr or norm difference"
 KEYS_NAMED = 50
 
@@ -120,9 +70,9 @@ class FileKey:
     whole: bool = False
 
 
-def encode(path: str, factor: str, style: str = COMFY) -> str:
+def encode(path: str, factor: str, style: str = COMFY, kinds: Kinds = KINDS) -> str:
     """The key of a module's factor, e.g. diffusion_model.blocks.0.mlp.layer1.lora_down.weight."""
-    ending = WRITTEN_SPELLINGS[factor]
+    ending = kinds.written[factor]
     if style == PEFT:
         ending = PEFT_SPELLINGS.get(factor, ending)
     if style == KOHYA:
@@ -138,18 +88,19 @@ class KeyDecoder:
     """
 
     def __init__(
-        self, paths: Iterable[str], *, norms: Iterable[str] = (), merging: bool = False
-    ) -> None:
-        self.paths, self.norms, self.merging = set(paths), set(norms), merging
+        self, paths: Iterable[str], *, norms: Iterable[str] = (), merging: bool = False,
+        kinds: Kinds = KINDS,
+    ) -> None:  # fmt: skip
+        self.paths, self.norms, self.merging, self.kinds = set(paths), set(norms), merging, kinds
         self.flat: dict[str, list[str]] = {}
         for path in sorted(self.paths):
             self.flat.setdefault(path.replace(".", "_"), []).append(path)
 
     def decode(self, key: str) -> FileKey | str:
         """What `key` names, or the reason why it names nothing here."""
-        split = split_factor(key.removeprefix(WHOLE_NORM_PREFIX))
+        split = split_factor(key.removeprefix(WHOLE_NORM_PREFIX), self.kinds)
         if split is None:
-            return FOREIGN_ENDINGS.get(key.rpartition(".")[2], UNKNOWN_FACTOR)
+            return self.kinds.refused.get(key.rpartition(".")[2], UNKNOWN_FACTOR)
         name, factor = split
         candidates = self._candidates(name)
         if len(candidates) > 1:
@@ -168,8 +119,8 @@ class KeyDecoder:
             return FileKey(path, *OF_NORMS.get(factor, (factor, False)))
         if factor in (WEIGHT, BIAS):
             return f"a whole {factor}; {UNKNOWN_FACTOR}"
-        if factor in MERGED_ONLY and not self.merging:
-            return MERGED_ONLY[factor]
+        if factor in self.kinds.merged_only and not self.merging:
+            return self.kinds.merged_only[factor]
         return FileKey(path, factor)
 
     def _candidates(self, name: str) -> list[str]:
@@ -183,52 +134,44 @@ class KeyDecoder:
         return []
 
 
-def split_factor(key: str) -> tuple[str, str] | None:
+def split_factor(key: str, kinds: Kinds) -> tuple[str, str] | None:
     """(module name, factor) of a key, by the longest known ending; None when there is none."""
-    for ending in LONGEST_FIRST:
+    for ending in kinds.longest_first:
         for separator in (".", "_") if ending.startswith("lora.") else (".",):
             if key.endswith(separator + ending):
-                return key[: -len(ending) - 1], FACTOR_SPELLINGS[ending]
+                return key[: -len(ending) - 1], kinds.endings[ending]
     return None
 
 
-def is_adapter_key(key: str) -> bool:
+def is_adapter_key(key: str, kinds: Kinds) -> bool:
     """Whether a key looks like an adapter's, be it of another model or of another program."""
-    if key.startswith(WHOLE_NORM_PREFIX) or key.rpartition(".")[2] in FOREIGN_ENDINGS:
+    if key.startswith(WHOLE_NORM_PREFIX) or key.rpartition(".")[2] in kinds.refused:
         return True
-    split = split_factor(key)
+    split = split_factor(key, kinds)
     return split is not None and split[1] not in (WEIGHT, BIAS)
 
 
 @dataclass(frozen=True)
 class DecodedFile:
-    """A file's tensors by module path and factor; `whole`: which are no differences."""
+    """A file's tensors by module path and factor.
 
+    source: what to call the file
+    whole:  which are no differences
+    kind:   LoRA, LoKr, norm (differences only), or a mixture named as such
+    """
+
+    source: str
     modules: Mapping[str, Mapping[str, Tensor]]
     keys: Mapping[tuple[str, str], str]
     whole: frozenset[tuple[str, str]]
-
-    @property
-    def kind(self) -> str:
-        """LoRA, LoKr, norm (differences only), or a mixture named as such."""
-        factors = {factor for _, factor in self.keys}
-        kinds = [
-            kind
-            for kind, names in (("LoRA", {LORA_DOWN, LORA_UP}), ("LoKr", set(LOKR_FACTORS)))
-            if factors & names
-        ]
-        return " and ".join(kinds) or "norm"
+    kind: str
 
 
-def decode_tensors(
-    tensors: Mapping[str, Tensor], paths: Iterable[str], source: str, *,
-    norms: Iterable[str] = (), merging: bool = False,
-) -> DecodedFile:  # fmt: skip
-    """Sort a file's tensors by module; norms and merging as for KeyDecoder.
+def decode_tensors(tensors: Mapping[str, Tensor], decoder: KeyDecoder, source: str) -> DecodedFile:
+    """Sort a file's tensors by module.
 
     Raises AdapterFileError with every key that fits nowhere (of very many, the first).
     """
-    decoder = KeyDecoder(paths, norms=norms, merging=merging)
     modules: dict[str, dict[str, Tensor]] = {}
     keys: dict[tuple[str, str], str] = {}
     whole, problems = set(), []
@@ -251,17 +194,23 @@ def decode_tensors(
         more = len(problems) - KEYS_NAMED
         rest = [Problem(f"{more} more keys do not belong either.", "...")] if more > 0 else []
         raise AdapterFileError(problems[:KEYS_NAMED] + rest, source=source)
-    return DecodedFile(modules, keys, frozenset(whole))
+    return DecodedFile(source, modules, keys, frozenset(whole), kind_of_file(keys, decoder.kinds))
 
 
-def read_tensors(file: str | Path) -> dict[str, Tensor]:
+def kind_of_file(places: Iterable[tuple[str, str]], kinds: Kinds) -> str:
+    """The kinds of Linears' adapters that the factors at these (path, factor) are of; else norm."""
+    found = kinds.among({factor for _, factor in places})
+    return " and ".join(kind.name for kind in found if kind.training) or "norm"
+
+
+def read_tensors(file: str | Path, kinds: Kinds = KINDS) -> dict[str, Tensor]:
     """All tensors of an adapter file, in memory (a mapped file stays locked on Windows).
 
     A file that holds no adapter is refused by its header: it may be a whole checkpoint.
     """
     try:
         header = tensor_files.read_header(file)
-        if not any(map(is_adapter_key, header.entries)):
+        if not any(is_adapter_key(key, kinds) for key in header.entries):
             first = ", ".join(list(header.entries)[:5])
             raise TensorFileError(f"holds no adapter; its tensors: {first or 'none'}")
         odd = [f"{k} ({e.dtype})" for k, e in header.entries.items() if e.dtype not in NUMBERS]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from library.errors import ConfigError
+from networks.contract import NetworkModule, check_network_module
 from networks.merging import merge_file
-from networks.network import AdapterNetwork, NetworkModule, check_network_module
+from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
     from library.settings.run_config import NetworkOptions

@@ -1,25 +1,35 @@
 """Adapter files added to a model's own weights, in every form that ComfyUI applies.
 
 No adapters are made, so a file's kind need not be the kind that is trained, nor one kind at all.
+Each kind says what its factors add to a weight.
 """
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Collection, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from library.errors import AdapterFileError, Problem
-from networks.adapted import is_adaptable_norm
-from networks.codec import ALPHA, DecodedFile, decode_tensors, read_tensors
-from networks.file_factors import is_finite, weight_changes
-
-logger = logging.getLogger(__name__)
+from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_tensors
+from networks.kinds.dora import decomposed
+from networks.kinds.kind import Kinds
+from networks.kinds.norm import B_NORM, is_adaptable_norm
+from networks.kinds.stored import (
+    ALPHA,
+    DIFF_B,
+    DORA_SCALE,
+    Factors,
+    check_shape,
+    difference,
+    is_finite,
+)
+from networks.kinds.table import KINDS
 
 
 @torch.no_grad()
-def merge_file(model: nn.Module, source: str, strength: float) -> int:
+def merge_file(model: nn.Module, source: str, strength: float, kinds: Kinds = KINDS) -> int:
     """Add `strength` times a file's changes to the weights; returns how many modules changed.
 
     Computed in float32 where the weights are, and stored in their dtype, in new storage: a mapped
@@ -32,11 +42,12 @@ def merge_file(model: nn.Module, source: str, strength: float) -> int:
         if isinstance(getattr(module, "weight", None), nn.Parameter)
     }
     norms = [path for path, module in modules.items() if is_adaptable_norm(module)]
-    file = decode_tensors(read_tensors(source), modules, source, norms=norms, merging=True)
+    decoder = KeyDecoder(modules, norms=norms, merging=True, kinds=kinds)
+    file = decode_tensors(read_tensors(source, kinds), decoder, source)
     problems = []
     for path in file.modules:
         try:
-            merge_module(modules[path], path, file, strength)
+            merge_module(modules[path], changes_of(file, path, modules[path], kinds), strength)
         except ValueError as error:
             problems.append(Problem(f"{error}.", path))
     if problems:
@@ -44,16 +55,46 @@ def merge_file(model: nn.Module, source: str, strength: float) -> int:
     return len(file.modules)
 
 
-def merge_module(module: nn.Module, path: str, file: DecodedFile, strength: float) -> None:
-    """Raises ValueError when the file's factors do not fit the module, or spoil its weights."""
-    whole = frozenset(factor for place, factor in file.whole if place == path)
-    factors, bias = file.modules[path], getattr(module, "bias", None)
-    if broken := [name for name, t in factors.items() if name != ALPHA and not is_finite(t)]:
-        raise ValueError(f"holds NaN or infinity in {', '.join(broken)}")
-    changes = weight_changes(factors, module.weight, bias, whole)
+def merge_module(module: nn.Module, changes: Mapping[str, Tensor], strength: float) -> None:
+    """Raises ValueError when the changes would spoil a parameter."""
     for name, change in changes.items():
-        parameter = getattr(module, name)
+        parameter = module.get_parameter(name)
         merged = (parameter.float() + strength * change).to(parameter.dtype)
         if not parameter.is_meta and not is_finite(merged):
             raise ValueError(f"would get NaN or infinity in its {name}")
         parameter.data = merged
+
+
+def changes_of(file: DecodedFile, path: str, module: nn.Module, kinds: Kinds) -> dict[str, Tensor]:
+    """What a file adds to a module's weight and bias at strength 1, in float32 where they are.
+
+    Raises ValueError when the factors do not fit the module.
+    """
+    factors = dict(file.modules[path])
+    whole = {factor for place, factor in file.whole if place == path}
+    if broken := [name for name, t in factors.items() if name != ALPHA and not is_finite(t)]:
+        raise ValueError(f"holds NaN or infinity in {', '.join(broken)}")
+    weight, bias = module.get_parameter("weight"), getattr(module, "bias", None)
+    biases = {name: factors.pop(name) for name in (B_NORM, DIFF_B) if name in factors}
+    changes = {}
+    if factors or not biases:
+        changes["weight"] = weight_change(factors, weight, whole, kinds)
+    for name, stored in biases.items():
+        if bias is None:
+            raise ValueError("has no bias, but the file has one for it")
+        changes["bias"] = difference(stored, bias, name in whole)
+    return changes
+
+
+def weight_change(factors: Factors, weight: Tensor, whole: Collection[str], kinds: Kinds) -> Tensor:
+    """whole: the factors that hold the weight itself"""
+    kind = kinds.kind_of(factors)
+    beside = {ALPHA, DORA_SCALE} if kind.of_matrices else {ALPHA}
+    if extra := factors.keys() - kind.factors.keys() - beside:
+        raise ValueError(f"has {', '.join(sorted(extra))} beside the factors of a {kind.name}")
+    if kind.of_matrices and weight.dim() != 2:
+        raise ValueError(f"has the factors of a {kind.name}, but is not a matrix")
+    parts = {n: difference(t, weight, True) if n in whole else t for n, t in factors.items()}
+    change = kind.change(parts, weight)
+    check_shape(change.shape, weight.shape)
+    return decomposed(change, weight, factors[DORA_SCALE]) if DORA_SCALE in factors else change

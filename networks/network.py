@@ -1,27 +1,36 @@
 """AdapterNetwork: sd-scripts' network contract over adapters that live inside the model.
 
 A handle, not a module: the model owns the adapters once attached, so nothing is registered twice.
-NetworkModule is what a file given as --network_module has to offer.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from library.errors import AdapterFileError, ConfigError, Problem
-from networks.adapted import AdaptedLinear, AdaptedNorm, merged_parameters
-from networks.adapters import LinearAdapter
-from networks.codec import ALPHA, DecodedFile, decode_tensors, encode, read_tensors, write_tensors
+from networks.codec import (
+    DecodedFile,
+    KeyDecoder,
+    decode_tensors,
+    encode,
+    read_tensors,
+    write_tensors,
+)
+from networks.kinds.adapter import AdaptedModule, merged_parameters
+from networks.kinds.kind import Kinds
+from networks.kinds.linear import LinearAdapter
+from networks.kinds.norm import NormDelta
+from networks.kinds.stored import ALPHA
+from networks.kinds.table import KINDS
 from networks.norm_limit import limit_norms
 from networks.placements import Placement, fill
 from networks.precision import in_precision
@@ -36,7 +45,8 @@ NORM_EXPORTS = ("diff", "omit", "omit_trained")
 class NetworkSettings:
     """What a network is beside its adapters.
 
-    kind:         LoRA or LoKr
+    kind:         the name of the kind that is trained
+    kinds:        the table of kinds
     dim:          the rank that was asked for; None where a file decided
     modules:      kind -> the --network_module that makes it, for messages
     network_args: the effective arguments, for the metadata
@@ -46,6 +56,7 @@ class NetworkSettings:
     """
 
     kind: str
+    kinds: Kinds = KINDS
     dim: int | None = None
     modules: Mapping[str, str] = field(default_factory=dict)
     network_args: Mapping[str, str] = field(default_factory=dict)
@@ -94,11 +105,11 @@ class AdapterNetwork:
         unet.requires_grad_(False)
         for placement in self.placements:
             base = unet.get_submodule(placement.path)
-            adopting = AdaptedNorm if placement.is_norm else AdaptedLinear
-            if base.weight.device.type != "meta":
-                placement.adapter.to(base.weight.device)
+            device = base.get_parameter("weight").device
+            if device.type != "meta":
+                placement.adapter.to(device)
             placement.adapter.requires_grad_(not placement.frozen)
-            replace_submodule(unet, placement.path, adopting.adopt(base, placement.adapter))
+            replace_submodule(unet, placement.path, placement.adapter.adopt(base))
         self.model = unet
         self.check_trainables()
 
@@ -106,6 +117,7 @@ class AdapterNetwork:
         """Put the original modules back; the base stays frozen and the adapters stay filled."""
         for placement in self.placements:
             adapted = self.attached().get_submodule(placement.path)
+            assert isinstance(adapted, AdaptedModule)
             replace_submodule(self.attached(), placement.path, adapted.release())
         self.model = None
 
@@ -121,7 +133,7 @@ class AdapterNetwork:
 
     def scale_weight_norms(self, limit: float) -> dict[str, Tensor]:
         """Limit the norm of every trained Linear's difference; scalars for the log."""
-        adapters = [p.adapter for p in self.trained() if not p.is_norm]
+        adapters = linear_adapters(self.trained())
         return limit_norms(adapters, limit) if adapters else {}
 
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
@@ -211,8 +223,9 @@ class AdapterNetwork:
                 continue
             adapter = placement.adapter
             for name, factor in adapter.factors().items():
-                factors[encode(placement.path, name)] = factor.detach().cpu()
-            if isinstance(adapter, LinearAdapter):
+                key = encode(placement.path, name, kinds=self.settings.kinds)
+                factors[key] = factor.detach().cpu()
+            if adapter.alpha is not None:
                 alphas[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
         return in_precision(factors, dtype) | alphas
 
@@ -220,12 +233,12 @@ class AdapterNetwork:
         """What share of the norms' changed entries still differs after addition to bf16 weights."""
         if self.settings.norm_export != "diff":
             return ""
-        changed = survived = 0
-        for placement in self.placements:
-            for name, change in placement.adapter.changes().items() if placement.is_norm else ():
-                base = getattr(placement.base, name).detach().to(change.device, torch.bfloat16)
-                changed += int((change != 0).sum())
-                survived += int(((base.float() + change.float()).to(torch.bfloat16) != base).sum())
+        counts = [
+            placement.adapter.survivors(placement.base)
+            for placement in self.placements
+            if isinstance(placement.adapter, NormDelta)
+        ]
+        changed, survived = (sum(column) for column in zip((0, 0), *counts))
         if not changed:
             return ""
         return (
@@ -235,17 +248,19 @@ class AdapterNetwork:
 
     def load_weights(self, file: str | Path) -> None:
         """Fill the adapters from a file. Raises AdapterFileError naming all that does not fit."""
-        self.fill_from(read_tensors(file), str(file))
+        self.fill_from(read_tensors(file, self.settings.kinds), str(file))
 
     def fill_from(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Fill the adapters from a file's tensors."""
+        settings = self.settings
         places = {placement.path for placement in self.placements}
         norms = {placement.path for placement in self.placements if placement.is_norm}
-        file = decode_tensors(
-            tensors, places | self.settings.paths, source, norms=norms | self.settings.norms
+        decoder = KeyDecoder(
+            places | settings.paths, norms=norms | settings.norms, kinds=settings.kinds
         )
-        check_kind(file, self.settings, source)
-        fill(self.placements, file, source)
+        file = decode_tensors(tensors, decoder, source)
+        check_kind(file, settings)
+        fill(self.placements, file)
 
     @torch.no_grad()
     def merge_to(
@@ -289,7 +304,7 @@ class AdapterNetwork:
         kept = [
             (getattr(base, name), getattr(base, name).data)
             for placement, base in places
-            for name in placement.adapter.changes()
+            for name in placement.adapter.changed
         ]
         try:
             self.merge_to(None, model, None)
@@ -303,13 +318,13 @@ class AdapterNetwork:
     @property
     def dim(self) -> int | None:
         """The rank, for the metadata: as asked for, else the one most adapters have."""
-        ranks = Counter(p.adapter.rank for p in self.placements if not p.is_norm)
+        ranks = Counter(adapter.rank for adapter in linear_adapters(self.placements))
         return self.settings.dim or (ranks.most_common(1)[0][0] if ranks else None)
 
     @property
     def alpha(self) -> float | None:
         """The alpha that most adapters train with and write; None when only norms train."""
-        alphas = Counter(p.adapter.alpha for p in self.placements if not p.is_norm)
+        alphas = Counter(adapter.alpha for adapter in linear_adapters(self.placements))
         return alphas.most_common(1)[0][0] if alphas else None
 
     @property
@@ -319,7 +334,7 @@ class AdapterNetwork:
 
     def summary(self) -> list[str]:
         """Lines to log: what is adapted, by which pattern, with how many parameters."""
-        linears = [p.adapter for p in self.placements if not p.is_norm]
+        linears = linear_adapters(self.placements)
         norms = len(self.placements) - len(linears)
         ranks = Counter("full" if a.rank is None else f"rank {a.rank}" for a in linears)
         sizes = ", ".join(f"{name}: {n}" if len(ranks) > 1 else name for name, n in ranks.items())
@@ -339,7 +354,11 @@ def replace_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), name, module)
 
 
-def check_kind(file: DecodedFile, settings: NetworkSettings, source: str) -> None:
+def linear_adapters(placements: Iterable[Placement]) -> list[LinearAdapter]:
+    return [p.adapter for p in placements if isinstance(p.adapter, LinearAdapter)]
+
+
+def check_kind(file: DecodedFile, settings: NetworkSettings) -> None:
     """Raise AdapterFileError when the file is of another kind than the network."""
     if file.kind in (settings.kind, "norm"):
         return
@@ -347,40 +366,4 @@ def check_kind(file: DecodedFile, settings: NetworkSettings, source: str) -> Non
         advice = f"Use --network_module {other}."
     else:
         advice = "A file holds one kind."
-    raise AdapterFileError(f"{source}: a {file.kind} file, not a {settings.kind}. {advice}")
-
-
-class NetworkModule(Protocol):
-    """What a file given as --network_module offers."""
-
-    @staticmethod
-    def create_network(
-        multiplier: float, network_dim: int | None, network_alpha: float | None, vae: Any,
-        text_encoder: Any, unet: nn.Module, neuron_dropout: float | None = None, **kwargs: Any,
-    ) -> AdapterNetwork: ...  # fmt: skip
-
-    @staticmethod
-    def create_network_from_weights(
-        multiplier: float, file: str | None, vae: Any, text_encoders: Any, unet: nn.Module,
-        weights_sd: Mapping[str, Tensor] | None = None, for_inference: bool = False, **kwargs: Any,
-    ) -> tuple[AdapterNetwork, dict[str, Tensor]]: ...  # fmt: skip
-
-    @staticmethod
-    def check_network_args(
-        network_dim: int | None, network_alpha: float | None,
-        neuron_dropout: float | None = None, **kwargs: Any,
-    ) -> list[Problem]: ...  # fmt: skip
-
-
-REQUIRED_NAMES = ("create_network", "create_network_from_weights", "check_network_args")
-
-
-def check_network_module(module: ModuleType) -> NetworkModule:
-    """`module`, if it offers all of NetworkModule. Raises ConfigError naming what is missing."""
-    missing = [name for name in REQUIRED_NAMES if not callable(getattr(module, name, None))]
-    if missing:
-        raise ConfigError(
-            f"--network_module {module.__name__}: not a network module; it has no "
-            f"{', no '.join(missing)}."
-        )
-    return module
+    raise AdapterFileError(f"{file.source}: a {file.kind} file, not a {settings.kind}. {advice}")

@@ -10,21 +10,16 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from library.errors import AdapterFileError, Problem
-from networks.adapters import (
-    NORM_PARAMETERS,
-    Adapter,
-    Dropout,
-    LinearAdapter,
-    LoKr,
-    LoRA,
-    NormDelta,
-)
-from networks.codec import ALPHA, DecodedFile
-from networks.file_factors import is_finite, kind_of, lokr_shape_of, lora_rank, stored_alpha
+from networks.codec import DecodedFile
+from networks.kinds.adapter import Adapter, Dropout
+from networks.kinds.kind import Kinds
+from networks.kinds.linear import LinearAdapter
+from networks.kinds.norm import KIND as NORM
+from networks.kinds.norm import NormDelta
+from networks.kinds.stored import ALPHA, is_finite, stored_alpha
 from networks.targets import Selection, Target
 
 logger = logging.getLogger(__name__)
@@ -69,7 +64,7 @@ class GroupRates:
     component_of: Callable[[str], str]
     rates: Mapping[str, float]
 
-    def of(self, target: Target) -> tuple[str, float | None]:
+    def of(self, target: Target[nn.Module]) -> tuple[str, float | None]:
         """(group, lr) of a target; a network_reg_lrs pattern wins over its component."""
         if target.lr is not None:
             return f"reg_lr {target.lr:g}", target.lr
@@ -80,50 +75,40 @@ class GroupRates:
 
 
 def place_on_targets(
-    selection: Selection, make_adapter: Callable[[Target], LinearAdapter], rates: GroupRates
+    selection: Selection, make: Callable[[Target[nn.Linear]], LinearAdapter], rates: GroupRates
 ) -> list[Placement]:
     """A fresh adapter for every chosen Linear and norm."""
-    made = [(target, make_adapter(target)) for target in selection.linears]
-    made += [(target, new_norm_delta(target.module)) for target in selection.norms]
-    return [Placement(t.path, t.module, adapter, *rates.of(t)) for t, adapter in made]
+    linears = [Placement(t.path, t.module, make(t), *rates.of(t)) for t in selection.linears]
+    norms = [
+        Placement(t.path, t.module, NormDelta.of(t.module), *rates.of(t)) for t in selection.norms
+    ]
+    return linears + norms
 
 
 def adapters_as_file(
-    file: DecodedFile, modules: Mapping[str, nn.Module], dropout: Dropout, source: str
-) -> dict[str, Adapter]:
-    """An adapter of the file's kind and rank for every module it names; not filled yet."""
+    file: DecodedFile, linears: Mapping[str, nn.Linear], dropout: Dropout, kinds: Kinds
+) -> dict[str, LinearAdapter]:
+    """An adapter of the file's kind and rank for every Linear it names; not filled yet.
+
+    Raises AdapterFileError where the factors of a module do not fit it; the others are norms.
+    """
     adapters, problems = {}, []
     for path, factors in file.modules.items():
         try:
-            adapters[path] = adapter_as_file(modules[path], factors, dropout)
+            kind, linear = kinds.kind_of(factors), linears.get(path)
+            if (kind is NORM) != (linear is None):
+                module = "norm" if linear is None else "Linear"
+                raise ValueError(f"has the factors of a {kind.name}, but is a {module}")
+            if linear is not None and kind.training is not None:
+                adapters[path] = kind.training.as_file(linear, factors, dropout)
         except ValueError as error:
             problems.append(Problem(f"{error}.", path))
     if problems:
-        raise AdapterFileError(problems, source=source)
+        raise AdapterFileError(problems, source=file.source)
     return adapters
 
 
-def adapter_as_file(base: nn.Module, factors: Mapping[str, Tensor], dropout: Dropout) -> Adapter:
-    """An adapter with the sizes of `factors`. Raises ValueError when they fit together no way."""
-    kind, is_linear = kind_of(factors), isinstance(base, nn.Linear)
-    if kind == "norm" and not is_linear:
-        return new_norm_delta(base)
-    if is_linear == (kind == "norm"):
-        expected = "Linear" if is_linear else "norm"
-        raise ValueError(f"has the factors of a {kind}, but is a {expected}")
-    if kind == "LoRA":
-        rank = lora_rank(factors, base.weight.shape)
-        alpha = stored_alpha(factors, rank)
-        return LoRA(base.in_features, base.out_features, rank, alpha, dropout)
-    shape = lokr_shape_of(factors, base.weight.shape)
-    return LoKr(shape, stored_alpha(factors, shape.rank), dropout)
-
-
-def new_norm_delta(base: nn.Module) -> NormDelta:
-    return NormDelta(base.weight.numel(), bias=getattr(base, "bias", None) is not None)
-
-
-def fill(placements: Sequence[Placement], file: DecodedFile, source: str) -> None:
+def fill(placements: Sequence[Placement], file: DecodedFile) -> None:
     """Copy a file's factors and alphas into the adapters; AdapterFileError before any copy."""
     by_path = {placement.path: placement for placement in placements}
     problems = []
@@ -135,11 +120,12 @@ def fill(placements: Sequence[Placement], file: DecodedFile, source: str) -> Non
     if any("has shape" in p.message and not p.where.endswith("_norm") for p in problems):
         problems.append(Problem("To train at the file's own ranks, set --dim_from_weights."))
     if problems:
-        raise AdapterFileError(problems, source=source)
-    with torch.no_grad():
-        for path, factors in file.modules.items():
-            fill_one(by_path[path], factors, {f for p, f in file.whole if p == path})
-    report_fresh([p for p in placements if p.path not in file.modules], source)
+        raise AdapterFileError(problems, source=file.source)
+    for path, factors in file.modules.items():
+        placement, whole = by_path[path], {f for p, f in file.whole if p == path}
+        placement.adapter.fill(factors, placement.base, whole)
+        placement.loaded = True
+    report_fresh([p for p in placements if p.path not in file.modules], file.source)
 
 
 def misfits(placement: Placement | None, factors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
@@ -160,7 +146,7 @@ def misfits(placement: Placement | None, factors: Mapping[str, Tensor]) -> list[
         wrong.append((next(iter(factors)), f"comes without {', '.join(sorted(missing))}."))
     if not wrong and ALPHA in factors:
         try:
-            stored_alpha(factors, getattr(placement.adapter, "rank", None))
+            stored_alpha(factors, placement.adapter.rank)
         except ValueError as error:
             wrong.append((ALPHA, f"{error}."))
     broken = [name for name in found if name in expected and not is_finite(factors[name])]
@@ -169,21 +155,6 @@ def misfits(placement: Placement | None, factors: Mapping[str, Tensor]) -> list[
 
 def describe_shapes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-
-
-def fill_one(placement: Placement, factors: Mapping[str, Tensor], whole: set[str]) -> None:
-    adapter, own = placement.adapter, placement.adapter.factors()
-    for name, tensor in factors.items():
-        if name == ALPHA:
-            continue
-        value = tensor.to(own[name].device, torch.float32)
-        if name in whole:  # the module's own weight was stored; the difference is what we train
-            base = getattr(placement.base, NORM_PARAMETERS[name]).detach()
-            value = value - base.to(value.device, torch.float32)
-        own[name].copy_(value)
-    if isinstance(adapter, LinearAdapter) and adapter.rank is not None:
-        adapter.alpha = stored_alpha(factors, adapter.rank)
-    placement.loaded = True
 
 
 def report_fresh(fresh: Sequence[Placement], source: str) -> None:

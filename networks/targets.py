@@ -14,13 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Generic, TypeVar
 
 from torch import nn
 
 from library.errors import ConfigError, Problem
 from library.utils import nearest_name
+from networks.kinds.norm import Norm
 
 logger = logging.getLogger(__name__)
+
+Module_co = TypeVar("Module_co", bound=nn.Module, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,11 @@ class TargetRules:
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(Generic[Module_co]):
     """A module to adapt; rank, alpha and lr are None where no network_reg_* pattern names it."""
 
     path: str
-    module: nn.Module
+    module: Module_co
     rank: int | None = None
     alpha: float | None = None
     lr: float | None = None
@@ -62,10 +66,14 @@ class Selection:
     added: paths of Linears that include_patterns alone reach
     """
 
-    linears: tuple[Target, ...]
-    norms: tuple[Target, ...]
+    linears: tuple[Target[nn.Linear], ...]
+    norms: tuple[Target[Norm], ...]
     matches: Mapping[str, int]
     added: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[Target[nn.Module], ...]:
+        return (*self.linears, *self.norms)
 
 
 class PatternTally:
@@ -115,12 +123,12 @@ UNMATCHED_HINTS = {
 
 
 def select_targets(
-    linears: Mapping[str, nn.Linear], norms: Mapping[str, nn.Module], rules: TargetRules
+    linears: Mapping[str, nn.Linear], norms: Mapping[str, Norm], rules: TargetRules
 ) -> Selection:
     """Apply the rules to a model's Linears and norms. Raises ConfigError with every bad pattern."""
     check_regexes(rules)
     tally = PatternTally(rules)
-    chosen: dict[str, nn.Module] = {}
+    chosen: dict[str, nn.Linear] = {}
     added: list[str] = []
     for path, module in linears.items():
         excluded = tally.match_any("exclude_patterns", path, matches_regex)
@@ -167,15 +175,17 @@ def check_regexes(rules: TargetRules) -> None:
 
 
 def apply_reg_rules(
-    path: str, module: nn.Module, rules: TargetRules, tally: PatternTally
-) -> Target:
+    path: str, module: nn.Linear, rules: TargetRules, tally: PatternTally
+) -> Target[nn.Linear]:
     rank = first_value("network_reg_dims", rules.dims, path, tally)
     alpha = first_value("network_reg_alphas", rules.alphas, path, tally)
     lr = first_value("network_reg_lrs", rules.lrs, path, tally)
     return Target(path, module, None if rank is None else int(rank), alpha, lr)
 
 
-def apply_lr_rules(path: str, module: nn.Module, rules: TargetRules, tally: PatternTally) -> Target:
+def apply_lr_rules(
+    path: str, module: Norm, rules: TargetRules, tally: PatternTally
+) -> Target[Norm]:
     return Target(path, module, lr=first_value("network_reg_lrs", rules.lrs, path, tally))
 
 

@@ -222,7 +222,7 @@ class AnimaConfig:
         return {"train_norm": self.train_norm, "norm_export": self.norm_export, **given}
 
     def problems(self) -> list[Problem]:
-        found = []
+        found: list[Problem] = []
         for kind in ("qwen", "t5"):
             try:
                 sources_of(kind, self)
@@ -337,7 +337,7 @@ def network_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
     try:
         kwargs = {**parse_network_args(net.network_args), **anima.network_kwargs()}
     except ConfigError as error:
-        found = error.problems
+        found = list(error.problems)
     else:
         dims = net.network_dim, net.network_alpha, net.network_dropout
         found = load_network_module(net.network_module).check_network_args(*dims, **kwargs)

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +84,11 @@ def fetch_all(request: dict[str, Any]) -> None:
             for folder in folders:
                 path = f"{folder}/{name}" if folder else name
                 try:
-                    came = again(lambda path=path: download(request, path, work))
+                    came = again(partial(download, request, path, work))
                 except Absent:
                     continue
                 shutil.copyfile(came, Path(request["target"]) / name)
-                folders.sort(key=lambda each, first=folder: each != first)
+                folders.sort(key=partial(ne, folder))
                 break
 
 

@@ -242,7 +242,7 @@ def load_vae(
     disable_mmap: bool = False,
 ) -> QwenImageVAE:
     """The VAE from a file in the Wan 2.1 or the diffusers layout, or from a diffusers folder."""
-    from diffusers import AutoencoderKLQwenImage
+    from diffusers.models import AutoencoderKLQwenImage
 
     is_original, file = inspect_vae(path), vae_file(path)
     shapes, _ = shapes_and_dtypes(file, VAE)
@@ -332,7 +332,8 @@ def load_qwen(
     tensors = {name: tensors.pop(name).to(dtype) for name in list(tensors)}
     disable_progress_bar()
     model = Qwen3Model.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
-    return model.to(device).requires_grad_(False).eval()
+    placed = nn.Module.to(model, device)  # as model.to, which transformers gives no types
+    return placed.requires_grad_(False).eval()
 
 
 def qwen_files(path: str | Path) -> list[Path]:

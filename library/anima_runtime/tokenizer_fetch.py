@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -28,6 +28,9 @@ from library.anima_runtime.tokenizer_assets import T5
 from library.errors import ModelFileError, OutputError, Problem, UserError
 from library.system.files import remove_file, remove_folder, replace_file
 from library.system.system_errors import output_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +63,22 @@ class Repository:
 
 
 class FetchOptions(Protocol):
-    """What is read of the options."""
+    """What is read of the family's options, which are never set again."""
 
-    qwen_tokenizer_repo_id: str
-    t5_tokenizer_repo_id: str
-    t5_tokenizer_subfolder: str
-    t5_tokenizer_modelscope_fallback: bool
-    t5_tokenizer_modelscope_repo_id: str
-    t5_tokenizer_modelscope_revision: str
-    t5_tokenizer_modelscope_subfolder: str
+    @property
+    def qwen_tokenizer_repo_id(self) -> str: ...
+    @property
+    def t5_tokenizer_repo_id(self) -> str: ...
+    @property
+    def t5_tokenizer_subfolder(self) -> str: ...
+    @property
+    def t5_tokenizer_modelscope_fallback(self) -> bool: ...
+    @property
+    def t5_tokenizer_modelscope_repo_id(self) -> str: ...
+    @property
+    def t5_tokenizer_modelscope_revision(self) -> str: ...
+    @property
+    def t5_tokenizer_modelscope_subfolder(self) -> str: ...
 
 
 def sources_of(kind: str, options: FetchOptions) -> list[Repository]:
@@ -237,7 +247,7 @@ def check_reachable(source: Repository) -> None:
     Not asked behind a proxy. Raises ModelFileError.
     """
     url = urlsplit(endpoint(source))
-    if getproxies().get(url.scheme) and not proxy_bypass(url.hostname):
+    if getproxies().get(url.scheme) and not proxy_bypass(url.hostname or ""):
         return
     port = url.port or {"https": 443, "http": 80}[url.scheme]
     found: list[str] = []
@@ -313,8 +323,11 @@ def _refuse_pages(folder: Path) -> None:
             raise ModelFileError(f"a web page came instead of {file.name}.")
 
 
-def complete_t5(folder: Path, tokenizer: object, table_rows: int) -> None:
+def complete_t5(folder: Path, tokenizer: PreTrainedTokenizerBase, table_rows: int) -> None:
     """Make those of the usual three files that the repository does not have."""
+    from transformers import PreTrainedTokenizerFast
+
+    assert isinstance(tokenizer, PreTrainedTokenizerFast), "T5Tokenizer is one"
     if not (folder / "tokenizer.json").exists():
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     if not (folder / "config.json").exists():

@@ -37,14 +37,7 @@ class LatentsJob:
 
     def load(self) -> Picture:
         """Pixels (3, H, W) and mask (H, W); a picture without transparency is masked nowhere."""
-        subset = self.image.subset
-        pixels, mask = load_picture(
-            self.image.path,
-            self.image.plan,
-            interpolation=subset.resize_interpolation,
-            alpha_mask=subset.alpha_mask,
-            mask_path=self.image.mask,
-        )
+        pixels, mask = load_picture(self.image, self.image.plan)
         return pixels, torch.ones(pixels.shape[1:]) if self.is_masked and mask is None else mask
 
 

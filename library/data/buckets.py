@@ -8,7 +8,10 @@ the least of the picture wins.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from library.settings.dataset_keys import default_of
 
 Size = tuple[int, int]
 
@@ -30,6 +33,7 @@ class CropPlan:
             assert 0 <= start <= resized - bucket, self
 
 
+@dataclass(kw_only=True, eq=False)
 class BucketManager:
     """Gives every picture size its crop plan.
 
@@ -39,28 +43,25 @@ class BucketManager:
                 effect, as in sd-scripts
     """
 
-    def __init__(
-        self,
-        resolution: Size,
-        *,
-        enable_bucket: bool = False,
-        min_size: int = 256,
-        max_size: int = 1024,
-        step: int = 64,
-        no_upscale: bool = False,
-    ) -> None:
-        self.resolution = resolution
-        self.step = step
-        self.no_upscale = enable_bucket and no_upscale
-        self.resolutions: tuple[Size, ...] = (resolution,)
+    resolution: Size = field(kw_only=False)
+    enable_bucket: bool = default_of("enable_bucket")
+    min_size: int = default_of("min_bucket_reso")
+    max_size: int = default_of("max_bucket_reso")
+    step: int = default_of("bucket_reso_steps")
+    no_upscale: bool = default_of("bucket_no_upscale")
+
+    @cached_property
+    def resolutions(self) -> tuple[Size, ...]:
+        """Those to choose from; none where pictures make their own."""
+        if not self.enable_bucket:
+            return (self.resolution,)
         if self.no_upscale:
-            self.resolutions = ()
-        elif enable_bucket:
-            self.resolutions = make_bucket_resolutions(resolution, min_size, max_size, step)
+            return ()
+        return make_bucket_resolutions(self.resolution, self.min_size, self.max_size, self.step)
 
     def plan(self, size: Size) -> CropPlan:
         """The plan of a picture of `size` (width, height): cover the bucket, crop the centre."""
-        if not self.no_upscale:
+        if self.resolutions:
             bucket = closest_bucket(size, self.resolutions)
             return centre_plan(bucket, cover(size, bucket))
         bucket = self.native_bucket(size)

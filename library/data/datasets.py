@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from library.data.stored import StoredLatents, StoredTexts
 
 
+@dataclass(kw_only=True, eq=False)
 class TrainDataset:
     """The catalogue's pictures, or their cached latents, with the captions of each position.
 
@@ -37,25 +39,17 @@ class TrainDataset:
     prior_loss_weight: of regularisation pictures
     """
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        *,
-        seed: int,
-        latents: StoredLatents | None = None,
-        texts: StoredTexts | None = None,
-        max_train_steps: int = 0,
-        steps_per_epoch: int = 0,
-        prior_loss_weight: float = 1.0,
-    ) -> None:
-        self.catalogue = catalogue
-        self.seed = seed
-        self.latents = latents
-        self.texts = texts
-        self.max_train_steps = max_train_steps
-        self.prior_loss_weight = prior_loss_weight
-        self.batches_per_epoch = max(1, catalogue.num_batches)
-        self.steps_per_epoch = steps_per_epoch or self.batches_per_epoch
+    catalogue: Catalogue = field(kw_only=False)
+    seed: int
+    latents: StoredLatents | None = None
+    texts: StoredTexts | None = None
+    max_train_steps: int = 0
+    steps_per_epoch: int = 0
+    prior_loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.batches_per_epoch = max(1, self.catalogue.num_batches)
+        self.steps_per_epoch = self.steps_per_epoch or self.batches_per_epoch
 
     def __len__(self) -> int:
         return len(self.catalogue.images)
@@ -99,12 +93,7 @@ class TrainDataset:
             return augment.change_colours(picture, self.chance(request, "colour"))
 
         pixels, mask = load_picture(
-            image.path,
-            self.plan_of(request),
-            interpolation=image.subset.resize_interpolation,
-            alpha_mask=image.subset.alpha_mask,
-            mask_path=image.mask,
-            change=change if image.subset.color_aug else None,
+            image, self.plan_of(request), change if image.subset.color_aug else None
         )
         if self.is_flipped(request):
             return pixels.flip(-1), None if mask is None else mask.flip(-1)

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from library.data.buckets import CropPlan, Size
+from library.data.data_types import ImageInfo
 from library.data.picture_folders import has_plugin
 from library.errors import DatasetError
 
@@ -43,11 +45,18 @@ FORMATS = (
     *("JXL", "HEIF"),
 )
 """What is opened, whatever the file is called: nothing that starts another program, as EPS would."""
-MAX_PIXELS = 2**28  # beyond it Pillow's guard against decompression bombs is right to step in
 
 
 class UnreadableImage(DatasetError):
     """A picture file that cannot be used."""
+
+
+class FileEnd(Enum):
+    """What the end of a picture file looks like."""
+
+    WHOLE = auto()
+    SUSPICIOUS = auto()  # perhaps cut short
+    LATE_EXIF = auto()  # a PNG with EXIF behind its pixels
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,10 @@ def read_picture_header(path: str | Path) -> PictureHeader:
 
 def _displayed_size(path: str | Path, image: Image.Image) -> Size:
     end = read_end(path, image.format)
-    if end == "suspicious":
+    if end is FileEnd.SUSPICIOUS:
         return load_image(path).size
     # Pillow's own getexif decodes a whole PNG in search of EXIF behind the pixels
-    exif = Image.Image.getexif(image) if end == "whole" else image.getexif()
+    exif = Image.Image.getexif(image) if end is FileEnd.WHOLE else image.getexif()
     turned = exif.get(ORIENTATION) in TURNED
     return (image.height, image.width) if turned else image.size
 
@@ -100,16 +109,13 @@ def open_image(path: str | Path) -> Image.Image:
     """Open a picture and read its header. Raises UnreadableImage saying what the file is."""
     accept_large_pictures()
     try:
-        image = Image.open(path, formats=formats())
+        image = Image.open(path, formats=formats())  # refuses what has too many pixels
     except UnidentifiedImageError as error:
         raise UnreadableImage(f"{path}: {describe_foreign(path)}") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"{path}: {error}. Make it smaller.") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise UnreadableImage(f"{path}: cannot be read ({error}).") from error
-    if image.size[0] * image.size[1] > MAX_PIXELS:
-        image.close()
-        raise UnreadableImage(f"{path}: {image.size[0]} x {image.size[1]} is too large to load.")
     return image
 
 
@@ -135,8 +141,8 @@ def accept_large_pictures() -> None:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def read_end(path: str | Path, kind: str | None) -> str:
-    """ "whole", "suspicious" (perhaps cut short), or "late exif" (a PNG with EXIF behind its pixels)."""
+def read_end(path: str | Path, kind: str | None) -> FileEnd:
+    """What is known without decoding. kind: Pillow's name of the format"""
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         if kind == "PNG":
@@ -144,22 +150,26 @@ def read_end(path: str | Path, kind: str | None) -> str:
         head = file.read(16)
         if kind == "JPEG":
             file.seek(-2, os.SEEK_END)
-            return "whole" if file.read() == b"\xff\xd9" else "suspicious"
+            return _whole_if(file.read() == b"\xff\xd9")
         if kind in ("WEBP", "BMP"):
             declared = 8 + _little(head[4:8]) if kind == "WEBP" else _little(head[2:6])
-            return "whole" if declared <= size else "suspicious"
+            return _whole_if(declared <= size)
         if kind == "GIF":
             file.seek(-1, os.SEEK_END)
-            return "whole" if file.read() == b";" else "suspicious"
+            return _whole_if(file.read() == b";")
         if kind == "AVIF":
-            return "whole" if _boxes_end(file) <= size else "suspicious"
-    return "suspicious"
+            return _whole_if(_boxes_end(file) <= size)
+    return FileEnd.SUSPICIOUS
 
 
-def read_png_end(file: BinaryIO) -> str:
+def _whole_if(fits: bool) -> FileEnd:
+    return FileEnd.WHOLE if fits else FileEnd.SUSPICIOUS
+
+
+def read_png_end(file: BinaryIO) -> FileEnd:
     """Walk a PNG's chunks without reading pixels."""
     file.seek(8)
-    pixels_seen, verdict = False, "whole"
+    pixels_seen, verdict = False, FileEnd.WHOLE
     while len(header := file.read(8)) == 8:
         length, name = int.from_bytes(header[:4], "big"), header[4:]
         if name == b"IEND":
@@ -168,9 +178,9 @@ def read_png_end(file: BinaryIO) -> str:
         start = file.tell()
         carrier = name == b"eXIf" or file.read(32).startswith(PNG_EXIF_TEXTS)
         if pixels_seen and name != b"IDAT" and carrier:
-            verdict = "late exif"
+            verdict = FileEnd.LATE_EXIF
         file.seek(start + length + 4)
-    return "suspicious"
+    return FileEnd.SUSPICIOUS
 
 
 def _little(data: bytes) -> int:
@@ -249,29 +259,26 @@ def resize(image: Image.Image, size: Size, interpolation: str | None = None) -> 
 
 
 def load_picture(
-    path: str | Path,
+    info: ImageInfo,
     plan: CropPlan,
-    *,
-    interpolation: str | None = None,
-    alpha_mask: bool = False,
-    mask_path: Path | None = None,
     change: Callable[[Image.Image], Image.Image] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Pixels (3, H, W) float32 in [-1, 1], and the loss mask (H, W) in [0, 1] or None: all of it counts.
 
-    The mask is the red channel of `mask_path`, or the picture's own opacity. change: applied to the
-    decoded picture. Raises UnreadableImage.
+    The mask is the red channel of the picture's mask, or its own opacity where its subset says so.
+    change: applied to the decoded picture. Raises UnreadableImage.
     """
-    decoded = decode(path)
+    decoded = decode(info.path)
     image = to_rgb(decoded)
     if change is not None:
         image = change(image)
     mask = None
-    if mask_path is not None:
-        mask = load_mask(mask_path, image.size)
-    elif alpha_mask and is_transparent(decoded):
+    if info.mask is not None:
+        mask = load_mask(info.mask, image.size)
+    elif info.subset.alpha_mask and is_transparent(decoded):
         mask = decoded.convert("RGBA").getchannel("A")
-    pixels = image_to_tensor(crop(resize(image, plan.resized, interpolation), plan))
+    kernel = info.subset.resize_interpolation
+    pixels = image_to_tensor(crop(resize(image, plan.resized, kernel), plan))
     if mask is None:
         return pixels, None
     mask = crop(resize(mask, plan.resized, mask_kernel(mask.size, plan.resized)), plan)
@@ -297,14 +304,6 @@ def mask_kernel(size: Size, wanted: Size) -> str:
 def crop(image: Image.Image, plan: CropPlan) -> Image.Image:
     left, top = plan.crop
     return image.crop((left, top, left + plan.bucket[0], top + plan.bucket[1]))
-
-
-def load_pixels(
-    path: str | Path, plan: CropPlan, *, interpolation: str | None = None, flip: bool = False
-) -> Tensor:
-    """The picture in its bucket: (3, H, W) float32 in [-1, 1]. Raises UnreadableImage."""
-    pixels, _ = load_picture(path, plan, interpolation=interpolation)
-    return pixels.flip(-1) if flip else pixels
 
 
 def image_to_tensor(image: Image.Image) -> Tensor:

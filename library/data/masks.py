@@ -54,7 +54,7 @@ class MaskFolder:
             self.used.add(path)
         return path
 
-    def report(self, without: Iterable[Path]) -> None:
+    def tell(self, without: Iterable[Path]) -> None:
         """Tell of pictures without a mask, and of masks without a picture."""
         missing = list(without)
         if missing and self.subset.conditioning_data_dir:

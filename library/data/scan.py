@@ -97,7 +97,7 @@ def _list_folders(group: DatasetGroupConfig, findings: Findings) -> Iterator[_Fo
                 pictures = tuple(list_pictures(subset, findings, _search_of(subset, group)))
                 masks = MaskFolder(subset, findings)
                 masks_found = tuple(masks.mask_of(picture) for picture in pictures)
-                masks.report(p.path for p, mask in zip(pictures, masks_found) if mask is None)
+                masks.tell(p.path for p, mask in zip(pictures, masks_found) if mask is None)
                 listed[family] = pictures, masks_found
             yield _Folder(d, s, subset, *listed[family])
 

@@ -90,6 +90,7 @@ class Checkpoints:
     def __init__(
         self, options: SaveOptions, epochs: int, states: ResumeOptions | None = None
     ) -> None:
+        assert options.output_dir, "SaveOptions asks for one"
         self.folder = Path(options.output_dir)
         self.options = options
         self.states = states or ResumeOptions()

@@ -112,7 +112,7 @@ def thumbnail(value: str | None) -> str | None:
             content = Path(value).read_bytes()
         with Image.open(io.BytesIO(content)) as picture:
             picture.verify()
-            kind = Image.MIME[picture.format]
+            kind = Image.MIME[picture.format or ""]
     except (OSError, ValueError, SyntaxError, KeyError, Image.DecompressionBombError) as error:
         message = "expected a picture file or a data: URL of one, in base64."
         raise ConfigError(Problem(message, f"metadata_thumbnail = {value[:60]}")) from error

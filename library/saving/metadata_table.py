@@ -169,7 +169,7 @@ def entries_of(run: RunFacts) -> dict[str, str]:
     datasets = run.catalogue.group.datasets
     values |= common(OF_DATASETS, datasets)
     values |= common(OF_SUBSETS, [subset for dataset in datasets for subset in dataset.subsets])
-    if size := values.get("batch_size_per_device"):
+    if isinstance(size := values.get("batch_size_per_device"), int):
         accumulation = run.cfg.loop.gradient_accumulation_steps
         values[TOTAL] = size * run.processes * accumulation
     return {f"ss_{name}": text(value) for name, value in values.items()}

@@ -267,7 +267,7 @@ def first_position(
         return position
     step = options.initial_step
     if step is None:
-        step = (options.initial_epoch - 1) * plan.steps_per_epoch
+        step = ((options.initial_epoch or 1) - 1) * plan.steps_per_epoch
     if state:
         logger.warning("starting at step %d; the state is of step %d.", step, position.step)
     else:

@@ -168,7 +168,8 @@ def remove_state(folder: Path) -> bool:
     if not (folder / MANIFEST).is_file():
         return False
     try:
-        return remove_folder(_set_aside(folder, "gone"))
+        aside = _set_aside(folder, "gone")
+        return aside is not None and remove_folder(aside)
     except OSError as error:
         logger.warning("%s cannot be removed (%s): delete it yourself.", folder, error.strerror)
         return False

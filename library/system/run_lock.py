@@ -14,6 +14,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,15 @@ from library.errors import OutputError, Problem
 from library.system import stop_signals
 from library.system.files import remove_file
 
-LIVE, GONE, UNKNOWN = "live", "gone", "unknown"
 CLOCK_SKEW = 60.0  # seconds by which two readings of when this computer started may differ
+
+
+class Fate(Enum):
+    """What became of the process that a lock file names."""
+
+    LIVE = auto()
+    GONE = auto()
+    UNKNOWN = auto()  # it is, or was, on another computer
 
 
 def lock_file(folder: Path, name: str) -> Path:
@@ -56,17 +64,18 @@ def own() -> dict[str, Any]:
     }
 
 
-def fate(holder: dict[str, Any]) -> str:
-    """LIVE, GONE or UNKNOWN: what became of the process that a lock file names."""
+def fate(holder: dict[str, Any]) -> Fate:
+    """What became of the process that a lock file names."""
     here = own()
     if holder["host"] != here["host"]:
-        return UNKNOWN
+        return Fate.UNKNOWN
     if holder["boot"] != here["boot"]:  # this computer started anew, or another one has its name
-        return GONE if holder["time"] < psutil.boot_time() + CLOCK_SKEW else UNKNOWN
+        return Fate.GONE if holder["time"] < psutil.boot_time() + CLOCK_SKEW else Fate.UNKNOWN
     if holder["processes"] != here["processes"]:
-        return UNKNOWN  # of another container
+        return Fate.UNKNOWN  # of another container
     found = started(holder["process"])
-    return GONE if found is None or holder["started"] not in (found, "unknown") else LIVE
+    gone = found is None or holder["started"] not in (found, "unknown")
+    return Fate.GONE if gone else Fate.LIVE
 
 
 def read_lock(file: Path) -> dict[str, Any] | None:
@@ -97,10 +106,10 @@ def problem_of(file: Path, holder: dict[str, Any]) -> Problem | None:
     where, who = str(file.parent), describe(holder)
     name = file.name.removeprefix(".").removesuffix(".lock")
     what = fate(holder)
-    if what == LIVE:
+    if what is Fate.LIVE:
         text = f"another run writes {name} here ({who}). Stop it, wait for its end, or choose "
         return Problem(f"{text}another output_name or output_dir.", source=where)
-    if what == UNKNOWN:
+    if what is Fate.UNKNOWN:
         text = f"a run on another computer writes {name} here, or was killed there ({who}); this "
         text += f"computer cannot tell. If it is over, delete {file}; else choose another "
         return Problem(f"{text}output_name or output_dir.", source=where)
@@ -128,7 +137,7 @@ def writers_of(state: Path) -> list[str]:
         name = file.name.removeprefix(".").removesuffix(".lock")
         with suppress(OutputError):  # of whom it is cannot be told; who writes there will be told
             holder = read_lock(file) if state.name.startswith(f"{name}-") else None
-            if holder and holder["process"] != os.getpid() and fate(holder) != GONE:
+            if holder and holder["process"] != os.getpid() and fate(holder) is not Fate.GONE:
                 found.append(describe(holder))
     return found
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from library.training.optimizers import ChoosesStepSize
+
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
@@ -52,7 +54,8 @@ class LearningRates:
         if "scheduled_lr" in group:  # schedule-free: with its warm-up and rectification
             return group["scheduled_lr"]
         state = self.optimizer.state.get(group["params"][0], {})
-        if group.get("relative_step") and "step" in state:
+        relative = group.get("relative_step") and "step" in state
+        if relative and isinstance(self.optimizer, ChoosesStepSize):
             return self.optimizer._get_lr(group, state)
         return None
 

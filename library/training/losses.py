@@ -8,30 +8,20 @@ refuses for flow models.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from library.settings.run_config import LossOptions
+
 LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
 
 
-class LossSettings(Protocol):
-    """What is read of the loss options."""
-
-    @property
-    def loss_type(self) -> str: ...
-    @property
-    def huber_schedule(self) -> str: ...
-    @property
-    def huber_c(self) -> float: ...
-    @property
-    def huber_scale(self) -> float: ...
-
-
 def elementwise_loss(
-    prediction: Tensor, target: Tensor, sigma: Tensor, settings: LossSettings
+    prediction: Tensor, target: Tensor, sigma: Tensor, options: LossOptions
 ) -> Tensor:
     """The loss of each element, (B, ...); huber and smooth_l1 are sd-scripts' smooth forms.
 
@@ -39,17 +29,17 @@ def elementwise_loss(
     for errors above c. c depends on sigma (B,) by the schedule.
     """
     error = prediction - target
-    if settings.loss_type == "l2":
+    if options.loss_type == "l2":
         return error**2
-    if settings.loss_type == "l1":
+    if options.loss_type == "l1":
         return error.abs()
-    assert settings.loss_type in LOSS_TYPES, settings.loss_type
-    c = huber_threshold(sigma, settings).view(-1, *[1] * (error.ndim - 1))
+    assert options.loss_type in LOSS_TYPES, options.loss_type
+    c = huber_threshold(sigma, options).view(-1, *[1] * (error.ndim - 1))
     smooth = 2 * error**2 / (torch.sqrt(error**2 + c**2) + c)  # without the cancellation of a - c
-    return c * smooth if settings.loss_type == "huber" else smooth
+    return c * smooth if options.loss_type == "huber" else smooth
 
 
-def huber_threshold(sigma: Tensor, settings: LossSettings) -> Tensor:
+def huber_threshold(sigma: Tensor, options: LossOptions) -> Tensor:
     """c (B,) at sigma: huber_scale times the schedule's value.
 
     constant:    huber_c
@@ -58,15 +48,15 @@ def huber_threshold(sigma: Tensor, settings: LossSettings) -> Tensor:
                  the flow path; that is (1 - huber_c) (1 - sigma)^2 + huber_c, finite at both ends
     As sd-scripts does, where snr ignores huber_scale.
     """
-    c = settings.huber_c
-    if settings.huber_schedule == "constant":
+    c = options.huber_c
+    if options.huber_schedule == "constant":
         value = torch.full_like(sigma, c)
-    elif settings.huber_schedule == "exponential":
+    elif options.huber_schedule == "exponential":
         value = torch.exp(math.log(c) * sigma)
     else:
-        assert settings.huber_schedule == "snr", settings.huber_schedule
+        assert options.huber_schedule == "snr", options.huber_schedule
         value = (1 - c) * (1 - sigma) ** 2 + c
-    return settings.huber_scale * value
+    return options.huber_scale * value
 
 
 def reduce_to_samples(elements: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -7,13 +7,14 @@ given it sets its own step size, and learning rate and schedule are only names.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from library.errors import ConfigError, Problem
@@ -34,6 +35,22 @@ logger = logging.getLogger(__name__)
 FLAG = "optimizer_type"
 FUSED_DEVICES = ("cuda", "cpu")
 UPDATES_BEFORE = "updates_before"  # key of a group, kept with its state
+
+
+@runtime_checkable
+class ChoosesStepSize(Protocol):
+    """An optimizer that sets its own step size in each update: transformers' Adafactor."""
+
+    _get_lr: Callable[[Mapping[str, Any], Mapping[str, Any]], float | Tensor]
+
+
+@runtime_checkable
+class ScheduleFree(Protocol):
+    """An optimizer that swaps the weights it trains for their average, and back."""
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -194,7 +211,7 @@ def create_optimizer(
     path = _class_path(name)
     if path is None:
         problems.append(Problem(_unknown_name(name), source=f"--{FLAG}"))
-    if problems:
+    if path is None or problems:
         raise ConfigError(problems)
     known = OPTIMIZERS.get(name, KnownOptimizer(path))
     optimizer_class = _import_optimizer(known)
@@ -212,7 +229,7 @@ def create_optimizer(
         _check_free_learning_rate(name, groups)
     given = " ".join(options.optimizer_args or ())
     optimizer = _construct(optimizer_class, groups, arguments, given)
-    if optimizer.defaults.get("relative_step"):
+    if optimizer.defaults.get("relative_step") and isinstance(optimizer, ChoosesStepSize):
         optimizer._get_lr = partial(_own_step, optimizer_class)
     return optimizer
 
@@ -243,9 +260,9 @@ def _construct(
     given: str,
 ) -> Optimizer:
     """given: the arguments as the user wrote them, for the class's own check of their values."""
-    lr = groups[0]["lr"]
+    make: Callable[..., Optimizer] = optimizer_class  # torch's base class takes no keywords
     try:
-        optimizer = optimizer_class(groups, lr=lr, **arguments)
+        optimizer = make(groups, lr=groups[0]["lr"], **arguments)
     except (ValueError, TypeError) as error:
         flag = "optimizer_args" if given else FLAG
         raise ConfigError(
@@ -326,8 +343,8 @@ def _check_free_learning_rate(name: str, groups: list[dict[str, Any]]) -> None:
 
 def optimizer_train_mode(optimizer: Optimizer) -> None:
     """Let a schedule-free optimizer hold the training weights; no effect on others."""
-    inner = _unwrapped(optimizer)
-    if hasattr(inner, "train"):
+    inner = unwrapped(optimizer)
+    if isinstance(inner, ScheduleFree):
         inner.train()
 
 
@@ -338,8 +355,8 @@ def optimizer_eval_mode(optimizer: Optimizer) -> Iterator[None]:
     Going back is a copy of what was there, bit for bit: the optimizer's own way back is a second
     interpolation, whose rounding would make training depend on when it was saved. Others: no effect.
     """
-    inner = _unwrapped(optimizer)
-    if not hasattr(inner, "eval") or not _holds_training_weights(inner):
+    inner = unwrapped(optimizer)
+    if not isinstance(inner, ScheduleFree) or not _holds_training_weights(inner):
         yield
         return
     parameters = [p for group in inner.param_groups for p in group["params"]]
@@ -360,7 +377,7 @@ def _holds_training_weights(optimizer: Optimizer) -> bool:
     return all(group.get("train_mode", mode) for group in optimizer.param_groups)
 
 
-def _unwrapped(optimizer: Optimizer) -> Optimizer:
+def unwrapped(optimizer: Optimizer) -> Optimizer:
     """The optimizer inside accelerate's wrapper, which has train() and eval() for every kind."""
     wrapped = type(optimizer).__name__ == "AcceleratedOptimizer"
-    return optimizer.optimizer if wrapped else optimizer
+    return getattr(optimizer, "optimizer", optimizer) if wrapped else optimizer

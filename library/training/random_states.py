@@ -17,13 +17,14 @@ def random_states() -> dict[str, Tensor]:
     the user's that draw by themselves.
     """
     _, words, gauss = random.getstate()
-    _, keys, place, has_gauss, cached = numpy.random.get_state()
+    of_numpy = numpy.random.get_state(legacy=False)
+    keys, place = of_numpy["state"]["key"], of_numpy["state"]["pos"]
     states = {
         "rng.torch": torch.get_rng_state(),
         "rng.python": torch.tensor(words, dtype=torch.int64),
         "rng.python.gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "rng.numpy": torch.tensor([*keys.tolist(), place, has_gauss], dtype=torch.int64),
-        "rng.numpy.gauss": torch.tensor([cached], dtype=torch.float64),
+        "rng.numpy": torch.tensor([*keys.tolist(), place, of_numpy["has_gauss"]]),
+        "rng.numpy.gauss": torch.tensor([of_numpy["gauss"]], dtype=torch.float64),
     }
     if torch.cuda.is_available():
         states["rng.cuda"] = torch.cuda.get_rng_state()

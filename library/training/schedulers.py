@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from library.errors import ConfigError, Problem
@@ -136,7 +137,7 @@ def _follow_adafactor(
     class Follower(AdafactorSchedule):
         """Also before an update was made: the first one is left out when its gradient is not finite."""
 
-        def get_lr(self) -> list[float]:
+        def get_lr(self) -> list[float | Tensor]:
             groups = self.optimizer.param_groups
             states = [self.optimizer.state.get(group["params"][0], {}) for group in groups]
             ready = all("step" in state for state in states)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from library.errors import UserError
+from library.training.optimizers import unwrapped
 from library.utils import log_lines
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ class MemoryReading:
     def ratio(self) -> float | None:
         """in_use as a share of the limit."""
         return self.in_use / self.limit if self.limit and self.in_use is not None else None
+
+    @property
+    def used_of_limit(self) -> str:
+        return f"{(self.in_use or 0) / MIB:.0f} of {(self.limit or 0) / MIB:.0f} MiB"
 
     def numbers(self) -> dict[str, float]:
         """What is known, by log key."""
@@ -177,7 +182,7 @@ class UpdateGuard:
 
     def __init__(self, optimizer: Optimizer, policy: str) -> None:
         self.optimizer = optimizer
-        self.inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has both
+        self.inner = unwrapped(optimizer)
         self.has_scaler = getattr(optimizer, "scaler", None) is not None
         self.stops = policy == "raise"
         self.tripped = False
@@ -187,11 +192,12 @@ class UpdateGuard:
         if self.has_scaler:
             self.optimizer.step()
         elif self.skips_on_device and not self.stops:
-            self.inner.found_inf = (~torch.isfinite(norm.detach())).float()
+            found_inf = (~torch.isfinite(norm.detach())).float()
+            self.inner.found_inf = found_inf  # type: ignore[attr-defined]  # the kernel's door
             try:
                 self.optimizer.step()
             finally:
-                del self.inner.found_inf
+                del self.inner.found_inf  # type: ignore[attr-defined]  # as above
         elif torch.isfinite(norm).item():  # the host waits here
             self.optimizer.step()
         else:
@@ -315,14 +321,14 @@ class Monitor:
     def _judge_memory(self, row: StepRow) -> list[Alert]:
         """Told when the limit comes near, not again while it stays; the log keys are always there."""
         reading, limit = self.probe(), self.settings.monitor_memory_warn_ratio
-        near = reading.ratio is not None and reading.ratio > limit
+        ratio = reading.ratio
+        near = ratio is not None and ratio > limit
         row.values.update({**reading.numbers(), "alert/memory_near_limit": float(near)})
         row.values["alert/any"] = max(row.values["alert/any"], float(near))
         news, self.memory_was_near = near and not self.memory_was_near, near
         if not news:
             return []
-        used, total = reading.in_use / MIB, reading.limit / MIB
-        text = f"step {row.step}: {used:.0f} of {total:.0f} MiB of memory are needed, over {limit:.0%}."
+        text = f"step {row.step}: {reading.used_of_limit} of memory are needed, over {limit:.0%}."
         return [Alert("memory_near_limit", text)]
 
 

@@ -79,7 +79,7 @@ class StepLogs:
         losses = tuple(result.per_sample for result in results)  # not the loss: it holds a graph
         sigmas = tuple(result.sigma for result in results)
         late = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
-        plain = {name: value for name, value in numbers.items() if name not in late}
+        plain = {n: value for n, value in numbers.items() if not isinstance(value, Tensor)}
         self.unread.append(UnreadStep(step, {**scalars, **late}, plain, keys, losses, sigmas))
 
     def flush(self) -> list[StepRow]:

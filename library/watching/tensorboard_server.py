@@ -51,6 +51,7 @@ class TensorBoardServer:
 
     def stop(self) -> None:
         """End the server and wait until it is gone."""
+        assert self.process.stdin, "made with a pipe"
         self.process.stdin.close()
         try:
             self.process.wait(timeout=10)

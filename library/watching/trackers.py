@@ -67,7 +67,8 @@ class Trackers:
         self._each(lambda writer: writer.write(step, values))
 
     def _each(self, act: Callable[[Writer], None]) -> None:
-        if self.writers and not os.path.isdir(self.run_dir):  # is_dir() raises for lost shares
+        is_there = self.run_dir and os.path.isdir(self.run_dir)  # is_dir() raises for lost shares
+        if self.writers and not is_there:
             logger.warning("%s is gone: nothing is logged from here on", self.run_dir)
             self.writers = ()
         for writer in self.writers:
@@ -109,7 +110,7 @@ def create_trackers(
     Where nothing can be written any more the run goes on without logs, and that is told.
     """
     chosen = LOG_WITH[options.log_with or "tensorboard"] if options else ()
-    if not chosen:
+    if not (options and chosen):
         return Trackers()
     problems = check_logging(options)
     if problems:
@@ -205,7 +206,7 @@ def check_logging(options: LoggingOptions) -> list[Problem]:
     for name in settings:
         if name not in LOG_WITH["all"] or not isinstance(settings[name], dict):
             message = "expected tables [tensorboard] and [wandb] of arguments, nothing else."
-            problems.append(Problem(message, name, options.log_tracker_config))
+            problems.append(Problem(message, name, options.log_tracker_config or ""))
     if not problems:
         problems += _tried_tensorboard(options, settings.get("tensorboard", {}))
     return problems
@@ -213,7 +214,7 @@ def check_logging(options: LoggingOptions) -> list[Problem]:
 
 def _tried_tensorboard(options: LoggingOptions, keywords: Mapping[str, Any]) -> list[Problem]:
     """What TensorBoard says to further arguments and to its address, before a run needs it."""
-    problems = []
+    problems: list[Problem] = []
     if keywords and "tensorboard" in LOG_WITH[options.log_with or "tensorboard"]:
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +223,7 @@ def _tried_tensorboard(options: LoggingOptions, keywords: Mapping[str, Any]) -> 
             problems += error.problems
         except Exception as error:  # noqa: BLE001  whatever it makes of the user's values
             message = f"TensorBoard does not take them ({type(error).__name__}: {error})."
-            problems.append(Problem(message, "[tensorboard]", options.log_tracker_config))
+            problems.append(Problem(message, "[tensorboard]", options.log_tracker_config or ""))
     if options.auto_start_tensorboard:
         try:
             free_port(options.tensorboard_host, options.tensorboard_port)

@@ -7,7 +7,7 @@ and validation_seed alone; nothing is drawn.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,18 +23,10 @@ if TYPE_CHECKING:
 
     from library.caching.latents_cache import LatentsCache
     from library.data.catalogue import Catalogue
+    from library.settings.run_config import ValidationOptions
 
 QUARTERS = {"0.00-0.25": 0.125, "0.25-0.50": 0.375, "0.50-0.75": 0.625, "0.75-1.00": 0.875}
 """Range of sigma -> where in it the loss is taken."""
-
-
-class ValidationSettings(Protocol):
-    """What is read of the validation options."""
-
-    validation_seed: int | None
-    validate_every_n_steps: int | None
-    validate_every_n_epochs: int | None
-    max_validation_steps: int | None
 
 
 class Validation:
@@ -43,10 +35,10 @@ class Validation:
     catalogue: the held-out pictures, see Catalogue.validation
     """
 
-    def __init__(self, catalogue: Catalogue, settings: ValidationSettings) -> None:
+    def __init__(self, catalogue: Catalogue, options: ValidationOptions) -> None:
         self.catalogue = catalogue
-        self.settings = settings
-        self.seed = settings.validation_seed or 0
+        self.options = options
+        self.seed = options.validation_seed or 0
         self.dataset = TrainDataset(catalogue, seed=self.seed)
 
     def captions(self) -> dict[str, Path]:
@@ -61,19 +53,21 @@ class Validation:
         self.dataset.latents = latents
 
     def is_due_at_step(self, step: int) -> bool:
-        every = self.settings.validate_every_n_steps
-        return bool(self.catalogue.images and every) and step % every == 0
+        return self._is_due(step, self.options.validate_every_n_steps)
 
     def is_due_after_epoch(self, epoch: int) -> bool:
         """epoch counts from 1. Without either interval, after every epoch."""
-        by_step = self.settings.validate_every_n_steps
-        every = self.settings.validate_every_n_epochs or (None if by_step else 1)
-        return bool(self.catalogue.images and every) and epoch % every == 0
+        by_step = self.options.validate_every_n_steps
+        every = self.options.validate_every_n_epochs or (None if by_step else 1)
+        return self._is_due(epoch, every)
+
+    def _is_due(self, number: int, every: int | None) -> bool:
+        return bool(self.catalogue.images and every and number % every == 0)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's share of the batches, in an order that never changes."""
         batches = BucketBatchSampler(self.catalogue, seed=self.seed).batches(0)
-        for batch in batches[: self.settings.max_validation_steps][rank::world_size]:
+        for batch in batches[: self.options.max_validation_steps][rank::world_size]:
             yield collate([self.dataset[request] for request in batch])
 
     def run(

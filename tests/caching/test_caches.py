@@ -19,7 +19,6 @@ from library.caching.latents_cache import Share, cache_latents
 from library.caching.latents_encoder import decode_ahead
 from library.caching.latents_files import latents_fingerprint
 from library.caching.text_cache import TextCache, cache_text
-from library.data.images import load_pixels
 from library.errors import DatasetError
 from tests.helpers.dataset_files import (
     BUCKETS,
@@ -29,6 +28,7 @@ from tests.helpers.dataset_files import (
     catalogue_of,
     draw,
     folder_of,
+    load_pixels,
 )
 
 
@@ -267,7 +267,7 @@ def test_two_datasets_that_resize_to_one_size_differently_keep_their_own(tmp_pat
     cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1)
     for image in catalogue.images:
         kernel = image.subset.resize_interpolation
-        pixels = load_pixels(image.path, image.plan, interpolation=kernel)[None]
+        pixels = load_pixels(image.path, image.plan, resize_interpolation=kernel)[None]
         assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
 
 

@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 
 from library.errors import DatasetError
-from tests.helpers.dataset_files import BUCKETS, catalogue_from, catalogue_of, draw, folder_of
+from tests.helpers.dataset_files import (
+    BUCKETS,
+    catalogue_from,
+    catalogue_of,
+    draw,
+    folder_of,
+    load_masked,
+)
 
 
 def write_json(path, entries):
@@ -269,20 +276,18 @@ def test_ten_thousand_names_are_sorted_naturally(tmp_path):
 
 
 def test_opacity_and_red_channel_become_masks(tmp_path):
-    from library.data.images import load_picture
-
     folder = folder_of(tmp_path / "set", [(64, 64)])
     plan = catalogue_of(folder).images[0].plan
     alpha = np.zeros((64, 64, 4), dtype=np.uint8)
     alpha[:, :32] = 255
     Image.fromarray(alpha).save(folder / "0.png")
-    pixels, mask = load_picture(folder / "0.png", plan, alpha_mask=True)
+    pixels, mask = load_masked(folder / "0.png", plan, alpha_mask=True)
     assert mask[:, :32].eq(1).all() and mask[:, 32:].eq(0).all() and pixels.eq(1).all()
-    assert load_picture(folder / "0.png", plan)[1] is None
+    assert load_masked(folder / "0.png", plan)[1] is None
     red = np.zeros((64, 64, 3), dtype=np.uint8)
     red[:16, :, 0], red[..., 1] = 128, 255
     Image.fromarray(red).save(tmp_path / "mask.png")
-    _, mask = load_picture(folder / "0.png", plan, mask_path=tmp_path / "mask.png")
+    _, mask = load_masked(folder / "0.png", plan, mask=tmp_path / "mask.png")
     assert mask[:16].eq(128 / 255).all() and mask[16:].eq(0).all()
 
 

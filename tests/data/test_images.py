@@ -2,6 +2,7 @@
 
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +10,15 @@ import torch
 from PIL import Image
 
 from library.data.buckets import BucketManager, CropPlan
+from library.data.data_types import SampleRequest
+from library.data.datasets import TrainDataset
 from library.data.images import (
     UnreadableImage,
     load_image,
-    load_pixels,
     open_image,
     read_picture_header,
 )
+from tests.helpers.dataset_files import catalogue_of, load_pixels
 
 WHOLE = CropPlan((64, 48), (64, 48), (0, 0))
 
@@ -173,10 +176,19 @@ def test_the_crop_takes_the_planned_part(tmp_path):
 
 
 def test_a_flip_mirrors_the_crop(tmp_path):
-    gradient().save(tmp_path / "a.png")
-    plan = CropPlan((32, 16), (64, 48), (5, 7))
-    flipped = load_pixels(tmp_path / "a.png", plan, flip=True)
-    assert torch.equal(flipped, load_pixels(tmp_path / "a.png", plan).flip(-1))
+    path, plan = tmp_path / "set" / "a.png", CropPlan((32, 16), (64, 48), (5, 7))
+    path.parent.mkdir()
+    gradient().save(path)
+    catalogue = catalogue_of(path.parent, subset="flip_aug = true")
+    (image,) = catalogue.images
+    dataset = TrainDataset(replace(catalogue, images=(replace(image, plan=plan),)), seed=1)
+    whole, seen = load_pixels(path, plan), set()
+    for request in (SampleRequest(0, epoch, 0) for epoch in range(20)):
+        is_flipped = dataset.is_flipped(request)
+        pixels, _ = dataset.picture_of(request)
+        assert torch.equal(pixels, whole.flip(-1) if is_flipped else whole)
+        seen.add(is_flipped)
+    assert seen == {True, False}
 
 
 def test_shrinking_averages_and_enlarging_follows_the_named_kernel(tmp_path):
@@ -185,7 +197,7 @@ def test_shrinking_averages_and_enlarging_follows_the_named_kernel(tmp_path):
     small = load_pixels(tmp_path / "a.png", CropPlan((16, 16), (16, 16), (0, 0)))
     assert small.abs().max() < 0.01
     nearest = CropPlan((128, 128), (128, 128), (0, 0))
-    large = load_pixels(tmp_path / "a.png", nearest, interpolation="nearest")
+    large = load_pixels(tmp_path / "a.png", nearest, resize_interpolation="nearest")
     assert set(large.unique().tolist()) == {-1.0, 1.0}
     assert len(load_pixels(tmp_path / "a.png", nearest).unique()) > 2
 

@@ -7,7 +7,10 @@ import torch
 from PIL import Image
 
 from library.config_util import load_dataset_config
-from library.data.data_types import StoredTensor
+from library.data.buckets import CropPlan
+from library.data.data_types import ImageInfo, StoredTensor
+from library.data.dataset_config import SubsetConfig
+from library.data.images import load_picture
 from library.data.scan import scan
 from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
 
@@ -49,6 +52,25 @@ def catalogue_from(root: Path, text: str):
     path = root / "dataset.toml"
     path.write_text(text, encoding="utf-8")
     return scan(load_dataset_config(path, {}))
+
+
+def load_masked(path: Path, plan: CropPlan, mask: Path | None = None, **subset):
+    """A picture file by itself: pixels (3, H, W) and mask. subset: its fields of SubsetConfig."""
+    info = ImageInfo(
+        key=path.name,
+        path=path,
+        size=plan.resized,
+        caption=None,
+        dataset_index=0,
+        subset=SubsetConfig(**subset),
+        plan=plan,
+        mask=mask,
+    )
+    return load_picture(info, plan)
+
+
+def load_pixels(path: Path, plan: CropPlan, **subset) -> torch.Tensor:
+    return load_masked(path, plan, **subset)[0]
 
 
 class ShrinkingEncoder(LatentsCachingStrategy):

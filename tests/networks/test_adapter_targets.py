@@ -8,7 +8,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams, LLMAdapterParams
 from library.errors import ConfigError
 from networks import lokr_anima, lora_anima
-from networks.network import REQUIRED_NAMES, check_network_module
+from networks.contract import REQUIRED_NAMES, check_network_module
 
 LLM = LLMAdapterParams(
     vocab=32128, source_dim=1024, target_dim=1024, model_dim=1024, head_dim=64, mlp_dim=4096,

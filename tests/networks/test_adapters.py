@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from networks.adapted import AdaptedLinear, AdaptedNorm, merged_parameters
-from networks.adapters import Dropout, LoKr, LoRA, NormDelta, keep_mask
-from networks.factors import lokr_shape
+from networks.kinds.adapter import Dropout, keep_mask, merged_parameters
+from networks.kinds.linear import AdaptedLinear
+from networks.kinds.lokr import LoKr, lokr_shape
+from networks.kinds.lora import LoRA
+from networks.kinds.norm import AdaptedNorm, NormDelta
 
 NO_DROPOUT = Dropout()
 
@@ -185,15 +187,15 @@ def test_rank_dropout_keeps_the_mean(kind):
     adapter = KINDS[kind](Dropout(rank=0.4)).train()
     x = torch.randn(1, 12)
     with torch.no_grad():
-        mean = torch.stack([adapter(x) for _ in range(6000)]).mean(0)
-        expected = adapter.eval()(x)
+        mean = torch.stack([adapter.added(x) for _ in range(6000)]).mean(0)
+        expected = adapter.eval().added(x)
     assert (mean - expected).norm() / expected.norm() < 0.1
 
 
 def test_rank_dropout_of_lora_draws_one_mask_of_ranks_per_sample():
     adapter = lora(Dropout(rank=0.5), rank=3).train()
     x = torch.randn(1, 1, 12).expand(6, 4, 12)
-    out = adapter(x)
+    out = adapter.added(x)
     assert torch.equal(out[:, :1].expand_as(out), out)  # the same for all tokens of a sample
     assert len(torch.unique(out[:, 0], dim=0)) > 1
 
@@ -201,7 +203,7 @@ def test_rank_dropout_of_lora_draws_one_mask_of_ranks_per_sample():
 def test_rank_dropout_has_no_effect_on_full_matrices():
     adapter = KINDS["lokr full"](Dropout(rank=0.9)).train()
     x = torch.randn(3, 12)
-    assert torch.equal(adapter(x), adapter.eval()(x))
+    assert torch.equal(adapter.added(x), adapter.eval().added(x))
 
 
 def test_a_mask_holds_zeros_and_the_inverse_of_what_is_kept():

@@ -14,7 +14,6 @@ from networks.codec import (
     FORMAT_PREFIXES,
     KOHYA,
     PEFT,
-    WRITTEN_SPELLINGS,
     FileKey,
     KeyDecoder,
     decode_tensors,
@@ -23,6 +22,7 @@ from networks.codec import (
     tensor_hashes,
     write_tensors,
 )
+from networks.kinds.table import KINDS
 
 PATHS = [
     "blocks.0.self_attn.q_proj",
@@ -38,7 +38,7 @@ MERGER = KeyDecoder(PATHS, norms=NORMS, merging=True)
 
 @pytest.mark.parametrize("style", FORMAT_PREFIXES)
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("factor", WRITTEN_SPELLINGS)
+@pytest.mark.parametrize("factor", KINDS.written)
 def test_every_key_comes_back_as_what_it_was_written_for(style, path, factor):
     if path in NORMS:
         assert MERGER.decode(encode(path, factor, style)).path == path
@@ -101,7 +101,7 @@ def test_a_forks_whole_norm_weights_are_told_from_differences():
 def test_a_file_of_another_model_says_so_and_names_only_the_first_keys():
     tensors = {f"unet_{number}.alpha": torch.zeros(1) for number in range(1000)}
     with pytest.raises(AdapterFileError) as caught:
-        decode_tensors(tensors, PATHS, "other.safetensors")
+        decode_tensors(tensors, KeyDecoder(PATHS), "other.safetensors")
     text = str(caught.value)
     assert "nothing in this file belongs" in text and "951 more keys" in text
     assert len(text.splitlines()) < 60
@@ -141,7 +141,7 @@ def test_all_unknown_and_doubled_keys_are_named_in_one_error():
         "y",
     ]
     with pytest.raises(AdapterFileError) as caught:
-        decode_tensors(dict.fromkeys(names, one), PATHS, "some.safetensors")
+        decode_tensors(dict.fromkeys(names, one), KeyDecoder(PATHS), "some.safetensors")
     assert "3 problems in some.safetensors" in str(caught.value)
     assert "names the same tensor as blocks.0" in str(caught.value)
 
@@ -157,7 +157,7 @@ def test_all_unknown_and_doubled_keys_are_named_in_one_error():
 )
 def test_the_kind_of_a_file_is_told_from_its_factors(keys, kind):
     tensors = {f"{PATHS[0]}.{key}": torch.zeros(1) for key in keys}
-    assert decode_tensors(tensors, PATHS, "f").kind == kind
+    assert decode_tensors(tensors, KeyDecoder(PATHS), "f").kind == kind
 
 
 def test_the_model_hash_is_of_the_tensor_data_alone(tmp_path):

@@ -5,18 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from networks.factors import (
-    LoKrShape,
-    adapter_scale,
-    cheapest_mix,
-    factorize,
-    forces_full_matrix,
-    lokr_apply,
-    lokr_delta,
-    lora_apply,
-    lora_delta,
-    training_alpha,
-)
+from networks.kinds.adapter import Dropout
+from networks.kinds.kind import Request
+from networks.kinds.lokr import LoKrShape, cheapest_mix, factorize, lokr_apply, lokr_delta
+from networks.kinds.lora import LoRA
+from networks.kinds.stored import adapter_scale, training_alpha
 
 
 def randn64(*shape):
@@ -44,8 +37,9 @@ def test_applying_lokr_factors_equals_the_dense_delta(l, m, k, n, rank):
 
 
 def test_applying_lora_factors_equals_the_dense_delta():
-    x, down, up = randn64(2, 3, 10), randn64(4, 10), randn64(6, 4)
-    torch.testing.assert_close(lora_apply(x, down, up), F.linear(x, lora_delta(down, up)))
+    x, adapter = randn64(2, 3, 10), LoRA(10, 6, 4, alpha=2.0).double()
+    torch.nn.init.normal_(adapter.lora_up)
+    torch.testing.assert_close(adapter.added(x), F.linear(x, adapter.delta()))
 
 
 def test_w1_is_mixed_in_where_it_costs_least():
@@ -95,7 +89,8 @@ def test_without_a_rank_the_scale_is_one():
 
 
 def test_a_dim_of_100000_or_more_asks_for_full_matrices():
-    assert forces_full_matrix(100_000) and not forces_full_matrix(99_999)
+    found = [Request(dim, None, Dropout()).asks_for_full_matrices for dim in (99_999, 100_000)]
+    assert found == [False, True]
 
 
 def test_rank_is_w2s_else_w1s_else_none():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from networks.adapters import LoKr
-from networks.factors import factorize, lokr_shape, training_alpha
+from networks.kinds.lokr import LoKr, factorize, lokr_shape
+from networks.kinds.stored import training_alpha
 
 REASON = "lycoris-lora is a test dependency: pip install -r tests/requirements.txt"
 lokr_module = pytest.importorskip("lycoris.modules.lokr", reason=REASON)

@@ -8,9 +8,10 @@ from torch import nn
 
 from library.errors import AdapterFileError
 from networks import lokr_anima, lora_anima
-from networks.adapted import merged_parameters
-from networks.adapters import NormDelta
 from networks.codec import FORMAT_PREFIXES, encode
+from networks.kinds.adapter import merged_parameters
+from networks.kinds.linear import base_product
+from networks.kinds.norm import NormDelta
 from networks.network import AdapterNetwork, NetworkSettings
 from networks.placements import Placement
 from tests.helpers.comfy_rules import weight_differences
@@ -55,7 +56,9 @@ def live_differences(network):
         layer.double()  # exact, so that what the base adds cancels
         probe = torch.eye(layer.in_features, dtype=torch.float64)
         with torch.no_grad():
-            differences[f"{placement.path}.weight"] = (layer(probe) - layer.base_product(probe)).T
+            differences[f"{placement.path}.weight"] = (
+                layer(probe) - base_product(probe, layer.weight, layer.bias)
+            ).T
         layer.float()
     return differences
 
@@ -146,10 +149,14 @@ def test_every_format_loads_and_the_alpha_is_applied(tmp_path, name, style):
         other.load_weights(tmp_path / "a.safetensors")
         by_path = {p.path: p.adapter for p in other.placements}
         for placement in network.placements:
-            for mine, theirs in zip(
-                placement.adapter.changes().values(), by_path[placement.path].changes().values()
-            ):
-                assert torch.equal(mine, theirs)
+            mine, theirs = changes(placement.adapter), changes(by_path[placement.path])
+            assert mine.keys() == theirs.keys()
+            assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def changes(adapter):
+    """What the adapter adds to each parameter of its base."""
+    return adapter.changes() if isinstance(adapter, NormDelta) else {"weight": adapter.delta()}
 
 
 def test_a_file_without_alpha_has_scale_one_and_with_alpha_zero_scale_zero(tmp_path):

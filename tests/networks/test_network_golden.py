@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from networks import lokr_anima, lora_anima
-from networks.adapted import merged_parameters
+from networks.kinds.adapter import merged_parameters
 from tests.helpers.tiny import assert_matches_golden, golden, golden_vectors, tiny_transformer
 
 pytestmark = pytest.mark.golden

@@ -8,7 +8,8 @@ from torch import nn
 
 from library.errors import ConfigError
 from networks import lokr_anima, lora_anima
-from networks.adapted import AdaptedLinear, AdaptedNorm
+from networks.kinds.linear import AdaptedLinear
+from networks.kinds.norm import AdaptedNorm
 from tests.helpers.tiny import golden_vectors, tiny_transformer
 
 MODULES = {"lora": lora_anima, "lokr": lokr_anima}

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from networks.adapters import LoKr, LoRA
-from networks.factors import lokr_shape
+from networks.kinds.lokr import LoKr, lokr_shape
+from networks.kinds.lora import LoRA
 from networks.norm_limit import limit_norms
 from tests.helpers.running import train
 

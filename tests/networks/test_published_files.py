@@ -224,7 +224,9 @@ def start(demo, tmp_path_factory):
     words += [word for name, path in model_paths(demo).items() for word in (f"--{name}", path)]
 
     def run(text: str, name: str = "train.toml", checked: bool = True):
-        text = "\n".join(line.strip() if name == "train.toml" else line for line in text.splitlines())
+        text = "\n".join(
+            line.strip() if name == "train.toml" else line for line in text.splitlines()
+        )
         (folder / name).write_text(text, encoding="utf-8")
         argv = ["--config_file", str(folder / name), *words]
         if not checked:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from library.errors import AdapterFileError, UserError
 from networks import lokr_anima, lora_anima
-from networks.codec import FACTOR_SPELLINGS, FOREIGN_ENDINGS, read_tensors
+from networks.codec import read_tensors
+from networks.kinds.table import KINDS
 from networks.merging import merge_file
 from tests.helpers.hostile_files import SIZES, examples, file_bytes, layout_of, spoiled
 from tests.helpers.tiny import tiny_transformer
@@ -18,7 +19,7 @@ PATHS = (
     "blocks.0.mlp.layer1", "blocks.1.cross_attn.k_proj", "blocks.0.self_attn.q_norm",
     "llm_adapter.out_proj", "final_layer.linear", "llm_adapter.embed", "no.such.module",
 )  # fmt: skip
-ENDINGS = sorted({*FACTOR_SPELLINGS, *FOREIGN_ENDINGS, "", "weight.weight", "alpha.alpha"})
+ENDINGS = sorted({*KINDS.endings, *KINDS.refused, "", "weight.weight", "alpha.alpha"})
 GROUPS = {
     "lora": ("lora_down.weight", "lora_up.weight", "alpha"),
     "peft": ("lora_A.weight", "lora_B.weight"),
@@ -32,7 +33,7 @@ GROUPS = {
 }
 
 
-KINDS = (("lora",), ("peft",), ("lokr",), ("low lokr",), ("lora", "lokr"), tuple(GROUPS))
+MIXTURES = (("lora",), ("peft",), ("lokr",), ("low lokr",), ("lora", "lokr"), tuple(GROUPS))
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def right_shape(path, ending, rank):
     """The shape a factor of this module has in a sound file."""
     weight = WEIGHTS.get(f"{path}.weight", (6, 4))
     out, width = (weight * 2)[:2]
-    name = FACTOR_SPELLINGS.get(ending, "")
+    name = KINDS.endings.get(ending, "")
     table = {
         "lora_down": (rank, width), "lora_up": (out, rank), "alpha": (), "dora_scale": (out, 1),
         "lokr_w1": (2, 2), "lokr_w2": (out // 2, width // 2), "lokr_w1_a": (2, rank),
@@ -76,7 +77,7 @@ def adapters(draw):
     """(key, dtype, shape) of an adapter that is sound, or has something odd somewhere."""
     tensors = {}
     style, odd = draw(st.sampled_from([*DOTTED, *FLAT])), draw(st.integers(0, 2)) == 0
-    kinds = draw(st.sampled_from(KINDS))
+    kinds = draw(st.sampled_from(MIXTURES))
     for path in draw(st.lists(st.sampled_from(PATHS[: 7 if odd else 5]), min_size=1, unique=True)):
         kind = "norm" if path.endswith("norm") else draw(st.sampled_from(kinds))
         endings, rank = GROUPS[kind], draw(st.integers(1, 3))

@@ -18,7 +18,8 @@ from library.settings.user_classes import is_installed
 from library.training.optimizers import check_optimizer
 from library.training.schedulers import check_schedule
 from library.utils import nearest_name
-from networks.lokr_anima import ALIASES, LoKrArguments
+from networks._anima_arguments import AdapterArguments
+from networks.kinds.lokr import LoKrArguments
 from tests.settings.test_config_file import found, read
 
 FLAGS = all_flags(GROUPS)
@@ -35,9 +36,11 @@ def test_every_name_leads_to_a_flag_or_key_and_is_none_itself():
 
 
 def test_what_decides_the_adapter_is_known_by_every_name():
-    fields = {field.name for field in dataclasses.fields(LoKrArguments)}
-    assert set(foreign_names.NETWORK_ARGS.values()) <= fields | set(ALIASES)
-    assert (fields | set(ALIASES)) - NAMES - {"verbose"} <= set(foreign_names.NETWORK_ARGS)
+    classes = (AdapterArguments, LoKrArguments)
+    known = {field.name for cls in classes for field in dataclasses.fields(cls)}
+    known |= set(LoKrArguments.ALIASES)
+    assert set(foreign_names.NETWORK_ARGS.values()) <= known
+    assert known - NAMES - {"verbose"} <= set(foreign_names.NETWORK_ARGS)
 
 
 @pytest.mark.parametrize("name", foreign_names.NETWORK_ARGS)
@@ -124,7 +127,9 @@ def test_letters_suggest_only_what_is_alike_word_by_word(name, meant):
     ],
 )
 def test_a_key_that_the_dataset_file_does_not_know(tmp_path, line, message):
-    text = f"[general]\n{line}\n[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '.'"
+    text = (
+        f"[general]\n{line}\n[[datasets]]\nresolution = 64\n[[datasets.subsets]]\nimage_dir = '.'"
+    )
     (tmp_path / "d.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:
         load_dataset_config(tmp_path / "d.toml", {})
@@ -165,7 +170,9 @@ def test_missing_packages_are_told_before_anything_is_imported():
 PATH_FLAGS = [dest for dest, flag in FLAGS.items() if flag.path and not flag.many]
 
 
-@pytest.mark.parametrize("dest", [d for d in PATH_FLAGS if d not in ("config_file", "sample_prompts")])
+@pytest.mark.parametrize(
+    "dest", [d for d in PATH_FLAGS if d not in ("config_file", "sample_prompts")]
+)
 def test_every_path_is_expanded_and_its_escapes_are_noticed(tmp_path, monkeypatch, dest):
     monkeypatch.setenv("PICTURES", "/p")
     name = FLAGS[dest].names[0].removeprefix("--")

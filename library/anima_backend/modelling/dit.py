@@ -71,6 +71,7 @@ class Anima(nn.Module):
         In the model's dtype; float32 when that is float16, as the residual stream then is.
         """
         if context is None:
+            assert qwen_hidden is not None and t5_ids is not None, "text, or its context"
             context = self.preprocess_text_embeds(
                 qwen_hidden, t5_ids, qwen_mask=qwen_mask, t5_mask=t5_mask
             )

@@ -50,19 +50,21 @@ class PatchEmbed(nn.Module):
         return self.proj(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
 
-class Modulation(nn.Sequential):
+class Modulation(nn.ModuleList):
     """SiLU, Linear, Linear, plus the shared values: shift, scale and, in blocks, gate; (B, 1, D) each."""
 
     def __init__(self, params: DiTParams, chunks: int) -> None:
-        super().__init__(
+        super().__init__([
             nn.SiLU(),
             nn.Linear(params.model_dim, params.adaln_dim, bias=False),
             nn.Linear(params.adaln_dim, chunks * params.model_dim, bias=False),
-        )
+        ])  # fmt: skip
         self.chunks = chunks
 
     def forward(self, embedded: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
-        values = super().forward(embedded)
+        values = embedded
+        for part in self:
+            values = part(values)
         return (values + shared[..., : values.shape[-1]]).chunk(self.chunks, dim=-1)
 
 

@@ -7,11 +7,14 @@ rounding, in less time and memory).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 
 DOWNSCALE = 8
 CHANNELS = 16
@@ -20,13 +23,13 @@ CHANNELS = 16
 class SingleFrameConv(nn.Module):
     """A causal 3-D convolution at its first frame, (B, C, 1, H, W) -> (B, C', 1, H', W')."""
 
-    def __init__(self, conv: nn.Conv3d) -> None:
+    def __init__(self, conv: QwenImageCausalConv3d) -> None:
         super().__init__()
-        left, right, top, bottom = conv._padding[:4]
+        left, right, top, bottom, *_ = conv._padding
         assert left == right and top == bottom, "the padding of a picture is symmetric"
         self.weight = nn.Parameter(conv.weight.detach()[:, :, -1].contiguous(), requires_grad=False)
         self.bias = conv.bias
-        self.stride, self.padding = conv.stride[1:], (top, left)
+        self.stride, self.padding = conv.stride[1:], (int(top), int(left))
 
     def forward(self, x: Tensor, cache_x: None = None) -> Tensor:
         assert cache_x is None and x.shape[2] == 1, "one frame only"
@@ -72,7 +75,9 @@ class QwenImageVAE(nn.Module):
 
 def fold_convolutions(network: nn.Module) -> None:
     """Replace every causal 3-D convolution that a single picture passes through."""
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+
     for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv3d) and not name.endswith("time_conv"):
+        if isinstance(module, QwenImageCausalConv3d) and not name.endswith("time_conv"):
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, SingleFrameConv(module))

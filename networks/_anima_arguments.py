@@ -1,0 +1,135 @@
+"""What network_args of an adapter on Anima may say: which modules, at which rates, with which dropout.
+
+Default targets: the attention and feed-forward Linears of the DiT (280 at true size) and of the LLM
+adapter (60), and every norm that has a weight (113 and 43).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from library.errors import Problem
+from networks.arguments import Pairs, argument_text
+from networks.network import NORM_EXPORTS
+from networks.targets import TargetRules
+
+LLM_ADAPTER = "llm_adapter."
+DIT_TARGETS = (
+    r"re:^blocks\.\d+\.(self|cross)_attn\.(q|k|v|output)_proj$",
+    r"re:^blocks\.\d+\.mlp\.layer[12]$",
+)
+LLM_ADAPTER_TARGETS = (
+    r"re:^llm_adapter\.blocks\.\d+\.(self|cross)_attn\.(q|k|v|o)_proj$",
+    r"re:^llm_adapter\.blocks\.\d+\.mlp\.[02]$",
+)
+NO_LINEARS = ("none",)
+
+# Component -> how its modules are recognised, first match first. Its rate: <name>_lr.
+COMPONENTS: dict[str, Callable[[str], bool]] = {
+    "llm_adapter": lambda path: path.startswith(LLM_ADAPTER),
+    "self_attn": lambda path: ".self_attn." in path,
+    "cross_attn": lambda path: ".cross_attn." in path,
+    "mlp": lambda path: ".mlp." in path,
+    "mod": lambda path: "adaln_modulation" in path,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterArguments:
+    """network_args of every kind; the component rates come from their own flags as well.
+
+    target_modules: None is the default list, ("none",) adapts no Linear (norms only)
+    *_lr:           of a component; 0 freezes it
+    """
+
+    target_modules: tuple[str, ...] | None = None
+    train_llm_adapter: bool = True
+    train_norm: bool = True
+    norm_export: str = "diff"
+    exclude_patterns: tuple[str, ...] = ()
+    include_patterns: tuple[str, ...] = ()
+    network_reg_dims: Pairs = ()
+    network_reg_alphas: Pairs = ()
+    network_reg_lrs: Pairs = ()
+    loraplus_lr_ratio: float | None = None
+    loraplus_unet_lr_ratio: float | None = None
+    loraplus_text_encoder_lr_ratio: float | None = None
+    llm_adapter_lr: float | None = None
+    self_attn_lr: float | None = None
+    cross_attn_lr: float | None = None
+    mlp_lr: float | None = None
+    mod_lr: float | None = None
+    rank_dropout: float = 0.0
+    module_dropout: float = 0.0
+    verbose: bool = False
+
+    @staticmethod
+    def problems_of(values: Mapping[str, Any]) -> list[Problem]:
+        """What is wrong with values that could be read."""
+        problems = []
+        for name, value in values.items():
+            if name.endswith("_dropout") and not 0 <= value < 1:
+                problems.append(Problem("expected 0 <= p < 1.", f"{name}={value:g}"))
+            if name.endswith(("_lr", "_ratio")) and value < 0:
+                problems.append(Problem("expected 0 or more.", f"{name}={value:g}"))
+            if name == "target_modules" and not value:
+                problems.append(Problem("is empty. Write none to train norms only.", name))
+        for pattern, value in values.get("network_reg_dims", ()):
+            if value < 0 or not float(value).is_integer():
+                problems.append(
+                    Problem("expected whole ranks.", f"network_reg_dims {pattern}={value:g}")
+                )
+        for pattern, value in (
+            *values.get("network_reg_lrs", ()),
+            *values.get("network_reg_alphas", ()),
+        ):
+            if value < 0:
+                problems.append(Problem("expected 0 or more.", f"{pattern}={value:g}"))
+        if values.get("norm_export", "diff") not in NORM_EXPORTS:
+            problems.append(
+                Problem(
+                    f"expected {', '.join(NORM_EXPORTS)}.", f"norm_export={values['norm_export']}"
+                )
+            )
+        return problems
+
+    @property
+    def component_rates(self) -> dict[str, float]:
+        """The rates that were given, by component."""
+        given = {name: getattr(self, f"{name}_lr") for name in COMPONENTS}
+        return {name: lr for name, lr in given.items() if lr is not None}
+
+    @property
+    def loraplus_ratio(self) -> float | None:
+        return self.loraplus_unet_lr_ratio or self.loraplus_lr_ratio
+
+    def target_rules(self) -> TargetRules:
+        targets = DIT_TARGETS + (LLM_ADAPTER_TARGETS if self.train_llm_adapter else ())
+        if self.target_modules is not None:
+            targets = () if self.target_modules == NO_LINEARS else self.target_modules
+        return TargetRules(
+            targets,
+            exclude=self.exclude_patterns,
+            include=self.include_patterns,
+            prefixes=() if self.train_llm_adapter else (LLM_ADAPTER,),
+            train_norm=self.train_norm,
+            dims=self.network_reg_dims,
+            alphas=self.network_reg_alphas,
+            lrs=self.network_reg_lrs,
+        )
+
+    def effective(self) -> dict[str, str]:
+        """The arguments as metadata: those that always matter and those not at their default."""
+        always = ("train_norm", "train_llm_adapter", "norm_export")
+        shown = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in always or value != field.default:
+                shown[field.name] = argument_text(value)
+        return shown
+
+
+def component_of(path: str) -> str:
+    return next((name for name, test in COMPONENTS.items() if test(path)), "")

@@ -1,0 +1,134 @@
+"""Adapters of Linears and the layer that carries one.
+
+What an adapter makes of a Linear is its own affair: it gets the frozen weight and bias and returns
+the layer's output, and tells what merging and limiting mean. Kinds that add to the output share
+AdditiveAdapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
+from networks.kinds.stored import Factors, adapter_scale, stored_alpha
+
+
+def is_adaptable_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return isinstance(module, nn.Linear)
+
+
+def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The frozen part of every adapted Linear, in one place: a quantised weight can stand here."""
+    return F.linear(x, weight, bias)
+
+
+class LinearAdapter(Adapter):
+    """An adapter of a Linear: its input (..., in) and frozen parameters -> its output (..., out).
+
+    rank: None where the matrices are full
+    """
+
+    alpha: float
+
+    def __init__(self, rank: int | None, alpha: float, dropout: Dropout) -> None:
+        super().__init__()
+        self.rank, self.alpha, self.dropout = rank, alpha, dropout
+
+    def adopt(self, base: nn.Module) -> AdaptedLinear:
+        assert is_adaptable_linear(base), f"{type(base).__name__} is no Linear"
+        return AdaptedLinear.adopt(base, self)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The Linear's output with this adapter, whose strength is not 0."""
+        raise NotImplementedError
+
+    def limit_norm(self, limit: float) -> Tensor:
+        """Shrink the weight difference to this Frobenius norm; returns what the norm was.
+
+        Nothing is read on the host.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def fill(self, factors: Factors, base: nn.Module, whole: Collection[str]) -> None:
+        super().fill(factors, base, whole)
+        if self.rank is not None:
+            self.alpha = stored_alpha(factors, self.rank)
+
+
+class AdaptedLinear(AdaptedModule, nn.Linear):
+    """A frozen Linear with its adapter, which decides the output."""
+
+    adapter: LinearAdapter
+
+    @classmethod
+    def adopt(cls, base: nn.Linear, adapter: LinearAdapter) -> AdaptedLinear:
+        """Take over `base`'s parameters (the same objects, the same keys) and hold `adapter`."""
+        assert not isinstance(base, AdaptedLinear), "this Linear already has an adapter"
+        self = cls(base.in_features, base.out_features, base.bias is not None, device="meta")
+        self.take_over(base, adapter)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.adapter.multiplier == 0:  # the user's choice, the same on every rank
+            return base_product(x, self.weight, self.bias)
+        return self.adapter(x, self.weight, self.bias)
+
+
+class AdditiveAdapter(LinearAdapter):
+    """Adds to the output what a weight difference, scale * a product of factors, makes of the input."""
+
+    @property
+    def scale(self) -> float:
+        return adapter_scale(self.alpha, self.rank)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return base_product(x, weight, bias) + self.added(x)
+
+    def added(self, x: Tensor) -> Tensor:
+        """x (..., in) -> what is added to the output, (..., out)."""
+        raise NotImplementedError
+
+    def delta(self) -> Tensor:
+        """The dense weight difference at strength 1, (out, in)."""
+        raise NotImplementedError
+
+    def chains(self) -> Sequence[Sequence[Tensor]]:
+        """The trained matrices: of each Kronecker factor those applied in turn, [w] or [first, last]."""
+        raise NotImplementedError
+
+    def merged(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = parameters["weight"]
+        return {"weight": weight + self.multiplier * self.delta().to(weight.device, torch.float32)}
+
+    @torch.no_grad()
+    def limit_norm(self, limit: float) -> Tensor:
+        """The factors share the shrinking evenly; the difference itself is never built."""
+        chains = self.chains()
+        norm = abs(self.scale) * reduce(torch.mul, map(chain_norm, chains))
+        ratio = (limit / norm.clamp(min=1e-30)).clamp(max=1.0)
+        matrices = [matrix for chain in chains for matrix in chain]
+        for matrix in matrices:
+            matrix.mul_(ratio ** (1 / len(matrices)))
+        return norm
+
+    def strength(self, x: Tensor) -> float | Tensor:
+        """scale * multiplier, times the mask of module dropout: 0 or 1 for this call."""
+        strength = self.scale * self.multiplier
+        if self.training and self.dropout.module:
+            return strength * keep_mask((), self.dropout.module, x)
+        return strength
+
+
+def chain_norm(chain: Sequence[Tensor]) -> Tensor:
+    """The Frobenius norm of the matrices applied in turn, by their Gram matrices alone."""
+    if len(chain) == 1:
+        return chain[0].norm()
+    first, last = chain  # (r, in), (out, r)
+    return ((last.T @ last) * (first @ first.T)).sum().clamp(min=0).sqrt()

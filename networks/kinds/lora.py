@@ -1,0 +1,110 @@
+"""LoRA: delta = scale * up @ down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
+from networks.kinds.kind import Kind, KindArguments, Training
+from networks.kinds.linear import AdditiveAdapter
+from networks.kinds.stored import (
+    Factors,
+    float32_beside,
+    matrix,
+    sizes_of,
+    stored_alpha,
+    stored_scale,
+)
+
+LORA_DOWN, LORA_UP = "lora_down", "lora_up"
+
+
+def lora_delta(down: Tensor, up: Tensor) -> Tensor:
+    """down (R, in), up (out, R) -> (out, in)."""
+    return up @ down
+
+
+class LoRA(AdditiveAdapter):
+    """`lora_down` starts random, `lora_up` at zero."""
+
+    zero_factor = LORA_UP
+    rank: int
+    lora_down: nn.Parameter
+    lora_up: nn.Parameter
+
+    def __init__(
+        self, in_features: int, out_features: int, rank: int, alpha: float,
+        dropout: Dropout = NO_DROPOUT,
+    ) -> None:  # fmt: skip
+        super().__init__(rank, alpha, dropout)
+        self._add_factors({LORA_DOWN: (rank, in_features), LORA_UP: (out_features, rank)})
+        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
+
+    @classmethod
+    def as_file(cls, base: nn.Linear, factors: Factors, dropout: Dropout) -> LoRA:
+        rank = lora_rank(factors, base.weight.shape)
+        alpha = stored_alpha(factors, rank)
+        return cls(base.in_features, base.out_features, rank, alpha, dropout)
+
+    def added(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x, at_use(self.lora_down, x))  # (..., R)
+        if self.training:
+            hidden = F.dropout(hidden, self.dropout.neuron)
+            if self.dropout.rank:  # one mask per sample, as sd-scripts draws it
+                shape = (x.shape[0], *(1,) * (x.dim() - 2), self.rank)
+                hidden = hidden * keep_mask(shape, self.dropout.rank, hidden, rescale=True)
+        return F.linear(hidden * self.strength(hidden), at_use(self.lora_up, x))
+
+    def delta(self) -> Tensor:
+        return self.scale * lora_delta(self.lora_down, self.lora_up)
+
+    def chains(self) -> Sequence[Sequence[Tensor]]:
+        return [[self.lora_down, self.lora_up]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAArguments(KindArguments):
+    """LoRA has no arguments of its own."""
+
+    def make(self, base: nn.Linear, rank: int, alpha: float, dropout: Dropout) -> LoRA:
+        return LoRA(base.in_features, base.out_features, rank, alpha, dropout)
+
+
+def lora_rank(factors: Factors, weight: Sequence[int]) -> int:
+    """The rank of a LoRA that fits a weight of this shape."""
+    rank = len(matrix(factors, LORA_DOWN))
+    expected = {LORA_DOWN: (rank, weight[1]), LORA_UP: (weight[0], rank)}
+    for name, shape in expected.items():
+        found = tuple(matrix(factors, name).shape)
+        if found != shape:
+            raise ValueError(f"{name} has shape {found}, expected {shape}")
+    return sizes_of(factors, LORA_UP, LORA_DOWN)[1]
+
+
+def lora_change(factors: Factors, weight: Tensor) -> Tensor:
+    rank = lora_rank(factors, weight.shape)
+    down, up = float32_beside(weight, factors, (LORA_DOWN, LORA_UP))
+    return stored_scale(factors, rank) * lora_delta(down, up)
+
+
+KIND = Kind(
+    "LoRA",
+    factors={
+        LORA_DOWN: (
+            "lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora_A",
+            "lora.down.weight", "lora_linear_layer.down.weight",
+        ),
+        LORA_UP: (
+            "lora_up.weight", "lora_B.weight", "lora_B.default.weight", "lora_B",
+            "lora.up.weight", "lora_linear_layer.up.weight",
+        ),
+    },
+    change=lora_change,
+    training=Training("lora", LoRAArguments, LoRA.as_file),
+    refused={"lora_magnitude_vector": "PEFT's DoRA is not supported"},
+)  # fmt: skip
