@@ -162,7 +162,8 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
         hidden = output.last_hidden_state[0]
         return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
 
-    def collate(self, outputs: Sequence[TextOutputs]) -> AnimaConditioning:
+    @staticmethod
+    def collate(outputs: Sequence[TextOutputs]) -> AnimaConditioning:
         """Pad at the right to the longest of the batch, with masks."""
         hidden = [output["qwen_hidden"] for output in outputs]
         real = [torch.ones(len(rows), dtype=torch.long, device=rows.device) for rows in hidden]

@@ -28,6 +28,7 @@ CJK_FONTS = (
 )  # fmt: skip
 FONTS = (*CJK_FONTS, "DejaVuSans.ttf", "Arial.ttf")
 """The first that the system has is used."""
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_sheet(
@@ -57,7 +58,7 @@ def image_format(file: Path) -> str:
     return {".jpg": "JPEG", ".webp": "WEBP"}.get(file.suffix.lower(), "PNG")
 
 
-def find_font() -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+def find_font() -> tuple[str, Font]:
     for name in FONTS:
         try:
             return name, ImageFont.truetype(name, 12)
@@ -71,7 +72,7 @@ def is_wide(letter: str) -> bool:
 
 
 def draw_page(
-    dataset: TrainDataset, cells: Sequence[tuple[int, SampleRequest]], font: ImageFont.ImageFont
+    dataset: TrainDataset, cells: Sequence[tuple[int, SampleRequest]], font: Font
 ) -> Image.Image:
     """One page; the background tells neighbouring batches apart."""
     height = CELL + LINE * LINES + GAP

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -91,5 +91,5 @@ def _corpus(captions: Sequence[str]) -> list[str]:
     return [*captions, *pairs, ", ".join(words), letters]
 
 
-def _json(value: dict[str, object]) -> bytes:
+def _json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()

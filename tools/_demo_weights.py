@@ -84,7 +84,7 @@ def write_model(
         written = 0
         for name, shape in shapes.items():
             for chunk in _chunks(name, shape, scale(name, shape), seed):
-                written += file.write(chunk.to(torch.bfloat16).view(torch.uint8).numpy())
+                written += file.write(chunk.to(torch.bfloat16).view(torch.uint8).numpy().data)
                 yield written
 
 

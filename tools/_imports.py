@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ class Import:
     def is_project(self) -> bool:
         return self.module.endswith(".py")
 
-    def is_of(self, packages) -> bool:
+    def is_of(self, packages: Iterable[str]) -> bool:
         return any(f"{self.module}.".startswith(f"{package}.") for package in packages)
 
 

@@ -17,30 +17,33 @@ import argparse
 import ast
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from library.errors import UserError
 from library.system.program import run_main
-from tools._imports import Product, circles
+from tools._imports import FOLDERS, Product, circles
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG_FUNCTION, MANY_PARAMETERS = 40, 5
 
 
-def functions(product: Product) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(product: Product) -> Iterator[Function]:
     for path in product.files:
         for node in ast.walk(ast.parse(product.source(path))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield path, node
+            if isinstance(node, Function):
+                yield node
 
 
-def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+def length(function: Function) -> int:
     return (function.end_lineno or function.lineno) - function.lineno + 1
 
 
-def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+def parameters(function: Function) -> int:
     """How many a caller may give: self, cls, *args and **kwargs are not counted."""
     found = function.args
     names = [arg.arg for arg in (*found.posonlyargs, *found.args, *found.kwonlyargs)]
@@ -48,9 +51,10 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def mypy_errors(root: Path) -> str:
+    """How many mypy finds without a cache, under the settings of `root`; else why there is no count."""
     if find_spec("mypy") is None:
         return "not counted: mypy is not installed"
-    command = [sys.executable, "-m", "mypy", "--no-incremental", *sorted(entries(root))]
+    command = [sys.executable, "-m", "mypy", "--no-incremental", *entries(root)]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     last = (ran.stdout.strip().splitlines() or [ran.stderr.strip()])[-1]
     found = re.match(r"Found (\d+) errors?", last)
@@ -58,17 +62,20 @@ def mypy_errors(root: Path) -> str:
 
 
 def entries(root: Path) -> list[str]:
-    """What is checked: the folders and the entries."""
-    return ["library", "networks", "tools", *(path.name for path in root.glob("*.py"))]
+    """The folders of the product that are there, and the files beside them."""
+    folders = [folder for folder in FOLDERS if (root / folder).is_dir()]
+    return [*folders, *sorted(path.name for path in root.glob("*.py"))]
 
 
-def figures(product: Product) -> dict[str, object]:
+def figures(product: Product) -> dict[str, int | str]:
+    """Each figure by its name."""
     folders = {str(Path(path).parent) for path in product.files} - {"."}
-    long = [node for _, node in functions(product) if length(node) > LONG_FUNCTION]
-    many = [node for _, node in functions(product) if parameters(node) > MANY_PARAMETERS]
-    own = [path for path in product.files if path.startswith("library/") and path.count("/") == 1]
+    found = list(functions(product))
+    long = [function for function in found if length(function) > LONG_FUNCTION]
+    many = [function for function in found if parameters(function) > MANY_PARAMETERS]
+    modules = [path for path in product.files if not path.endswith("__init__.py")]
     return {
-        "files in library/ itself": len([path for path in own if "__init__" not in path]),
+        "files in library/ itself": sum(Path(path).parent == Path("library") for path in modules),
         "files in all": len(product.files),
         "folders": len(folders),
         "circles of imports": len(circles(product.arrows())),
@@ -78,12 +85,12 @@ def figures(product: Product) -> dict[str, object]:
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="tools/measure_code.py", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to measure")
-    root = parser.parse_args().root.resolve()
+    root = parser.parse_args(argv).root.resolve()
     if not (root / "library").is_dir():
         raise UserError(f"--root {root}: no checkout of this project. Name its top folder.")
     for name, value in figures(Product(root)).items():

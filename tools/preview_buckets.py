@@ -119,8 +119,8 @@ def warnings_of(catalogue: Catalogue) -> list[str]:
     for image in worst[:WORST_SHOWN]:
         if (lost := cropped_fraction(image.plan)) > 0.1:
             size = " x ".join(map(str, image.size))
-            bucket = " x ".join(map(str, image.plan.bucket))
-            lines.append(f"{image.path.name} ({size}) loses {lost:.0%} of itself in {bucket}")
+            kept = " x ".join(map(str, image.plan.bucket))
+            lines.append(f"{image.path.name} ({size}) loses {lost:.0%} of itself in {kept}")
     return lines
 
 

@@ -60,9 +60,8 @@ class RandomText(TextEncoderOutputsCachingStrategy):
 
     identity = "random"
 
-    @property
-    def layout(self) -> Layout:
-        return layout_of(self.encode(""))
+    def __init__(self) -> None:
+        self.layout = layout_of(self.encode(""))
 
     def encode(self, caption: str) -> TextOutputs:
         ids = torch.arange(T5_TOKENS)
@@ -221,8 +220,8 @@ def cached(catalogue: Catalogue, *, to_disk: bool) -> TrainDataset:
 def waits(dataset: TrainDataset, options: DataOptions) -> float:
     """The median wait for a batch and its conditioning, with steps of STEP seconds in between."""
     batches = iter(make_loader(dataset, BucketBatchSampler(dataset.catalogue, seed=0), options))
-    collate = AnimaTextEncodingStrategy(None, None).collate
-    times = []
+    collate = AnimaTextEncodingStrategy.collate
+    times: list[float] = []
     while True:
         start = time.perf_counter()
         batch = next(batches, None)
@@ -237,7 +236,7 @@ def waits(dataset: TrainDataset, options: DataOptions) -> float:
 @torch.no_grad()
 def bench_vae(pixels: int, base_dim: int = 96) -> Iterator[str]:
     """The real VAE's sizes with random weights: convolutions in 2-D against 3-D."""
-    from diffusers import AutoencoderKLQwenImage
+    from diffusers.models import AutoencoderKLQwenImage
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for dtype in (torch.float32, torch.bfloat16):
