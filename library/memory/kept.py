@@ -35,7 +35,7 @@ def keeping(way: Way) -> Iterator[None]:
     ways = (way, *_ways.get())
 
     def keep(tensor: Tensor) -> Kept:
-        kept: Kept = tensor
+        kept: Kept = tensor.detach()  # a result that its own graph keeps would hold itself
         for each in ways:
             kept = each(kept)
         return kept

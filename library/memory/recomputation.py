@@ -18,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from library.memory.circumstances import Circumstances
 from library.memory.kept import Kept, Way, keeping, restored, storage_key
+from library.memory.layout import Layout
 
 OUTPUT = -1
 """The place of what a region returns; those of what autograd keeps of it count from 0."""
@@ -113,7 +114,7 @@ class Region:
         found: list[Kept] = []
 
         def collect(kept: Kept) -> Kept:
-            found.append(kept.detach() if isinstance(kept, Tensor) else kept)
+            found.append(kept)
             return NOTHING
 
         with self.circumstances.again(), torch.enable_grad(), keeping(collect):
@@ -139,26 +140,13 @@ class Region:
 
 
 class Nothing:
-    """Kept of a run that no backward pass goes through: else its results would hold themselves."""
+    """Kept of a run that no backward pass goes through."""
 
     def tensor(self) -> Tensor:
         raise AssertionError("a recomputation has no backward pass of its own")
 
 
 NOTHING = Nothing()
-
-
-class Layout(NamedTuple):
-    """How a tensor lies in its memory."""
-
-    dtype: torch.dtype
-    size: torch.Size
-    stride: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Layout:
-        return cls(tensor.dtype, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
 class Again:
@@ -169,7 +157,7 @@ class Again:
 
     def tensor(self) -> Tensor:
         value = self.region.value(self.number)
-        return value.as_strided(*self.layout[1:]) if self.layout else value
+        return self.layout.in_memory_of(value) if self.layout else value
 
 
 class Output(NamedTuple):

@@ -19,8 +19,9 @@ from tools._imports import Import, Product, circles
 # From the ground up. A file may import those of its own floor and of every floor below, for types too;
 # no import leads back to where it started. A new file has a place when it lies in a room.
 FLOORS = [
-    ("library/memory/kept library/memory/circumstances library/memory/lanes", "how a tensor waits"),
-    ("library/memory/recomputation library/memory/offloading", "for the backward pass"),
+    ("library/memory/kept library/memory/layout library/memory/circumstances", "how tensors wait"),
+    ("library/memory/lanes library/memory/recomputation", "and come back"),
+    ("library/memory/offloading library/memory/swapping", "from where they are"),
     ("library/anima_backend/modelling/*", "the networks"),
     ("library/errors", "what the user can put right"),
     ("library/system/*", "files, locks, signals, console"),
@@ -67,9 +68,8 @@ IN_FUNCTIONS = NEVER_AT_TOP | {
     "sentencepiece",  # make_demo, as well
     "tqdm",  # make_demo: runs up to here without the requirements
 }
-MECHANISMS = [  # of memory: they know no family, and import torch and themselves
-    f"library/memory/{name}.py"
-    for name in ("kept", "circumstances", "lanes", "recomputation", "offloading")
+MECHANISMS = [  # of memory: what stands below the networks imports torch and itself
+    f"{name}.py" for names, _ in FLOORS[:3] for name in names.split()
 ]
 BACKEND_IMPORTS = {
     "vae.py": {"diffusers"},

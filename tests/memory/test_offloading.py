@@ -25,11 +25,11 @@ def test_tensors_leave_and_come_back_one_ahead():
 
 
 def test_late_copies_are_waited_for():
-    model, _ = adapted("lora dropouts", blocks=4)
+    model, _ = adapted("lora dropouts", blocks=3)
     expected = gradients(model)
-    model, _ = adapted("lora dropouts", blocks=4)
+    model, _ = adapted("lora dropouts", blocks=3)
     model.enable_gradient_checkpointing(cpu_offload=True)
     lane = LateLane()
     model.keep_input = RamStore(lane).put
     assert_same_bits(gradients(model), expected)
-    assert len(lane.ordered) == 4 + 3  # the last block's input is still there
+    assert len(lane.ordered) == 3 + 2  # the last block's input is still there

@@ -7,9 +7,13 @@ without a mask; patches go in ordered (channel, row, column) and come out (row, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from library.anima_backend.modelling.attention import choose_backend
 from library.anima_backend.modelling.layers import (
@@ -28,6 +32,7 @@ from library.memory.kept import Way
 from library.memory.lanes import lane_of
 from library.memory.offloading import RamStore
 from library.memory.recomputation import cheaply, recompute
+from library.memory.swapping import Swap, spread
 
 MIN_CONTEXT = 512
 
@@ -46,6 +51,8 @@ class Anima(nn.Module):
         self.llm_adapter = LLMAdapter(params.llm_adapter)
         self.recomputing = ["nothing"] * params.num_blocks  # or "cheap" or "block"
         self.keep_input: Way | None = None  # of a block of which nothing else is kept
+        self.swap: Swap | None = None
+        self.swapped: list[int] = []  # numbers of blocks
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,7 +118,10 @@ class Anima(nn.Module):
         return F.pad(rows, (0, 0, 0, max(0, MIN_CONTEXT - rows.shape[1])))
 
     def run_block(self, number: int, x: Tensor, *others: object) -> Tensor:
-        block, mode = self.blocks[number], self.recomputing[number]
+        block: Callable[..., Tensor] = self.blocks[number]
+        mode = self.recomputing[number]
+        if self.swap is not None and number in self.swapped:
+            block = partial(self.swap.run, self.swapped.index(number), block)
         if mode == "cheap":
             return cheaply(block, x, *others)
         if mode == "block":
@@ -134,6 +144,26 @@ class Anima(nn.Module):
             self.recomputing[number] = mode
         if cpu_offload:
             self.keep_input = RamStore(lane_of(self.device)).put
+
+    def enable_block_swap(self, blocks: int, device: torch.device | str) -> None:
+        """The weights of so many blocks wait in RAM, all else goes to `device`; before the first forward.
+
+        Processes do not share these weights: each has to load the same.
+        """
+        assert 0 < blocks <= len(self.blocks), blocks
+        device = torch.device(device)
+        self.swapped = spread(blocks, len(self.blocks))
+        groups = [
+            [part.weight for part in self.blocks[number].modules() if isinstance(part, nn.Linear)]
+            for number in self.swapped
+        ]
+        away = {id(weight) for group in groups for weight in group}
+        names = [name for name, weight in self.named_parameters() if id(weight) in away]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
+        for parameter in self.parameters():
+            if id(parameter) not in away:
+                parameter.data = parameter.data.to(device)
+        self.swap = Swap(groups, device)
 
     def set_attention_backend(self, name: str) -> None:
         """torch, xformers or flash, for the DiT's attentions."""
