@@ -6,6 +6,10 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.helpers import surroundings
+
+surroundings.as_usual()  # before a library reads its environment
+
 import pytest
 import torch
 from filelock import FileLock
@@ -13,8 +17,6 @@ from filelock import FileLock
 from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
 from tests.helpers import warm
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items):

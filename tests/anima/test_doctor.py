@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
 from library.anima_doctor import page as run_report
 from library.errors import DatasetError, UserError
@@ -14,15 +13,8 @@ from library.training.optimizers import OPTIMIZERS, create_optimizer
 from tests.helpers import warm
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import python
-from tests.helpers.running import config_files, make_trainer, model_paths, train
+from tests.helpers.running import config_files, make_trainer, model_paths, report, train
 from tests.helpers.tiny import golden
-from tools import doctor
-
-
-def report(argv: list[str]) -> tuple[str, int]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    return doctor.report(argv)
 
 
 def line_of(text: str, start: str) -> str:

@@ -12,10 +12,15 @@ from library.caching.cache_files import read_whole
 from library.caching.latents_cache import cache_latents
 from library.caching.text_cache import cache_text
 from library.system.leftovers import AGE
-from tests.caching.test_caches import stored_files
 from tests.helpers import warm
 from tests.helpers.caching_process import captions_of, check, fill
-from tests.helpers.dataset_files import LetterEncoder, ShrinkingEncoder, catalogue_of, folder_of
+from tests.helpers.dataset_files import (
+    LetterEncoder,
+    ShrinkingEncoder,
+    catalogue_of,
+    folder_of,
+    stored_files,
+)
 
 ITEMS = 5 * 2 + 5  # latents with their mirrored ones, and texts
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.caching.cache_files import THREADS
-from library.caching.contents import MEMORY, Contents
+from library.caching.contents import Contents
 from library.caching.latents_cache import Share, cache_latents
 from library.caching.latents_encoder import decode_ahead
 from library.caching.latents_files import latents_fingerprint
@@ -29,6 +29,7 @@ from tests.helpers.dataset_files import (
     draw,
     folder_of,
     load_pixels,
+    stored_files,
 )
 
 
@@ -43,11 +44,6 @@ def encoded(folder, encoder=None, *, batch_size=1, subset="", skip_check=False, 
     images = catalogue_of(folder, subset=subset, **catalogue)
     cache_latents(images, encoder, to_disk=True, batch_size=batch_size, skip_check=skip_check)
     return sum(encoder.batches)
-
-
-def stored_files(folder):
-    files = (path for path in (folder / "_cache").iterdir() if path.name != MEMORY)
-    return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 @pytest.mark.parametrize("to_disk", [False, True])

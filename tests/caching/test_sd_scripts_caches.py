@@ -10,9 +10,8 @@ import torch
 from library.caching.latents_cache import cache_latents
 from library.strategy_anima import AnimaLatentsCachingStrategy
 from tests.helpers.dataset_files import catalogue_of, folder_of
-from tests.helpers.running import config_files, make_trainer
+from tests.helpers.running import config_files, losses_of, make_trainer
 from tests.helpers.tiny import tiny_vae
-from tests.runs.test_training import losses_of
 
 SIZE = (128, 32)  # of the pictures; their latents are 4 x 16
 

@@ -21,8 +21,7 @@ from library.data.captions import CaptionRecipe
 from library.data.datasets import TrainDataset
 from library.device_utils import LoadedOnUse
 from tests.helpers.dataset_files import LetterEncoder, catalogue_of, folder_of
-from tests.helpers.running import config_files, make_trainer
-from tests.runs.test_training import exported, losses_of
+from tests.helpers.running import config_files, exported, losses_of, make_trainer
 
 ALIVE = """
 shuffle_caption = true

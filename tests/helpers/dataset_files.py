@@ -1,11 +1,14 @@
 """Small picture folders and dataset files, made for tests."""
 
+import base64
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from library.caching.contents import MEMORY
 from library.config_util import load_dataset_config
 from library.data.buckets import CropPlan
 from library.data.data_types import ImageInfo, StoredTensor
@@ -100,3 +103,14 @@ class LetterEncoder(TextEncoderOutputsCachingStrategy):
         self.captions.append(caption)
         ids = torch.tensor([ord(letter) for letter in caption] or [0], dtype=torch.int64)
         return {"ids": ids, "hidden": torch.outer(ids.bfloat16(), torch.ones(4).bfloat16())}
+
+
+def picture_url(kind="png", cut=None):
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, kind)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()[:cut]).decode()}"
+
+
+def stored_files(folder):
+    files = (path for path in (folder / "_cache").iterdir() if path.name != MEMORY)
+    return {path.name: path.read_bytes() for path in files if path.is_file()}

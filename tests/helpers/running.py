@@ -1,12 +1,23 @@
 """Running the real trainer in this process on the demo, with settings a test changes."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from torch import Tensor
 
 import anima_train_network
+from library.data.data_types import Batch
+from library.train_util import make_loader, windows
+from library.watching.monitor import read_memory
+from library.watching.progress import RunProgress
+from tools import doctor
 
 STILL = 1e-300  # a learning rate that changes no float32; 0 is refused
 BASE = {
@@ -80,3 +91,52 @@ def train(demo: Path, folder: Path, settings: dict[str, Any] | None = None, **da
     trainer = make_trainer(config_files(demo, folder, settings or {}, **dataset))
     trainer.train()
     return trainer
+
+
+def trainer_at_its_first_step(argv: list[str]):
+    """A prepared trainer with its progress, and its windows of the first epoch."""
+    trainer = make_trainer(argv)
+    trainer.prepare()
+    trainer.progress = RunProgress(trainer.trackers, trainer.plan, False, trainer.monitor)
+    return trainer, windows_of_first_epoch(trainer)
+
+
+def windows_of_first_epoch(trainer) -> list[list[Batch]]:
+    trainer.sampler.set_epoch(0)
+    loader = make_loader(trainer.dataset, trainer.sampler, trainer.cfg.data)
+    return list(windows(loader, trainer.cfg.loop.gradient_accumulation_steps))
+
+
+def with_lost_latents(window: list[Batch]) -> list[Batch]:
+    """The window, the latents of its last batch not finite."""
+    *others, last = window
+    return [*others, replace(last, latents=torch.full_like(last.latents, math.nan))]
+
+
+def rows_of(trainer) -> list[dict[str, Any]]:
+    """The values of each step, by log key, from the run's own record."""
+    lines = (trainer.trackers.run_dir / "loss.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def losses_of(trainer) -> list[float]:
+    """The loss of every step."""
+    return [row["loss/current"] for row in rows_of(trainer) if "loss/current" in row]
+
+
+def exported(folder: Path, name: str = "run") -> dict[str, Tensor]:
+    """The adapter file of a run."""
+    return load_file(folder / "out" / f"{name}.safetensors")
+
+
+def report(argv: list[str]) -> tuple[str, int]:
+    """What tools/doctor.py says and its exit code. Accelerate's process-wide state starts fresh."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    return doctor.report(argv)
+
+
+def resident() -> int:
+    """Bytes of this process; the test is skipped where the system does not tell."""
+    found = read_memory(torch.device("cpu")).resident
+    return pytest.skip("this system does not tell") if found is None else found

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from networks.kinds.linear import base_product
 from tests.helpers.running import config_files, make_trainer
 from tests.helpers.tiny import rel_l2
 
@@ -189,3 +190,22 @@ def plain(base, path):
     out, width = base[f"{path}.weight"].shape
     down, up = random(RANK, width), random(out, RANK)
     return {"lora_A.weight": down, "lora_B.weight": up}, up.double() @ down.double()
+
+
+def live_differences(network):
+    """What the adapters add to each weight, in float64, through the layers themselves."""
+    differences = {}
+    for placement in network.placements:
+        layer = network.model.get_submodule(placement.path)
+        if placement.is_norm:
+            for name, change in placement.adapter.changes().items():
+                differences[f"{placement.path}.{name}"] = change.detach().double()
+            continue
+        layer.double()  # exact, so that what the base adds cancels
+        probe = torch.eye(layer.in_features, dtype=torch.float64)
+        with torch.no_grad():
+            differences[f"{placement.path}.weight"] = (
+                layer(probe) - base_product(probe, layer.weight, layer.bias)
+            ).T
+        layer.float()
+    return differences

@@ -10,12 +10,12 @@ from library.errors import AdapterFileError
 from networks import lokr_anima, lora_anima
 from networks.codec import FORMAT_PREFIXES, encode
 from networks.kinds.adapter import merged_parameters
-from networks.kinds.linear import base_product
 from networks.kinds.norm import NormDelta
 from networks.network import AdapterNetwork, NetworkSettings
 from networks.placements import Placement
 from tests.helpers.comfy_rules import weight_differences
 from tests.helpers.tiny import rel_l2, tiny_transformer
+from tests.helpers.written_adapters import live_differences
 
 MODULES = {"lora": lora_anima, "lokr": lokr_anima}
 OPTIONS = {
@@ -42,25 +42,6 @@ def trained(name="lora", alpha=1, model=None, scale=0.05, **kwargs):
         for parameter in network.get_trainable_params():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return network
-
-
-def live_differences(network):
-    """What the adapters add to each weight, in float64, through the layers themselves."""
-    differences = {}
-    for placement in network.placements:
-        layer = network.model.get_submodule(placement.path)
-        if placement.is_norm:
-            for name, change in placement.adapter.changes().items():
-                differences[f"{placement.path}.{name}"] = change.detach().double()
-            continue
-        layer.double()  # exact, so that what the base adds cancels
-        probe = torch.eye(layer.in_features, dtype=torch.float64)
-        with torch.no_grad():
-            differences[f"{placement.path}.weight"] = (
-                layer(probe) - base_product(probe, layer.weight, layer.bias)
-            ).T
-        layer.float()
-    return differences
 
 
 @pytest.mark.parametrize("name", OPTIONS)

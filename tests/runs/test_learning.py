@@ -33,7 +33,7 @@ def fixed_loss(trainer) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_falls(demo, run_folder, kind):
-    settings = {**KINDS[kind], "max_train_steps": 150, "log_every_n_steps": 50}
+    settings = {**KINDS[kind], "max_train_steps": 60, "log_every_n_steps": 50}
     trainer = make_trainer(config_files(demo, run_folder, settings, batch_size=4))
     trainer.prepare()
     before = fixed_loss(trainer)

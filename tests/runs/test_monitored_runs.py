@@ -1,8 +1,5 @@
 """The monitor in the real trainer: a NaN, a spike and a memory limit that really happen."""
 
-import json
-import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,27 +7,16 @@ from safetensors.torch import load_file
 
 from library.caching.cache_files import CacheFile, read_cache_header
 from library.saving.state_folder import open_state
-from library.train_util import make_loader, windows
 from library.watching.monitor import AlertError, LossHistory, MemoryReading
-from library.watching.progress import RunProgress
-from tests.helpers.running import config_files, make_trainer
-from tests.watching.test_monitor import resident
-from tests.watching.test_step_logs import CountReads
-
-
-def trainer_at_its_first_step(argv):
-    """A prepared trainer with its progress, and its windows of the first epoch."""
-    trainer = make_trainer(argv)
-    trainer.prepare()
-    trainer.progress = RunProgress(trainer.trackers, trainer.plan, False, trainer.monitor)
-    trainer.sampler.set_epoch(0)
-    loader = make_loader(trainer.dataset, trainer.sampler, trainer.cfg.data)
-    return trainer, list(windows(loader, trainer.cfg.loop.gradient_accumulation_steps))
-
-
-def with_lost_latents(window):
-    *others, last = window
-    return [*others, replace(last, latents=torch.full_like(last.latents, math.nan))]
+from tests.helpers.reads import CountReads
+from tests.helpers.running import (
+    config_files,
+    make_trainer,
+    resident,
+    rows_of,
+    trainer_at_its_first_step,
+    with_lost_latents,
+)
 
 
 def weights_of(trainer):
@@ -39,12 +25,6 @@ def weights_of(trainer):
 
 def equal(ours, others):
     return all(torch.equal(a, b) for a, b in zip(ours, others, strict=True))
-
-
-def logged_by(trainer):
-    """The values of each step, by log key, from the run's own record."""
-    lines = (trainer.trackers.run_dir / "loss.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.parametrize("optimizer, reads", [("AdamW", 0), ("SGDNesterov", 1)])
@@ -63,7 +43,7 @@ def test_a_batch_without_finite_latents_moves_nothing_and_training_goes_on(
     after = weights_of(trainer)
     assert not equal(after, before) and all(weight.isfinite().all() for weight in after)
     trainer.progress.write()
-    logged = logged_by(trainer)
+    logged = rows_of(trainer)
     assert [row["alert/nonfinite_loss"] for row in logged] == [0.0, 1.0, 0.0]
     assert [row["alert/any"] for row in logged] == [0.0, 1.0, 0.0]
     assert logged[-1].keys() >= {"alert/memory_near_limit", "alert/loss_spike", "norm/grad"}
@@ -100,7 +80,7 @@ def test_policy_raise_ends_a_run_at_the_lost_picture_with_what_was_learned_befor
     state = run_folder / "out" / "run-step00000003-state"
     assert str(stopped.value).endswith(f"go on with --resume {state}")
     assert open_state(state, trainer.snapshot_schema).position.step == 3
-    assert [row["alert/nonfinite_loss"] for row in logged_by(trainer)] == [0.0, 0.0, 1.0]
+    assert [row["alert/nonfinite_loss"] for row in rows_of(trainer)] == [0.0, 0.0, 1.0]
     make_trainer([*argv, "--max_train_steps", "2", "--output_name", "two"]).train()
     expected = load_file(run_folder / "out" / "two.safetensors")
     assert all(torch.equal(value, expected[name]) for name, value in load_file(file).items())
@@ -114,7 +94,7 @@ def test_a_picture_that_jumps_out_is_named_as_a_spike(demo, run_folder, caplog):
     spoil_cached_latents(run_folder, key, 20)
     trainer = make_trainer(argv)
     trainer.train()
-    judged = logged_by(trainer)[LossHistory.ENOUGH // 2 :]
+    judged = rows_of(trainer)[LossHistory.ENOUGH // 2 :]
     per_epoch = len(batches)
     assert sum(row["alert/loss_spike"] for row in judged) == pytest.approx(
         len(judged) / per_epoch, abs=1
@@ -131,5 +111,5 @@ def test_a_run_near_the_limit_of_its_memory_is_told_and_ended(demo, run_folder):
     trainer.monitor.probe = lambda: MemoryReading(limit=declared, in_use=resident())
     with pytest.raises(AlertError, match="step 1: .* MiB of memory are needed, over 90%"):
         trainer.run_epochs()
-    (row,) = logged_by(trainer)
+    (row,) = rows_of(trainer)
     assert row["alert/memory_near_limit"] == row["alert/any"] == 1.0

@@ -9,35 +9,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from library.data.datasets import collate
-from library.train_util import make_loader, windows
-from library.watching.progress import RunProgress
-from tests.helpers.running import STILL, config_files, make_trainer, train
-from tests.watching.test_step_logs import CountReads
+from tests.helpers.running import (
+    STILL,
+    config_files,
+    exported,
+    losses_of,
+    make_trainer,
+    train,
+    trainer_at_its_first_step,
+    windows_of_first_epoch,
+)
 
 LOKR = {"network_module": "networks.lokr_anima", "network_args": ["lokr_factor=4"]}
-
-
-def losses_of(trainer):
-    """The loss of every step, from the run's own record."""
-    path = trainer.trackers.run_dir / "loss.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [row["loss/current"] for row in rows]
-
-
-def exported(folder, name="run"):
-    return load_file(folder / "out" / f"{name}.safetensors")
-
-
-def stages_before_the_loop(trainer):
-    trainer.prepare()
-    trainer.progress = RunProgress(trainer.trackers, trainer.plan, visible=False)
-    return trainer
-
-
-def windows_of_first_epoch(trainer):
-    trainer.sampler.set_epoch(0)
-    loader = make_loader(trainer.dataset, trainer.sampler, trainer.cfg.data)
-    return list(windows(loader, trainer.cfg.loop.gradient_accumulation_steps))
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -45,13 +28,12 @@ def windows_of_first_epoch(trainer):
 def test_two_updates_move_every_trainable_tensor_and_nothing_else(
     demo, run_folder, network, precision
 ):
-    trainer = stages_before_the_loop(
-        make_trainer(config_files(demo, run_folder, {**network, "mixed_precision": precision}))
-    )
+    settings = {**network, "mixed_precision": precision}
+    trainer, windows = trainer_at_its_first_step(config_files(demo, run_folder, settings))
     model = trainer.accelerator.unwrap_model(trainer.model)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     trainable = {name for name, value in model.named_parameters() if value.requires_grad}
-    for window in windows_of_first_epoch(trainer)[:2]:
+    for window in windows[:2]:
         trainer.train_step(window)
     moved = {
         name for name, value in model.named_parameters() if not torch.equal(value, before[name])
@@ -60,25 +42,13 @@ def test_two_updates_move_every_trainable_tensor_and_nothing_else(
     assert trainable and all(model.get_parameter(name).dtype == torch.float32 for name in trainable)
 
 
-def test_no_step_reads_the_device_between_log_points(demo, run_folder):
-    """With both caches: the text encoder's library reads its masks whenever it encodes."""
-    settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16", "optimizer_type": "AdamW"}
-    trainer = stages_before_the_loop(make_trainer(config_files(demo, run_folder, settings)))
-    windows = windows_of_first_epoch(trainer)
-    trainer.train_step(windows[0])
-    with CountReads() as counter:
-        for window in windows[1:4]:
-            trainer.train_step(window)
-    assert counter.reads == 0
-
-
 def test_accumulating_single_pictures_equals_one_batch_of_them(demo, run_folder):
     """The same samples draw the same sigma and noise in any batch, so the update is the same."""
     results = []
     for size in (2, 1):
         # plain gradient steps: Adam's first step is the gradient's sign, whatever its size
         settings = {"optimizer_type": "SGDNesterov", "optimizer_args": ["momentum=0.9"]}
-        trainer = stages_before_the_loop(make_trainer(config_files(demo, run_folder, settings)))
+        trainer, _ = trainer_at_its_first_step(config_files(demo, run_folder, settings))
         requests = next(batch for batch in trainer.sampler.batches(0) if len(batch) == 2)
         samples = [trainer.dataset[request] for request in requests]
         trainer.train_step([collate(samples[i : i + size]) for i in range(0, 2, size)])
@@ -196,8 +166,7 @@ def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_between_log_points(demo, run_folder):
     settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16"}
-    trainer = stages_before_the_loop(make_trainer(config_files(demo, run_folder, settings)))
-    windows = windows_of_first_epoch(trainer)
+    trainer, windows = trainer_at_its_first_step(config_files(demo, run_folder, settings))
     trainer.train_step(windows[0])
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,6 +1,5 @@
 """Datasets through the whole trainer: masks, weights, regularisation, augmentation, validation."""
 
-import json
 import shutil
 from dataclasses import fields, replace
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from library.data.catalogue import LEFT_TO_CHANCE
 from library.data.data_types import SampleRequest
@@ -16,22 +14,18 @@ from library.data.dataset_config import SubsetConfig
 from library.data.datasets import collate
 from library.data.images import load_image
 from library.data.picture_folders import is_picture
-from tests.helpers.running import STILL, config_files, make_trainer, model_paths, train
+from tests.helpers.running import (
+    STILL,
+    config_files,
+    exported,
+    losses_of,
+    make_trainer,
+    model_paths,
+    rows_of,
+    train,
+)
 
 UNCACHED = {"cache_latents": False, "cache_text_encoder_outputs": False}
-
-
-def rows_of(trainer):
-    path = trainer.trackers.run_dir / "loss.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def losses_of(trainer):
-    return [row["loss/current"] for row in rows_of(trainer) if "loss/current" in row]
-
-
-def exported(folder):
-    return load_file(folder / "out" / "run.safetensors")
 
 
 def masks_for(folder, draw):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.helpers.running import train
-from tests.runs.test_training import losses_of
+from tests.helpers.running import losses_of, train
 
 SETTINGS = {
     "adamw": {},

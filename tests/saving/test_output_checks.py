@@ -1,7 +1,5 @@
 """What a run writes is tried before anything heavy, by the check and by the run alike."""
 
-import base64
-import io
 import os
 import re
 
@@ -13,16 +11,11 @@ from library.saving.output_checks import check_console_log, check_outputs, tried
 from library.settings.run_config import LoggingOptions
 from library.system.file_names import characters_problem, name_problem, path_problem
 from library.watching.trackers import file_name_part
+from tests.helpers.dataset_files import picture_url
 from tests.helpers.running import config_files, make_trainer
 from tools.doctor import report
 
 posix = pytest.mark.skipif(os.name == "nt", reason="names that Windows refuses by itself")
-
-
-def picture_url(kind="png", cut=None):
-    content = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(content, kind)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()[:cut]).decode()}"
 
 
 @pytest.mark.parametrize("name", ["style:v1", "a|b", "a<b", "a>b", 'a"b', "a?", "a*", "a/b", "a\\b",

@@ -1,6 +1,5 @@
 """Going on from a state: the same bits, for every optimizer, schedule and place in a run."""
 
-import io
 import shutil
 from types import SimpleNamespace
 
@@ -13,17 +12,24 @@ from library.saving.state_contents import (
     class_name,
     first_position,
     identical,
-    on_cpu,
     random_states,
     restore_optimizer,
     restore_random_states,
     restore_schedule,
 )
-from library.settings.run_config import ResumeOptions, ScheduleOptions
+from library.settings.run_config import ResumeOptions
 from library.training.optimizers import OPTIMIZERS, create_optimizer, optimizer_train_mode
-from library.training.schedulers import create_scheduler
+from tests.helpers.optimizing import (
+    SCHEDULES,
+    make_parameters,
+    needs,
+    options,
+    rates,
+    saved_optimizer,
+    schedule_over,
+    through_a_file,
+)
 from tests.helpers.running import config_files, make_trainer, train
-from tests.training.test_optimizers import make_parameters, needs, options
 
 PAIRS = [(name, dtype) for name in OPTIMIZERS for dtype in (torch.float32, torch.bfloat16)]
 
@@ -45,19 +51,6 @@ def optimizer_over(name, dtype):
     optimizer = create_optimizer(options(name, lr=lr), groups)
     optimizer_train_mode(optimizer)
     return optimizer, parameters
-
-
-def saved_optimizer(optimizer, arguments=()):
-    state = optimizer.state_dict()
-    kept = {"class": class_name(optimizer), "arguments": list(arguments), "state": state}
-    return through_a_file(kept)
-
-
-def through_a_file(value):
-    file = io.BytesIO()
-    torch.save(on_cpu(value), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("name, dtype", PAIRS, ids=lambda v: str(v).removeprefix("torch."))
@@ -124,35 +117,6 @@ def test_arguments_that_differ_are_those_of_the_resumed_run():
     (group,) = second.param_groups
     assert (group["weight_decay"], group["betas"]) == (0.25, (0.9, 0.999))
     assert second.state[parameters[0]]["step"] == 2
-
-
-SCHEDULES = {
-    "constant": {},
-    "cosine": {"lr_warmup_steps": 3},
-    "cosine_with_restarts": {"lr_scheduler_num_cycles": 2},
-    "cosine_with_min_lr": {"lr_scheduler_min_lr_ratio": 0.1},
-    "polynomial": {"lr_scheduler_power": 2.0},
-    "warmup_stable_decay": {"lr_decay_steps": 5},
-    "piecewise_constant": {"lr_scheduler_args": ("step_rules='1:4,0.1:9,0.01'",)},
-    "torch.optim.lr_scheduler.CosineAnnealingLR": {"lr_scheduler_args": ("T_max=20",)},
-    "torch.optim.lr_scheduler.OneCycleLR": {"lr_scheduler_args": ("max_lr=0.1", "total_steps=24")},
-}
-
-
-def schedule_over(name, total=20, lr=1e-2):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=lr)
-    kind = "lr_scheduler_type" if "." in name else "lr_scheduler"
-    made = ScheduleOptions(**{kind: name, **SCHEDULES[name]})
-    return optimizer, create_scheduler(made, optimizer, total_steps=total)
-
-
-def rates(optimizer, scheduler, steps):
-    seen = []
-    for _ in range(steps):
-        seen.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return seen
 
 
 def continued(name, **changes):

@@ -19,7 +19,7 @@ from library.saving.state_manifest import MANIFEST, MOST, SEAL, SNAPSHOT, seal_o
 from library.settings.run_config import ResumeOptions
 from library.train_util import StepPlan
 from library.utils import sha256_of_file
-from tests.saving.test_states import SCHEMA, written
+from tests.helpers.states import SCHEMA, written
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

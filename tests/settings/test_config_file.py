@@ -8,9 +8,9 @@ import pytest
 import toml
 
 import anima_train_network
-from anima_train_network import GROUPS, load_run, setup_parser
+from anima_train_network import load_run
 from library.errors import ConfigError, format_problems
-from library.settings.config_file import LoadedConfig, read_config, write_config
+from library.settings.config_file import LoadedConfig, write_config
 from library.settings.run_config import (
     CacheOptions,
     DataOptions,
@@ -18,6 +18,7 @@ from library.settings.run_config import (
     NetworkOptions,
     SaveOptions,
 )
+from tests.helpers.configs import found, read
 from tests.helpers.processes import python
 from tests.helpers.running import model_paths, write_dataset, write_toml
 
@@ -33,20 +34,6 @@ NEEDED = {
     "output_dir": "o",
     "dataset_config": "s",
 }
-
-
-def read(*argv: str, toml_text: str | None = None, folder: Path | None = None) -> LoadedConfig:
-    words = list(argv)
-    if toml_text is not None:
-        (folder / "train.toml").write_text(toml_text, encoding="utf-8")
-        words += ["--config_file", str(folder / "train.toml")]
-    return read_config(setup_parser(), words, GROUPS)
-
-
-def found(loaded: LoadedConfig) -> dict[str, str]:
-    """The problems by place, without what is needed but missing."""
-    needed = ("is needed" in p.message for p in loaded.problems)
-    return {p.where: p.message for p, is_needed in zip(loaded.problems, needed) if not is_needed}
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from library.settings.run_config import (
 from library.training.optimizers import check_optimizer
 from networks import lora_anima
 from networks.arguments import parse_network_args, read_list
+from tests.helpers.configs import found, read
 from tests.helpers.running import config_files, make_trainer
-from tests.settings.test_config_file import found, read
 
 FLAGS = all_flags(GROUPS)
 

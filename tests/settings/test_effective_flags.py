@@ -16,9 +16,8 @@ from library.data.datasets import TrainDataset
 from library.errors import ConfigError
 from library.settings.run_config import MetadataOptions, ValidationOptions
 from library.watching.validation import Validation
-from tests.helpers.dataset_files import catalogue_of, folder_of
+from tests.helpers.dataset_files import catalogue_of, folder_of, picture_url
 from tests.helpers.running import config_files, make_trainer, train
-from tests.saving.test_output_checks import picture_url
 
 
 def options(demo, run_folder, **settings):

@@ -20,7 +20,7 @@ from library.training.schedulers import check_schedule
 from library.utils import nearest_name
 from networks._anima_arguments import AdapterArguments
 from networks.kinds.lokr import LoKrArguments
-from tests.settings.test_config_file import found, read
+from tests.helpers.configs import found, read
 
 FLAGS = all_flags(GROUPS)
 NAMES = {name.removeprefix("--") for flag in FLAGS.values() for name in flag.names}

@@ -18,13 +18,13 @@ from tests.helpers.written_adapters import (
     assert_same,
     difference,
     dora_of_rows,
+    live_differences,
     loha,
     start,
     write_lokr,
     write_lora,
     write_norms,
 )
-from tests.networks.test_network_files import live_differences
 
 
 def check_start(demo, folder, written, kind, **settings):

@@ -12,9 +12,8 @@ from library.errors import OutputError
 from library.saving.state_folder import MANIFEST
 from library.system.leftovers import AGE, clear_temporary
 from library.system.run_lock import claimed, lock_file, lock_problems, own, started, writers_of
-from tests.anima.test_doctor import report
 from tests.helpers.processes import read_until, start
-from tests.helpers.running import config_files, make_trainer
+from tests.helpers.running import config_files, make_trainer, report
 
 
 def written(folder, name="run", **changes):

@@ -20,10 +20,12 @@ from tests.helpers.running import config_files
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1)
 LISTENER = """
-import pathlib, sys, time
+import pathlib, sys, time, types
+from library.saving.stopping import StopRequests
+from library.system import stop_signals
 from library.system.run_lock import claimed
-from tests.system.test_stop_signals import ALONE, StopRequests, stop_signals
 
+ALONE = types.SimpleNamespace(is_main_process=True, num_processes=1)
 stop_signals.SECONDS_OF_ECHO = -1
 folder = pathlib.Path(sys.argv[1])
 with claimed(folder, {"run"}), StopRequests(folder, ALONE):

@@ -1,6 +1,5 @@
 """What is logged as a learning rate is what acts, and the schedule stands where the run's steps say."""
 
-import json
 import math
 import warnings
 
@@ -13,11 +12,16 @@ from library.settings.run_config import OptimizerOptions, ScheduleOptions
 from library.training.learning_rates import LearningRates, shown_rate
 from library.training.optimizers import count_updates_before, create_optimizer
 from library.training.schedulers import count_as_done, create_scheduler
-from tests.helpers.running import config_files, train
-from tests.runs.test_monitored_runs import trainer_at_its_first_step, with_lost_latents
-from tests.saving.test_resuming import SCHEDULES, saved_optimizer, schedule_over
-from tests.saving.test_resuming import rates as rates_of
-from tests.watching.test_step_logs import CountReads
+from tests.helpers.optimizing import SCHEDULES, saved_optimizer, schedule_over
+from tests.helpers.optimizing import rates as rates_of
+from tests.helpers.reads import CountReads
+from tests.helpers.running import (
+    config_files,
+    rows_of,
+    train,
+    trainer_at_its_first_step,
+    with_lost_latents,
+)
 
 
 def optimizer_over(parameters, name, *args, lr=1.0):
@@ -91,16 +95,12 @@ def test_the_bar_shows_the_rate_that_was_found():
     assert shown_rate({"lr/a": 1.0, "lr/b": 2.0, "loss/current": 9.0}) == 2.0
 
 
-def logged(trainer, key):
-    lines = (trainer.trackers.run_dir / "loss.jsonl").read_text().splitlines()
-    return [json.loads(line)[key] for line in lines]
-
-
 def test_a_run_logs_what_prodigy_found(demo, run_folder):
     settings = {"optimizer_type": "Prodigy", "learning_rate": 1.0, "max_train_steps": 3}
     trainer = train(demo, run_folder, settings)
-    found = logged(trainer, "lr/d*lr/unet")
-    assert found[0] == pytest.approx(1e-6) and logged(trainer, "lr/unet") == [1.0] * 3
+    found = [row["lr/d*lr/unet"] for row in rows_of(trainer)]
+    assert found[0] == pytest.approx(1e-6)
+    assert [row["lr/unet"] for row in rows_of(trainer)] == [1.0] * 3
     assert found[-1] <= trainer.optimizer.param_groups[0]["d"]
 
 
@@ -147,11 +147,11 @@ RUNS = {
 @pytest.mark.parametrize("name", RUNS)
 def test_after_initial_step_the_rates_are_those_of_the_whole_run(demo, run_folder, name):
     settings = {**RUNS[name], "max_train_steps": 6}
-    whole = logged(train(demo, run_folder, settings), "lr/unet")
+    whole = [row["lr/unet"] for row in rows_of(train(demo, run_folder, settings))]
     late = {"initial_step": 4}
     if "save_state" in settings:
         late["resume"] = str(run_folder / "out" / "run-step00000002-state")
-    assert logged(train(demo, run_folder, {**settings, **late}), "lr/unet") == whole[4:]
+    assert [row["lr/unet"] for row in rows_of(train(demo, run_folder, {**settings, **late}))] == whole[4:]
 
 
 def test_what_adafactor_counts_as_done_is_kept_in_its_state():

@@ -16,27 +16,13 @@ from library.training.optimizers import (
     optimizer_name,
     optimizer_train_mode,
 )
+from tests.helpers.optimizing import make_parameters, needs, options
 
 SCHEDULE_DEFAULTS = {"lr_scheduler": "constant", "lr_scheduler_type": "", "lr_warmup_steps": 0}
 
 
-def options(optimizer_type="", args=None, lr=1e-2, **flags):
-    return SimpleNamespace(
-        optimizer_type=optimizer_type,
-        optimizer_args=args,
-        learning_rate=lr,
-        use_8bit_adam=flags.get("use_8bit_adam", False),
-        use_lion_optimizer=flags.get("use_lion_optimizer", False),
-    )
-
-
 def schedule(**changes):
     return SimpleNamespace(**{**SCHEDULE_DEFAULTS, **changes})
-
-
-def make_parameters():
-    torch.manual_seed(0)
-    return [torch.nn.Parameter(torch.randn(64, 80)), torch.nn.Parameter(torch.randn(7))]
 
 
 def train(optimizer, parameters, steps=8):
@@ -53,12 +39,6 @@ def train(optimizer, parameters, steps=8):
         optimizer.zero_grad()
     with optimizer_eval_mode(optimizer):
         return before, loss().item()
-
-
-def needs(name):
-    if "bitsandbytes" in OPTIMIZERS[name].path and name.startswith("Paged"):
-        return not torch.cuda.is_available()
-    return False
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

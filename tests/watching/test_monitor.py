@@ -18,7 +18,8 @@ from library.watching.monitor import (
     read_memory,
 )
 from library.watching.step_logs import StepLogs
-from tests.watching.test_step_logs import CountReads
+from tests.helpers.reads import CountReads
+from tests.helpers.running import resident
 
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
 BAD = pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -200,12 +201,6 @@ def test_warnings_are_one_line_per_kind_and_name_steps_and_pictures(caplog):
     assert gradient.startswith("step 5: the gradient is not finite")
     assert [row.values["alert/nonfinite_loss"] for row in judged] == [0.0, 1.0, 1.0, 0.0, 0.0]
     assert [row.values["alert/any"] for row in judged] == [0.0, 1.0, 1.0, 0.0, 1.0]
-
-
-def resident():
-    """Bytes of this process; the test is skipped where the system does not tell."""
-    found = read_memory(torch.device("cpu")).resident
-    return pytest.skip("this system does not tell") if found is None else found
 
 
 def test_the_resident_memory_follows_what_is_allocated():

@@ -2,56 +2,10 @@
 
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.data.data_types import StepResult
 from library.watching.step_logs import StepLogs, StepSamples
-
-
-class CountCopies(TorchFunctionMode):
-    """Counts the copies to the host that a CPU's tensors leave out."""
-
-    COPIES = (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist)
-
-    def __init__(self):
-        super().__init__()
-        self.reads = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        self.reads += function in self.COPIES
-        return function(*args, **(kwargs or {}))
-
-
-class CountReads(TorchDispatchMode):
-    """Counts what makes the host wait for the device: operators, and the copies that a GPU would make."""
-
-    def __init__(self):
-        super().__init__()
-        self.operators, self.copies = 0, CountCopies()
-
-    @property
-    def reads(self):
-        return self.operators + self.copies.reads
-
-    def __enter__(self):
-        self.copies.__enter__()
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        self.copies.__exit__(*error)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operators += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("read", ["item", "cpu", "numpy", "tolist"])
-def test_every_way_to_read_a_tensor_is_counted(read):
-    with CountReads() as counter:
-        getattr(torch.ones(1), read)()
-    assert counter.reads >= 1
+from tests.helpers.reads import CountReads
 
 
 def test_adding_reads_nothing_from_the_device():
