@@ -20,19 +20,26 @@ from networks._anima_arguments import (
     component_of,
 )
 from networks.arguments import SOURCE, argument_text, read_arguments, read_number
-from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_tensors
+from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_adapter
 from networks.kinds.adapter import Dropout
 from networks.kinds.kind import FULL_MATRIX_DIM, KindArguments, Kinds, Request
 from networks.kinds.linear import LinearAdapter, is_adaptable_linear
 from networks.kinds.norm import Norm, is_adaptable_norm
 from networks.kinds.stored import training_alpha
 from networks.kinds.table import KINDS
-from networks.network import AdapterNetwork, NetworkSettings, check_kind, linear_adapters
-from networks.placements import GroupRates, adapters_as_file, fill, place_on_targets
+from networks.network import (
+    AdapterNetwork,
+    NetworkSettings,
+    NormExport,
+    check_kind,
+    linear_adapters,
+)
+from networks.placements import GroupRates, adapters_as_file, fill_from_file, place_on_targets
 from networks.targets import Selection, Target, TargetRules, select_targets
 
 logger = logging.getLogger(__name__)
 
+FAMILY = "anima"
 DEFAULT_DIM = 4
 
 # Arguments of other programs, answered better than by the nearest name.
@@ -142,7 +149,7 @@ class AnimaNetworks:
     def of_other_kinds(self) -> dict[str, str]:
         """The arguments that another kind alone has -> where they belong."""
         return {
-            name: f"belongs to --network_module {module_name(other.module)}."
+            name: f"belongs to --network_module {other.module_of(FAMILY)}."
             for kind, other in self.kinds.trained.items()
             if kind != self.kind
             for name in (*(f.name for f in fields(other.arguments)), *other.arguments.ALIASES)
@@ -199,24 +206,20 @@ class AnimaNetworks:
             if placement.is_norm and not arguments.train_norm:
                 placement.lr = 0.0
         network = AdapterNetwork(placements, settings)
-        fill(network.placements, file)
+        fill_from_file(network.placements, file)
         return network
 
     def settings(self, plan: Plan, model: Adaptable) -> NetworkSettings:
         return NetworkSettings(
             self.kind,
             kinds=self.kinds,
-            modules={name: module_name(t.module) for name, t in self.kinds.trained.items()},
+            modules={name: t.module_of(FAMILY) for name, t in self.kinds.trained.items()},
             network_args=plan.arguments.effective() | as_texts(plan.own),
             paths=frozenset(model.linears) | frozenset(model.norms),
             norms=frozenset(model.norms),
             loraplus_ratio=plan.arguments.loraplus_ratio,
-            norm_export=plan.arguments.norm_export,
+            norm_export=NormExport(plan.arguments.norm_export),
         )
-
-
-def module_name(stem: str) -> str:
-    return f"networks.{stem}_anima"
 
 
 def as_texts(own: KindArguments) -> dict[str, str]:
@@ -291,7 +294,7 @@ def weights_of(
     if weights_sd is not None:
         return dict(weights_sd), str(file or "weights_sd")
     assert file is not None, "create_network_from_weights needs a file or weights_sd"
-    return read_tensors(file, kinds), str(file)
+    return read_adapter(file, kinds), str(file)
 
 
 def rates_of(arguments: AdapterArguments) -> GroupRates:

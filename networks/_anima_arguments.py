@@ -12,7 +12,7 @@ from typing import Any
 
 from library.errors import Problem
 from networks.arguments import Pairs, argument_text
-from networks.network import NORM_EXPORTS
+from networks.network import NormExport
 from networks.targets import TargetRules
 
 LLM_ADAPTER = "llm_adapter."
@@ -87,12 +87,10 @@ class AdapterArguments:
         ):
             if value < 0:
                 problems.append(Problem("expected 0 or more.", f"{pattern}={value:g}"))
-        if values.get("norm_export", "diff") not in NORM_EXPORTS:
-            problems.append(
-                Problem(
-                    f"expected {', '.join(NORM_EXPORTS)}.", f"norm_export={values['norm_export']}"
-                )
-            )
+        exports, norm_export = [each.value for each in NormExport], values.get("norm_export")
+        if norm_export is not None and norm_export not in exports:
+            message = f"expected {', '.join(exports)}."
+            problems.append(Problem(message, f"norm_export={norm_export}"))
         return problems
 
     @property

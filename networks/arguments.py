@@ -135,7 +135,7 @@ def read_number(value: Any) -> float:
     return number
 
 
-def read_text(value: Any) -> str:
+def read_string(value: Any) -> str:
     return str(value).strip()
 
 
@@ -189,7 +189,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "int | None": read_int,
     "float": read_number,
     "float | None": read_number,
-    "str": read_text,
+    "str": read_string,
     "tuple[str, ...]": read_list,
     "tuple[str, ...] | None": read_list,
     "Pairs": read_pairs,

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from io import BytesIO
 from pathlib import Path
 
@@ -30,13 +31,15 @@ from networks.kinds.norm import OF_NORMS
 from networks.kinds.stored import BIAS, WEIGHT
 from networks.kinds.table import KINDS
 
-COMFY, KOHYA, PEFT, BARE = "comfy", "kohya", "peft", "bare"
-FORMAT_PREFIXES = {
-    COMFY: "diffusion_model.",
-    KOHYA: "lora_unet_",
-    PEFT: "base_model.model.",
-    BARE: "",
-}
+
+class KeyStyle(Enum):
+    """How keys begin: by the program whose spelling it is."""
+
+    COMFY = "diffusion_model."
+    KOHYA = "lora_unet_"
+    PEFT = "base_model.model."
+    BARE = ""
+
 
 # Accepted on reading, longest first; the first that leads to a known module wins. PEFT's own prefix
 # may stand before any of them.
@@ -70,14 +73,14 @@ class FileKey:
     whole: bool = False
 
 
-def encode(path: str, factor: str, style: str = COMFY, kinds: Kinds = KINDS) -> str:
+def encode(path: str, factor: str, style: KeyStyle = KeyStyle.COMFY, kinds: Kinds = KINDS) -> str:
     """The key of a module's factor, e.g. diffusion_model.blocks.0.mlp.layer1.lora_down.weight."""
     ending = kinds.written[factor]
-    if style == PEFT:
+    if style is KeyStyle.PEFT:
         ending = PEFT_SPELLINGS.get(factor, ending)
-    if style == KOHYA:
+    if style is KeyStyle.KOHYA:
         path = path.replace(".", "_")
-    return f"{FORMAT_PREFIXES[style]}{path}.{ending}"
+    return f"{style.value}{path}.{ending}"
 
 
 class KeyDecoder:
@@ -124,7 +127,7 @@ class KeyDecoder:
         return FileKey(path, factor)
 
     def _candidates(self, name: str) -> list[str]:
-        plain = name.removeprefix(FORMAT_PREFIXES[PEFT])
+        plain = name.removeprefix(KeyStyle.PEFT.value)
         for prefix in DOTTED_PREFIXES:
             if plain.startswith(prefix) and plain.removeprefix(prefix) in self.paths:
                 return [plain.removeprefix(prefix)]
@@ -203,7 +206,7 @@ def kind_of_file(places: Iterable[tuple[str, str]], kinds: Kinds) -> str:
     return " and ".join(kind.name for kind in found if kind.training) or "norm"
 
 
-def read_tensors(file: str | Path, kinds: Kinds = KINDS) -> dict[str, Tensor]:
+def read_adapter(file: str | Path, kinds: Kinds = KINDS) -> dict[str, Tensor]:
     """All tensors of an adapter file, in memory (a mapped file stays locked on Windows).
 
     A file that holds no adapter is refused by its header: it may be a whole checkpoint.
@@ -224,7 +227,7 @@ def read_tensors(file: str | Path, kinds: Kinds = KINDS) -> dict[str, Tensor]:
         ) from error
 
 
-def write_tensors(
+def write_adapter(
     file: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file whole or not at all; sd-scripts' two hashes join the metadata.

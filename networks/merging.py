@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import AdapterFileError, Problem
-from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_tensors
+from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_adapter
 from networks.kinds.dora import decomposed
 from networks.kinds.kind import Kinds
 from networks.kinds.norm import B_NORM, is_adaptable_norm
@@ -43,7 +43,7 @@ def merge_file(model: nn.Module, source: str, strength: float, kinds: Kinds = KI
     }
     norms = [path for path, module in modules.items() if is_adaptable_norm(module)]
     decoder = KeyDecoder(modules, norms=norms, merging=True, kinds=kinds)
-    file = decode_tensors(read_tensors(source, kinds), decoder, source)
+    file = decode_tensors(read_adapter(source, kinds), decoder, source)
     problems = []
     for path in file.modules:
         try:

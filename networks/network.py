@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from networks.codec import (
     KeyDecoder,
     decode_tensors,
     encode,
-    read_tensors,
-    write_tensors,
+    read_adapter,
+    write_adapter,
 )
 from networks.kinds.adapter import AdaptedModule, merged_parameters
 from networks.kinds.kind import Kinds
@@ -32,13 +33,21 @@ from networks.kinds.norm import NormDelta
 from networks.kinds.stored import ALPHA
 from networks.kinds.table import KINDS
 from networks.norm_limit import limit_norms
-from networks.placements import Placement, fill
+from networks.placements import Placement, fill_from_file
 from networks.precision import in_precision
 
 logger = logging.getLogger(__name__)
 
-NORM_EXPORTS = ("diff", "omit", "omit_trained")
-"""omit_trained leaves out norms that were trained or loaded; with omit there may be none."""
+
+class NormExport(Enum):
+    """What becomes of trained norms in the file.
+
+    OMIT_TRAINED leaves out norms that were trained or loaded; with OMIT there may be none.
+    """
+
+    DIFF = "diff"
+    OMIT = "omit"
+    OMIT_TRAINED = "omit_trained"
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class NetworkSettings:
     paths: frozenset[str] = frozenset()
     norms: frozenset[str] = frozenset()
     loraplus_ratio: float | None = None
-    norm_export: str = "diff"
+    norm_export: NormExport = NormExport.DIFF
 
 
 class AdapterNetwork:
@@ -79,7 +88,7 @@ class AdapterNetwork:
                 "See target_modules, train_norm and the component learning rates."
             )
         norms = sum(placement.is_norm for placement in placements)
-        if norms and settings.norm_export == "omit":
+        if norms and settings.norm_export is NormExport.OMIT:
             raise ConfigError(
                 f"norm_export = omit would leave {norms} norms out of the file that the adapters are "
                 "trained with. Train none with --no-train_norm; or, to lose them knowingly, set "
@@ -207,20 +216,16 @@ class AdapterNetwork:
     def save_weights(
         self, file: str | Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None
     ) -> None:
-        """Write the adapters in ComfyUI's spelling, whole or not at all; see write_tensors."""
+        """Write the adapters in ComfyUI's spelling, whole or not at all; see write_adapter."""
         tensors = self.export_tensors(dtype or torch.float32)
-        write_tensors(file, tensors, metadata or {})
+        write_adapter(file, tensors, metadata or {})
         if line := self.describe_norms():
             logger.info(line)
 
     def export_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Key -> tensor on the CPU: factors in `dtype` if it can hold them, alpha in float32."""
         factors, alphas = {}, {}
-        for placement in self.placements:
-            if placement.frozen and not placement.loaded:
-                continue  # untrained and unfilled: a difference of zero
-            if placement.is_norm and self.settings.norm_export == "omit_trained":
-                continue
+        for placement in self.exported():
             adapter = placement.adapter
             for name, factor in adapter.factors().items():
                 key = encode(placement.path, name, kinds=self.settings.kinds)
@@ -229,9 +234,18 @@ class AdapterNetwork:
                 alphas[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
         return in_precision(factors, dtype) | alphas
 
+    def exported(self) -> list[Placement]:
+        """What a file holds; not adapters that are untrained and unfilled: a difference of zero."""
+        has_norms = self.settings.norm_export is NormExport.DIFF
+        return [
+            placement
+            for placement in self.placements
+            if (placement.loaded or not placement.frozen) and (has_norms or not placement.is_norm)
+        ]
+
     def describe_norms(self) -> str:
         """What share of the norms' changed entries still differs after addition to bf16 weights."""
-        if self.settings.norm_export != "diff":
+        if self.settings.norm_export is not NormExport.DIFF:
             return ""
         counts = [
             placement.adapter.survivors(placement.base)
@@ -248,7 +262,7 @@ class AdapterNetwork:
 
     def load_weights(self, file: str | Path) -> None:
         """Fill the adapters from a file. Raises AdapterFileError naming all that does not fit."""
-        self.fill_from(read_tensors(file, self.settings.kinds), str(file))
+        self.fill_from(read_adapter(file, self.settings.kinds), str(file))
 
     def fill_from(self, tensors: Mapping[str, Tensor], source: str) -> None:
         """Fill the adapters from a file's tensors."""
@@ -260,7 +274,7 @@ class AdapterNetwork:
         )
         file = decode_tensors(tensors, decoder, source)
         check_kind(file, settings)
-        fill(self.placements, file)
+        fill_from_file(self.placements, file)
 
     @torch.no_grad()
     def merge_to(

@@ -108,7 +108,7 @@ def adapters_as_file(
     return adapters
 
 
-def fill(placements: Sequence[Placement], file: DecodedFile) -> None:
+def fill_from_file(placements: Sequence[Placement], file: DecodedFile) -> None:
     """Copy a file's factors and alphas into the adapters; AdapterFileError before any copy."""
     by_path = {placement.path: placement for placement in placements}
     problems = []

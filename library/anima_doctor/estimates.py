@@ -184,9 +184,7 @@ class Estimates:
 
     def file_bytes(self) -> int:
         """Of one adapter file, its metadata left out."""
-        kept = [p for p in self.network.placements if not p.frozen or p.loaded]
-        if self.network.settings.norm_export != "diff":
-            kept = [placement for placement in kept if not placement.is_norm]
+        kept = self.network.exported()
         factors = [factor for p in kept for factor in p.adapter.factors().values()]
         dtype = precision_dtype(self.trainer.cfg.save.save_precision or "float")
         return sum(factor.numel() for factor in factors) * dtype.itemsize

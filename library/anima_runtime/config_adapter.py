@@ -25,22 +25,20 @@ from library.settings.run_config import (
     sets_own_rate,
 )
 from library.settings.user_classes import separate_assignments
-from networks.arguments import parse_network_args, read_bool, read_number, read_text, unquoted
+from networks.arguments import parse_network_args, read_bool, read_number, read_string, unquoted
+from networks.kinds.table import KINDS
 from networks.loading import load_network_module
 
-MODULES = ("networks.lora_anima", "networks.lokr_anima")
+MODULES = {training.module_of("anima"): kind for kind, training in KINDS.trained.items()}
+"""--network_module -> the kind of adapter it trains; the first is the default."""
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
 IN_NETWORK_ARGS = {
     "train_norm": read_bool,
-    "norm_export": read_text,
+    "norm_export": read_string,
     **dict.fromkeys(COMPONENT_RATES, read_number),
 }
 """Flags that may stand in network_args as well, and how their text is read there."""
-OTHER_MODULES = {
-    "networks.lora": MODULES[0],
-    "networks.loha": None,
-    "networks.lokr": MODULES[1],
-}
+OTHER_MODULES = {module.removesuffix("_anima"): module for module in MODULES}
 FLOW_ALIASES = {
     "anima_timestep_sampling": "timestep_sampling",
     "anima_sigmoid_scale": "sigmoid_scale",
@@ -252,7 +250,7 @@ def adapt(
     problems = paths_problems(train, anima)
     transformer = anima.anima_transformer or train.paths.pretrained_model_name_or_path
     paths = dataclasses.replace(train.paths, pretrained_model_name_or_path=transformer)
-    module = train.network.network_module or MODULES[0]
+    module = train.network.network_module or next(iter(MODULES))
     if module not in MODULES:
         problems.append(network_module_problem(module, train.network.network_args or ()))
     network = dataclasses.replace(train.network, network_module=module)
@@ -314,17 +312,16 @@ def network_module_problem(module: str, network_args: Collection[str]) -> Proble
         return Problem(lycoris_message(arguments_of(network_args)), where)
     near = OTHER_MODULES.get(module)
     advice = f" Write {near}." if near else ""
-    return Problem(f"expected {MODULES[0]} (LoRA) or {MODULES[1]} (LoKr).{advice}", where)
+    known = " or ".join(f"{name} ({kind})" for name, kind in MODULES.items())
+    return Problem(f"expected {known}.{advice}", where)
 
 
 def lycoris_message(args: dict[str, str]) -> str:
     """The lines that train the same here, with LyCORIS's defaults; what has no counterpart."""
     algo = args.pop("algo", "lora").lower()
     if algo not in LYCORIS_ALGOS:
-        return (
-            f"LyCORIS is not used here, and {algo} does not exist: only LoRA ({MODULES[0]}) and "
-            f"LoKr ({MODULES[1]})."
-        )
+        known = " and ".join(f"{kind} ({name})" for name, kind in MODULES.items())
+        return f"LyCORIS is not used here, and {algo} does not exist: only {known}."
     lines = equivalent_lines(algo, args, [], is_lycoris=True)
     return f"LyCORIS is not used here: its layers are built in. {lines}"
 

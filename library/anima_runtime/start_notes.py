@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 FORKS_NOISE = ("anima_timestep_sampling", "anima_sigmoid_scale", "anima_noise_offset")
 SHIFTS = ("anima_flow_shift", "discrete_flow_shift", "timestep_sampling")
-USUAL_RATES = {"LoRA": "2e-5 to 1e-4, most often 1e-4", "LoKr": "1e-4 or a little more"}
 """With AdamW, in what people publish."""
 LIKE_ADAMW = ("AdamW", "PagedAdamW", "AdamW8bit", "PagedAdamW8bit", "PagedAdamW32bit")
 
@@ -72,8 +71,8 @@ def rate_notes(start: Start) -> list[str]:
 def rate_is_missing(start: Start) -> list[str]:
     if {"learning_rate", "unet_lr"} & start.train.explicit:
         return []
-    kind, name = start.network.settings.kind, optimizer_name(start.train.optimizer)
-    usual = USUAL_RATES[kind]
+    settings, name = start.network.settings, optimizer_name(start.train.optimizer)
+    kind, usual = settings.kind, settings.kinds.trained[settings.kind].usual_rate
     if name in LIKE_ADAMW:
         advice = f"Usual for {kind} with {name}: {usual}."
     elif "Lion" in name:

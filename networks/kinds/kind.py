@@ -82,14 +82,20 @@ class KindArguments:
 class Training:
     """How a kind of adapter of Linears is trained.
 
-    module:    the part of its --network_module's name that is its own: lora of lora_<family>
-    arguments: its own network_args, which make fresh adapters
-    as_file:   an adapter with the sizes of a file's factors, not filled yet; raises ValueError
+    module:     the part of its --network_module's name that is its own: lora of lora_<family>
+    arguments:  its own network_args, which make fresh adapters
+    as_file:    an adapter with the sizes of a file's factors, not filled yet; raises ValueError
+    usual_rate: learning rates that are common with AdamW, for advice
     """
 
     module: str
     arguments: type[KindArguments]
     as_file: Callable[[nn.Linear, Factors, Dropout], LinearAdapter]
+    usual_rate: str
+
+    def module_of(self, family: str) -> str:
+        """The --network_module that trains it in a family's models."""
+        return f"networks.{self.module}_{family}"
 
 
 @dataclass(frozen=True)

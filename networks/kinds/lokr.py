@@ -91,12 +91,14 @@ def factorize(dimension: int, factor: int = -1) -> tuple[int, int]:
 
 
 def lokr_shape(
-    out_features: int, in_features: int, rank: int, factor: int, *, decompose_both: bool = False,
+    weight: Sequence[int], rank: int, factor: int, *, decompose_both: bool = False,
     full_matrix: bool = False,
 ) -> LoKrShape:  # fmt: skip
-    """The sizes LyCORIS gives a Linear; a matrix with a side over twice the rank is factored."""
-    l, k = factorize(out_features, factor)
-    m, n = factorize(in_features, factor)
+    """The sizes LyCORIS gives a Linear with a weight (out, in).
+
+    A matrix with a side over twice the rank is factored.
+    """
+    (l, k), (m, n) = (factorize(features, factor) for features in weight)
     factor_w1 = decompose_both and not full_matrix and rank < max(l, m) / 2
     factor_w2 = not full_matrix and rank < max(k, n) / 2
     return LoKrShape(l, m, k, n, rank if factor_w1 else None, rank if factor_w2 else None)
@@ -237,7 +239,7 @@ class LoKrArguments(KindArguments):
 
     def make(self, base: nn.Linear, rank: int, alpha: float, dropout: Dropout) -> LoKr:
         shape = lokr_shape(
-            base.out_features, base.in_features, rank, self.lokr_factor,
+            (base.out_features, base.in_features), rank, self.lokr_factor,
             decompose_both=self.lokr_decompose_both, full_matrix=self.lokr_full_matrix,
         )  # fmt: skip
         return LoKr(shape, alpha, dropout)
@@ -295,6 +297,6 @@ KIND = Kind(
     "LoKr",
     factors={name: (name, f"{name}.weight") for name in FACTORS},
     change=lokr_change,
-    training=Training("lokr", LoKrArguments, LoKr.as_file),
+    training=Training("lokr", LoKrArguments, LoKr.as_file, "1e-4 or a little more"),
     refused={"lokr_t2": "a convolution's LoKr"},
 )

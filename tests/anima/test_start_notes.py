@@ -129,7 +129,7 @@ def test_trained_norms_are_not_left_out_of_the_file_unasked(checked):
         with pytest.raises(ConfigError, match="norms out of the file"):
             checked(**settings)
         checked(**settings, train_norm=False)
-    assert checked(norm_export="omit_trained").outline.settings.norm_export == "omit_trained"
+    assert checked(norm_export="omit_trained").outline.settings.norm_export.value == "omit_trained"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def lora(dropout=NO_DROPOUT, rank=3, alpha=2.0):
 
 
 def lokr(dropout=NO_DROPOUT, rank=2, alpha=1.0, **options):
-    return fill(LoKr(lokr_shape(20, 12, rank, 4, **options), alpha, dropout))
+    return fill(LoKr(lokr_shape((20, 12), rank, 4, **options), alpha, dropout))
 
 
 KINDS = {
@@ -39,7 +39,7 @@ KINDS = {
     "lokr full": lambda d=NO_DROPOUT: lokr(d, full_matrix=True),
     "lokr low": lokr,
     "lokr both": lambda d=NO_DROPOUT: lokr(d, rank=1, decompose_both=True),
-    "lokr factor 1": lambda d=NO_DROPOUT: fill(LoKr(lokr_shape(20, 12, 50, 1), 1.0, d)),
+    "lokr factor 1": lambda d=NO_DROPOUT: fill(LoKr(lokr_shape((20, 12), 50, 1), 1.0, d)),
 }
 NORMS = {
     "rms": lambda: nn.RMSNorm(12, eps=1e-6),
@@ -87,9 +87,9 @@ def test_adopting_keeps_the_parameter_objects_and_keys_and_release_gives_the_ori
 
 def test_a_new_adapter_changes_nothing_and_only_its_last_factor_is_zero():
     shapes = [
-        lokr_shape(20, 12, 2, 4),
-        lokr_shape(20, 12, 9, 4),
-        lokr_shape(20, 12, 1, 4, decompose_both=True),
+        lokr_shape((20, 12), 2, 4),
+        lokr_shape((20, 12), 9, 4),
+        lokr_shape((20, 12), 1, 4, decompose_both=True),
     ]
     for adapter in [LoRA(12, 20, 3, 1.0), *(LoKr(shape, 1.0) for shape in shapes)]:
         assert not adapter.delta().any()

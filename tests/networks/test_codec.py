@@ -9,18 +9,14 @@ from safetensors.torch import load_file, save_file
 
 from library.errors import AdapterFileError
 from networks.codec import (
-    BARE,
-    COMFY,
-    FORMAT_PREFIXES,
-    KOHYA,
-    PEFT,
     FileKey,
     KeyDecoder,
+    KeyStyle,
     decode_tensors,
     encode,
-    read_tensors,
+    read_adapter,
     tensor_hashes,
-    write_tensors,
+    write_adapter,
 )
 from networks.kinds.table import KINDS
 
@@ -36,7 +32,7 @@ DECODER = KeyDecoder(PATHS, norms=NORMS)
 MERGER = KeyDecoder(PATHS, norms=NORMS, merging=True)
 
 
-@pytest.mark.parametrize("style", FORMAT_PREFIXES)
+@pytest.mark.parametrize("style", KeyStyle)
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("factor", KINDS.written)
 def test_every_key_comes_back_as_what_it_was_written_for(style, path, factor):
@@ -51,10 +47,13 @@ def test_every_key_comes_back_as_what_it_was_written_for(style, path, factor):
 def test_keys_are_spelled_as_the_programs_spell_them():
     path = "blocks.0.self_attn.q_proj"
     assert encode(path, "lora_down") == f"diffusion_model.{path}.lora_down.weight"
-    assert encode(path, "lokr_w2_a", COMFY) == f"diffusion_model.{path}.lokr_w2_a"
-    assert encode(path, "lora_up", KOHYA) == "lora_unet_blocks_0_self_attn_q_proj.lora_up.weight"
-    assert encode(path, "lora_up", PEFT) == f"base_model.model.{path}.lora_B.weight"
-    assert encode(path, "alpha", BARE) == f"{path}.alpha"
+    assert encode(path, "lokr_w2_a", KeyStyle.COMFY) == f"diffusion_model.{path}.lokr_w2_a"
+    assert (
+        encode(path, "lora_up", KeyStyle.KOHYA)
+        == "lora_unet_blocks_0_self_attn_q_proj.lora_up.weight"
+    )
+    assert encode(path, "lora_up", KeyStyle.PEFT) == f"base_model.model.{path}.lora_B.weight"
+    assert encode(path, "alpha", KeyStyle.BARE) == f"{path}.alpha"
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,8 @@ def test_the_kind_of_a_file_is_told_from_its_factors(keys, kind):
 
 def test_the_model_hash_is_of_the_tensor_data_alone(tmp_path):
     tensors = {"b": torch.arange(6.0), "a": torch.ones(2, 3)}
-    write_tensors(tmp_path / "a.safetensors", tensors, {"ss_x": "1", "other": "y"})
-    write_tensors(tmp_path / "b.safetensors", tensors, {"ss_x": "another, longer"})
+    write_adapter(tmp_path / "a.safetensors", tensors, {"ss_x": "1", "other": "y"})
+    write_adapter(tmp_path / "b.safetensors", tensors, {"ss_x": "another, longer"})
     hashes = []
     for name in ("a", "b"):
         raw = (tmp_path / f"{name}.safetensors").read_bytes()
@@ -188,28 +187,28 @@ def test_the_legacy_hash_covers_64_kib_at_one_mib_of_a_file_with_ss_entries_only
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_tensor_that_is_not_finite_is_never_written(tmp_path, bad):
     file = tmp_path / "a.safetensors"
-    write_tensors(file, {"a": torch.ones(2)}, {})
+    write_adapter(file, {"a": torch.ones(2)}, {})
     with pytest.raises(AdapterFileError, match="NaN or infinity"):
-        write_tensors(file, {"a": torch.tensor([1.0, bad])}, {})
+        write_adapter(file, {"a": torch.tensor([1.0, bad])}, {})
     assert torch.equal(load_file(file)["a"], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_a_file_that_is_missing_or_cut_or_no_adapter_is_a_user_error(tmp_path):
     whole = tmp_path / "a.safetensors"
-    write_tensors(whole, {"a.alpha": torch.ones(20)}, {})
+    write_adapter(whole, {"a.alpha": torch.ones(20)}, {})
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:-8])
     (tmp_path / "text.safetensors").write_text("not this")
-    write_tensors(tmp_path / "model.safetensors", {"x.weight": torch.ones(2)}, {})
-    assert torch.equal(read_tensors(whole)["a.alpha"], torch.ones(20))
+    write_adapter(tmp_path / "model.safetensors", {"x.weight": torch.ones(2)}, {})
+    assert torch.equal(read_adapter(whole)["a.alpha"], torch.ones(20))
     for name in ("none", "cut", "text", "model"):
         with pytest.raises(AdapterFileError, match=f"{name}.safetensors"):
-            read_tensors(tmp_path / f"{name}.safetensors")
+            read_adapter(tmp_path / f"{name}.safetensors")
     with pytest.raises(AdapterFileError, match="no adapter; its tensors: x.weight"):
-        read_tensors(tmp_path / "model.safetensors")
+        read_adapter(tmp_path / "model.safetensors")
 
 
 def test_a_file_of_whole_norms_alone_is_an_adapter(tmp_path):
     file = tmp_path / "a.safetensors"
-    write_tensors(file, {"__anima_norm__.a.weight": torch.ones(2)}, {})
-    assert list(read_tensors(file)) == ["__anima_norm__.a.weight"]
+    write_adapter(file, {"__anima_norm__.a.weight": torch.ones(2)}, {})
+    assert list(read_adapter(file)) == ["__anima_norm__.a.weight"]

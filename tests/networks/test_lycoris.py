@@ -50,7 +50,7 @@ def test_delta_equals_that_of_lycoris_for_the_same_factors(
         factor=factor,
         **options,
     )
-    shape = lokr_shape(out_features, in_features, rank, factor, **options)
+    shape = lokr_shape((out_features, in_features), rank, factor, **options)
     mine = LoKr(shape, training_alpha(alpha, rank))
     factors = {name: p for name, p in theirs.named_parameters() if name.startswith("lokr_")}
     assert {n: tuple(p.shape) for n, p in factors.items()} == shape.factors()
@@ -79,5 +79,5 @@ def test_shapes_are_those_of_lycoris_for_every_layer_of_the_true_model(out_featu
         expected = {
             n: tuple(p.shape) for n, p in theirs.named_parameters() if n.startswith("lokr_")
         }
-        mine = lokr_shape(out_features, in_features, rank, factor, decompose_both=both)
+        mine = lokr_shape((out_features, in_features), rank, factor, decompose_both=both)
         assert mine.factors() == expected

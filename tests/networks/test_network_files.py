@@ -8,7 +8,7 @@ from torch import nn
 
 from library.errors import AdapterFileError
 from networks import lokr_anima, lora_anima
-from networks.codec import FORMAT_PREFIXES, encode
+from networks.codec import KeyStyle, encode
 from networks.kinds.adapter import merged_parameters
 from networks.kinds.norm import NormDelta
 from networks.network import AdapterNetwork, NetworkSettings
@@ -121,7 +121,7 @@ def rewritten(network, style):
     return tensors
 
 
-@pytest.mark.parametrize("style", FORMAT_PREFIXES)
+@pytest.mark.parametrize("style", KeyStyle)
 @pytest.mark.parametrize("name", ["lora", "lokr low"])
 def test_every_format_loads_and_the_alpha_is_applied(tmp_path, name, style):
     network = trained(name, 2)

@@ -14,7 +14,7 @@ from tests.helpers.running import train
 def adapters():
     made = [LoRA(24, 40, 4, 2.0)]
     for full, both in ((True, False), (False, True), (False, False)):
-        shape = lokr_shape(24, 40, rank=2, factor=4, full_matrix=full, decompose_both=both)
+        shape = lokr_shape((24, 40), rank=2, factor=4, full_matrix=full, decompose_both=both)
         made.append(LoKr(shape, 2.0))
     generator = torch.Generator().manual_seed(0)
     for adapter in made:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from library.errors import AdapterFileError, UserError
 from networks import lokr_anima, lora_anima
-from networks.codec import read_tensors
+from networks.codec import read_adapter
 from networks.kinds.table import KINDS
 from networks.merging import merge_file
 from tests.helpers.hostile_files import SIZES, examples, file_bytes, layout_of, spoiled
@@ -175,7 +175,7 @@ def test_impossible_sizes_are_named(path, model, tensors, words, load):
 
 def test_no_file_makes_the_screen_act(path):
     write(path, ("a\x1b[2J\r\n\x9b.alpha", "F32", ()))
-    tensors = read_tensors(path)
+    tensors = read_adapter(path)
     with pytest.raises(AdapterFileError) as caught:
         lora_anima.create_network_from_weights(
             1.0, None, None, None, tiny_transformer(), weights_sd=tensors

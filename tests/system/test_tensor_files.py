@@ -109,7 +109,7 @@ def peak_of(code: str) -> int:
     """By how many bytes a process grows that runs this; its data may grow by 1 GiB at most."""
     program = f"""
 import resource
-from networks.codec import read_tensors
+from networks.codec import read_adapter
 from library.errors import UserError
 from library.system.tensor_files import TensorFileError, read_header
 def of_process(field):
@@ -160,5 +160,5 @@ def long_header(path):
 def test_a_file_that_is_refused_costs_no_memory_beyond_its_header(path, make):
     make(path)
     header = min(32 * 2**20, path.stat().st_size)
-    assert peak_of(f"read_tensors({str(path)!r})") < 8 * header + 2**26
+    assert peak_of(f"read_adapter({str(path)!r})") < 8 * header + 2**26
     path.unlink()
