@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,12 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_doctor import report as doctor
 from library.anima_runtime import model_loading, start_notes, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
+from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
+from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.config_util import read_datasets
 from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
-from library.errors import ConfigError, ModelFileError, Problem, UserError
+from library.errors import ConfigError, Problem
 from library.saving.metadata import FileHashes, legacy_hash
 from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
@@ -61,26 +63,26 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     snapshot_schema = "anima_resume_snapshot/v2"
 
+    # check
+    model_facts: ModelFacts
+    # prepare_data
+    hashes: FileHashes
+    # prepare_strategies
+    tokenizer_folders: TokenizerFolders
+    tokenize_strategy: AnimaTokenizeStrategy
+    text_strategy: AnimaTextEncodingStrategy
+
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig, anima: AnimaConfig) -> None:
         super().__init__(cfg, datasets)
         self.anima = anima
+        self.model_files = ModelFiles.of(cfg, anima)
 
-    def assert_extra_args(self) -> list[Problem]:
-        """The model files too, by their headers: what they are and whether they fit."""
-        problems = super().assert_extra_args()
-        for inspect, *paths in (
-            (self.inspect_transformer, self.anima.anima_transformer, self.anima.llm_adapter_path),
-            (model_loading.inspect_vae, self.cfg.paths.vae),
-            (self.inspect_qwen, self.anima.qwen),
-        ):
-            try:
-                inspect(*paths)
-            except UserError as error:
-                problems += error.problems
-        return problems
+    def inspect_models(self) -> tuple[ModelFacts | None, list[Problem]]:
+        found = inspect_models(self.cfg, self.anima)
+        return found.facts, [problem for error in found.failures for problem in error.problems]
 
-    def check(self) -> None:
-        super().check()
+    def check(self, device: torch.device | str | None = None) -> None:
+        super().check(device)
         if problems := start_notes.rate_problems(self.cfg, self.outline):
             raise ConfigError(problems)
 
@@ -99,42 +101,32 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def differences(self) -> list[str]:
         return start_notes.differences(self.start)
 
-    def inspect_transformer(self, path: str, llm_adapter_path: str | None) -> None:
-        self.params, _ = model_loading.inspect_transformer(path, llm_adapter_path)
-
-    def inspect_qwen(self, path: str) -> None:
-        self.qwen_rows, width = model_loading.inspect_qwen(path)["embed_tokens.weight"]
-        if hasattr(self, "params") and width != self.params.llm_adapter.source_dim:
-            reads = self.params.llm_adapter.source_dim
-            message = f"is {width} wide; this DiT's LLM adapter reads a text encoder {reads} wide."
-            raise ModelFileError(message, source=str(path))
-
     def empty_model(self) -> Anima:
         with torch.device("meta"):
-            return Anima(self.params)
+            return Anima(self.model_facts.params)
 
     def network_kwargs(self) -> dict[str, Any]:
         return {**super().network_kwargs(), **self.anima.network_kwargs()}
 
     def load_target_model(self) -> Anima:
-        logger.info("loading the DiT from %s", self.anima.anima_transformer)
+        logger.info("loading the DiT from %s", self.model_files.transformer)
         if self.weight_dtype == torch.float32:
             size = 4 * sum(parameter.numel() for parameter in self.empty_model().parameters()) / 1e9
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         return model_loading.load_transformer(
-            self.anima.anima_transformer,
+            self.model_files.transformer,
             device=self.accelerator.device,
             dtype=self.weight_dtype,
-            llm_adapter_path=self.anima.llm_adapter_path,
+            llm_adapter_path=self.model_files.llm_adapter,
             attention_backend=self.anima.attention_backend,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
         )
 
     def load_vae(self) -> nn.Module:
-        return self.load_encoder(model_loading.load_vae, self.cfg.paths.vae, self.vae_dtype)
+        return self.load_encoder(model_loading.load_vae, self.model_files.vae, self.vae_dtype)
 
     def load_qwen(self) -> nn.Module:
-        return self.load_encoder(model_loading.load_qwen, self.anima.qwen, self.weight_dtype)
+        return self.load_encoder(model_loading.load_qwen, self.model_files.qwen, self.weight_dtype)
 
     def load_encoder(
         self, load: Callable[..., nn.Module], path: str, dtype: torch.dtype
@@ -145,23 +137,25 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     @property
     def vae_dtype(self) -> torch.dtype:
-        """The run's precision, unless --no_half_vae asks for float32."""
-        return torch.float32 if self.cfg.cache.no_half_vae else self.weight_dtype
+        return dtype_of_vae(self.cfg)
+
+    def prepare_strategies(self) -> None:
+        """Which folders the tokenizers are in too."""
+        anima, files = self.anima, self.model_files
+        self.tokenizer_folders = TokenizerFolders(
+            tokenizer_assets.find_qwen_tokenizer_dir(anima.qwen_tokenizer_dir, files.qwen),
+            tokenizer_assets.find_t5_tokenizer_dir(anima.t5_tokenizer_dir, files.transformer),
+        )
+        super().prepare_strategies()
 
     def get_tokenize_strategy(self) -> AnimaTokenizeStrategy:
-        anima = self.anima
-        self.qwen_folder = tokenizer_assets.find_qwen_tokenizer_dir(
-            anima.qwen_tokenizer_dir, anima.qwen
-        )
-        self.t5_folder = tokenizer_assets.find_t5_tokenizer_dir(
-            anima.t5_tokenizer_dir, anima.anima_transformer
-        )
+        anima, folders, facts = self.anima, self.tokenizer_folders, self.model_facts
         with self.accelerator.local_main_process_first():
             self.fetch_tokenizers()
-        qwen = tokenizer_assets.load_qwen_tokenizer(self.qwen_folder)
-        t5 = tokenizer_assets.load_t5_tokenizer(self.t5_folder)
-        tokenizer_assets.check_tokenizer("qwen", qwen, self.qwen_rows)
-        tokenizer_assets.check_tokenizer("t5", t5, self.params.llm_adapter.vocab)
+        qwen = tokenizer_assets.load_qwen_tokenizer(folders.qwen)
+        t5 = tokenizer_assets.load_t5_tokenizer(folders.t5)
+        tokenizer_assets.check_tokenizer("qwen", qwen, facts.qwen_rows)
+        tokenizer_assets.check_tokenizer("t5", t5, facts.params.llm_adapter.vocab)
         return AnimaTokenizeStrategy(
             qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length
         )
@@ -170,14 +164,17 @@ class AnimaNetworkTrainer(NetworkTrainer):
         """Bring those that are missing."""
         if not self.anima.auto_download_t5_tokenizer:
             return
-        rows = {"qwen": self.qwen_rows, "t5": self.params.llm_adapter.vocab}
-        for kind, folder in (("qwen", self.qwen_folder), ("t5", self.t5_folder)):
+        folders, facts = self.tokenizer_folders, self.model_facts
+        for kind, folder, rows in (
+            ("qwen", folders.qwen, facts.qwen_rows),
+            ("t5", folders.t5, facts.params.llm_adapter.vocab),
+        ):
             if tokenizer_fetch.can_be_fetched(kind, folder):
                 tokenizer_fetch.fetch(
                     kind,
                     folder,
                     tokenizer_fetch.sources_of(kind, self.anima),
-                    table_rows=rows[kind],
+                    table_rows=rows,
                     seconds=self.anima.download_timeout,
                 )
 
@@ -191,7 +188,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def get_latents_caching_strategy(self) -> AnimaLatentsCachingStrategy:
         identity = "in memory"
         if self.cfg.cache.cache_latents_to_disk:
-            identity = f"{self.hash_model(self.cfg.paths.vae)} {self.vae_dtype}"
+            identity = f"{self.hash_model(self.model_files.vae)} {self.vae_dtype}"
         return AnimaLatentsCachingStrategy(
             LoadedOnUse(self.load_vae, self.accelerator.device), identity
         )
@@ -199,11 +196,12 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def get_text_encoder_outputs_caching_strategy(self) -> AnimaTextEncoderOutputsCachingStrategy:
         anima, identity = self.anima, "in memory"
         if self.cfg.cache.cache_text_encoder_outputs_to_disk:
-            files = (anima.qwen, self.qwen_folder, self.t5_folder)
+            folders = self.tokenizer_folders
+            files = (self.model_files.qwen, folders.qwen, folders.t5)
             lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
             parts = (*map(self.hash_model, files), *lengths, self.weight_dtype)
             identity = " ".join(map(str, parts))
-        adapter = self.params.llm_adapter
+        adapter = self.model_facts.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(
             self.tokenize_strategy,
             self.get_text_encoding_strategy(),
@@ -218,7 +216,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Say that this is Anima, which files it was trained on, and how text was read."""
         anima = self.anima
-        for role, path in self.base_files().items():
+        for role, path in self.model_files.by_role().items():
             entries[f"ss_{role}_name"] = Path(path).name
             if digest := self.hashes.get(role):
                 entries[f"ss_new_{role}_hash"] = digest
@@ -231,17 +229,6 @@ class AnimaNetworkTrainer(NetworkTrainer):
             "modelspec.architecture": "anima/lora",
             "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
         })  # fmt: skip
-
-    def base_files(self) -> dict[str, str]:
-        """The base models by the names that metadata has for them."""
-        anima = self.anima
-        return {"sd_model": anima.anima_transformer, "vae": self.cfg.paths.vae, "qwen3": anima.qwen}
-
-    @cached_property
-    def hashes(self) -> FileHashes:
-        """Of the base models, computed beside the run from the first time they are asked for."""
-        files = {**self.base_files(), "llm_adapter": self.anima.llm_adapter_path}
-        return FileHashes(files if self.is_main else {}, self.hash_model)
 
     def hash_model(self, path: str | Path) -> str:
         """Of a model's content; remembered beside the pictures where a cache lies there."""
@@ -256,12 +243,10 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def snapshot(self) -> Snapshot:
         """The reading of text and the base models' contents too, wherever their files are."""
-        anima, made = self.anima, super().snapshot()
-        files = {**self.base_files(), "llm_adapter": anima.llm_adapter_path}
+        anima, made, files = self.anima, super().snapshot(), self.hashed_files()
         contents = {
             f"base.{role}": self.hashes.get(role) or content_hash(path)
             for role, path in files.items()
-            if path
         }
         made.critical.update(
             qwen3_max_token_length=anima.qwen_max_length,
@@ -269,13 +254,24 @@ class AnimaNetworkTrainer(NetworkTrainer):
             empty_caption=anima.empty_caption,
             **contents,
         )
-        places = {f"{role}_path": path for role, path in files.items() if path}
+        places = {f"{role}_path": path for role, path in files.items()}
         made.soft.update(attention=anima.attention_backend, **places)
         return made
 
+    def hashed_files(self) -> dict[str, str]:
+        """The base models, by role."""
+        adapter = self.model_files.llm_adapter
+        return self.model_files.by_role() | ({"llm_adapter": adapter} if adapter else {})
+
+    def prepare_data(self) -> None:
+        """The contents of the base models too, which are read when they are first asked for."""
+        super().prepare_data()
+        is_main = self.accelerator.is_main_process
+        self.hashes = FileHashes(self.hashed_files() if is_main else {}, self.hash_model)
+
     def cache_inputs(self) -> None:
         """Base models are hashed for the metadata meanwhile."""
-        self.hashes  # noqa: B018  starts it
+        self.hashes.start()
         super().cache_inputs()
         self.tokenize_strategy.warn_of_cut_captions()
 
@@ -309,7 +305,7 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
         *check_logging(train.logging),
         *check_console_log(train.logging),
     ])  # fmt: skip
-    datasets = None
+    datasets: DatasetGroupConfig | None = None
     if not train.dataset_problems():
         try:
             fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
@@ -317,12 +313,9 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
         except ConfigError as error:
             loaded.add(error.problems)
     loaded.require()
-    return (
-        train,
-        datasets,
-        anima,
-        [*loaded.notes, *run_notes(train, anima, loaded.explicit, datasets)],
-    )
+    assert datasets is not None, "else a problem was told"
+    notes = [*loaded.notes, *run_notes(train, anima, loaded.explicit, datasets)]
+    return train, datasets, anima, notes
 
 
 def make_trainer(argv: Sequence[str]) -> AnimaNetworkTrainer:

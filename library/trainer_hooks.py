@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from networks.arguments import parse_network_args
 
@@ -10,40 +11,66 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library import strategy_base
+    from library.errors import Problem
     from library.settings.run_config import TrainConfig
     from library.training.flow_matching import NoisyLatents
 
 
-class FamilyHooks:
-    """Names are sd-scripts'; what they take and return is typed."""
+@runtime_checkable
+class CanCheckpoint(Protocol):
+    """What the denoiser of every family offers."""
+
+    def enable_gradient_checkpointing(self, cpu_offload: bool = False) -> None:
+        """Keep the inputs of blocks alone for the backward pass, on the device or in the host's memory."""
+
+
+class FamilyHooks(ABC):
+    """Names are sd-scripts'; what they take and return is typed.
+
+    snapshot_schema: of the snapshots that a family writes and takes
+    """
 
     cfg: TrainConfig
+    snapshot_schema = "resume_snapshot/v2"
 
+    @property
+    def strict_resume(self) -> bool:
+        """Whether every difference between a state and the run is an error."""
+        return False
+
+    @abstractmethod
+    def inspect_models(self) -> tuple[object, list[Problem]]:
+        """What the model files are, by their headers, in a type of the family's; and what is wrong."""
+
+    @abstractmethod
     def empty_model(self) -> nn.Module:
         """The denoiser on the meta device: all its modules, no memory."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_target_model(self) -> nn.Module:
         """The denoiser, frozen, on the accelerator's device."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_tokenize_strategy(self) -> strategy_base.TokenizeStrategy:
-        raise NotImplementedError
+        """How a caption becomes token ids."""
 
+    @abstractmethod
     def get_text_encoding_strategy(self) -> strategy_base.TextEncodingStrategy:
-        raise NotImplementedError
+        """How token ids become what the denoiser is conditioned on."""
 
+    @abstractmethod
     def get_latents_caching_strategy(self) -> strategy_base.LatentsCachingStrategy:
-        raise NotImplementedError
+        """How pixels become latents, and what a cache of them is valid for."""
 
+    @abstractmethod
     def get_text_encoder_outputs_caching_strategy(
         self,
     ) -> strategy_base.TextEncoderOutputsCachingStrategy:
-        raise NotImplementedError
+        """How captions become what is stored of them, and what a cache of it is valid for."""
 
+    @abstractmethod
     def call_unet(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:
         """The model's prediction, float32; the one place the model is called."""
-        raise NotImplementedError
 
     def network_kwargs(self) -> dict[str, Any]:
         """Arguments of the network: --network_args, and what a family adds from its own flags."""

@@ -20,6 +20,7 @@ def trainer_before_its_caches(argv: Sequence[str], option: str) -> AnimaNetworkT
     if not asked:
         logger.warning("Training reads these files only with %s = true: set it there too.", option)
     trainer.prepare_process()
+    trainer.open_state()
     trainer.check()
     trainer.prepare_data()
     trainer.prepare_strategies()

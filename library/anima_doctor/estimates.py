@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import page as run_report
 from library.anima_doctor.page import Page, SpaceNeed, size_text
 from library.anima_runtime import model_loading
+from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.model_facts import ModelFiles, dtype_of_vae
 from library.caching import latents_files
 from library.caching.text_cache import text_path
 from library.data.captions import variants
@@ -59,9 +63,15 @@ class CaptionFacts:
 
 @dataclass
 class Estimates:
-    """What a checked run will need. tokenizers: both, by kind (qwen, t5)."""
+    """What a run will need.
+
+    trainer:    up to its catalogue and its plan; params: of its DiT
+    tokenizers: both, by kind (qwen, t5)
+    """
 
     trainer: NetworkTrainer
+    anima: AnimaConfig
+    params: DiTParams
     network: AdapterNetwork
     tokenizers: Mapping[str, Any]
 
@@ -85,13 +95,13 @@ class Estimates:
 
     def lengths(self, caption: str) -> tuple[int, int]:
         """(Qwen tokens, T5 tokens) that are kept of a caption."""
-        tokens, anima = self.tokenize.tokenize(caption), self.trainer.anima
+        tokens, anima = self.tokenize.tokenize(caption), self.anima
         qwen, t5 = len(tokens.qwen_ids), len(tokens.t5_ids)
         return min(qwen, anima.qwen_max_length or qwen), min(t5, anima.t5_max_length or t5)
 
     def caption_rows(self) -> Iterator[tuple[str, str]]:
         """How many the run will use, the limits, and the longest files."""
-        anima = self.trainer.anima
+        anima = self.anima
         yield "in the whole run", self.captions.how
         limits = anima.qwen_max_length or "none", anima.t5_max_length or "none"
         yield "token limits", "Qwen {}, T5 {}".format(*limits)
@@ -125,7 +135,7 @@ class Estimates:
         held = min(count, max(of_first, trainer.cfg.cache.text_cache_variants))
         first_window = list(found.items())[:held]
         spaced = first_window[:: max(1, len(first_window) // CAPTIONS_TOKENIZED)]
-        width = trainer.params.llm_adapter.source_dim * trainer.weight_dtype.itemsize
+        width = self.params.llm_adapter.source_dim * trainer.weight_dtype.itemsize
         sizes, new = 0, 0
         for caption, folder in spaced:
             qwen, t5 = self.lengths(caption)
@@ -163,7 +173,8 @@ class Estimates:
             facts = self.captions
             note = f"{facts.how}, without files so far; estimated from a sample"
             needs.append(SpaceNeed("text outputs", facts.folder, facts.new, note))
-        folder, trainer = Path(cfg.save.output_dir), self.trainer
+        trainer = self.trainer
+        folder = trainer.checkpoints.folder
         kinds = ("adapter files", self.file_bytes()), ("states", self.state_bytes())
         counts = files_of_run(trainer.checkpoints, trainer.plan, trainer.state.step)
         for (what, each), kept in zip(kinds, counts):
@@ -191,7 +202,7 @@ class Estimates:
 
     def tokens(self) -> tuple[int, str]:
         """Tokens of the largest batch, and which bucket it is of."""
-        catalogue, pixels = self.trainer.catalogue, 8 * self.trainer.params.patch
+        catalogue, pixels = self.trainer.catalogue, 8 * self.params.patch
         found = []
         for (number, (width, height)), indices in catalogue.buckets().items():
             samples = sum(catalogue.images[i].repeats for i in indices)
@@ -202,7 +213,7 @@ class Estimates:
 
     def activations(self) -> tuple[int, int, str]:
         """(bytes on the device, bytes in the host's memory, how): by a rule, not measured."""
-        loop, params = self.trainer.cfg.loop, self.trainer.params
+        loop, params = self.trainer.cfg.loop, self.params
         tokens, batch = self.tokens()
         state = tokens * params.model_dim * self.trainer.weight_dtype.itemsize
         block, inputs = ACTIVATIONS * state, params.num_blocks * state
@@ -216,22 +227,22 @@ class Estimates:
     def memory_rows(self) -> list[tuple[str, float, str]]:
         """(what, bytes, how) of all that is on the device while training."""
         trainer, cache = self.trainer, self.trainer.cfg.cache
-        weights = sum(parameter.numel() for parameter in trainer.empty_model().parameters())
+        with torch.device("meta"):
+            weights = sum(parameter.numel() for parameter in Anima(self.params).parameters())
         precise = f"{trainer.cfg.precision.mixed_precision} ({trainer.weight_dtype})"
         rows = [
             ("DiT and LLM adapter", weights * trainer.weight_dtype.itemsize,
              f"{weights:,} parameters, mixed_precision = {precise}"),
         ]  # fmt: skip
-        for name, read, dtype, is_cached in (
-            ("VAE", lambda: vae_parameters(trainer.cfg.paths.vae), trainer.vae_dtype,
-             cache.cache_latents),
-            ("Qwen", lambda: qwen_parameters(trainer.anima.qwen), trainer.weight_dtype,
-             cache.cache_text_encoder_outputs),
-        ):  # fmt: skip
-            if not is_cached:
-                count = read()
-                how = f"{count:,} parameters; stays, since its outputs are not cached"
-                rows.append((name, count * dtype.itemsize, how))
+        files = ModelFiles.of(trainer.cfg, self.anima)
+        kept: list[tuple[str, int, torch.dtype]] = []
+        if not cache.cache_latents:
+            kept.append(("VAE", vae_parameters(files.vae), dtype_of_vae(trainer.cfg)))
+        if not cache.cache_text_encoder_outputs:
+            kept.append(("Qwen", qwen_parameters(files.qwen), trainer.weight_dtype))
+        for name, count, dtype in kept:
+            how = f"{count:,} parameters; stays, since its outputs are not cached"
+            rows.append((name, count * dtype.itemsize, how))
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
         item = self.trained_item()
         state, optimizer = run_report.optimizer_state(trainer.cfg, trained)
@@ -250,14 +261,15 @@ class Estimates:
         rows.append(("in all", total, "without CUDA's own needs and fragmentation"))
         page.table((what, size_text(size), how) for what, size, how in rows)
         cache = self.trainer.cfg.cache
-        host = {"block inputs": self.activations()[1]}
+        host: dict[str, float] = {"block inputs": self.activations()[1]}
         if cache.cache_latents and not cache.cache_latents_to_disk:
             host["latents"] = self.latents_bytes(only_new=False)
         if cache.cache_text_encoder_outputs:
             if not cache.cache_text_encoder_outputs_to_disk:
                 host["text outputs"] = self.captions.size
             if self.captions.held < self.captions.count:
-                waiting = qwen_parameters(self.trainer.anima.qwen)
+                files = ModelFiles.of(self.trainer.cfg, self.anima)
+                waiting = qwen_parameters(files.qwen)
                 host["Qwen, waiting"] = waiting * self.trainer.weight_dtype.itemsize
         kept = ", ".join(f"{what} {size_text(size)}" for what, size in host.items() if size)
         page.line(f"  in the host's memory as well: {kept or 'no caches'}")

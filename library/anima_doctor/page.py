@@ -188,7 +188,12 @@ def program_says(*command: str) -> str:
     """The first line that a program prints, or "unknown"."""
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=SECONDS_FOR_A_PROGRAM, check=True
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS_FOR_A_PROGRAM,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

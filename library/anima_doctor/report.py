@@ -1,7 +1,8 @@
 """What a run on Anima would do, found out without loading a model: the report of `tools/doctor.py`.
 
 The trainer's own stages are asked, up to where its first model is loaded, so that what they complain
-of reads as it would in the run.
+of reads as it would in the run. A trainer is made of a sound configuration only; of another, each part
+is looked at by itself.
 """
 
 from __future__ import annotations
@@ -9,48 +10,50 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import Counter
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from library import train_util
+from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import page as run_report
 from library.anima_doctor.estimates import Estimates
-from library.anima_doctor.page import Page, size_text
+from library.anima_doctor.file_rows import file_rows
+from library.anima_doctor.page import Page
 from library.anima_runtime import (
-    key_mapping,
-    model_loading,
     tokenizer_assets,
     tokenizer_fetch,
 )
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
+from library.anima_runtime.model_facts import Inspection, inspect_models
 from library.config_util import read_datasets
 from library.data.catalogue import Catalogue
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.scan import scan
 from library.errors import ConfigError, OutputError, Problem, UserError, visible
 from library.saving.checkpoints import output_names
-from library.saving.metadata import legacy_hash
 from library.saving.output_checks import check_outputs
+from library.saving.resumption import Resumption
 from library.settings.config_file import LoadedConfig, Parser, read_config
 from library.settings.options import all_flags
 from library.settings.run_config import GROUPS as SHARED_GROUPS
 from library.settings.run_config import TrainConfig
 from library.system.run_lock import lock_problems
+from library.train_util import StepPlan
+from library.training.optimization import check_optimization, optimizer_groups
 from library.training.optimizer_trial import try_optimizer
 from library.training.optimizers import check_optimizer, create_optimizer
 from library.training.schedulers import create_scheduler
 from library.utils import quiet_libraries
-from networks.loading import make_network, merge_base_weights
+from networks.loading import load_network_module, make_network, merge_base_weights
 from networks.network import AdapterNetwork
-
-if TYPE_CHECKING:
-    from train_network import NetworkTrainer
+from train_network import NetworkTrainer
 
 GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
 TOKENIZERS = {
@@ -58,6 +61,16 @@ TOKENIZERS = {
     "t5": (tokenizer_assets.find_t5_tokenizer_dir, tokenizer_assets.load_t5_tokenizer),
 }
 LoadRun = Callable[[Sequence[str]], tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]]
+
+
+class TrainerClass(Protocol):
+    """The family's trainer, which is made of a sound configuration."""
+
+    snapshot_schema: str
+
+    def __call__(
+        self, cfg: TrainConfig, datasets: DatasetGroupConfig, anima: AnimaConfig
+    ) -> NetworkTrainer: ...
 
 
 def is_asked(argv: Sequence[str]) -> bool:
@@ -68,9 +81,7 @@ def is_asked(argv: Sequence[str]) -> bool:
     return files.check_only and not files.output_config
 
 
-def report(
-    argv: Sequence[str], load_run: LoadRun, trainer_class: type[NetworkTrainer]
-) -> tuple[str, int]:
+def report(argv: Sequence[str], load_run: LoadRun, trainer_class: TrainerClass) -> tuple[str, int]:
     """The report on the run of a command line, and its exit code: 0 when it would start, else 2."""
     page = Page(["Report of a check, nothing was trained / 检查报告（未进行训练）"])
     run_report.environment(page)
@@ -89,25 +100,45 @@ def show(text: str) -> None:
     print(text, end="", flush=True)
 
 
+class Listener(logging.Handler):
+    """Keeps the text of warnings."""
+
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
 @dataclass
 class Check:
-    """What was found out, stage by stage. What a failed stage would have given is None."""
+    """What was found out, stage by stage; what a failed one would have given is None or empty.
+
+    passed:   the stages that ended well, on which others build
+    trainer:  None of a configuration that has problems
+    plan:     None where the state, if any, or the data cannot be used
+    network:  the adapters without memory; None without a sound configuration and a DiT's sizes
+    to_fetch: the tokenizers that a run would bring: where to and where from, by kind
+    """
 
     loaded: LoadedConfig
     train: TrainConfig
     anima: AnimaConfig
-    trainer: NetworkTrainer
-    is_sound: bool = False
+    passed: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     failures: list[UserError] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    trainer: NetworkTrainer | None = None
+    inspection: Inspection = field(default_factory=Inspection)
     catalogue: Catalogue | None = None
+    plan: StepPlan | None = None
     network: AdapterNetwork | None = None
     tokenizers: dict[str, Any] = field(default_factory=dict)
     to_fetch: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(argv: Sequence[str], load_run: LoadRun, trainer_class: type) -> Check:
+    def of(argv: Sequence[str], load_run: LoadRun, trainer_class: TrainerClass) -> Check:
         """Everything that can be known before a model is loaded."""
         loaded = read_config(Parser(), [a for a in argv if a not in ("--help", "-h")], GROUPS)
         if "output_config" in loaded.given:
@@ -115,50 +146,80 @@ class Check:
         groups = {name: loaded.groups[g] for name, g in SHARED_GROUPS.items()}
         shared = TrainConfig(**groups, explicit=loaded.explicit)
         train, anima, _ = adapt(shared, loaded.groups[AnimaConfig], loaded.explicit)
-        check = Check(loaded, train, anima, trainer_class(train, None, anima))
+        check = Check(loaded, train, anima)
         with check.listening():
             check.run(argv, load_run, trainer_class)
         return check
 
-    def run(self, argv: Sequence[str], load_run: LoadRun, trainer_class: type) -> None:
+    def run(self, argv: Sequence[str], load_run: LoadRun, trainer_class: TrainerClass) -> None:
         with self.stage("configuration"):
             self.train, datasets, self.anima, self.notes = load_run(argv)
             self.trainer = trainer_class(self.train, datasets, self.anima)
-            self.is_sound = True
-        if not self.is_sound:
-            self.trainer.datasets = self.readable_datasets()
-            self.notes = self.known_notes()
-        with self.stage("process"):
-            self.trainer.prepare_process()
-        with self.stage("check"):
-            self.check_files()
-        with self.stage("outputs"):
-            save = self.train.save
-            folder = save.output_dir
-            if folder and (problems := lock_problems(Path(folder), output_names(save))):
-                raise OutputError(problems)
-        with self.stage("dataset"):
-            self.read_dataset()
-        if hasattr(self.trainer, "outline") and self.catalogue:
-            with self.stage("state"):
-                self.trainer.check_resume()
+        if self.trainer:
+            self.ask(self.trainer)
+        else:
+            self.look_at_each_part(trainer_class.snapshot_schema)
         self.check_tokenizers()
-        with self.stage("adapters"):
-            self.make_adapters()
+        if self.trainer and (params := self.inspection.params):
+            with self.stage("adapters"):
+                self.make_adapters(self.trainer, params)
+
+    def ask(self, trainer: NetworkTrainer) -> None:
+        """The trainer's stages, each where those that it builds on have ended well."""
+        with self.stage("process"):
+            trainer.prepare_process()
+        if "process" in self.passed:
+            with self.stage("state"):
+                trainer.open_state()
+        with self.stage("files"):  # what is wrong with them is told by the next
+            self.inspection = inspect_models(self.train, self.anima)
+        with self.stage("check"):
+            trainer.check(None if "process" in self.passed else "cpu")
+            self.notes += [*trainer.warnings(), *trainer.differences()]
+        self.check_lock()
+        with self.stage("dataset"):
+            if "state" in self.passed:
+                trainer.prepare_data()
+                self.notes += trainer.warnings_of_length()
+                self.plan, self.catalogue = trainer.plan, trainer.catalogue
+            else:
+                self.catalogue = scan(trainer.datasets)
+        if "check" in self.passed and self.plan:
+            with self.stage("resuming"):
+                trainer.check_resume()
+
+    def look_at_each_part(self, schema: str) -> None:
+        """Of a configuration that has problems. schema: of the states that the family takes."""
+        datasets = self.readable_datasets()
+        self.notes = run_notes(self.train, self.anima, self.loaded.explicit, datasets)
+        with self.stage("process"):
+            train_util.prepare_torch(self.train)
+            train_util.prepare_accelerator(self.train)
+            Resumption(self.train.resume, schema)
+        with self.stage("outputs"):
+            if self.train.save.output_dir and (problems := check_outputs(self.train)):
+                raise ConfigError(problems)
+        with self.stage("optimizer"):
+            self.try_optimizer()
+        with self.stage("files"):
+            self.inspection = inspect_models(self.train, self.anima)
+            self.failures += self.inspection.failures
+        self.check_lock()
+        with self.stage("dataset"):
+            self.catalogue = scan(datasets) if datasets else None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Within: what goes wrong is told in the report and ends this stage alone."""
         try:
             yield
+            self.passed.add(name)
         except UserError as error:
             self.failures.append(error)
         except Exception as error:  # noqa: BLE001  the report is what such an error is told with
-            place = error.__traceback__
-            while place.tb_next:
-                place = place.tb_next
-            file, line = Path(place.tb_frame.f_code.co_filename).name, place.tb_lineno
-            text = f"{type(error).__name__}: {error} ({file}, line {line}). Please report this."
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}, line {place.lineno}"
+            text = f"{type(error).__name__}: {error} ({where}). Please report this."
             self.failures.append(UserError(Problem(text, source=f"unexpected, stage {name}")))
 
     @contextlib.contextmanager
@@ -166,8 +227,7 @@ class Check:
         """Within: the program's warnings are kept for the report instead of being shown."""
         root = logging.getLogger()
         level, handlers = root.level, list(root.handlers)
-        listener = logging.Handler(logging.WARNING)
-        listener.emit = lambda record: self.warnings.append(record.getMessage())
+        listener = Listener(self.warnings)
         root.handlers[:] = [listener]
         quiet_libraries()
         try:
@@ -184,31 +244,13 @@ class Check:
         except ConfigError:  # among the problems already
             return None
 
-    def known_notes(self) -> list[str]:
-        """What has no effect in a configuration that has problems too."""
-        return run_notes(self.train, self.anima, self.loaded.explicit, self.trainer.datasets)
-
-    def check_files(self) -> None:
-        """The trainer's check of all together; of a configuration with problems, of each file."""
-        if self.is_sound:
-            self.trainer.check()
-            self.notes += [*self.trainer.warnings(), *self.trainer.differences()]
-            return
+    def check_lock(self) -> None:
+        """Whether another run writes the same files."""
         with self.stage("outputs"):
-            if self.train.save.output_dir and (problems := check_outputs(self.train)):
-                raise ConfigError(problems)
-        inspections = (
-            (self.trainer.inspect_transformer, self.anima.anima_transformer),
-            (model_loading.inspect_vae, self.train.paths.vae),
-            (self.trainer.inspect_qwen, self.anima.qwen),
-        )
-        with self.stage("optimizer"):
-            self.try_optimizer()
-        for inspect, path in inspections:
-            if path:
-                extra = [self.anima.llm_adapter_path] * (path == self.anima.anima_transformer)
-                with self.stage("files"):
-                    inspect(path, *extra)
+            save = self.train.save
+            folder = save.output_dir
+            if folder and (problems := lock_problems(Path(folder), output_names(save))):
+                raise OutputError(problems)
 
     def try_optimizer(self) -> None:
         """By itself, in a configuration that has other problems."""
@@ -216,15 +258,6 @@ class Check:
             return
         if problems := try_optimizer(self.train.optimizer):
             raise ConfigError(problems)
-
-    def read_dataset(self) -> None:
-        trainer = self.trainer
-        if trainer.datasets and self.is_sound and hasattr(trainer, "seed"):
-            trainer.prepare_data()
-            self.notes += trainer.warnings_of_length()
-            self.catalogue = trainer.catalogue
-        elif trainer.datasets:
-            self.catalogue = scan(trainer.datasets)
 
     def check_tokenizers(self) -> None:
         """Both, even when the first one is wrong; a table of unknown size is not compared with."""
@@ -246,35 +279,35 @@ class Check:
                 self.tokenizers[kind] = tokenizer
 
     def table_rows(self, kind: str) -> int | None:
-        """Rows of the embedding table that reads a tokenizer's ids."""
-        params = getattr(self.trainer, "params", None)
-        rows = getattr(self.trainer, "qwen_rows", None)
-        return rows if kind == "qwen" else params and params.llm_adapter.vocab
+        """Rows of the embedding table that reads a tokenizer's ids; None when they are not known."""
+        found = self.inspection
+        if kind == "qwen":
+            return found.qwen_rows
+        return found.params.llm_adapter.vocab if found.params else None
 
-    def make_adapters(self) -> None:
+    def make_adapters(self, trainer: NetworkTrainer, params: DiTParams) -> None:
         """The network without memory, --base_weights tried on it, and its optimizer."""
-        trainer = self.trainer
-        if not (self.is_sound and hasattr(trainer, "params")):
-            return
-        options = self.train.network
+        options, kwargs = self.train.network, trainer.network_kwargs()
+        assert options.network_module, "the configuration is sound"
         with torch.device("meta"):
-            model, kwargs = trainer.empty_model(), trainer.network_kwargs()
+            model = Anima(params)
             model.set_attention_backend(self.anima.attention_backend)
-            self.network = make_network(trainer.network_module, options, kwargs, model)
+            module = load_network_module(options.network_module)
+            self.network = make_network(module, options, kwargs, model)
             merge_base_weights(options, model)
-        self.try_optimization()
+        self.try_optimization(trainer, self.network)
 
-    def try_optimization(self) -> None:
+    def try_optimization(self, trainer: NetworkTrainer, network: AdapterNetwork) -> None:
         """The trainer's trial of optimizer and schedule; then both made once, for their warnings."""
-        trainer, groups = self.trainer, self.trainer.optimizer_groups(self.network)[0]
-        if plan := getattr(trainer, "plan", None):
-            trainer.check_optimization(self.network)
-        elif problems := try_optimizer(self.train.optimizer, groups):
+        train, (groups, _) = self.train, optimizer_groups(self.train, network)
+        if self.plan:
+            check_optimization(train, network, self.plan.total_steps, trainer.accelerator.device)
+        elif problems := try_optimizer(train.optimizer, groups):
             raise ConfigError(problems)
         small = [{**group, "params": [nn.Parameter(torch.zeros(1))]} for group in groups]
-        optimizer = create_optimizer(self.train.optimizer, small)
-        if plan:
-            create_scheduler(self.train.schedule, optimizer, total_steps=plan.total_steps)
+        optimizer = create_optimizer(train.optimizer, small)
+        if self.plan:
+            create_scheduler(train.schedule, optimizer, total_steps=self.plan.total_steps)
 
     def describe(self, page: Page) -> None:
         """Everything but the result."""
@@ -282,7 +315,7 @@ class Check:
         notes = [*self.loaded.notes, *self.notes]
         run_report.options(page, self.loaded, all_flags(GROUPS), notes, problems)
         page.heading("Model files", "模型文件")
-        page.table(self.file_rows())
+        page.table(file_rows(self.train, self.anima, self.inspection.params))
         page.heading("Tokenizers", "分词器")
         page.table(self.tokenizer_rows())
         page.heading("Dataset", "数据集")
@@ -290,37 +323,20 @@ class Check:
             page.line("  not known: see the result")
         else:
             run_report.dataset(page, self.catalogue)
-        plan = getattr(self.trainer, "plan", None)
         page.heading("Length of the run", "训练长度")
-        if plan:
-            run_report.length(page, self.train, plan, self.trainer.accelerator.num_processes)
-        if plan is None or self.network is None or len(self.tokenizers) < len(TOKENIZERS):
+        trainer, network, params = self.trainer, self.network, self.inspection.params
+        if trainer and self.plan:
+            run_report.length(page, self.train, self.plan, trainer.accelerator.num_processes)
+        if not (trainer and self.plan and network and params) or (
+            len(self.tokenizers) < len(TOKENIZERS)
+        ):
             page.line("  The rest is worked out when the problems below are solved.")
             return
         page.heading("Adapters", "适配器")
-        for line in self.network.summary():
+        for line in network.summary():
             page.line(f"  {line}")
         with self.stage("estimates"):
-            Estimates(self.trainer, self.network, self.tokenizers).describe(page)
-
-    def file_rows(self) -> Iterator[tuple[str, str]]:
-        """Each file that was named: its path, then what its header says it is."""
-        anima, network = self.anima, self.train.network
-        named = [
-            ("DiT", anima.anima_transformer),
-            ("LLM adapter", anima.llm_adapter_path),
-            ("VAE", self.train.paths.vae),
-            ("Qwen", anima.qwen),
-            ("network_weights", network.network_weights),
-            *(("base_weights", file) for file in network.base_weights or ()),
-        ]
-        for role, path in named:
-            if path:
-                yield role, path
-                yield "", describe_file(path)
-        if params := getattr(self.trainer, "params", None):
-            yield "the DiT has", f"{params.num_blocks} blocks, {params.model_dim} wide"
-        yield "attention", anima.attention_backend
+            Estimates(trainer, self.anima, params, network, self.tokenizers).describe(page)
 
     def tokenizer_rows(self) -> Iterator[tuple[str, str]]:
         for kind, facts in tokenizer_assets.KINDS.items():
@@ -338,32 +354,3 @@ class Check:
                 f"{len(tokenizer)} tokens ({size}), embedding table of {rows or 'unknown'} rows",
             )
             yield "", f"{tokenizer_assets.SMOKE_TEXT!r} -> {sample}"
-
-
-def describe_file(path: str) -> str:
-    """What a weight file or folder is: size, parameters, dtypes and kind, by its headers."""
-    try:
-        files = model_loading.qwen_files(path)
-        if Path(path).is_dir() and model_loading.vae_file(path) != Path(path):
-            files = [model_loading.vae_file(path)]
-        shapes: dict[str, tuple[int, ...]] = {}
-        dtypes: Counter[str] = Counter()
-        for file in files:
-            found, kinds = model_loading.shapes_and_dtypes(file, "a model")
-            shapes |= found
-            dtypes.update(kinds.values())
-    except UserError:
-        return "cannot be used: see the result"
-    size = sum(file.stat().st_size for file in files)
-    stored = ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common())
-    prefix = key_mapping.transformer_prefix(shapes)
-    parts = [
-        key_mapping.guess_kind(shapes).partition(",")[0],
-        size_text(size),
-        f"{sum(map(prod, shapes.values())):,} parameters",
-        stored,
-        f"keys begin with {prefix!r}" if prefix else "",
-        "Wan 2.1 layout" if model_loading.WAN_MARK in shapes else "",
-        f"hash {legacy_hash(files[0])}" if size > 2**21 else "",
-    ]
-    return ", ".join(part for part in parts if part)

@@ -98,6 +98,14 @@ T5 = TokenizerKind(
 )
 
 KINDS = {"qwen": QWEN, "t5": T5}
+
+
+@dataclass(frozen=True)
+class TokenizerFolders:
+    """Where the two tokenizers of a run are, or will be: folders, or single files."""
+
+    qwen: Path
+    t5: Path
 OWN_FILES = {
     "vocab.json": "vocab_file", "spiece.model": "vocab_file", "merges.txt": "merges_file",
     "tokenizer.json": "tokenizer_file",

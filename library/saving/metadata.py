@@ -30,7 +30,10 @@ SESSION_KEYS = ("ss_session_id", "ss_training_started_at", "modelspec.date")
 
 
 class FileHashes:
-    """sha256 of large files, computed beside the run; a run that ends does not wait for it."""
+    """sha256 of large files, computed beside the run from `start` or the first question on.
+
+    A run that ends does not wait for it.
+    """
 
     def __init__(
         self, paths: Mapping[str, str | None], hash_file: Callable[[str], str] = sha256_of_file
@@ -38,7 +41,12 @@ class FileHashes:
         self.hash_file = hash_file
         self.files = {r: path for r, path in paths.items() if path and os.path.isfile(path)}
         self.pending: dict[str, Future[str]] = {role: Future() for role in self.files}
-        threading.Thread(target=self.compute, name="hash", daemon=True).start()
+        self.is_started = False
+
+    def start(self) -> None:
+        if not self.is_started:
+            self.is_started = True
+            threading.Thread(target=self.compute, name="hash", daemon=True).start()
 
     def compute(self) -> None:
         for role, path in self.files.items():
@@ -51,6 +59,7 @@ class FileHashes:
         """The hexadecimal digest, waiting for it if need be; None for a folder or no file."""
         if role not in self.pending:
             return None
+        self.start()
         with reading(self.files[role]):
             return self.pending[role].result()
 

@@ -334,7 +334,7 @@ def test_texts_are_stored_in_the_encoders_precision_and_at_their_real_length(
     settings = {"mixed_precision": precision, "cache_text_encoder_outputs_to_disk": True, **length}
     trainer = make_trainer(config_files(demo, run_folder, settings))
     trainer.prepare()
-    width = trainer.params.llm_adapter.source_dim
+    width = trainer.model_facts.params.llm_adapter.source_dim
     for image in trainer.catalogue.images:
         caption = image.caption.strip()
         tokens = trainer.tokenize_strategy.tokenize(caption)

@@ -112,8 +112,10 @@ def start(demo, folder, settings):
     """The stages of a run that load and attach; the trainer as it stands before the first step."""
     trainer = make_trainer(config_files(demo, folder, settings))
     trainer.prepare_process()
+    trainer.open_state()
     trainer.check()
     trainer.load_models()
+    trainer.prepare_model()
     trainer.attach_network()
     return trainer
 

@@ -48,7 +48,7 @@ def merged_by_trainer(demo, folder, tensors, **settings):
     settings = {"base_weights": [str(folder / "base.safetensors")], **settings}
     trainer = start(demo, folder, {"output_dir": str(folder / "out"), **settings})
     trainer.network.remove()
-    return trainer.model.state_dict()
+    return trainer.base.state_dict()
 
 
 def assert_merged(found, base, expected, strength):

@@ -104,6 +104,7 @@ def facts_of(demo, folder, text):
     (folder / "dataset.toml").write_text(text, encoding="utf-8")
     trainer = make_trainer(argv)
     trainer.prepare_process()
+    trainer.open_state()
     trainer.check()
     trainer.prepare_data()
     return RunFacts(trainer.cfg, trainer.catalogue, trainer.plan, trainer.outline, "O", 1, 2)
@@ -168,6 +169,7 @@ def test_folders_named_by_flags_are_told_as_sd_scripts_does(demo, run_folder):
     }  # fmt: skip
     trainer = make_trainer(["--config_file", str(write_toml(run_folder / "a.toml", settings))])
     trainer.prepare_process()
+    trainer.open_state()
     trainer.check()
     trainer.prepare_data()
     parts = (trainer.cfg, trainer.catalogue, trainer.plan, trainer.outline, "O", 1, 2)

@@ -130,7 +130,7 @@ def test_a_run_of_other_settings_is_refused_before_anything_is_loaded(demo, run_
     trainer = make_trainer(argv)
     with pytest.raises(ResumeError) as refused:
         trainer.train()
-    assert not hasattr(trainer, "dataset") and not hasattr(trainer, "model")
+    assert not hasattr(trainer, "dataset") and not hasattr(trainer, "base")
     assert {problem.where for problem in refused.value.problems} == {
         "network_dim", "network_args.train_norm", "targets", "optimizer_type", "lr_scheduler",
         "gradient_accumulation_steps", "seed", "mixed_precision", "timestep_sampling",
@@ -173,7 +173,7 @@ def test_a_longer_run_and_a_new_rate_are_applied(demo, run_folder, state):
     settings = {"resume": str(state), "max_train_steps": 6, "learning_rate": 5e-4}
     trainer = train(demo, run_folder, settings)
     assert trainer.state.step == 6
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [5e-4]
+    assert [group["lr"] for group in trainer.optimization.optimizer.param_groups] == [5e-4]
     rows = (trainer.trackers.run_dir / "loss.jsonl").read_text().splitlines()
     assert {json.loads(row)["lr/unet"] for row in rows} == {5e-4}
 

@@ -209,6 +209,7 @@ def test_a_path_that_cannot_be_is_told(demo, run_folder, monkeypatch, name, valu
     try:
         trainer = make_trainer(argv)
         trainer.prepare_process()
+        trainer.open_state()
         trainer.check()
         trainer.prepare_data()
     except UserError as error:

@@ -58,6 +58,7 @@ def encoded(demo, run_folder, **settings) -> list[int]:
     cached = {"cache_latents_to_disk": True, "cache_text_encoder_outputs": False, **settings}
     trainer = make_trainer(config_files(demo, run_folder, cached))
     trainer.prepare_process()
+    trainer.open_state()
     trainer.check()
     trainer.prepare_data()
     strategy, sizes = trainer.get_latents_caching_strategy(), []

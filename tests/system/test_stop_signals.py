@@ -132,7 +132,7 @@ def test_an_error_does_not_wait_for_files_that_are_being_hashed(tmp_path):
         "from library.errors import UserError\nfrom library.system.program import run_main\n"
         "from library.saving.metadata import FileHashes\n"
         "def main():\n"
-        f"    FileHashes({{'model': {str(tmp_path / 'large')!r}}})\n"
+        f"    FileHashes({{'model': {str(tmp_path / 'large')!r}}}).start()\n"
         "    raise UserError('early')\n"
         "run_main(main)\n"
     )

@@ -101,7 +101,7 @@ def test_a_run_logs_what_prodigy_found(demo, run_folder):
     found = [row["lr/d*lr/unet"] for row in rows_of(trainer)]
     assert found[0] == pytest.approx(1e-6)
     assert [row["lr/unet"] for row in rows_of(trainer)] == [1.0] * 3
-    assert found[-1] <= trainer.optimizer.param_groups[0]["d"]
+    assert found[-1] <= trainer.optimization.optimizer.param_groups[0]["d"]
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
@@ -189,9 +189,10 @@ def test_the_schedule_counts_the_runs_steps_also_those_without_an_update(
     trainer, batches = trainer_at_its_first_step(config_files(demo, run_folder, settings))
     if scaled:
         trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
-        inner = trainer.optimizer.optimizer
-        trainer.optimizer = AcceleratedOptimizer(inner, False, trainer.accelerator.scaler)
-        trainer.monitor.guard = type(trainer.monitor.guard)(trainer.optimizer, "warn")
+        inner, scaler = trainer.optimization.inner, trainer.accelerator.scaler
+        trainer.optimization.optimizer = AcceleratedOptimizer(inner, False, scaler)
+        guard = type(trainer.monitor.guard)(trainer.optimization.optimizer, "warn")
+        trainer.monitor.guard = guard
     before = [p.detach().clone() for p in trainer.network.get_trainable_params()]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -201,9 +202,9 @@ def test_the_schedule_counts_the_runs_steps_also_those_without_an_update(
         assert all(torch.equal(a, b) for a, b in unmoved)
         for window in batches[1:3]:
             trainer.train_step(window)
-    assert trainer.scheduler.last_epoch == trainer.state.step == 3
+    assert trainer.optimization.scheduler.last_epoch == trainer.state.step == 3
     if scaled:
         assert trainer.accelerator.scaler.get_scale() == 2**15
     if name != "Adafactor":
         rate = trainer.cfg.optimizer.learning_rate
-        assert trainer.rates.latest["lr/unet"] == pytest.approx(rate * (1 - 2 / 4))
+        assert trainer.optimization.rates.latest["lr/unet"] == pytest.approx(rate * (1 - 2 / 4))

@@ -1,0 +1,357 @@
+"""The stages of a run before its first step, for any model family: from flags to all that a step needs.
+
+`prepare()` is the table of contents. What a stage sets stays; what needs no keeping is no attribute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from library import train_util
+from library.caching.contents import Contents
+from library.caching.latents_cache import LatentsCache, cache_latents
+from library.caching.text_windows import RunTexts, TextNow, TextWindows
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.data_types import RunPosition
+from library.data.dataset_config import DatasetGroupConfig
+from library.data.datasets import TrainDataset
+from library.data.scan import scan
+from library.device_utils import precision_dtype
+from library.errors import ConfigError, Problem
+from library.saving import snapshot
+from library.saving.checkpoints import Checkpoints
+from library.saving.metadata import RunMetadata, start_entries
+from library.saving.metadata_table import RunFacts
+from library.saving.output_checks import check_outputs
+from library.saving.resumption import Resumption
+from library.saving.run_files import RunFiles
+from library.saving.snapshot import Snapshot
+from library.saving.state_contents import TrainingParts, first_position
+from library.saving.stopping import StopRequests
+from library.settings.run_config import TrainConfig
+from library.system.program import is_first_process
+from library.trainer_hooks import CanCheckpoint, FamilyHooks
+from library.training.flow_matching import Noising
+from library.training.optimization import Optimization, check_optimization
+from library.training.optimizer_trial import try_optimizer
+from library.training.optimizers import (
+    describe_optimizer,
+    optimizer_train_mode,
+)
+from library.utils import log_lines, position_seed
+from library.watching.monitor import Monitor
+from library.watching.progress import RunProgress
+from library.watching.trackers import Trackers, create_trackers
+from library.watching.validation import Validation
+from networks.contract import NetworkModule
+from networks.loading import load_network_module, make_network, merge_base_weights, quiet
+from networks.network import AdapterNetwork
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from library.data.catalogue import Catalogue
+    from library.strategy_base import (
+        LatentsCachingStrategy,
+        TextEncodingStrategy,
+        TokenizeStrategy,
+    )
+
+logger = logging.getLogger(__name__)
+
+
+class TrainerStages(FamilyHooks):
+    """What a run is made of. Each stage sets the attributes that stand under its name.
+
+    outline: the network that will be attached, without memory
+    base:    the frozen model, from attach_network on with the adapters inside
+    model:   what is called in a step: the base, wrapped where several processes train
+    """
+
+    # prepare_process
+    accelerator: Accelerator
+    noising: Noising
+    weight_dtype: torch.dtype
+    # open_state
+    resumption: Resumption
+    seed: int
+    # check
+    network_module: NetworkModule
+    model_facts: object
+    outline: AdapterNetwork
+    # prepare_data
+    catalogue: Catalogue
+    sampler: BucketBatchSampler
+    state: RunPosition
+    plan: train_util.StepPlan
+    checkpoints: Checkpoints
+    validation: Validation
+    # prepare_strategies
+    tokenize_strategy: TokenizeStrategy
+    latents_strategy: LatentsCachingStrategy
+    text_strategy: TextEncodingStrategy
+    # cache_inputs
+    texts: TextWindows | TextNow
+    dataset: TrainDataset
+    # load_models
+    base: nn.Module
+    # attach_network
+    network: AdapterNetwork
+    # prepare_optimization
+    optimization: Optimization
+    model: nn.Module
+    # start_logs
+    monitor: Monitor
+    metadata: RunMetadata
+    trackers: Trackers
+    progress: RunProgress
+    # take_over
+    files: RunFiles
+    stops: StopRequests
+
+    def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
+        """Both checked, each by itself."""
+        self.cfg = cfg
+        self.datasets = datasets
+        self.contents = Contents()
+
+    def prepare(self) -> None:
+        """Everything before the first step, one large model in memory at a time."""
+        self.prepare_process()
+        self.open_state()
+        self.check()
+        log_lines(logger, self.warnings(), logging.WARNING)
+        log_lines(logger, self.differences())
+        self.prepare_data()
+        self.check_optimization()
+        self.check_resume()
+        self.cache_inputs()
+        self.load_models()
+        self.prepare_model()
+        self.attach_network()
+        self.prepare_optimization()
+        self.start_logs()
+        self.take_over()
+
+    def assert_extra_args(self) -> list[Problem]:
+        """What is wrong between the flags and the output folder, before any heavy work."""
+        one_tries = is_first_process(os.environ)  # since what is tried is made and removed
+        return check_outputs(self.cfg) if one_tries else []
+
+    def prepare_process(self) -> None:
+        """Establish the accelerator and the settings of the path."""
+        train_util.prepare_torch(self.cfg)
+        self.accelerator = train_util.prepare_accelerator(self.cfg)
+        self.noising = train_util.make_noising(self.cfg.flow)
+        self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
+
+    def open_state(self) -> None:
+        """Establish which state to go on from, if any, and the seed."""
+        self.resumption = Resumption(self.cfg.resume, self.snapshot_schema)
+        self.seed = train_util.choose_seed(self.resumption.seed_or(self.cfg.loop.seed))
+
+    def check(self, device: torch.device | str | None = None) -> None:
+        """Establish what the model files are, and adapters that fit; all problems in one error.
+
+        device: where optimizers are tried when something else is wrong; None: where the run trains
+        """
+        net, kwargs = self.cfg.network, self.network_kwargs()
+        assert net.network_module, "the family chooses one"
+        module = load_network_module(net.network_module)
+        dims = net.network_dim, net.network_alpha, net.network_dropout
+        facts, wrong_files = self.inspect_models()
+        problems = module.check_network_args(*dims, **kwargs)
+        problems += [*self.assert_extra_args(), *wrong_files]
+        if problems:
+            where = self.accelerator.device if device is None else device
+            raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, device=where)])
+        self.network_module, self.model_facts = module, facts
+        with torch.device("meta"), quiet():
+            model = self.empty_model()
+            merge_base_weights(net, model)
+            self.outline = make_network(module, net, kwargs, model)
+
+    def prepare_data(self) -> None:
+        """Establish the catalogue of pictures, the order of batches and the length of the run."""
+        self.catalogue = scan(self.datasets)
+        self.sampler = BucketBatchSampler(
+            self.catalogue,
+            seed=self.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        accumulation = self.cfg.loop.gradient_accumulation_steps
+        plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
+        self.state = first_position(
+            self.cfg.resume,
+            self.resumption.state,
+            plan,
+            accumulation=accumulation,
+            processes=self.accelerator.num_processes,
+        )
+        self.plan = plan.starting_at(self.state, self.cfg)
+        self.checkpoints = Checkpoints(self.cfg.save, self.plan.epochs, self.cfg.resume)
+        self.validation = Validation(self.catalogue.validation(), self.cfg.validation)
+        log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
+        log_lines(logger, self.catalogue.describe())
+
+    def check_optimization(self) -> None:
+        """All of the run's steps, on stand-ins."""
+        device = self.accelerator.device
+        check_optimization(self.cfg, self.outline, self.plan.total_steps, device)
+
+    def check_resume(self) -> None:
+        """That the state fits this run, before anything heavy is loaded."""
+        is_main = self.accelerator.is_main_process
+        self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
+
+    def build_resume_snapshot(self) -> dict[str, Any]:
+        """The settings of this run that a state keeps."""
+        return self.snapshot().document(self.snapshot_schema)
+
+    def snapshot(self) -> Snapshot:
+        """The same by kind; a family adds its own."""
+        processes = self.accelerator.num_processes
+        return snapshot.run_fields(
+            self.cfg, self.catalogue, self.outline, seed=self.seed, processes=processes
+        )
+
+    def validate_resume_snapshot(self, saved: Mapping[str, Any]) -> list[Problem]:
+        """What in a state's snapshot keeps this run from going on from it."""
+        own = self.build_resume_snapshot()
+        return snapshot.compare(saved, own, self.cfg.resume, strict=self.strict_resume)
+
+    def cache_inputs(self) -> None:
+        """Establish latents and text outputs, cached as asked, their encoders put away."""
+        cache = self.cfg.cache
+        self.prepare_strategies()
+        latents = self.cache_latents() if cache.cache_latents else None
+        texts = self.cache_text() if cache.cache_text_encoder_outputs else None
+        self.texts = texts or TextNow(self.tokenize_strategy, self.text_strategy)
+        self.dataset = self.make_dataset(latents=latents, texts=texts)
+        self.validation.use_latents(latents)
+        encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
+        for what in (name for name, is_cached in encoders.items() if not is_cached):
+            logger.info("The %s stays in memory: its outputs are not cached.", what)
+
+    def prepare_strategies(self) -> None:
+        """Establish how captions and pictures are encoded; models are loaded only when used."""
+        self.tokenize_strategy = self.get_tokenize_strategy()
+        self.latents_strategy = self.get_latents_caching_strategy()
+        self.text_strategy = self.get_text_encoding_strategy()
+
+    def make_dataset(self, **caches: Any) -> TrainDataset:
+        return TrainDataset(
+            self.catalogue,
+            seed=self.seed,
+            max_train_steps=self.plan.total_steps,
+            steps_per_epoch=self.plan.steps_per_epoch,
+            prior_loss_weight=self.cfg.loss.prior_loss_weight,
+            **caches,
+        )
+
+    def cache_latents(self) -> LatentsCache:
+        """Encode every picture once; the VAE is freed when this returns."""
+        options, to_disk = self.cfg.cache, self.cfg.cache.cache_latents_to_disk
+        share = train_util.share_of_caching(self.accelerator, to_disk)
+        return cache_latents(
+            self.catalogue.everything(), self.latents_strategy, share=share, to_disk=to_disk,
+            batch_size=options.vae_batch_size, skip_check=options.skip_cache_check,
+            contents=self.contents,
+        )  # fmt: skip
+
+    def cache_text(self) -> TextWindows:
+        """The run's texts, shuffled and dropped ones included; those needed first are encoded."""
+        strategy, options = self.get_text_encoder_outputs_caching_strategy(), self.cfg.cache
+        share = train_util.share_of_caching(
+            self.accelerator, options.cache_text_encoder_outputs_to_disk
+        )
+        windows = TextWindows.make(self.run_texts(), strategy, options, self.contents, share)
+        windows.prepare_epoch(self.state.epoch)
+        return windows
+
+    def run_texts(self) -> RunTexts:
+        """Which texts the run uses when."""
+        plan, always = self.plan, self.validation.captions()
+        return RunTexts(self.make_dataset(), self.sampler, plan.epochs, plan.last_batches, always)
+
+    def load_models(self) -> None:
+        """Establish the frozen model on its device, --base_weights merged in."""
+        self.base = self.load_target_model()
+        merge_base_weights(self.cfg.network, self.base)
+
+    def prepare_model(self) -> None:
+        """Where the model's activations are kept: nothing new, the base as it will be trained on."""
+        loop = self.cfg.loop
+        offload = loop.cpu_offload_checkpointing or loop.unsloth_offload_checkpointing
+        if loop.gradient_checkpointing or offload:
+            assert isinstance(self.base, CanCheckpoint), "every family's model can"
+            self.base.enable_gradient_checkpointing(cpu_offload=offload)
+
+    def attach_network(self) -> None:
+        """Establish the adapters inside the model."""
+        torch.manual_seed(position_seed(self.seed, "adapters"))  # the same factors on every rank
+        network = make_network(
+            self.network_module, self.cfg.network, self.network_kwargs(), self.base
+        )
+        network.apply_to(None, self.base, apply_text_encoder=False, apply_unet=True)
+        network.prepare_grad_etc(None, self.base)
+        if self.cfg.precision.full_bf16:
+            network.cast_trainables(torch.bfloat16)
+        self.network = network
+        log_lines(logger, network.summary())
+
+    def prepare_optimization(self) -> None:
+        """Establish what makes the updates, and the model as it is called in a step."""
+        self.optimization = Optimization(
+            self.cfg, self.network, self.plan.total_steps, self.accelerator
+        )
+        self.model = self.optimization.wrap(self.base)
+        self.network.check_trainables()
+
+    def start_logs(self) -> None:
+        """Establish trackers and metadata, and say what is about to run."""
+        cfg, plan, is_main = self.cfg, self.plan, self.accelerator.is_main_process
+        self.monitor = Monitor(cfg.monitor, self.optimization.optimizer, self.accelerator.device)
+        optimizer = describe_optimizer(self.optimization.inner, cfg.optimizer)
+        processes = self.accelerator.num_processes
+        facts = RunFacts(cfg, self.catalogue, plan, self.network, optimizer, self.seed, processes)
+        entries = start_entries(facts)
+        self.update_metadata(entries)
+        if self.resumption.state:
+            entries |= self.resumption.state.run["metadata"]
+        self.metadata = RunMetadata(entries, cfg.save.no_metadata)
+        self.trackers = create_trackers(
+            cfg.logging if is_main else None,
+            output_dir=cfg.save.output_dir,
+            output_name=cfg.save.output_name,
+            config=cfg.flat(),
+        )
+        log_lines(logger, [*plan.describe(cfg, self.accelerator), *self.trackers.describe()])
+        self.progress = RunProgress(
+            self.trackers, plan, is_main, self.monitor, start=self.state.step
+        )
+
+    def take_over(self) -> None:
+        """Establish what writes the run's files, and what the state holds in all its parts."""
+        optimization, scaler = self.optimization, self.accelerator.scaler
+        optimizer_train_mode(optimization.optimizer)
+        parts = TrainingParts(
+            self.network, optimization.inner, optimization.scheduler, scaler, self.progress,
+            arguments=self.cfg.optimizer.optimizer_args or (),
+        )  # fmt: skip
+        facts = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
+        self.files = RunFiles(
+            self.checkpoints, self.accelerator, parts, self.metadata, facts,
+            self.build_resume_snapshot,
+        )  # fmt: skip
+        self.stops = StopRequests(self.checkpoints.folder, self.accelerator)
+        self.resumption.restore(parts, self.state, self.accelerator.process_index)
+        if self.resumption.state:
+            self.files.last_state = self.resumption.state.folder
