@@ -26,9 +26,9 @@ import torch
 from library.data.catalogue import Catalogue
 from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError, visible
 from library.settings.config_file import LoadedConfig
+from library.settings.optimizer_names import optimizer_name
 from library.settings.options import Flag
 from library.settings.run_config import TrainConfig
-from library.training.optimizers import optimizer_name
 
 if TYPE_CHECKING:
     from library.train_util import StepPlan

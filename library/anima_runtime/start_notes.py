@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from library.anima_runtime.config_adapter import COMPONENT_RATES, AnimaConfig
 from library.errors import Problem
+from library.settings.optimizer_names import OPTIMIZERS, optimizer_name
 from library.settings.run_config import TrainConfig, sets_own_rate
-from library.training.optimizers import OPTIMIZERS, optimizer_name
 from networks.arguments import parse_network_args
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 FORKS_NOISE = ("anima_timestep_sampling", "anima_sigmoid_scale", "anima_noise_offset")
 SHIFTS = ("anima_flow_shift", "discrete_flow_shift", "timestep_sampling")
-"""With AdamW, in what people publish."""
-LIKE_ADAMW = ("AdamW", "PagedAdamW", "AdamW8bit", "PagedAdamW8bit", "PagedAdamW32bit")
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,11 @@ def rate_is_missing(start: Start) -> list[str]:
         return []
     settings, name = start.network.settings, optimizer_name(start.train.optimizer)
     kind, usual = settings.kind, settings.kinds.trained[settings.kind].usual_rate
-    if name in LIKE_ADAMW:
+    known = OPTIMIZERS.get(name)
+    like = known.usual_rates if known else ""
+    if like == "AdamW":
         advice = f"Usual for {kind} with {name}: {usual}."
-    elif "Lion" in name:
+    elif like == "Lion" or not known and "Lion" in name:
         advice = f"Usual for {kind} with {name}: a third to a tenth of AdamW's ({usual})."
     else:
         advice = f"Usual for {kind}: with AdamW {usual}; {name} may want another."

@@ -14,6 +14,12 @@ from typing import Any
 from library.errors import Problem
 from library.settings.dataset_keys import INTERPOLATIONS, default_of
 from library.settings.effects import Condition, Idle, loses_to, needs, needs_data, needs_plan
+from library.settings.optimizer_names import (
+    DEFAULT,
+    OPTIMIZERS,
+    chooses_step_size,
+    optimizer_name,
+)
 from library.settings.options import (
     above,
     at_least,
@@ -39,12 +45,12 @@ SCHEDULES = (
     "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, "
     "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, adafactor[:lr]"
 )
-OPTIMIZERS = (
-    "AdamW (default), AdamW8bit, PagedAdamW, PagedAdamW8bit, PagedAdamW32bit, Lion, Lion8bit, "
-    "PagedLion8bit, SGDNesterov, SGDNesterov8bit, DAdaptation, DAdaptAdamPreprint, DAdaptAdaGrad, "
-    "DAdaptAdam, DAdaptAdan, DAdaptAdanIP, DAdaptLion, DAdaptSGD, Prodigy, Adafactor, "
-    "RAdamScheduleFree, AdamWScheduleFree, SGDScheduleFree, or a dotted class path"
-)
+OPTIMIZER_CHOICES = ", ".join(
+    f"{name} (default)" if name == DEFAULT else name for name in OPTIMIZERS
+) + ", or a dotted class path"
+LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
+TIMESTEP_SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
+WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
 SAMPLERS = (
     "ddim",
     "pndm",
@@ -105,10 +111,10 @@ def key_flag(key: str, help: str, **declared: Any) -> Any:
 
 def sets_own_rate(o: SimpleNamespace) -> bool:
     """Whether the optimizer is Adafactor at its own step size, sd-scripts' default of it."""
-    if o.optimizer_type.strip().lower() != "adafactor" or o.use_8bit_adam or o.use_lion_optimizer:
+    if optimizer_name(o) != "Adafactor":
         return False
     arguments, _ = parse_assignments(o.optimizer_args, "optimizer_args")
-    return bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
+    return chooses_step_size(arguments)
 
 
 def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
@@ -444,7 +450,7 @@ class NetworkOptions:
 class OptimizerOptions:
     """Optimizer"""
 
-    optimizer_type: str = flag("", OPTIMIZERS)
+    optimizer_type: str = flag("", OPTIMIZER_CHOICES)
     use_8bit_adam: bool = flag(False, "old form of optimizer_type = AdamW8bit")
     use_lion_optimizer: bool = flag(False, "old form of optimizer_type = Lion")
     learning_rate: float = flag(
@@ -606,7 +612,7 @@ class FlowOptions:
     timestep_sampling: str = flag(
         "sigmoid",
         "how sigma is drawn",
-        choices=("sigma", "uniform", "sigmoid", "shift", "flux_shift"),
+        choices=TIMESTEP_SAMPLINGS,
     )
     sigmoid_scale: float = flag(
         1.0,
@@ -624,7 +630,7 @@ class FlowOptions:
     )
     weighting_scheme: str = flag(
         "uniform", "loss weight (sigma_sqrt, cosmap), or density of sigma (logit_normal, mode)",
-        choices=("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"), idle=(needs(lambda o: o.timestep_sampling == "sigma" or o.weighting_scheme not in ("logit_normal", "mode"), SAMPLING),))  # fmt: skip
+        choices=WEIGHTING_SCHEMES, idle=(needs(lambda o: o.timestep_sampling == "sigma" or o.weighting_scheme not in ("logit_normal", "mode"), SAMPLING),))  # fmt: skip
     logit_mean: float = flag(
         0.0,
         "mean of logit_normal",
@@ -679,7 +685,7 @@ class FlowOptions:
 class LossOptions:
     """Loss"""
 
-    loss_type: str = flag("l2", "kind of loss", choices=("l1", "l2", "huber", "smooth_l1"))
+    loss_type: str = flag("l2", "kind of loss", choices=LOSS_TYPES)
     huber_schedule: str = flag(
         "snr", "threshold by sigma", choices=("constant", "exponential", "snr"), idle=(HUBER,)
     )

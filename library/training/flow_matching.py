@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from library.device_utils import to_device
+from library.settings.run_config import TIMESTEP_SAMPLINGS, WEIGHTING_SCHEMES
 from library.utils import position_seed
 
 Number = TypeVar("Number", float, Tensor)
-
-SAMPLING_METHODS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
-WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
 
 SMALLEST_SIGMA = 1e-3
 """Of the 1000 that sd-scripts draws from, before any shift."""
@@ -63,7 +61,7 @@ class SigmaSampling:
     max_sigma: float = 1.0
 
     def __post_init__(self) -> None:
-        assert self.method in SAMPLING_METHODS, self.method
+        assert self.method in TIMESTEP_SAMPLINGS, self.method
         assert self.weighting_scheme in WEIGHTING_SCHEMES, self.weighting_scheme
         assert self.shift > 0 and 0 <= self.min_sigma < self.max_sigma <= 1
 

@@ -8,16 +8,12 @@ refuses for flow models.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from library.settings.run_config import LossOptions
-
-LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
+from library.settings.run_config import LOSS_TYPES, LossOptions
 
 
 def elementwise_loss(

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer, lr_scheduler
 
 from library.errors import Problem, UserError
+from library.settings.optimizer_names import optimizer_name
 from library.training.optimizers import (
     create_optimizer,
     optimizer_eval_mode,
-    optimizer_name,
     optimizer_train_mode,
 )
 from library.training.random_states import random_states, restore_random_states

@@ -1,6 +1,6 @@
-"""Optimizers by sd-scripts' names, imported only when chosen; train and eval mode of schedule-free ones.
+"""Optimizers imported only when chosen; train and eval mode of schedule-free ones.
 
-Any other class is reached by its dotted path. Adafactor follows sd-scripts: unless relative_step=False is
+Names and classes are settings.optimizer_names'; any other class is reached by its dotted path. Adafactor follows sd-scripts: unless relative_step=False is
 given it sets its own step size, and learning rate and schedule are only names.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,6 +18,12 @@ from torch.optim import Optimizer
 
 from library.errors import ConfigError, Problem
 from library.settings.foreign_names import CLASSES
+from library.settings.optimizer_names import (
+    OPTIMIZERS,
+    KnownOptimizer,
+    chooses_step_size,
+    optimizer_name,
+)
 from library.settings.user_classes import (
     check_keywords,
     import_class,
@@ -51,69 +56,6 @@ class ScheduleFree(Protocol):
     def train(self) -> None: ...
 
     def eval(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class KnownOptimizer:
-    """path: of the class. requirement: for pip, "" when always there. defaults: where ours differ."""
-
-    path: str
-    requirement: str = ""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    finds_own_lr: bool = False
-
-
-_BNB, _DADAPT = "bitsandbytes>=0.50", "dadaptation"
-_SCHEDULEFREE, _NESTEROV = "schedulefree", {"momentum": 0.9, "nesterov": True}
-
-OPTIMIZERS: dict[str, KnownOptimizer] = {
-    "AdamW": KnownOptimizer("torch.optim.AdamW"),
-    "AdamW8bit": KnownOptimizer("bitsandbytes.optim.AdamW8bit", _BNB),
-    "PagedAdamW": KnownOptimizer("bitsandbytes.optim.PagedAdamW", _BNB),
-    "PagedAdamW8bit": KnownOptimizer("bitsandbytes.optim.PagedAdamW8bit", _BNB),
-    "PagedAdamW32bit": KnownOptimizer("bitsandbytes.optim.PagedAdamW32bit", _BNB),
-    "Lion": KnownOptimizer("lion_pytorch.Lion", "lion-pytorch"),
-    "Lion8bit": KnownOptimizer("bitsandbytes.optim.Lion8bit", _BNB),
-    "PagedLion8bit": KnownOptimizer("bitsandbytes.optim.PagedLion8bit", _BNB),
-    "SGDNesterov": KnownOptimizer("torch.optim.SGD", "", _NESTEROV),
-    "SGDNesterov8bit": KnownOptimizer("bitsandbytes.optim.SGD8bit", _BNB, _NESTEROV),
-    "DAdaptation": KnownOptimizer(
-        "dadaptation.experimental.DAdaptAdamPreprint", _DADAPT, finds_own_lr=True
-    ),
-    "DAdaptAdamPreprint": KnownOptimizer(
-        "dadaptation.experimental.DAdaptAdamPreprint", _DADAPT, finds_own_lr=True
-    ),
-    "DAdaptAdaGrad": KnownOptimizer("dadaptation.DAdaptAdaGrad", _DADAPT, finds_own_lr=True),
-    "DAdaptAdam": KnownOptimizer("dadaptation.DAdaptAdam", _DADAPT, finds_own_lr=True),
-    "DAdaptAdan": KnownOptimizer("dadaptation.DAdaptAdan", _DADAPT, finds_own_lr=True),
-    "DAdaptAdanIP": KnownOptimizer(
-        "dadaptation.experimental.DAdaptAdanIP", _DADAPT, finds_own_lr=True
-    ),
-    "DAdaptLion": KnownOptimizer("dadaptation.DAdaptLion", _DADAPT, finds_own_lr=True),
-    "DAdaptSGD": KnownOptimizer("dadaptation.DAdaptSGD", _DADAPT, finds_own_lr=True),
-    "Prodigy": KnownOptimizer("prodigyopt.Prodigy", "prodigyopt", finds_own_lr=True),
-    "Adafactor": KnownOptimizer("transformers.optimization.Adafactor", "transformers"),
-    "RAdamScheduleFree": KnownOptimizer("schedulefree.RAdamScheduleFree", _SCHEDULEFREE),
-    "AdamWScheduleFree": KnownOptimizer("schedulefree.AdamWScheduleFree", _SCHEDULEFREE),
-    "SGDScheduleFree": KnownOptimizer("schedulefree.SGDScheduleFree", _SCHEDULEFREE),
-}
-ALIASES = {
-    "": "AdamW",
-    "radam_schedulefree": "RAdamScheduleFree",
-    "adamw_schedulefree": "AdamWScheduleFree",
-    "sgd_schedulefree": "SGDScheduleFree",
-}
-
-
-def optimizer_name(options: OptimizerOptions) -> str:
-    """The table's name of the chosen optimizer, or what was written when it is not in the table."""
-    if options.use_8bit_adam:
-        return "AdamW8bit"
-    if options.use_lion_optimizer:
-        return "Lion"
-    written = (options.optimizer_type or "").strip()
-    folded = {name.lower(): name for name in OPTIMIZERS} | ALIASES
-    return folded.get(written.lower(), written)
 
 
 def is_schedule_free(options: OptimizerOptions) -> bool:
@@ -159,7 +101,7 @@ def check_optimizer(options: OptimizerOptions, schedule: ScheduleOptions) -> lis
     if is_schedule_free(options):
         problems += _check_schedule_of_schedule_free(name, schedule)
     follows = (schedule.lr_scheduler or "").lower().startswith("adafactor")
-    if follows and not (name == "Adafactor" and _sets_own_step(arguments)):
+    if follows and not (name == "Adafactor" and chooses_step_size(arguments)):
         message = "the schedule adafactor needs optimizer_type = Adafactor with relative_step=True."
         problems.append(Problem(message, source="--lr_scheduler"))
     return problems
@@ -285,11 +227,6 @@ def _fused_where_possible(
     return arguments
 
 
-def _sets_own_step(arguments: Mapping[str, Any]) -> bool:
-    """Adafactor's relative_step: sd-scripts' default is True, and warmup_init implies it."""
-    return bool(arguments.get("relative_step", True) or arguments.get("warmup_init", False))
-
-
 def _adafactor(
     groups: list[dict[str, Any]], arguments: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -297,7 +234,7 @@ def _adafactor(
 
     With relative_step there is no learning rate; the schedule only reports what Adafactor chose.
     """
-    if not _sets_own_step(arguments):
+    if not chooses_step_size(arguments):
         return groups, {**arguments, "relative_step": False}
     if arguments.get("relative_step") is False:
         logger.info("Adafactor: relative_step is set to True, since warmup_init needs it.")

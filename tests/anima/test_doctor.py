@@ -7,9 +7,10 @@ import torch
 
 from library.anima_doctor import page as run_report
 from library.errors import DatasetError, UserError
+from library.settings.optimizer_names import OPTIMIZERS
 from library.settings.run_config import OptimizerOptions
 from library.settings.user_classes import is_installed
-from library.training.optimizers import OPTIMIZERS, create_optimizer
+from library.training.optimizers import create_optimizer
 from tests.helpers import warm
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import python

@@ -7,7 +7,7 @@ import torch
 
 from library.saving.state_contents import class_name, on_cpu
 from library.settings.run_config import ScheduleOptions
-from library.training.optimizers import OPTIMIZERS
+from library.settings.optimizer_names import OPTIMIZERS
 from library.training.schedulers import create_scheduler
 
 SCHEDULES = {

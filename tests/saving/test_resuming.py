@@ -17,8 +17,9 @@ from library.saving.state_contents import (
     restore_random_states,
     restore_schedule,
 )
+from library.settings.optimizer_names import OPTIMIZERS
 from library.settings.run_config import ResumeOptions
-from library.training.optimizers import OPTIMIZERS, create_optimizer, optimizer_train_mode
+from library.training.optimizers import create_optimizer, optimizer_train_mode
 from tests.helpers.optimizing import (
     SCHEDULES,
     make_parameters,

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from library.errors import ConfigError
+from library.settings.optimizer_names import OPTIMIZERS, optimizer_name
+from library.settings.run_config import OPTIMIZER_CHOICES
 from library.training.optimizers import (
-    OPTIMIZERS,
     check_optimizer,
     create_optimizer,
     is_schedule_free,
     optimizer_eval_mode,
-    optimizer_name,
     optimizer_train_mode,
 )
 from tests.helpers.optimizing import make_parameters, needs, options
@@ -39,6 +39,11 @@ def train(optimizer, parameters, steps=8):
         optimizer.zero_grad()
     with optimizer_eval_mode(optimizer):
         return before, loss().item()
+
+
+def test_the_help_names_every_optimizer_once():
+    named = [text.removesuffix(" (default)") for text in OPTIMIZER_CHOICES.split(", ")]
+    assert named == [*OPTIMIZERS, "or a dotted class path"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
