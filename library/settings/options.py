@@ -180,6 +180,11 @@ def flags_of(group: type) -> tuple[Flag, ...]:
     return tuple(found)
 
 
+def written_names(options: DataclassInstance) -> dict[str, str]:
+    """How the user writes each option of a group in a file: dest -> the name that is shown."""
+    return {flag_.dest: flag_.names[0].removeprefix("--") for flag_ in flags_of(type(options))}
+
+
 def all_flags(groups: Iterable[type]) -> dict[str, Flag]:
     """Every flag by dest. A dest or a name that is declared twice is our mistake."""
     found: dict[str, Flag] = {}

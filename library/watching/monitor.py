@@ -14,44 +14,53 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from library.errors import UserError
+from library.settings.options import written_names
 from library.training.optimizers import unwrapped
 from library.utils import log_lines
 
 if TYPE_CHECKING:
+    from library.settings.run_config import MonitorOptions
     from library.watching.step_logs import StepRow
 
 logger = logging.getLogger(__name__)
 
 MIB = 1024**2
 NAMES_SHOWN = 3
+
+
+class AlertKind(Enum):
+    """What an alert is about, by the last part of its log key."""
+
+    NONFINITE_LOSS = "nonfinite_loss"
+    NONFINITE_GRADIENT = "nonfinite_gradient"
+    LOSS_SPIKE = "loss_spike"
+    MEMORY_NEAR_LIMIT = "memory_near_limit"
+
+    @property
+    def log_key(self) -> str:
+        return f"alert/{self.value}"
+
+
 ADVICE = {
-    "nonfinite_loss": "Lower learning_rate, raise lr_warmup_steps or use mixed_precision = bf16; "
+    AlertKind.NONFINITE_LOSS: "Lower learning_rate, raise lr_warmup_steps or use mixed_precision = bf16; "
     "if it is always the same pictures, look at them and delete their caches.",
-    "nonfinite_gradient": "If no process reports its loss as well, lower learning_rate, "
+    AlertKind.NONFINITE_GRADIENT: "If no process reports its loss as well, lower learning_rate, "
     "or use mixed_precision = no to see whether the precision is the cause.",
-    "loss_spike": "Look at the pictures and their captions; if they are in order, lower "
-    "learning_rate or raise anima_monitor_loss_spike_ratio.",
-    "memory_near_limit": "Lower batch_size or the resolution, set gradient_checkpointing, close "
-    "other programs, or raise anima_monitor_memory_warn_ratio.",
+    AlertKind.LOSS_SPIKE: "Look at the pictures and their captions; if they are in order, lower "
+    "learning_rate or raise {monitor_loss_spike_ratio}.",
+    AlertKind.MEMORY_NEAR_LIMIT: "Lower batch_size or the resolution, set gradient_checkpointing, close "
+    "other programs, or raise {monitor_memory_warn_ratio}.",
 }
-"""Kinds of alerts, with what to do."""
-
-
-class MonitorSettings(Protocol):
-    """What is read of the monitoring options."""
-
-    monitor_memory: bool
-    monitor_alert_policy: str
-    monitor_memory_warn_ratio: float
-    monitor_loss_spike_ratio: float
+"""What to do; in braces: options, by the names that the user writes."""
 
 
 class AlertError(UserError):
@@ -60,15 +69,15 @@ class AlertError(UserError):
 
 @dataclass(frozen=True)
 class Alert:
-    """Something to tell: a kind (a key of ADVICE), and what happened at which steps."""
+    """Something to tell, and what happened at which steps."""
 
-    kind: str
+    kind: AlertKind
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryReading:
-    """Bytes at one moment; None where the machine does not tell.
+    """Bytes at one moment; None where the machine does not say.
 
     limit:    all that the device which trains has: a GPU's memory, or the host's when that trains
     in_use:   of the limit, what training cannot have back: the rest of the machine's, and the most
@@ -232,17 +241,18 @@ class Monitor:
 
     def __init__(
         self,
-        settings: MonitorSettings,
+        options: MonitorOptions,
         optimizer: Optimizer,
         device: torch.device,
         probe: Callable[[], MemoryReading] | None = None,
     ) -> None:
-        self.settings = settings
-        self.guard = UpdateGuard(optimizer, settings.monitor_alert_policy)
+        self.options = options
+        self.written = written_names(options)
+        self.guard = UpdateGuard(optimizer, options.monitor_alert_policy)
         self.history = LossHistory()
         self.probe = probe or partial(read_memory, device)
         self.memory_was_near = False
-        if settings.monitor_memory:
+        if options.monitor_memory:
             self.probe()  # peaks count from here: models and caches came before
         logger.info("%s", self.guard.describe())
 
@@ -254,26 +264,26 @@ class Monitor:
     def judge(self, rows: Sequence[StepRow]) -> list[Alert]:
         """What is wrong in the rows since the last log point; adds the log keys to their values."""
         judges = {
-            "nonfinite_loss": self._nonfinite_loss,
-            "nonfinite_gradient": self._nonfinite_gradient,
-            "loss_spike": self._loss_spike,
+            AlertKind.NONFINITE_LOSS: self._nonfinite_loss,
+            AlertKind.NONFINITE_GRADIENT: self._nonfinite_gradient,
+            AlertKind.LOSS_SPIKE: self._loss_spike,
         }
-        findings: dict[str, dict[int, list[str]]] = {kind: {} for kind in judges}
+        findings: dict[AlertKind, dict[int, list[str]]] = {kind: {} for kind in judges}
         for row in rows:
             found = {kind: judge(row) for kind, judge in judges.items()}
-            flags = {f"alert/{kind}": float(found[kind] is not None) for kind in found}
+            flags = {kind.log_key: float(found[kind] is not None) for kind in found}
             row.values.update({**flags, "alert/any": max(flags.values())})
-            if found["nonfinite_loss"] is not None:
-                found["nonfinite_gradient"] = None  # its consequence: told once
+            if found[AlertKind.NONFINITE_LOSS] is not None:
+                found[AlertKind.NONFINITE_GRADIENT] = None  # its consequence: told once
             for kind, pictures in found.items():
                 if pictures is not None:
                     findings[kind][row.step] = pictures
         alerts = [Alert(kind, self._tell(kind, found)) for kind, found in findings.items() if found]
-        return alerts + (self._judge_memory(rows[-1]) if self.settings.monitor_memory else [])
+        return alerts + (self._judge_memory(rows[-1]) if self.options.monitor_memory else [])
 
     def act(self, alerts: Sequence[Alert]) -> None:
         """Warn of each; or raise AlertError, in every process if in one, so that none waits for ever."""
-        texts = [f"{alert.message} {ADVICE[alert.kind]}" for alert in alerts]
+        texts = [f"{alert.message} {ADVICE[alert.kind].format(**self.written)}" for alert in alerts]
         if not self.guard.stops:
             log_lines(logger, texts, logging.WARNING)
             return
@@ -281,7 +291,8 @@ class Monitor:
 
         told = list(dict.fromkeys(gather_object(texts)))
         if told:
-            raise AlertError(" ".join([*told, "(anima_monitor_alert_policy = raise)"]))
+            policy = f"({self.written['monitor_alert_policy']} = raise)"
+            raise AlertError(" ".join([*told, policy]))
 
     def _nonfinite_loss(self, row: StepRow) -> list[str] | None:
         """The pictures with such a loss; None when all is well."""
@@ -295,7 +306,7 @@ class Monitor:
 
     def _loss_spike(self, row: StepRow) -> list[str] | None:
         """The picture furthest above, if the mean loss is over the ratio times the usual one."""
-        samples, limit = row.samples, self.settings.monitor_loss_spike_ratio
+        samples, limit = row.samples, self.options.monitor_loss_spike_ratio
         usual = self.history.usual(samples.sigmas)
         self.history.add(samples.sigmas, samples.losses)
         lost = not all(map(math.isfinite, samples.losses))
@@ -304,32 +315,32 @@ class Monitor:
         excess = [loss - expected for loss, expected in zip(samples.losses, usual)]
         return [samples.keys[excess.index(max(excess))]]
 
-    def _tell(self, kind: str, found: Mapping[int, Sequence[str]]) -> str:
+    def _tell(self, kind: AlertKind, found: Mapping[int, Sequence[str]]) -> str:
         steps = ("steps " if len(found) > 1 else "step ") + _some([str(step) for step in found])
         keys = list(dict.fromkeys(key for pictures in found.values() for key in pictures))
         pictures = f" Pictures: {_some(keys)}." if keys else ""
-        if kind == "loss_spike":
-            ratio = self.settings.monitor_loss_spike_ratio
+        if kind is AlertKind.LOSS_SPIKE:
+            ratio = self.options.monitor_loss_spike_ratio
             return (
                 f"{steps}: the loss is over {ratio:g} times what is usual at like sigma.{pictures}"
             )
-        what = kind.removeprefix("nonfinite_")
+        what = "loss" if kind is AlertKind.NONFINITE_LOSS else "gradient"
         return (
             f"{steps}: the {what} is not finite; no update was made from such a gradient.{pictures}"
         )
 
     def _judge_memory(self, row: StepRow) -> list[Alert]:
         """Told when the limit comes near, not again while it stays; the log keys are always there."""
-        reading, limit = self.probe(), self.settings.monitor_memory_warn_ratio
+        reading, limit = self.probe(), self.options.monitor_memory_warn_ratio
         ratio = reading.ratio
         near = ratio is not None and ratio > limit
-        row.values.update({**reading.numbers(), "alert/memory_near_limit": float(near)})
+        row.values.update({**reading.numbers(), AlertKind.MEMORY_NEAR_LIMIT.log_key: float(near)})
         row.values["alert/any"] = max(row.values["alert/any"], float(near))
         news, self.memory_was_near = near and not self.memory_was_near, near
         if not news:
             return []
         text = f"step {row.step}: {reading.used_of_limit} of memory are needed, over {limit:.0%}."
-        return [Alert("memory_near_limit", text)]
+        return [Alert(AlertKind.MEMORY_NEAR_LIMIT, text)]
 
 
 def _some(names: Sequence[str]) -> str:

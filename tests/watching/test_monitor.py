@@ -2,15 +2,18 @@
 
 import logging
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
 
 from library.data.data_types import StepResult
+from library.settings.options import written_names
+from library.settings.run_config import MonitorOptions
 from library.watching.monitor import (
+    ADVICE,
     MIB,
+    AlertKind,
     LossHistory,
     MemoryReading,
     Monitor,
@@ -30,14 +33,6 @@ OPTIMIZERS = {
     "fused SGD": lambda p: torch.optim.SGD([p], lr=0.1, momentum=0.9, fused=True),
     "Adagrad": lambda p: torch.optim.Adagrad([p], lr=0.1),
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    monitor_memory: bool = False
-    monitor_alert_policy: str = "warn"
-    monitor_memory_warn_ratio: float = 0.95
-    monitor_loss_spike_ratio: float = 3.0
 
 
 def run_updates(make, gradients, policy="warn", device="cpu"):
@@ -112,12 +107,13 @@ class Scaled:
 def test_under_fp16_the_scaler_decides_and_an_overflow_is_no_alert():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = Scaled(OPTIMIZERS["fused AdamW"](parameter))
-    monitor = Monitor(Settings(monitor_alert_policy="raise"), optimizer, torch.device("cpu"))
+    settings = MonitorOptions(monitor_memory=False, monitor_alert_policy="raise")
+    monitor = Monitor(settings, optimizer, torch.device("cpu"))
     optimizer.scaler.scale((parameter * math.inf).sum()).backward()
     monitor.guard.step(parameter.grad.norm())
     assert torch.equal(parameter.detach(), torch.ones(3)) and not monitor.guard.tripped
     assert monitor.judge(rows([(0.5, 1.0)], norm=math.inf)) == []
-    assert monitor.judge(rows([(0.5, math.nan)], norm=math.inf))[0].kind == "nonfinite_loss"
+    assert monitor.judge(rows([(0.5, math.nan)], norm=math.inf))[0].kind is AlertKind.NONFINITE_LOSS
 
 
 def rows(samples, *, first_step=1, norm=1.0, batch=1):
@@ -135,7 +131,8 @@ def rows(samples, *, first_step=1, norm=1.0, batch=1):
 def monitor_of(**settings):
     optimizer = OPTIMIZERS["fused AdamW"](torch.nn.Parameter(torch.ones(1)))
     probe = settings.pop("probe", None)
-    return Monitor(Settings(**settings), optimizer, torch.device("cpu"), probe)
+    options = MonitorOptions(**{"monitor_memory": False, **settings})
+    return Monitor(options, optimizer, torch.device("cpu"), probe)
 
 
 def usual_samples(count, seed=0):
@@ -163,7 +160,7 @@ def test_a_loss_usual_at_one_sigma_is_a_spike_at_another():
     (alert,) = monitor.judge(judged)
     assert [row.values["alert/loss_spike"] for row in judged] == [0.0, 1.0, 0.0]
     assert [row.values["alert/any"] for row in judged] == [0.0, 1.0, 0.0]
-    assert alert.kind == "loss_spike"
+    assert alert.kind is AlertKind.LOSS_SPIKE
     assert "step 302:" in alert.message and "picture 1." in alert.message
 
 
@@ -271,3 +268,11 @@ def test_what_this_machine_does_not_tell_is_left_out():
     assert monitor.judge(judged) == []
     assert judged[0].values["alert/memory_near_limit"] == 0.0
     assert not any("mem_" in key and "alert" not in key for key in judged[0].values)
+
+
+def test_advice_names_options_as_the_user_writes_them():
+    written = written_names(MonitorOptions())
+    texts = {kind: advice.format(**written) for kind, advice in ADVICE.items()}
+    assert texts.keys() == set(AlertKind)
+    assert f"raise {written['monitor_loss_spike_ratio']}." in texts[AlertKind.LOSS_SPIKE]
+    assert f"raise {written['monitor_memory_warn_ratio']}." in texts[AlertKind.MEMORY_NEAR_LIMIT]
