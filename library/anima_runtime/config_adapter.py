@@ -7,6 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from library.anima_backend.modelling.kernels import (
+    FORKS_WORDS,
+    SD_SCRIPTS_WORDS,
+    chosen_kernel,
+)
 from library.anima_runtime.tokenizer_fetch import sources_of
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.dataset_effects import idle_keys
@@ -87,11 +92,11 @@ class AnimaConfig:
         "encode", "empty captions: as ComfyUI encodes them, or zeros", choices=("encode", "zeros")
     )
     anima_attention_backend: str | None = flag(
-        None, "attention; torch if not given", choices=("torch", "xformers")
+        None, "attention; torch if not given", choices=tuple(FORKS_WORDS)
     )
     attn_mode: str | None = flag(
         None, "attention, in sd-scripts' words",
-        choices=("torch", "sdpa", "xformers", "flash"),
+        choices=tuple(SD_SCRIPTS_WORDS),
         refuses={"sageattn": "it is for drawing, not for training; write torch, flash or xformers"},
     )  # fmt: skip
     xformers: bool = flag(False, "attention by xformers")
@@ -200,10 +205,16 @@ class AnimaConfig:
     @property
     def attention_backend(self) -> str:
         """torch, xformers or flash; a false value of an alias never switches another off."""
-        if self.xformers or self.xfomers:
-            return "xformers"
-        asked = {self.anima_attention_backend, self.attn_mode}
-        return next((name for name in ("xformers", "flash") if name in asked), "torch")
+        return chosen_kernel(set(self.kernels_asked().values()))
+
+    def kernels_asked(self) -> dict[str, str]:
+        """The flags that ask for a kernel of attention -> which."""
+        asked = {
+            "anima_attention_backend": FORKS_WORDS.get(self.anima_attention_backend or ""),
+            "attn_mode": SD_SCRIPTS_WORDS.get(self.attn_mode or ""),
+            "xformers": "xformers" if self.xformers or self.xfomers else None,
+        }
+        return {name: kernel for name, kernel in asked.items() if kernel}
 
     @property
     def qwen_max_length(self) -> int | None:
@@ -226,15 +237,10 @@ class AnimaConfig:
                 sources_of(kind, self)
             except ModelFileError as error:
                 found += error.problems
-        asked = {
-            "anima_attention_backend": self.anima_attention_backend,
-            "attn_mode": "torch" if self.attn_mode == "sdpa" else self.attn_mode,
-            "xformers": "xformers" if self.xformers or self.xfomers else None,
-        }
-        named = [name for name, backend in asked.items() if backend]
-        if len({asked[name] for name in named}) > 1:
-            message = f"{' and '.join(named)} name different backends. Keep one."
-            found.append(Problem(message, named[0]))
+        asked = self.kernels_asked()
+        if len(set(asked.values())) > 1:
+            message = f"{' and '.join(asked)} name different backends. Keep one."
+            found.append(Problem(message, next(iter(asked))))
         if not self.qwen:
             found.append(Problem("is needed: the Qwen3-0.6B file or folder.", "qwen"))
         return found

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+from library.anima_backend.modelling import attention, kernels
 from library.anima_backend.modelling.llm_adapter import key_mask
 from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
 
@@ -90,6 +91,11 @@ def test_what_stands_at_padded_places_does_not_matter():
     assert torch.equal(dit.preprocess_text_embeds(**given), expected)
     as_bool = {name: mask.bool() if "mask" in name else mask for name, mask in given.items()}
     assert torch.equal(dit.preprocess_text_embeds(**as_bool), expected)
+
+
+def test_every_kernel_that_the_user_can_name_has_its_function():
+    assert (*attention.FUNCTIONS,) == kernels.KERNELS
+    assert {*kernels.FORKS_WORDS.values(), *kernels.SD_SCRIPTS_WORDS.values()} == {*kernels.KERNELS}
 
 
 def test_xformers_falls_back_to_torch_with_one_warning(caplog):
