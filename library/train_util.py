@@ -23,12 +23,18 @@ from library.data.bucket_sampler import BucketBatchSampler
 from library.data.data_types import Batch, RunPosition
 from library.data.datasets import TrainDataset
 from library.errors import ConfigError
-from library.settings.run_config import DataOptions, FlowOptions, TrainConfig
+from library.settings.run_config import (
+    DataOptions,
+    DistributedOptions,
+    FlowOptions,
+    TrainConfig,
+)
 from library.training.flow_matching import NoiseSettings, Noising, SigmaSampling
 from library.utils import position_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from accelerate.utils import KwargsHandler
 
 logger = logging.getLogger(__name__)
 
@@ -48,41 +54,18 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     The loop owns accumulation, so accelerate's own must be 1 whatever the environment says.
     """
     from accelerate import Accelerator
-    from accelerate.utils import (
-        AutocastKwargs,
-        DistributedDataParallelKwargs,
-        GradScalerKwargs,
-        InitProcessGroupKwargs,
-    )
 
-    handlers = [
-        AutocastKwargs(enabled=False),
-        GradScalerKwargs(),
-        DistributedDataParallelKwargs(
-            gradient_as_bucket_view=cfg.distributed.ddp_gradient_as_bucket_view,
-            static_graph=cfg.distributed.ddp_static_graph,
-        ),
-    ]
-    if cfg.distributed.ddp_timeout:
-        timeout = timedelta(minutes=cfg.distributed.ddp_timeout)
-        handlers.append(InitProcessGroupKwargs(timeout=timeout))
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
     wanted = cfg.precision.mixed_precision
     if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
         logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
                        asked, wanted)  # fmt: skip
-    for variable, name in SHARDING_VARIABLES.items():
-        if os.environ.get(variable, "").lower() in ("1", "true"):
-            raise ConfigError(
-                f"accelerate is set up for {name}, which splits a model that is trained. Here the base "
-                "is frozen and adapters are small: every process holds the whole. Use plain "
-                "--multi_gpu, and gradient_checkpointing where memory is short."
-            )
+    _refuse_sharding()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         mixed_precision=wanted,
-        kwargs_handlers=handlers,
+        kwargs_handlers=_accelerate_settings(cfg.distributed),
         cpu=processes > 1 and not torch.accelerator.is_available(),  # else each would train alone
     )
     accelerator.gradient_accumulation_steps = 1
@@ -99,6 +82,37 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
             f"{accelerator.device.type}. Use bf16 or no."
         )
     return accelerator
+
+
+def _accelerate_settings(options: DistributedOptions) -> list[KwargsHandler]:
+    from accelerate.utils import (
+        AutocastKwargs,
+        DistributedDataParallelKwargs,
+        GradScalerKwargs,
+        InitProcessGroupKwargs,
+    )
+
+    handlers = [
+        AutocastKwargs(enabled=False),
+        GradScalerKwargs(),
+        DistributedDataParallelKwargs(
+            gradient_as_bucket_view=options.ddp_gradient_as_bucket_view,
+            static_graph=options.ddp_static_graph,
+        ),
+    ]
+    if options.ddp_timeout:
+        handlers.append(InitProcessGroupKwargs(timeout=timedelta(minutes=options.ddp_timeout)))
+    return handlers
+
+
+def _refuse_sharding() -> None:
+    for variable, name in SHARDING_VARIABLES.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise ConfigError(
+                f"accelerate is set up for {name}, which splits a model that is trained. Here the base "
+                "is frozen and adapters are small: every process holds the whole. Use plain "
+                "--multi_gpu, and gradient_checkpointing where memory is short."
+            )
 
 
 def share_of_caching(accelerator: Accelerator, to_disk: bool) -> Share:

@@ -73,7 +73,18 @@ def run_fields(
         **flags(cfg.loss, idle),
         **dataset_fields(catalogue),
     }
-    soft = {
+    changeable = {
+        "learning_rate": cfg.optimizer.learning_rate,
+        "unet_lr": cfg.network.unet_lr,
+        **rates,
+        "max_train_steps": cfg.loop.max_train_steps,
+        "max_train_epochs": cfg.loop.max_train_epochs,
+    }
+    return Snapshot(critical, soft_fields(cfg), changeable)
+
+
+def soft_fields(cfg: TrainConfig) -> dict[str, Any]:
+    return {
         "gradient_checkpointing": cfg.loop.gradient_checkpointing,
         "cpu_offload_checkpointing": cfg.loop.cpu_offload_checkpointing,
         "cache_latents": cfg.cache.cache_latents,
@@ -88,14 +99,6 @@ def run_fields(
         "network_weights": cfg.network.network_weights,
         **machine_fields(),
     }
-    changeable = {
-        "learning_rate": cfg.optimizer.learning_rate,
-        "unet_lr": cfg.network.unet_lr,
-        **rates,
-        "max_train_steps": cfg.loop.max_train_steps,
-        "max_train_epochs": cfg.loop.max_train_epochs,
-    }
-    return Snapshot(critical, soft, changeable)
 
 
 def flags(group: Any, idle: set[str]) -> dict[str, Any]:

@@ -160,11 +160,6 @@ def shift_sigma(sigma: Number, shift: float) -> Number:
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
-def unshift_sigma(sigma: Number, shift: float) -> Number:
-    """The inverse of `shift_sigma`."""
-    return shift_sigma(sigma, 1 / shift)
-
-
 def flux_shift(latent_size: tuple[int, int]) -> float:
     """The shift of a picture, exp(mu), as FLUX and sd-scripts define it.
 
@@ -229,26 +224,6 @@ def add_noise(
     s = _per_sample(sigma, clean)
     seen = noise if input_extra is None else noise + input_extra
     return NoisyLatents((1 - s) * clean + s * seen, noise - clean, sigma)
-
-
-def clean_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The image end of the straight line through `noisy` with slope `velocity`."""
-    return noisy - _per_sample(sigma, noisy) * velocity
-
-
-def noise_from_velocity(noisy: Tensor, velocity: Tensor, sigma: Tensor) -> Tensor:
-    """The noise end of the straight line through `noisy` with slope `velocity`."""
-    return noisy + (1 - _per_sample(sigma, noisy)) * velocity
-
-
-def velocity_from_clean(noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
-    """The slope of the line from `clean` to `noisy`; sigma must be above 0."""
-    return (noisy - clean) / _per_sample(sigma, noisy)
-
-
-def velocity_from_noise(noisy: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """The slope of the line from `noisy` to `noise`; sigma must be below 1."""
-    return (noise - noisy) / (1 - _per_sample(sigma, noisy))
 
 
 def _per_sample(values: Tensor, like: Tensor) -> Tensor:

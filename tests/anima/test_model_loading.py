@@ -332,7 +332,7 @@ def true_layout(kind):
 def test_true_sizes_of_the_dit_are_inferred_from_the_official_layout():
     shapes = true_layout("dit")
     params = DiTParams.from_state_shapes(shapes)
-    assert (params.model_dim, params.num_blocks, params.num_heads) == (2048, 28, 16)
+    assert (params.model_dim, params.num_blocks, params.head_dim) == (2048, 28, 128)
     assert (params.text_dim, params.adaln_dim, params.mlp_dim) == (1024, 256, 8192)
     assert (params.llm_adapter.num_blocks, params.llm_adapter.vocab) == (6, 32128)
     with torch.device("meta"):

@@ -68,10 +68,6 @@ class DiTParams:
     num_blocks: int
     llm_adapter: LLMAdapterParams
 
-    @property
-    def num_heads(self) -> int:
-        return self.model_dim // self.head_dim
-
     @staticmethod
     def from_state_shapes(shapes: Shapes) -> DiTParams:
         """From keys without prefix; KeyError when a tensor that decides a size is missing, and
