@@ -91,7 +91,6 @@ FAMILY_STILL_NAMED = {  # in texts, until these come from the family's tables
     "library/settings/foreign_files.py",
     "library/settings/moved_keys.py",
     "library/settings/run_config.py",
-    "library/watching/monitor.py",
     "networks/codec.py",
     "train_network.py",
 }
