@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,6 +187,12 @@ def _words_alike(name: str, other: str) -> bool:
 def _alikeness(one: str, other: str) -> float:
     """0 to 1: the share of letters that two words have in the same order."""
     return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def first_few(names: Sequence[str], shown: int) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def position_seed(*position: int | str) -> int:

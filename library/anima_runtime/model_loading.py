@@ -32,7 +32,7 @@ from library.anima_runtime.model_settings import (
 from library.errors import ModelFileError
 from library.system import tensor_files
 from library.system.tensor_files import FLOATS, TensorFileError
-from library.utils import is_quiet
+from library.utils import first_few, is_quiet
 
 if TYPE_CHECKING:
     from transformers import Qwen3Model
@@ -100,8 +100,7 @@ def wrong_kind(path: str | Path, what: str, shapes: Shapes) -> ModelFileError:
 
 
 def listed(names: list[str]) -> str:
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return first_few(names, NAMES_SHOWN)
 
 
 def check_entries(path: str | Path, wanted: Shapes, found: Shapes) -> None:

@@ -309,7 +309,7 @@ def optimizer_eval_mode(optimizer: Optimizer) -> Iterator[None]:
 
 
 def _holds_training_weights(optimizer: Optimizer) -> bool:
-    """Whether train() was the last mode set; where an optimizer does not tell, yes."""
+    """Whether train() was the last mode set; yes for an optimizer that does not say."""
     mode = getattr(optimizer, "train_mode", True)
     return all(group.get("train_mode", mode) for group in optimizer.param_groups)
 

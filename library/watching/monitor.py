@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from library.errors import UserError
 from library.settings.options import written_names
 from library.training.optimizers import unwrapped
-from library.utils import log_lines
+from library.utils import first_few, log_lines
 
 if TYPE_CHECKING:
     from library.settings.run_config import MonitorOptions
@@ -316,9 +316,9 @@ class Monitor:
         return [samples.keys[excess.index(max(excess))]]
 
     def _tell(self, kind: AlertKind, found: Mapping[int, Sequence[str]]) -> str:
-        steps = ("steps " if len(found) > 1 else "step ") + _some([str(step) for step in found])
+        steps = ("steps " if len(found) > 1 else "step ") + first_few([str(step) for step in found], NAMES_SHOWN)
         keys = list(dict.fromkeys(key for pictures in found.values() for key in pictures))
-        pictures = f" Pictures: {_some(keys)}." if keys else ""
+        pictures = f" Pictures: {first_few(keys, NAMES_SHOWN)}." if keys else ""
         if kind is AlertKind.LOSS_SPIKE:
             ratio = self.options.monitor_loss_spike_ratio
             return (
@@ -341,9 +341,3 @@ class Monitor:
             return []
         text = f"step {row.step}: {reading.used_of_limit} of memory are needed, over {limit:.0%}."
         return [Alert(AlertKind.MEMORY_NEAR_LIMIT, text)]
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    more = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

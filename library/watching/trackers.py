@@ -63,7 +63,7 @@ class Trackers:
         self.server = server
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one step's numbers. A destination that fails is told of once: training goes on."""
+        """Write one step's numbers. A destination that fails is reported once: training goes on."""
         self._each(lambda writer: writer.write(step, values))
 
     def _each(self, act: Callable[[Writer], None]) -> None:
