@@ -18,9 +18,15 @@ from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
 from tests.helpers import warm
 
+LONG = ("runs", "saving", "tools")
+
 
 def pytest_collection_modifyitems(items):
-    """A test marked gpu is skipped where there is no CUDA device."""
+    """The rooms of long tests come first, so that at the end no process waits for another long.
+
+    A test marked gpu is skipped where there is no CUDA device.
+    """
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
     if torch.cuda.is_available():
         return
     for item in items:

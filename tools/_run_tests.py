@@ -1,6 +1,8 @@
 """One command to the test suite, in the environment that quickstart makes.
 
-The tests marked slow are left out unless --all is given: kills of further configurations.
+Left out are the tests marked slow (runs of further settings that are killed and resumed), unless --all
+is given, and on a machine without a CUDA device those marked gpu. More words go to pytest, such as
+tests/networks, or -m gpu for those alone.
 """
 
 import argparse
@@ -24,7 +26,7 @@ def main() -> int:
     environment.say_device(python)
     chosen = [] if args.all else ["-m", "not slow"]
     if "-n" not in for_pytest:  # a process for each core, each with one thread
-        chosen += ["-n", str(min(8, os.cpu_count() or 1))]
+        chosen += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     environment.run([python, "-m", "pytest", *chosen, *for_pytest])
     return 0

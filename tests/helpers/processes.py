@@ -18,7 +18,6 @@ from tests.helpers.paths import ROOT
 
 TRAINER = "anima_train_network.py"
 ACCELERATE = ("-m", "accelerate.commands.launch")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
 def python(
@@ -41,9 +40,9 @@ def run_code(
         return warm.run([str(program), *map(str, arguments)], env=env)
 
 
-def start(argv: Sequence[str], launcher: Sequence[str] = (), **environment: str) -> subprocess.Popen:
-    """The trainer, running; below a launcher, which starts it anew. Leads a process group of its own."""
-    command = [*launcher, TRAINER, *argv]
+def start(argv: Sequence[str], **environment: str) -> subprocess.Popen:
+    """The trainer, running. Leads a process group of its own."""
+    command = [TRAINER, *argv]
     return warm.start(command, env=plain_environment(**environment), stderr=subprocess.PIPE)
 
 
@@ -53,13 +52,17 @@ def plain_environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", **more}
 
 
-def start_ranks(processes: int, argv: Sequence[str], **more: str) -> list[subprocess.Popen]:
-    """A program once for each rank, running, in the environment that torchrun makes."""
+def free_port() -> str:
+    """A port of this machine on which nobody listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return str(free.getsockname()[1])
+
+
+def start_ranks(processes: int, argv: Sequence[str], **more: str) -> list[subprocess.Popen]:
+    """A program once for each rank, running, in the environment that torchrun makes."""
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), **more}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}
     environments = [
         plain_environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(processes)

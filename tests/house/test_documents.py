@@ -1,5 +1,6 @@
 """What the documents say is so: tables, examples, links."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -7,8 +8,12 @@ import pytest
 
 from library.config_util import load_dataset_config
 from library.settings.dataset_keys import KEYS
+from tests.helpers import documented
 from tests.helpers.dataset_files import draw
+from tests.helpers.documented import LAUNCH, PAIR
 from tests.helpers.paths import ROOT
+from tests.helpers.processes import read_until
+from tests.helpers.running import config_files
 
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 DATASET_DOCUMENT = ROOT / "docs" / "config_README.md"
@@ -81,33 +86,49 @@ def test_links_lead_somewhere(document):
             assert anchor in slugs, target
 
 
-LAUNCH = "anima_train_network.py --config_file train_args.toml --dataset_config dataset.toml"
-PAIR = "--config_file train_args.toml --dataset_config dataset.toml"
-FETCHES = "needs the internet"
-INSTALLS = "changes the environment; the requirements themselves are installed by the two commands"
-COMMANDS = {
-    "python tools/quickstart.py": "tests/tools/test_environment.py",
-    "python tools/run_tests.py": "tests/tools/test_environment.py",
+BY_ANOTHER_TEST = {
+    f"accelerate launch {LAUNCH}":
+        "saving.test_stopping.test_a_launcher_that_is_gone_first_does_not_harm_the_save",
+    f"torchrun --nproc_per_node 2 {LAUNCH}":
+        "runs.test_processes.test_a_rank_that_dies_ends_the_run_with_a_message",
+    f"python tools/verify_resume.py {PAIR}":
+        "tools.test_verify_resume.test_the_command_shows_it_of_runs_that_share_nothing",
+}  # fmt: skip
+HERE = {  # what is typed behind it, and what it says
+    "python tools/doctor.py": (PAIR.split(), "The run would start."),
+    "python tools/preview_buckets.py --dataset_config dataset.toml": ((), "preview.png"),
+    f"python tools/cache_latents.py {PAIR}": ((), "latents: 0 reused, 12 encoded"),
+    f"python tools/cache_text_encoder_outputs.py {PAIR}": ((), "captions: 0 reused"),
+    "python tools/convert_anima_root_to_kohya.py --input old.toml": ((), "accelerate launch"),
+}
+TENSORBOARD = "tensorboard --logdir output/my_lora/logs"
+NOT_RUN = {
+    "python tools/quickstart.py": "installs packages from the internet",
+    "python tools/run_tests.py": "installs packages from the internet, then runs this",
     "source .venv/bin/activate": "a shell's own",
     ".venv\\Scripts\\activate": "a shell's own",
-    f"accelerate launch {LAUNCH}": "tests/runs/test_smoke.py",
-    "accelerate launch anima_train_network.py": "tests/runs/test_smoke.py",
-    "accelerate launch": "tests/runs/test_smoke.py",
     "accelerate launch --multi_gpu": "needs two GPUs",
     f"accelerate launch --multi_gpu --num_processes 2 {LAUNCH}": "needs two GPUs",
-    f"torchrun --nproc_per_node 2 {LAUNCH}": "tests/runs/test_processes.py",
-    "python tools/doctor.py": "tests/anima/test_doctor.py",
-    "python tools/preview_buckets.py --dataset_config dataset.toml": "tests/tools/test_preview_buckets.py",
-    "python tools/cache_latents.py": "tests/tools/test_cache_tools.py",
-    "python tools/cache_text_encoder_outputs.py": "tests/tools/test_cache_tools.py",
-    f"python tools/cache_latents.py {PAIR}": "tests/tools/test_cache_tools.py",
-    f"python tools/cache_text_encoder_outputs.py {PAIR}": "tests/tools/test_cache_tools.py",
-    "python tools/verify_resume.py": "tests/tools/test_verify_resume.py",
-    f"python tools/verify_resume.py {PAIR}": "tests/tools/test_verify_resume.py",
-    "python tools/convert_anima_root_to_kohya.py --input old.toml":
-        "tests/tools/test_convert_anima_root_to_kohya.py",
-    "tensorboard --logdir output/my_lora/logs": "tests/watching/test_trackers.py",
-}  # fmt: skip
+    "hf download": "needs the internet",
+    "modelscope download": "needs the internet",
+    "pip install": "changes the environment",
+}
+OLD_CONFIG = """
+[model]
+transformer_path = "dit.safetensors"
+vae_path = "vae.safetensors"
+text_encoder_path = "qwen.safetensors"
+t5_tokenizer_dir = "t5"
+[dataset]
+data_dir = "pictures"
+resolution = 128
+[training]
+max_steps = 2
+[lora]
+network_type = "lora"
+[output]
+output_dir = "out"
+"""
 PROGRAMS = "python|accelerate|pip|tensorboard|hf|modelscope|torchrun|source|[.]venv"
 
 
@@ -121,18 +142,38 @@ def commands(document: Path) -> set[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_is_run_by_a_test_or_says_why_not(document):
-    unknown = []
-    for command in commands(document):
-        reason = COMMANDS.get(command)
-        if command.startswith(("hf download", "modelscope download")):
-            reason = FETCHES
-        elif command.startswith("pip install"):
-            reason = INSTALLS
-        if reason is None:
-            unknown.append(command)
-        elif reason.startswith("tests/"):
-            name = command.split()[1] if command.startswith("python") else command.split()[0]
-            used = (ROOT / reason).read_text(encoding="utf-8")
-            stem = Path(name).stem.replace("torchrun", "torch.distributed.run")
-            assert stem in used, f"{reason} does not run {name}"
+    """As it stands, or as the beginning of one that is; the tests below run them."""
+    run = [*BY_ANOTHER_TEST, *HERE, TENSORBOARD]
+    unknown = [
+        command
+        for command in sorted(commands(document))
+        if not any(f"{each} ".startswith(f"{command} ") for each in run)
+        and not any(f"{command} ".startswith(f"{each} ") for each in NOT_RUN)
+    ]
     assert not unknown
+
+
+@pytest.mark.parametrize("command", BY_ANOTHER_TEST)
+def test_a_command_is_what_the_test_starts_that_is_named_for_it(command):
+    module, _, name = BY_ANOTHER_TEST[command].rpartition(".")
+    test = getattr(importlib.import_module(f"tests.{module}"), name)
+    assert documented.commands_of(test) == [command]
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_a_command_as_it_stands_does_its_work(demo, run_folder, command):
+    config_files(demo, run_folder, {"max_train_steps": 1})
+    (run_folder / "old.toml").write_text(OLD_CONFIG, encoding="utf-8")
+    more, says = HERE[command]
+    done = documented.run(command, run_folder, *more)
+    assert done.returncode == 0 and says in done.stdout + done.stderr, done.stderr
+
+
+def test_tensorboard_as_it_stands_serves_the_logs(tmp_path):
+    (tmp_path / "output/my_lora/logs").mkdir(parents=True)
+    process = documented.start(TENSORBOARD, tmp_path)
+    try:
+        read_until(process, "TensorBoard ")
+    finally:
+        process.kill()
+        process.wait()

@@ -12,8 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from library.errors import ConfigError
+from tests.helpers import documented
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import TORCHRUN, ended, start, start_ranks
+from tests.helpers.processes import (
+    ended,
+    free_port,
+    plain_environment,
+    start_ranks,
+)
 from tests.helpers.running import config_files, make_trainer
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as on Linux")
@@ -153,10 +159,12 @@ def rank_process(launcher, rank):
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
-def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder):
+@documented.runs(f"torchrun --nproc_per_node 2 {documented.LAUNCH}")
+def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder, command):
     settings = {"save_every_n_steps": 2, "max_train_steps": 5000, "log_with": "none"}
-    argv = config_files(demo, run_folder, settings)
-    started = start(argv, TORCHRUN, CUDA_VISIBLE_DEVICES="")
+    config_files(demo, run_folder, settings)
+    environment = plain_environment(CUDA_VISIBLE_DEVICES="", PET_MASTER_PORT=free_port())
+    started = documented.start(command, run_folder, env=environment)
     try:
         first = run_folder / "out" / "run-step00000002.safetensors"
         while not first.exists() and started.poll() is None:

@@ -13,7 +13,15 @@ import anima_train_network
 from library.errors import DatasetError
 from library.saving.state_folder import longest_path, open_state
 from library.saving.stopping import OutOfMemory, Request, StopRequests
-from tests.helpers.processes import ACCELERATE, TRAINER, ended, read_until, start, start_ranks
+from tests.helpers import documented
+from tests.helpers.processes import (
+    TRAINER,
+    ended,
+    plain_environment,
+    read_until,
+    start,
+    start_ranks,
+)
 from tests.helpers.running import config_files, make_trainer
 
 SCHEMA = "anima_resume_snapshot/v2"
@@ -51,8 +59,10 @@ def test_a_signal_ends_a_run_with_everything_saved(demo, run_folder, number, pip
     assert (run_folder / "out" / "run.safetensors").read_bytes() == resumed
 
 
-def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder):
-    process = start(config_files(demo, run_folder, LONG), ACCELERATE)
+@documented.runs(f"accelerate launch {documented.LAUNCH}")
+def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder, command):
+    config_files(demo, run_folder, LONG)
+    process = documented.start(command, run_folder, env=plain_environment())
     read_until(process, "run-step00000002-state")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
     process.wait()
