@@ -18,6 +18,16 @@ from library.train_util import make_noising
 from library.training import losses
 from networks.loading import load_network_module, make_network, quiet
 
+
+def swap_all(model: Anima) -> None:
+    model.enable_block_swap(len(model.blocks), model.device)
+
+
+def checkpoint_and_swap_all(model: Anima) -> None:
+    model.enable_gradient_checkpointing()
+    swap_all(model)
+
+
 MODES: dict[str, Callable[[Anima], None]] = {
     "none": lambda model: None,
     "cheap": lambda model: model.enable_gradient_checkpointing(mode="cheap"),
@@ -25,6 +35,8 @@ MODES: dict[str, Callable[[Anima], None]] = {
     "every_4th": lambda model: model.enable_gradient_checkpointing(every=4),
     "checkpoint": lambda model: model.enable_gradient_checkpointing(),
     "offload": lambda model: model.enable_gradient_checkpointing(cpu_offload=True),
+    "swap_all": swap_all,
+    "checkpoint_swap_all": checkpoint_and_swap_all,
 }
 """How memory is saved: the mode's name and what is asked of the model."""
 
@@ -71,7 +83,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     MODES[settings.mode](model)
     inputs = make_inputs(settings, device)
     loss = partial(loss_of, model, settings, *inputs)
-    return Step(device, model, network, loss, settings.optimizer)
+    return Step(device, model, network, loss, settings.optimizer, model.swap)
 
 
 def make_inputs(settings: AnimaStep, device: torch.device) -> tuple[Tensor, AnimaConditioning]:

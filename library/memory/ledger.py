@@ -81,7 +81,7 @@ class Ledger(TorchDispatchMode):
         self.device, self.granule = device, granule
         self.pools = {device.type: Pool(), "cpu": Pool()}
         self.kernels = Kernels()
-        self._alive: set[int] = set()
+        self._alive: dict[int, str] = {}  # the place of each storage
         self._forms: dict[object, Form] = {}
 
     @property
@@ -93,12 +93,20 @@ class Ledger(TorchDispatchMode):
         return self.pools["cpu"]
 
     def enter(self, tensors: Iterable[Tensor]) -> int:
-        """Note what is there already; returns the bytes that were not noted before."""
-        return sum(map(self._birth, tensors))
+        """Note what is there already; returns the bytes on the device not noted before."""
+        before = self.on_device.now
+        for tensor in tensors:
+            self._birth(tensor, tensor.device.type)
+        return self.on_device.now - before
+
+    def enter_in_host(self, tensors: Iterable[Tensor]) -> None:
+        """Note what stands for tensors in the host's memory, wherever it is itself."""
+        for tensor in tensors:
+            self._birth(tensor, "cpu")
 
     def launch(self, reads: Sequence[Tensor], writes: Sequence[Tensor], kind: str = "glue") -> None:
         """Note one kernel. Copies between device and host are no kernels but go over the link."""
-        places = {tensor.device.type for tensor in (*reads, *writes)}
+        places = set(map(self._place, (*reads, *writes)))
         if self.device.type not in places:
             return
         if len(places) > 1 and len(reads) == len(writes) == 1:
@@ -121,7 +129,7 @@ class Ledger(TorchDispatchMode):
         results = list(tensors_in([out]))
         if not func._schema.is_mutable:
             for tensor in results:
-                self._birth(tensor)
+                self._birth(tensor, tensor.device.type)
         if kind != "create":
             inputs = [*args, *kwargs.values()]
             skipped = name in OVERWRITTEN
@@ -148,19 +156,21 @@ class Ledger(TorchDispatchMode):
             self._forms[key] = out.shape, out.stride(), out.dtype, out.device
         return out
 
-    def _birth(self, tensor: Tensor) -> int:
+    def _place(self, tensor: Tensor) -> str:
+        return self._alive.get(tensor.untyped_storage()._cdata, tensor.device.type)
+
+    def _birth(self, tensor: Tensor, place: str) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // self.granule) * self.granule
-        pool = self.pools.get(tensor.device.type)
+        pool = self.pools.get(place)
         if key in self._alive or pool is None:
-            return 0
-        self._alive.add(key)
+            return
+        self._alive[key] = place
         pool.add(size)
         weakref.finalize(storage, self._death, key, pool, size).atexit = False
-        return size
 
     def _death(self, key: int, pool: Pool, size: int) -> None:
-        self._alive.discard(key)
+        del self._alive[key]
         pool.now -= size
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from library.memory.cuda_kernels import as_on_cuda
 from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
 from library.memory.optimizer_states import state_bytes
+from library.memory.swapping import Swap
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
@@ -28,6 +29,7 @@ class Step:
     device: where it is computed: the meta device, or, to be compared, a real one
     model:  with the adapters of `network` attached
     loss:   the loss of one micro-batch, a scalar
+    swap:   of the model's weights that wait in RAM
     """
 
     device: torch.device
@@ -35,13 +37,15 @@ class Step:
     network: AdapterNetwork
     loss: Callable[[], Tensor]
     optimizer: OptimizerOptions
+    swap: Swap | None = None
 
 
 @dataclass(frozen=True)
 class StepCount:
     """What one step needs and does; bytes. The update's own kernels are not counted.
 
-    weights:       of the frozen model, on the device; in_host: at the most beside the device
+    weights:       of the frozen model, on the device, and the buffers that others pass through
+    in_host:       the most at once in the host's memory of what is on the device otherwise
     states:        of the optimizer, once there are any
     kept:          what forward leaves for backward
     left:          what is there when backward is done, beside gradients; more than 0 is a leak
@@ -75,7 +79,10 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     states = state_bytes(step.optimizer, trained)
     ledger = Ledger(step.device, granule)
     adapters = ledger.enter(trained)
+    if step.swap is not None:
+        ledger.enter_in_host(weight for group in step.swap.groups for weight in group)
     weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
+    weights += ledger.enter(buffer.memory for buffer in step.swap.buffers) if step.swap else 0
     resident = ledger.on_device.now
     with kernels(ledger), ledger:
         loss = step.loss()

@@ -158,8 +158,8 @@ class Fetched:
 
 
 def in_ram(tensor: Tensor, *, pinned: bool) -> Tensor:
-    if tensor.device.type == "cpu" and not pinned:
-        return tensor
+    if tensor.is_meta or (tensor.device.type == "cpu" and not pinned):
+        return tensor  # one without data is in RAM as well as anywhere
     return torch.empty_like(tensor, device="cpu", pin_memory=pinned).copy_(tensor)
 
 

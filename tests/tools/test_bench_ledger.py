@@ -74,7 +74,7 @@ def test_a_true_checkpointed_step_needs_at_most_what_it_did():
 def test_half_the_pixels_are_a_quarter_of_the_units():
     """Units are of tokens and channels: a block has as many of them at any size."""
     step = next(
-        ledger.steps(ledger.make_parser().parse_args(["--blocks", "3", "--modes", "none"]))
+        ledger.steps(ledger.make_parser().parse_args(["--blocks", "2", "--modes", "none"]))
     )[1]
     small = ledger.count_row("lora", replace(step, size=(64, 64))).figures()
     large = ledger.count_row("lora", step).figures()
