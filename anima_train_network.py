@@ -25,6 +25,7 @@ from library.anima_doctor import report as doctor
 from library.anima_runtime import model_loading, start_notes, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.config_util import read_datasets
 from library.data.dataset_config import DatasetGroupConfig
@@ -35,7 +36,6 @@ from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
 from library.settings.config_file import Parser, read_config, write_config
 from library.settings.options import add_flags
-from library.settings.run_config import GROUPS as SHARED_GROUPS
 from library.settings.run_config import TrainConfig
 from library.strategy_anima import (
     AnimaConditioning,

@@ -18,8 +18,8 @@ import argparse
 from pathlib import Path
 
 from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.settings.options import Flag, flags_of
-from library.settings.run_config import GROUPS
 from library.system.program import run_main
 from library.utils import atomic_write
 
@@ -59,7 +59,7 @@ HEADER = "| flag | type | default | choices | state | meaning |\n|---|---|---|--
 def document() -> str:
     """The whole file."""
     parts = [INTRODUCTION]
-    for group in (*GROUPS.values(), AnimaConfig):
+    for group in (*SHARED_GROUPS.values(), AnimaConfig):
         title = (group.__doc__ or group.__name__).split("\n")[0]
         rows = "".join(map(row, flags_of(group)))
         parts.append(f"\n## {title}\n\n{HEADER}{rows}")

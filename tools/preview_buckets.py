@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anima_train_network import GROUPS, setup_parser
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.buckets import cropped_fraction
@@ -32,7 +33,6 @@ from library.data.datasets import TrainDataset
 from library.data.scan import scan
 from library.errors import ConfigError, visible
 from library.settings.config_file import read_config
-from library.settings.run_config import GROUPS as SHARED_GROUPS
 from library.settings.run_config import TrainConfig
 from library.system.program import run_main
 from library.train_util import StepPlan

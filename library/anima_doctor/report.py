@@ -32,6 +32,7 @@ from library.anima_runtime import (
 )
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.model_facts import Inspection, inspect_models
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets
 from library.data.catalogue import Catalogue
 from library.data.dataset_config import DatasetGroupConfig
@@ -42,7 +43,6 @@ from library.saving.output_checks import check_outputs
 from library.saving.resumption import Resumption
 from library.settings.config_file import LoadedConfig, Parser, read_config
 from library.settings.options import all_flags
-from library.settings.run_config import GROUPS as SHARED_GROUPS
 from library.settings.run_config import TrainConfig
 from library.system.run_lock import lock_problems
 from library.train_util import StepPlan

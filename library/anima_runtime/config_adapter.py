@@ -12,6 +12,7 @@ from library.anima_backend.modelling.kernels import (
     SD_SCRIPTS_WORDS,
     chosen_kernel,
 )
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.tokenizer_fetch import sources_of
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.dataset_effects import idle_keys
@@ -21,7 +22,6 @@ from library.settings.moved_keys import MODULES as LYCORIS_ALGOS
 from library.settings.moved_keys import equivalent_lines
 from library.settings.options import above, all_flags, at_least, flag, idle_flags
 from library.settings.run_config import (
-    GROUPS,
     LATER,
     OWN_RATE,
     RESUMED,
@@ -387,7 +387,7 @@ def run_notes(
     plan: how long the run is, when that is known
     """
     options = train.situation(anima, datasets.datasets if datasets else None, plan)
-    flags = all_flags([*GROUPS.values(), AnimaConfig])
+    flags = all_flags([*SHARED_GROUPS.values(), AnimaConfig])
     names = {dest: flag_.names[0] for dest, flag_ in flags.items() if dest in explicit}
     names |= {shared: f"--{name}" for name, shared in FLOW_ALIASES.items() if name in explicit}
     reasons = idle_flags([flags[dest] for dest in names], options)

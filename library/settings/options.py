@@ -173,6 +173,8 @@ def flags_of(group: type) -> tuple[Flag, ...]:
     hints = typing.get_type_hints(group)
     found = []
     for field in dataclasses.fields(group):
+        if KEY not in field.metadata:
+            continue  # a family's class has the flag of it
         declared = dict(field.metadata[KEY])
         kind, many = plain_type(hints[field.name])
         declared.setdefault("names", (f"--{field.name}",))

@@ -941,22 +941,18 @@ class LoggingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorOptions:
-    """Monitoring"""
+    """Monitoring; the family has the flags, under names of its own.
 
-    monitor_memory: bool = flag(
-        True, "watch the device's and the host's memory", names=("--anima_monitor_memory",)
-    )
-    monitor_alert_policy: str = flag(
-        "warn", "an alert warns, or saves the weights and ends the run",
-        names=("--anima_monitor_alert_policy",), choices=("warn", "raise"),
-    )  # fmt: skip
-    monitor_memory_warn_ratio: float = flag(
-        0.95, "alert when more than this share of the memory is needed", check=between(0, 1),
-        names=("--anima_monitor_memory_warn_ratio",), idle=(needs(lambda o: o.monitor_memory, "anima_monitor_memory is off"),))  # fmt: skip
-    monitor_loss_spike_ratio: float = flag(
-        3.0, "alert when the loss is this many times what is usual at like sigma", check=above(0),
-        names=("--anima_monitor_loss_spike_ratio",),
-    )  # fmt: skip
+    monitor_memory:            watch the device's and the host's memory
+    monitor_alert_policy:      warn, or raise: save the weights and end the run
+    monitor_memory_warn_ratio: alert when more than this share of the memory is needed
+    monitor_loss_spike_ratio:  alert when the loss is this many times what is usual at like sigma
+    """
+
+    monitor_memory: bool = True
+    monitor_alert_policy: str = "warn"
+    monitor_memory_warn_ratio: float = 0.95
+    monitor_loss_spike_ratio: float = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1010,7 +1006,7 @@ class DistributedOptions:
     fp16_master_weights_and_gradients: bool = flag(False, "ZeRO", ignored=LATER)
 
 
-GROUPS = {
+GROUPS: dict[str, type] = {
     "files": ConfigOptions,
     "paths": ModelPaths,
     "data": DataOptions,
@@ -1031,6 +1027,7 @@ GROUPS = {
     "metadata": MetadataOptions,
     "distributed": DistributedOptions,
 }
+"""By the name of their field; a family has its own in place of one whose flags it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1061,10 +1058,12 @@ class TrainConfig:
     distributed: DistributedOptions
     explicit: frozenset[str] = frozenset()
 
+    def groups(self) -> list[Any]:
+        return [getattr(self, name) for name in GROUPS]
+
     def flat(self) -> dict[str, Any]:
         """Every option by name."""
-        groups = (getattr(self, name) for name in GROUPS)
-        return {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+        return {f.name: getattr(group, f.name) for group in self.groups() for f in fields(group)}
 
     def check(self) -> list[Problem]:
         """What is wrong between groups."""
@@ -1108,5 +1107,5 @@ class TrainConfig:
 
     def idle(self) -> set[str]:
         """The options that the others leave without effect."""
-        flags = [flag_ for group in GROUPS.values() for flag_ in flags_of(group)]
+        flags = [flag_ for group in self.groups() for flag_ in flags_of(type(group))]
         return set(idle_flags(flags, self.situation()))

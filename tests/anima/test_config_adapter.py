@@ -12,9 +12,10 @@ from library.anima_runtime.config_adapter import (
     network_problems,
     run_notes,
 )
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.data.dataset_config import DatasetGroupConfig
 from library.settings.config_file import read_config
-from library.settings.run_config import GROUPS, FlowOptions, TrainConfig
+from library.settings.run_config import FlowOptions, TrainConfig
 from networks.lokr_anima import check_network_args as check_lokr
 from networks.lora_anima import check_network_args as check_lora
 
@@ -25,7 +26,7 @@ NO_DATA = DatasetGroupConfig(datasets=(), source="dataset.toml")
 def adapted(*words: str, needed=NEEDED):
     """The adapted groups and the problems of the adapter and of Anima's own group."""
     loaded = read_config(setup_parser(), [*needed, *words], ALL_GROUPS)
-    train = TrainConfig(**{name: loaded.groups[group] for name, group in GROUPS.items()})
+    train = TrainConfig(**{name: loaded.groups[group] for name, group in SHARED_GROUPS.items()})
     anima = loaded.groups[AnimaConfig]
     train, anima, problems = adapt(train, anima, loaded.explicit)
     return train, anima, [*problems, *anima.problems()]

@@ -10,12 +10,12 @@ import pytest
 
 from anima_train_network import GROUPS, load_run
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets
 from library.errors import UserError
 from library.settings.config_file import Parser, read_config
 from library.settings.dataset_keys import KEYS
 from library.settings.options import all_flags
-from library.settings.run_config import GROUPS as SHARED_GROUPS
 from library.settings.run_config import TrainConfig
 from tests.helpers import effects_table, observed
 from tests.helpers.dataset_files import draw, folder_of

@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from library.anima_runtime.shared_groups import AnimaMonitorOptions
 from library.data.data_types import StepResult
 from library.settings.options import written_names
-from library.settings.run_config import MonitorOptions
 from library.watching.monitor import (
     ADVICE,
     MIB,
@@ -107,7 +107,7 @@ class Scaled:
 def test_under_fp16_the_scaler_decides_and_an_overflow_is_no_alert():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = Scaled(OPTIMIZERS["fused AdamW"](parameter))
-    settings = MonitorOptions(monitor_memory=False, monitor_alert_policy="raise")
+    settings = AnimaMonitorOptions(monitor_memory=False, monitor_alert_policy="raise")
     monitor = Monitor(settings, optimizer, torch.device("cpu"))
     optimizer.scaler.scale((parameter * math.inf).sum()).backward()
     monitor.guard.step(parameter.grad.norm())
@@ -131,7 +131,7 @@ def rows(samples, *, first_step=1, norm=1.0, batch=1):
 def monitor_of(**settings):
     optimizer = OPTIMIZERS["fused AdamW"](torch.nn.Parameter(torch.ones(1)))
     probe = settings.pop("probe", None)
-    options = MonitorOptions(**{"monitor_memory": False, **settings})
+    options = AnimaMonitorOptions(**{"monitor_memory": False, **settings})
     return Monitor(options, optimizer, torch.device("cpu"), probe)
 
 
@@ -271,7 +271,7 @@ def test_what_this_machine_does_not_tell_is_left_out():
 
 
 def test_advice_names_options_as_the_user_writes_them():
-    written = written_names(MonitorOptions())
+    written = written_names(AnimaMonitorOptions())
     texts = {kind: advice.format(**written) for kind, advice in ADVICE.items()}
     assert texts.keys() == set(AlertKind)
     assert f"raise {written['monitor_loss_spike_ratio']}." in texts[AlertKind.LOSS_SPIKE]
