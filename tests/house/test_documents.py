@@ -15,7 +15,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.processes import read_until
 from tests.helpers.running import config_files
 
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 DATASET_DOCUMENT = ROOT / "docs" / "config_README.md"
 
 
@@ -105,6 +105,10 @@ TENSORBOARD = "tensorboard --logdir output/my_lora/logs"
 NOT_RUN = {
     "python tools/quickstart.py": "installs packages from the internet",
     "python tools/run_tests.py": "installs packages from the internet, then runs this",
+    "python -m mypy": ".ci/run does, once",
+    "python -m ruff check": ".ci/run does, once",
+    "python tools/measure_code.py": "takes a minute; test_measure_code.py has a small tree",
+    "python tools/make_flags_doc.py": "writes docs/flags.md, which test_flags.py compares",
     "source .venv/bin/activate": "a shell's own",
     ".venv\\Scripts\\activate": "a shell's own",
     "accelerate launch --multi_gpu": "needs two GPUs",
