@@ -199,7 +199,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             folders = self.tokenizer_folders
             files = (self.model_files.qwen, folders.qwen, folders.t5)
             lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
-            parts = (*map(self.hash_model, files), *lengths, self.weight_dtype)
+            parts = (*(self.hash_model(file) for file in files), *lengths, self.weight_dtype)
             identity = " ".join(map(str, parts))
         adapter = self.model_facts.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from library import train_util
@@ -76,7 +78,7 @@ class NetworkTrainer(TrainerStages):
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
-        last, loss, results = len(window) - 1, 0.0, []
+        last, shares, results = len(window) - 1, [], []
         for micro_step, batch in enumerate(window):
             with self.sync_gradients(micro_step == last):
                 train_util.seed_dropout(
@@ -85,7 +87,7 @@ class NetworkTrainer(TrainerStages):
                 result = self.process_batch(batch.to(self.accelerator.device))
                 self.accelerator.backward(result.loss / len(window))
             results.append(result)
-            loss = loss + result.loss.detach() / len(window)  # stays on the device: reading stalls
+            shares.append(result.loss.detach() / len(window))  # on the device: reading stalls
         with self.files.unsettled():
             norm = self.update()
             limited = self.limit_norms()
@@ -94,7 +96,7 @@ class NetworkTrainer(TrainerStages):
             self.state.samples_seen += sum(len(batch.keys) for batch in window)
         self.progress.add(
             self.state.step,
-            {"loss/current": loss, "norm/grad": norm, **limited},
+            {"loss/current": reduce(torch.add, shares), "norm/grad": norm, **limited},
             self.optimization.rates.latest,
             results,
         )
@@ -117,6 +119,7 @@ class NetworkTrainer(TrainerStages):
             self.network.set_multiplier(batch.network_multiplier)
         latents = batch.latents
         if latents is None:
+            assert batch.pixels is not None, "a batch has one of the two"
             latents = self.encode_images_to_latents(batch.pixels)
         prediction, noisy = self.get_noise_pred_and_target(
             latents, self.get_conditioning(batch), batch.seeds, sigma

@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -192,7 +192,7 @@ def make_loader(
     return BatchLoader(dataset, sampler, threads=threads, pin=torch.cuda.is_available())
 
 
-def windows(loader: Iterable[Batch], length: int) -> Iterator[list[Batch]]:
+def windows(loader: Iterable[Batch], length: int) -> Generator[list[Batch], None, None]:
     """The micro-batches of each update; the last window of an epoch may be short."""
     window: list[Batch] = []
     for batch in loader:
