@@ -44,3 +44,12 @@ def assert_matches_golden(actual: Tensor, expected: Tensor) -> None:
     assert actual.shape == expected.shape
     assert rel_l2(actual, expected) < 1e-4
     assert (actual - expected).abs().max() < 5e-4
+
+
+def loss_of(model):
+    vectors = golden_vectors()
+    out = model(
+        vectors["in.x.sq"][:, :, 0], vectors["in.t.sq"], vectors["in.qwen_hidden.a"],
+        vectors["in.t5_ids.a"],
+    )  # fmt: skip
+    return out.float().square().mean()

@@ -24,8 +24,7 @@ from networks.kinds.linear import LinearAdapter, base_product
 from networks.kinds.stored import check_shape
 from networks.kinds.table import KINDS
 from networks.merging import merge_file
-from tests.helpers.tiny import tiny_transformer
-from tests.networks.test_network_training import loss_of
+from tests.helpers.tiny import loss_of, tiny_transformer
 
 
 class Gain(LinearAdapter):

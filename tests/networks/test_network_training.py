@@ -10,7 +10,7 @@ from library.errors import ConfigError
 from networks import lokr_anima, lora_anima
 from networks.kinds.linear import AdaptedLinear
 from networks.kinds.norm import AdaptedNorm
-from tests.helpers.tiny import golden_vectors, tiny_transformer
+from tests.helpers.tiny import loss_of, tiny_transformer
 
 MODULES = {"lora": lora_anima, "lokr": lokr_anima}
 OPTIONS = {
@@ -34,15 +34,6 @@ def attached(name="lora", dtype=torch.float32, **kwargs):
     )
     network.apply_to(None, model)
     return model, network
-
-
-def loss_of(model):
-    vectors = golden_vectors()
-    out = model(
-        vectors["in.x.sq"][:, :, 0], vectors["in.t.sq"], vectors["in.qwen_hidden.a"],
-        vectors["in.t5_ids.a"],
-    )  # fmt: skip
-    return out.float().square().mean()
 
 
 def gradients(model, seed=0):
