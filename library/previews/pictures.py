@@ -90,7 +90,7 @@ def comfyui_prompt(drawn: Drawn) -> dict[str, Node]:
         negative=["5", 0], latent_image=["6", 0],
     )  # fmt: skip
     nodes["9"] = _node("VAEDecode", samples=["8", 0], vae=["3", 0])
-    nodes["10"] = _node("SaveImage", filename_prefix="anima", images=["9", 0])
+    nodes["10"] = _node("SaveImage", filename_prefix="preview", images=["9", 0])
     return nodes
 
 

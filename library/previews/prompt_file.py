@@ -30,7 +30,7 @@ GRID = 8  # pixels that a latent covers
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewPrompt:
-    """One picture to draw. Defaults are those of ComfyUI's own Anima workflow.
+    """One picture to draw. Defaults are those of ComfyUI's workflow for the model.
 
     seed:       None: the caller's
     width, height: pixels, multiples of 8; None: the caller's

@@ -86,13 +86,9 @@ STANDARD_LIBRARY_ONLY = {  # what runs before anything is installed
     *("library/__init__.py", "library/system/__init__.py", "library/system/console.py"),
 }
 FAMILY_STILL_NAMED = {  # in texts, until these come from the family's tables
-    "library/previews/pictures.py",
-    "library/previews/prompt_file.py",
     "library/settings/foreign_files.py",
     "library/settings/moved_keys.py",
-    "library/settings/run_config.py",
     "networks/codec.py",
-    "train_network.py",
 }
 FLAG_TABLES = ("library/settings/run_config.py",)
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
