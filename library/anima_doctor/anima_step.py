@@ -60,6 +60,7 @@ class AnimaStep:
     batch: int = 1
     tokens: tuple[int, int] = (150, 170)
     mode: str = "none"
+    accumulates: bool = False
 
 
 @cache
@@ -83,7 +84,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     MODES[settings.mode](model)
     inputs = make_inputs(settings, device)
     loss = partial(loss_of, model, settings, *inputs)
-    return Step(device, model, network, loss, settings.optimizer, model.swap)
+    return Step(device, model, network, loss, settings.optimizer, model.swap, settings.accumulates)
 
 
 def make_inputs(settings: AnimaStep, device: torch.device) -> tuple[Tensor, AnimaConditioning]:

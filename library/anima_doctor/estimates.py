@@ -1,4 +1,4 @@
-"""Disk space and memory that a run on Anima will need: real sizes, and activations estimated."""
+"""Disk space and memory that a run on Anima will need: real sizes, and activations counted."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
+from library.anima_doctor import anima_step
 from library.anima_doctor import page as run_report
 from library.anima_doctor.page import Page, SpaceNeed, size_text
 from library.anima_runtime import model_loading
@@ -22,6 +23,7 @@ from library.caching import latents_files
 from library.caching.text_cache import text_path
 from library.data.captions import variants
 from library.device_utils import precision_dtype
+from library.memory.step_count import StepCount
 from library.saving.checkpoints import files_of_run
 from library.strategy_anima import AnimaTokenizeStrategy
 from networks.network import AdapterNetwork
@@ -34,8 +36,11 @@ REQUESTS_COUNTED = 60_000  # samples whose captions are made; what lies beyond i
 CAPTIONS_TOKENIZED = 300
 LONGEST_SHOWN = 3
 HEADER_BYTES = 300  # of a cache file, about
-ACTIVATIONS = 27
-"""Values of the model's width that a block keeps per token for the backward pass: an estimate."""
+MODES = {
+    "none": "without checkpointing",
+    "checkpoint": "with checkpointing",
+    "offload": "checkpointing with block inputs in RAM",
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class CaptionFacts:
     held:     how many are held at once: --text_cache_variants, or those of one epoch
     size:     bytes of the encoder outputs held at once; new: to be written when they go to disk
     folder:   where one of them would be stored
+    longest:  the most tokens of Qwen, and of T5, in one of a sample
     """
 
     count: int
@@ -54,6 +60,7 @@ class CaptionFacts:
     size: float
     new: float
     folder: Path
+    longest: tuple[int, int]
 
     @property
     def how(self) -> str:
@@ -136,9 +143,10 @@ class Estimates:
         first_window = list(found.items())[:held]
         spaced = first_window[:: max(1, len(first_window) // CAPTIONS_TOKENIZED)]
         width = self.params.llm_adapter.source_dim * trainer.weight_dtype.itemsize
-        sizes, new = 0, 0
+        sizes, new, longest = 0, 0, (0, 0)
         for caption, folder in spaced:
             qwen, t5 = self.lengths(caption)
+            longest = max(longest[0], qwen), max(longest[1], t5)
             size = qwen * width + 2 * 8 * t5 + HEADER_BYTES
             sizes += size
             new += size * (not text_path(caption, folder).exists())
@@ -146,7 +154,9 @@ class Estimates:
         if held < count:  # the windows after the first have a file that goes with the process
             new += sizes
         folder = spaced[0][1]
-        return CaptionFacts(count, counted == epochs, held, sizes * scale, new * scale, folder)
+        return CaptionFacts(
+            count, counted == epochs, held, sizes * scale, new * scale, folder, longest
+        )
 
     def latents_bytes(self, *, only_new: bool) -> int:
         """Of the latents of all pictures and flips, or of those without a cache file."""
@@ -186,12 +196,11 @@ class Estimates:
         """Of one state: the adapters as they are trained, and their optimizer."""
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
         state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
-        return trained * self.trained_item() + state
+        return trained * self.trained_dtype.itemsize + state
 
-    def trained_item(self) -> int:
-        """Bytes of one trained number."""
-        full_bf16 = self.trainer.cfg.precision.full_bf16
-        return (torch.bfloat16 if full_bf16 else torch.float32).itemsize
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.trainer.cfg.precision.full_bf16 else torch.float32
 
     def file_bytes(self) -> int:
         """Of one adapter file, its metadata left out."""
@@ -200,29 +209,47 @@ class Estimates:
         dtype = precision_dtype(self.trainer.cfg.save.save_precision or "float")
         return sum(factor.numel() for factor in factors) * dtype.itemsize
 
-    def tokens(self) -> tuple[int, str]:
-        """Tokens of the largest batch, and which bucket it is of."""
-        catalogue, pixels = self.trainer.catalogue, 8 * self.params.patch
-        found = []
+    def largest_batch(self) -> tuple[int, int, int]:
+        """Pictures, and their width and height, of the batch with the most tokens."""
+        catalogue, found = self.trainer.catalogue, []
         for (number, (width, height)), indices in catalogue.buckets().items():
             samples = sum(catalogue.images[i].repeats for i in indices)
             batch = min(samples, catalogue.group.datasets[number].batch_size)
-            tokens = batch * (width // pixels) * (height // pixels)
-            found.append((tokens, f"{batch} x {width} x {height}"))
-        return max(found)
+            found.append((batch, width, height))
+        return max(found, key=prod)
 
-    def activations(self) -> tuple[int, int, str]:
-        """(bytes on the device, bytes in the host's memory, how): by a rule, not measured."""
-        loop, params = self.trainer.cfg.loop, self.params
-        tokens, batch = self.tokens()
-        state = tokens * params.model_dim * self.trainer.weight_dtype.itemsize
-        block, inputs = ACTIVATIONS * state, params.num_blocks * state
-        shape = f"batch {batch}, {tokens} tokens, {params.num_blocks} blocks"
+    @property
+    def mode(self) -> str:
+        loop = self.trainer.cfg.loop
         if loop.cpu_offload_checkpointing or loop.unsloth_offload_checkpointing:
-            return block + state, inputs, f"{shape}, checkpointing with block inputs in RAM"
-        if loop.gradient_checkpointing:
-            return block + inputs, 0, f"{shape}, with checkpointing"
-        return params.num_blocks * block, 0, f"{shape}, without checkpointing"
+            return "offload"
+        return "checkpoint" if loop.gradient_checkpointing else "none"
+
+    @cached_property
+    def step(self) -> StepCount:
+        """Of the largest batch, with the longest captions; any optimizer leaves the same room."""
+        trainer, cfg = self.trainer, self.trainer.cfg
+        batch, width, height = self.largest_batch()
+        settings = anima_step.AnimaStep(
+            params=self.params,
+            network=cfg.network,
+            arguments=tuple(trainer.network_kwargs().items()),
+            loss=cfg.loss,
+            dtype=trainer.weight_dtype,
+            trained_dtype=self.trained_dtype,
+            size=(height // 8, width // 8),
+            batch=batch,
+            tokens=self.captions.longest,
+            mode=self.mode,
+            accumulates=cfg.loop.gradient_accumulation_steps > 1,
+        )
+        return anima_step.count(settings)
+
+    def how_counted(self) -> str:
+        batch, width, height = self.largest_batch()
+        tokens = batch * width * height // (8 * self.params.patch) ** 2
+        shape = f"batch {batch}, {tokens} tokens, {self.params.num_blocks} blocks"
+        return f"counted, not measured: {shape}, {MODES[self.mode]}"
 
     def memory_rows(self) -> list[tuple[str, float, str]]:
         """(what, bytes, how) of all that is on the device while training."""
@@ -244,15 +271,14 @@ class Estimates:
             how = f"{count:,} parameters; stays, since its outputs are not cached"
             rows.append((name, count * dtype.itemsize, how))
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
-        item = self.trained_item()
+        item = self.trained_dtype.itemsize
         state, optimizer = run_report.optimizer_state(trainer.cfg, trained)
-        device, _, how = self.activations()
         return [
             *rows,
             ("adapters", trained * item, f"{trained:,} trained parameters, {item} bytes each"),
             ("gradients", trained * item, "the same"),
             ("optimizer state", state, optimizer),
-            ("activations", device, f"estimate, not measured: {how}"),
+            ("activations", self.step.activations, self.how_counted()),
         ]
 
     def describe_memory(self, page: Page) -> None:
@@ -261,7 +287,9 @@ class Estimates:
         rows.append(("in all", total, "without CUDA's own needs and fragmentation"))
         page.table((what, size_text(size), how) for what, size, how in rows)
         cache = self.trainer.cfg.cache
-        host: dict[str, float] = {"block inputs": self.activations()[1]}
+        host: dict[str, float] = {}
+        if self.mode == "offload":
+            host["block inputs"] = self.step.in_host
         if cache.cache_latents and not cache.cache_latents_to_disk:
             host["latents"] = self.latents_bytes(only_new=False)
         if cache.cache_text_encoder_outputs:

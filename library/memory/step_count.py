@@ -30,6 +30,7 @@ class Step:
     model:  with the adapters of `network` attached
     loss:   the loss of one micro-batch, a scalar
     swap:   of the model's weights that wait in RAM
+    accumulates: whether gradients of earlier micro-batches are there
     """
 
     device: torch.device
@@ -38,6 +39,7 @@ class Step:
     loss: Callable[[], Tensor]
     optimizer: OptimizerOptions
     swap: Swap | None = None
+    accumulates: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,13 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
     weights += ledger.enter(buffer.memory for buffer in step.swap.buffers) if step.swap else 0
     resident = ledger.on_device.now
+    for parameter in trained if step.accumulates else ():
+        parameter.grad = torch.zeros_like(parameter)
+        ledger.enter([parameter.grad])
+    start = ledger.on_device.now
     with kernels(ledger), ledger:
         loss = step.loss()
-        kept = ledger.on_device.now - resident
+        kept = ledger.on_device.now - start
         loss.backward()
         del loss
     after = ledger.on_device.now - resident

@@ -228,6 +228,12 @@ def test_swapped_weights_are_in_the_hosts_memory_and_pass_through_a_ring():
     assert swapped.kept == plain.kept
 
 
+def test_gradients_of_earlier_micro_batches_are_there_at_the_peak():
+    alone, after_others = (count(small_step(accumulates=each)) for each in (False, True))
+    assert after_others.kept == alone.kept and after_others.gradients == alone.gradients
+    assert alone.peak < after_others.peak <= alone.peak + 2 * alone.gradients
+
+
 def test_counting_leaves_no_gradients_and_counts_the_same_again():
     step = make_step(small_step(), META)
     first = count_step(step)
