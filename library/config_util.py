@@ -15,7 +15,7 @@ from typing import Any
 from library.data.dataset_config import (
     DatasetConfig,
     DatasetGroupConfig,
-    Entry,
+    Setting,
     SubsetConfig,
     Table,
 )
@@ -37,7 +37,7 @@ DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets", "fa
 SUBSET_FIELDS = tuple(SubsetConfig.__dataclass_fields__)
 
 
-Entries = dict[str, Entry]
+Settings = dict[str, Setting]
 
 
 def read_datasets(path: str | None, fallbacks: Mapping[str, Any]) -> DatasetGroupConfig:
@@ -72,7 +72,7 @@ def load_folders_config(
 def _configure(
     document: dict, lines: TableLines, fallbacks: Mapping[str, Any], grid: int, source: str
 ) -> DatasetGroupConfig:
-    reader = _Reader(lines, grid, fallbacks)
+    reader = _DatasetFileReader(lines, grid, fallbacks)
     datasets = reader.read(document)
     if reader.problems:
         raise ConfigError(list(dict.fromkeys(reader.problems)), source=source)
@@ -91,7 +91,7 @@ def takes_empty(name: str) -> bool:
     return name in KEYS and (KEYS[name].default == "" or name == "caption_separator")
 
 
-class _Reader:
+class _DatasetFileReader:
     """Turns the document into configurations, collecting problems on the way."""
 
     def __init__(self, lines: TableLines, grid: int, fallbacks: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ class _Reader:
             return tables
         return []
 
-    def entries(self, table: dict, path: tuple) -> Entries:
+    def entries(self, table: dict, path: tuple) -> Settings:
         """The converted values of one table; those with a problem count as their default."""
         found = {}
         level = next(part for part in reversed(path) if isinstance(part, str))
@@ -161,7 +161,7 @@ class _Reader:
                 found[name] = self.entry(name, value, where)
         return found
 
-    def flag_entries(self) -> Entries:
+    def flag_entries(self) -> Settings:
         """What the command line gives for the file's keys."""
         fallbacks = self.fallbacks
         found = {}
@@ -175,15 +175,15 @@ class _Reader:
                 found[name] = self.entry(name, value, f"--{flag}")
         return found
 
-    def entry(self, name: str, value: Any, where: str) -> Entry:
+    def entry(self, name: str, value: Any, where: str) -> Setting:
         """Check one value against its key."""
         key = KEYS[name]
         try:
             value = convert(key, value)
         except ValueError as error:
             self.problem(str(error), where)
-            return Entry(key.default, where)
-        return Entry(value, where)
+            return Setting(key.default, where)
+        return Setting(value, where)
 
     def unknown_at_top(self, name: str) -> None:
         where = self.where((), name)
@@ -197,7 +197,7 @@ class _Reader:
         hint = f" Did you mean {near}?" if near else " Known: [general] and [[datasets]]."
         self.problem(f"no such section.{hint}", self.where((name,)) if near else where)
 
-    def datasets(self, table: dict, number: int, outer: list[Entries]) -> list[DatasetConfig]:
+    def datasets(self, table: dict, number: int, outer: list[Settings]) -> list[DatasetConfig]:
         """The dataset of one table; one for each size where it lists `resolutions`."""
         path = ("datasets", number)
         chain = [self.entries(table, path), *outer]
@@ -220,7 +220,7 @@ class _Reader:
             self.tables += [Table(c, dataset, subset) for c, subset in zip(chains, subsets)]
         return made
 
-    def sizes(self, chain: list[Entries]) -> list[Entry]:
+    def sizes(self, chain: list[Settings]) -> list[Setting]:
         """What to train at: resolution or resolutions, whichever is set further inside."""
         for entries in chain:
             if "resolution" in entries and "resolutions" in entries:
@@ -228,12 +228,12 @@ class _Reader:
                 self.problem("resolution and resolutions are both set. Keep one.", where)
             if "resolutions" in entries:
                 listed = entries["resolutions"]
-                return [Entry(size, listed.where) for size in listed.value or ()]
+                return [Setting(size, listed.where) for size in listed.value or ()]
             if "resolution" in entries:
                 return [entries["resolution"]]
-        return [Entry(None)]
+        return [Setting(None)]
 
-    def subset(self, chain: list[Entries], path: tuple) -> SubsetConfig:
+    def subset(self, chain: list[Settings], path: tuple) -> SubsetConfig:
         """The subset of one table. chain: what is written for it, the innermost first."""
         values = {name: _find(name, chain) for name in SUBSET_FIELDS}
         self.check_places(values, path)
@@ -243,10 +243,10 @@ class _Reader:
         if low.value and high.value and low.value > high.value:
             self.problem(f"min_ar is above max_ar = {high.value:g}.", low.where)
         if values["is_reg"].value and "trigger_word" not in chain[0]:
-            values["trigger_word"] = Entry("")  # regularisation pictures show the class without it
+            values["trigger_word"] = Setting("")  # regularisation pictures show the class without it
         return SubsetConfig(**{name: entry.value for name, entry in values.items()})
 
-    def check_places(self, values: Entries, path: tuple) -> None:
+    def check_places(self, values: Settings, path: tuple) -> None:
         """The pictures' folder is there and has pictures; the metadata file is a file."""
         folder, metadata = values["image_dir"], values["metadata_file"]
         if not folder.where and not metadata.where:
@@ -260,7 +260,7 @@ class _Reader:
             message = f"{is_folder}. Give a JSON file of captions by picture."
             self.problem(message, metadata.where)
 
-    def choose_mask(self, values: Entries, own: Entries) -> None:
+    def choose_mask(self, values: Settings, own: Settings) -> None:
         """One source of masks: what the subset itself names wins over what flags say."""
         sources = ("mask_path", "conditioning_data_dir", "alpha_mask")
         given = [name for name in sources if values[name].value]
@@ -273,16 +273,16 @@ class _Reader:
             )
         for name in given:
             if name != (here or given)[0]:
-                values[name] = Entry(KEYS[name].default)
+                values[name] = Setting(KEYS[name].default)
         if values["conditioning_data_dir"].value and not self.fallbacks.get("masked_loss"):
-            values["conditioning_data_dir"] = Entry(None)
+            values["conditioning_data_dir"] = Setting(None)
         for name in ("mask_path", "conditioning_data_dir"):
             if (folder := values[name]).value is not None:
                 recursive = values["recursive"].value or values["metadata_file"].value is not None
                 if message := folder_problem(folder.value, recursive=recursive):
                     self.problem(message, folder.where)
 
-    def check_augmentation(self, values: Entries) -> None:
+    def check_augmentation(self, values: Settings) -> None:
         """What changes a picture every time cannot be used with latents that are encoded once."""
         cached = [f for f in ("cache_latents", "cache_latents_to_disk") if self.fallbacks.get(f)]
         for name in ("color_aug", "random_crop", "face_crop_aug_range"):
@@ -290,7 +290,7 @@ class _Reader:
                 text = f"{name} changes pictures every time, and --{cached[0]} encodes them once. "
                 self.problem(f"{text}Leave one of them out.", values[name].where)
 
-    def check_buckets(self, values: Entries, path: tuple) -> None:
+    def check_buckets(self, values: Settings, path: tuple) -> None:
         """What has to hold between resolution, bucket sizes and steps."""
         resolution, step = values["resolution"], values["bucket_reso_steps"]
         if resolution.value is None:
@@ -317,7 +317,7 @@ class _Reader:
             message = f"resolution is above max_bucket_reso = {high.value}. Raise max_bucket_reso"
             self.problem(f"{message} to {max(resolution.value)} or more.", high.where or place)
 
-    def check_multiple(self, name: str, entry: Entry, unit: int, reason: str) -> None:
+    def check_multiple(self, name: str, entry: Setting, unit: int, reason: str) -> None:
         edges = entry.value if isinstance(entry.value, tuple) else (entry.value,)
         wrong = [edge for edge in edges if edge % unit]
         if wrong:
@@ -327,6 +327,6 @@ class _Reader:
             self.problem(text, entry.where)
 
 
-def _find(name: str, chain: Iterable[Entries]) -> Entry:
+def _find(name: str, chain: Iterable[Settings]) -> Setting:
     """The innermost entry of a key, else its default."""
-    return next((e[name] for e in chain if name in e), Entry(KEYS[name].default))
+    return next((e[name] for e in chain if name in e), Setting(KEYS[name].default))

@@ -351,6 +351,6 @@ def check_writable(folders: Iterable[Path]) -> None:
 def remove_leftovers(cache: Path) -> None:
     """Delete unfinished files of processes that were killed while they wrote, also on other computers."""
     for path in cache.glob(".*"):
-        is_temporary = path.name.endswith(".tmp") or leftovers.OF_SAFETENSORS.fullmatch(path.name)
+        is_temporary = path.name.endswith(".tmp") or leftovers.SAFETENSORS_TEMPORARY_NAME.fullmatch(path.name)
         if is_temporary and leftovers.is_old(path):
             leftovers.remove(path)

@@ -10,7 +10,7 @@ from typing import Any
 from library.errors import DatasetError, Problem, as_utf8
 from library.system.text_files import TextFileError, parse_json, read_text
 
-READ = ("caption", "tags")
+READ_KEYS = ("caption", "tags")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def read_caption_json(path: str | Path) -> tuple[dict[str, CaptionEntry], tuple[
         if not isinstance(values, dict):
             problems.append(Problem('expected {"caption": "..."}.', f"{picture!r:.60}"))
             continue
-        texts = {name: values.get(name) for name in READ}
+        texts = {name: values.get(name) for name in READ_KEYS}
         for name, value in texts.items():
             if value is not None and not isinstance(value, str):
                 problems.append(Problem(f"{name} is not text. Use quotes.", f"{picture!r:.60}"))
@@ -55,7 +55,7 @@ def read_caption_json(path: str | Path) -> tuple[dict[str, CaptionEntry], tuple[
             elif value is not None and as_utf8(value) != value:
                 message = f"{name} holds half a character, which is no text. Write it anew."
                 problems.append(Problem(message, f"{picture!r:.60}"))
-        unread |= set(values) - set(READ)
+        unread |= set(values) - set(READ_KEYS)
         entries[picture] = CaptionEntry(**texts)
     if not document:
         problems.append(Problem("has no entries: there is nothing to train on."))

@@ -88,7 +88,7 @@ class DatasetConfig:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Setting:
     """A converted value and where it was set: a line, a flag, "" for a default."""
 
     value: Any
@@ -99,13 +99,13 @@ class Entry:
 class Table:
     """A dataset, or a subset of it, with the entries that reach it, the innermost first."""
 
-    entries: Sequence[Mapping[str, Entry]]
+    entries: Sequence[Mapping[str, Setting]]
     dataset: DatasetConfig
     subset: SubsetConfig | None = None
 
-    def reaching(self) -> dict[str, list[tuple[str, Entry]]]:
+    def reaching(self) -> dict[str, list[tuple[str, Setting]]]:
         """Field -> what was written for it, as (key, entry); the first one decides."""
-        found: dict[str, list[tuple[str, Entry]]] = {}
+        found: dict[str, list[tuple[str, Setting]]] = {}
         for entries in self.entries:
             for key, entry in entries.items():
                 name = ANOTHER_NAME.get(key, key)

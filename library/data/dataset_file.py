@@ -23,7 +23,7 @@ from library.settings.foreign_files import foreign_message
 from library.system.text_files import TextFileError, parse_json, parse_toml, read_text
 from library.utils import nearest_name
 
-OF_OPTIONS = {"network_module", "learning_rate", "output_dir", "optimizer_type"}
+OPTION_NAMES = {"network_module", "learning_rate", "output_dir", "optimizer_type"}
 TableLines = dict[tuple, str]
 """(table path, key) -> "line N  its text"; key "" for headers. What it misses has no line."""
 
@@ -42,7 +42,7 @@ def read_document(path: Path) -> tuple[dict, TableLines]:
         problem = str(error)
     if problem := foreign_message(document, text, path) or problem:
         raise ConfigError(problem, source=source)
-    if isinstance(document, dict) and "datasets" not in document and OF_OPTIONS & set(document):
+    if isinstance(document, dict) and "datasets" not in document and OPTION_NAMES & set(document):
         message = "holds options, not pictures. Give it as --config_file."
         raise ConfigError(message, source=source)
     return _object(document, source), {} if is_json else find_lines(text)

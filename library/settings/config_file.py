@@ -37,9 +37,9 @@ from library.system.text_files import TextFileError, parse_json, parse_toml, rea
 from library.utils import atomic_write
 
 COMMAND_LINE = "the command line"
-OF_COMMAND_LINE = ("config_file", "output_config")
+ONLY_TYPED = ("config_file", "output_config")
 OTHER_KINDS = (".json", ".yaml", ".yml", ".sh", ".bat", ".ps1", ".txt")
-MANY = 200
+MOST_UNKNOWN = 200
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,7 +114,7 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         parser.exit()
-    reader = Reader(all_flags(groups))
+    reader = ConfigReader(all_flags(groups))
     typed = reader.read_command_line(argv)
     writes = "output_config" in typed and typed["output_config"].value != "false"
     in_file = {}
@@ -152,7 +152,7 @@ def with_suffix(name: str) -> Path:
     return Path(name if name.lower().endswith((".toml", *OTHER_KINDS)) else f"{name}.toml")
 
 
-class Reader:
+class ConfigReader:
     """Reads the command line and the file, collecting problems and notes on the way."""
 
     def __init__(self, flags: dict[str, Flag]) -> None:
@@ -259,7 +259,7 @@ class Reader:
             elif not self.is_list(section.rpartition(".")[2]):
                 self.unknown_key(key, value, where, str(path))
         self.list_tables(document, lines, str(path))
-        for dest in OF_COMMAND_LINE:
+        for dest in ONLY_TYPED:
             if dest in found:
                 self.notes.append(f"{path}: {dest} has no effect: it belongs on the command line.")
                 del found[dest]
@@ -282,9 +282,9 @@ class Reader:
     def unknown_key(self, key: str, value: Any, where: str, source: str) -> None:
         """A misspelt flag, or one that stands elsewhere here, is a problem; anything else a note."""
         self.unknown += 1
-        if self.unknown > MANY:  # looking for the nearest name of each would take minutes
-            if self.unknown == MANY + 1:
-                message = f"over {MANY} keys are no options here. Is it another program's file?"
+        if self.unknown > MOST_UNKNOWN:  # looking for the nearest name of each would take minutes
+            if self.unknown == MOST_UNKNOWN + 1:
+                message = f"over {MOST_UNKNOWN} keys are no options here. Is it another program's file?"
                 self.problem(message, where, source)
         elif value == "":
             return  # not given
@@ -382,7 +382,7 @@ def write_config(loaded: LoadedConfig) -> Path:
     for group, values in loaded.groups.items():
         for flag_ in flags_of(group):
             value = getattr(values, flag_.dest)
-            if value != flag_.default and flag_.dest not in OF_COMMAND_LINE:
+            if value != flag_.default and flag_.dest not in ONLY_TYPED:
                 document[flag_.names[0].removeprefix("--")] = list(value) if flag_.many else value
     text = tomlkit.dumps(document)
     if as_utf8(text) != text:

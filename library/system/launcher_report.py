@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-OF_LAUNCHER = "TORCHELASTIC_ERROR_FILE"
+ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 
 
 def is_told_here(text: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -22,7 +22,7 @@ def is_told_here(text: str, environment: Mapping[str, str] = os.environ) -> bool
 
     Of the processes that a launcher started on this computer the first to have the error tells it.
     """
-    place = environment.get(OF_LAUNCHER, "")
+    place = environment.get(ERROR_FILE_VARIABLE, "")
     file = Path(place)
     if not place or place == os.devnull or not file.parent.is_dir():
         return True

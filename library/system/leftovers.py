@@ -13,10 +13,10 @@ from library.system.run_lock import started
 
 logger = logging.getLogger(__name__)
 
-AGE = 3600.0  # seconds: no write takes that long
-OF_ATOMIC_WRITE = re.compile(r"\.(.+)\.(\d+)\.[0-9a-f]{8}\.tmp")
+OLD_AFTER = 3600.0  # seconds: no write takes that long
+ATOMIC_WRITE_NAME = re.compile(r"\.(.+)\.(\d+)\.[0-9a-f]{8}\.tmp")
 NAME_LENGTH = 40  # letters of a file's name that its temporary one begins with
-OF_SAFETENSORS = re.compile(r"\.tmp\w{6}")
+SAFETENSORS_TEMPORARY_NAME = re.compile(r"\.tmp\w{6}")
 
 
 def is_old(path: Path) -> bool:
@@ -26,7 +26,7 @@ def is_old(path: Path) -> bool:
         newest = max(each.stat().st_mtime for each in (path, *inside))
     except OSError:
         return False  # finished, or removed by another process
-    return time.time() - newest > AGE
+    return time.time() - newest > OLD_AFTER
 
 
 def is_left(path: Path, process: int) -> bool:
@@ -42,7 +42,7 @@ def clear_temporary(folder: Path, names: Collection[str]) -> None:
     """Delete the unfinished adapter files of earlier runs of these names, which this run has claimed."""
     own = re.compile(rf"({'|'.join(map(re.escape, names))})(-step\d+|-\d+)?\.safetensors")
     for path in folder.iterdir() if folder.is_dir() else ():
-        if found := OF_ATOMIC_WRITE.fullmatch(path.name):
+        if found := ATOMIC_WRITE_NAME.fullmatch(path.name):
             name, process = found[1], int(found[2])
             is_ours = own.fullmatch(name) and is_left(path, process)
             is_cut = len(name) == NAME_LENGTH and name.startswith(
@@ -50,7 +50,7 @@ def clear_temporary(folder: Path, names: Collection[str]) -> None:
             )
             is_over = is_ours or (is_cut and is_old(path))
         else:
-            is_over = OF_SAFETENSORS.fullmatch(path.name) and is_old(path) and is_tensors(path)
+            is_over = SAFETENSORS_TEMPORARY_NAME.fullmatch(path.name) and is_old(path) and is_tensors(path)
         if is_over and remove(path):
             logger.info("removed %s, left by a run that was killed", path)
 

@@ -21,7 +21,7 @@ from types import FrameType
 from library.errors import Stopped
 from library.system.program import NOTHING_TRAINED, is_first_process
 
-OF_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "RANK")
+LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "RANK")
 SECONDS_OF_ECHO = 1.0
 
 Handler = Callable[[int, "FrameType | None"], None]
@@ -74,7 +74,7 @@ def end_at_once(number: int) -> None:
 
 def is_launched(environment: Mapping[str, str]) -> bool:
     """Whether accelerate launch or torchrun started this process; those pass signals on, repeatedly."""
-    return any(name in environment for name in OF_LAUNCHERS)
+    return any(name in environment for name in LAUNCHER_VARIABLES)
 
 
 def say(text: str) -> None:

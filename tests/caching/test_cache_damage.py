@@ -11,7 +11,7 @@ import torch
 from library.caching.cache_files import read_whole
 from library.caching.latents_cache import cache_latents
 from library.caching.text_cache import cache_text
-from library.system.leftovers import AGE
+from library.system.leftovers import OLD_AFTER
 from tests.helpers import warm
 from tests.helpers.caching_process import captions_of, check, fill
 from tests.helpers.dataset_files import (
@@ -154,7 +154,7 @@ def test_caching_that_is_killed_goes_on_to_the_same_content(folder, tmp_path):
         assert 0 <= len(stored_files(place)) < ITEMS
         alone = place / "_cache" / ".tmpa1B2c3"  # as safetensors has named them
         alone.write_bytes(b"half")
-        long_ago = unfinished.stat().st_mtime - 2 * AGE
+        long_ago = unfinished.stat().st_mtime - 2 * OLD_AFTER
         for path in (alone, unfinished, *unfinished.iterdir()):
             os.utime(path, (long_ago, long_ago))
         latents, texts, _ = fill(place, 1)

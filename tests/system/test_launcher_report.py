@@ -6,7 +6,7 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from library.errors import ConfigError, Problem
-from library.system.launcher_report import OF_LAUNCHER, is_told_here
+from library.system.launcher_report import ERROR_FILE_VARIABLE, is_told_here
 
 TEXT = str(ConfigError([Problem("is \udc80.", "a"), Problem("expected more.", "b")], source="目录"))
 
@@ -17,14 +17,14 @@ def ranks(tmp_path):
     files = [tmp_path / "attempt_0" / str(rank) / "error.json" for rank in range(2)]
     for file in files:
         file.parent.mkdir(parents=True)
-    return [{OF_LAUNCHER: str(file)} for file in files]
+    return [{ERROR_FILE_VARIABLE: str(file)} for file in files]
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_one_process_tells_and_the_launcher_ends_with_it(ranks, first):
     assert is_told_here(TEXT, ranks[first])
     assert not is_told_here(TEXT, ranks[1 - first])
-    failures = {n: ProcessFailure(n, 10 + n, 2, ranks[n][OF_LAUNCHER]) for n in range(2)}
+    failures = {n: ProcessFailure(n, 10 + n, 2, ranks[n][ERROR_FILE_VARIABLE]) for n in range(2)}
     told = str(ChildFailedError("anima_train_network.py", failures))
     shown = TEXT.replace("\n", "\n  ")  # as torch indents
     assert told.count(shown) == 1 and told.rstrip("=\n").endswith(shown)
@@ -36,5 +36,5 @@ def test_every_process_tells_an_error_of_its_own(ranks):
 
 @pytest.mark.parametrize("place", [None, "", os.devnull, "no/such/folder/error.json"])
 def test_without_a_launcher_that_reads_it_every_process_tells(place):
-    environment = {} if place is None else {OF_LAUNCHER: place}
+    environment = {} if place is None else {ERROR_FILE_VARIABLE: place}
     assert is_told_here(TEXT, environment) and is_told_here(TEXT, environment)

@@ -10,7 +10,7 @@ import pytest
 
 from library.errors import OutputError
 from library.saving.state_folder import MANIFEST
-from library.system.leftovers import AGE, clear_temporary
+from library.system.leftovers import OLD_AFTER, clear_temporary
 from library.system.run_lock import claimed, lock_file, lock_problems, own, started, writers_of
 from tests.helpers.processes import read_until, start
 from tests.helpers.running import config_files, make_trainer, report
@@ -112,7 +112,7 @@ def test_unfinished_files_go_when_they_are_of_ones_own_dead_runs_or_old(tmp_path
         f".run.safetensors.99999999.{'a' * 8}.tmp",
         f".run.safetensors.{other.pid}.{'b' * 8}.tmp",
     )
-    long_ago = time.time() - 2 * AGE
+    long_ago = time.time() - 2 * OLD_AFTER
     files = {
         dead: (False, tensors),
         f".run-step00000002.safetensors.99999999.{'a' * 8}.tmp": (False, tensors),
