@@ -115,7 +115,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         return model_loading.load_transformer(
             self.model_files.transformer,
-            device=self.accelerator.device,
+            device="cpu" if self.cfg.loop.blocks_to_swap else self.accelerator.device,
             dtype=self.weight_dtype,
             llm_adapter_path=self.model_files.llm_adapter,
             attention_backend=self.anima.attention_backend,

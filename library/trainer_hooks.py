@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from networks.arguments import parse_network_args
 
@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from library.errors import Problem
     from library.settings.run_config import TrainConfig
     from library.training.flow_matching import NoisyLatents
-
-
-@runtime_checkable
-class CanCheckpoint(Protocol):
-    """What the denoiser of every family offers."""
-
-    def enable_gradient_checkpointing(self, cpu_offload: bool = False) -> None:
-        """Keep the inputs of blocks alone for the backward pass, on the device or in the host's memory."""
 
 
 class FamilyHooks(ABC):

@@ -24,6 +24,7 @@ from library.data.datasets import TrainDataset
 from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
+from library.memory.modes import SavesMemory, enable_modes, mode_problems
 from library.saving import snapshot
 from library.saving.checkpoints import Checkpoints
 from library.saving.metadata import RunMetadata, start_entries
@@ -36,7 +37,7 @@ from library.saving.state_contents import TrainingParts, first_position
 from library.saving.stopping import StopRequests
 from library.settings.run_config import TrainConfig
 from library.system.program import is_first_process
-from library.trainer_hooks import CanCheckpoint, FamilyHooks
+from library.trainer_hooks import FamilyHooks
 from library.training.flow_matching import Noising
 from library.training.optimization import Optimization, check_optimization
 from library.training.optimizer_trial import try_optimizer
@@ -174,6 +175,9 @@ class TrainerStages(FamilyHooks):
         self.network_module, self.model_facts = module, facts
         with torch.device("meta"), quiet():
             model = self.empty_model()
+            assert isinstance(model, SavesMemory), "every family's model does"
+            if problems := mode_problems(self.cfg.loop, model):
+                raise ConfigError(problems)
             merge_base_weights(net, model)
             self.outline = make_network(module, net, kwargs, model)
 
@@ -287,12 +291,9 @@ class TrainerStages(FamilyHooks):
         merge_base_weights(self.cfg.network, self.base)
 
     def prepare_model(self) -> None:
-        """Where the model's activations are kept: nothing new, the base as it will be trained on."""
-        loop = self.cfg.loop
-        offload = loop.cpu_offload_checkpointing or loop.unsloth_offload_checkpointing
-        if loop.gradient_checkpointing or offload:
-            assert isinstance(self.base, CanCheckpoint), "every family's model can"
-            self.base.enable_gradient_checkpointing(cpu_offload=offload)
+        """Establish where the model's weights and activations are kept."""
+        assert isinstance(self.base, SavesMemory), "every family's model does"
+        log_lines(logger, enable_modes(self.cfg.loop, self.base, self.accelerator.device))
 
     def attach_network(self) -> None:
         """Establish the adapters inside the model."""

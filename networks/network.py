@@ -114,7 +114,8 @@ class AdapterNetwork:
         unet.requires_grad_(False)
         for placement in self.placements:
             base = unet.get_submodule(placement.path)
-            device = base.get_parameter("weight").device
+            # where the model says that it computes: a swapped weight lies elsewhere
+            device = getattr(unet, "device", base.get_parameter("weight").device)
             if device.type != "meta":
                 placement.adapter.to(device)
             placement.adapter.requires_grad_(not placement.frozen)

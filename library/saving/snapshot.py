@@ -87,6 +87,9 @@ def soft_fields(cfg: TrainConfig) -> dict[str, Any]:
     return {
         "gradient_checkpointing": cfg.loop.gradient_checkpointing,
         "cpu_offload_checkpointing": cfg.loop.cpu_offload_checkpointing,
+        "checkpoint_every_n": cfg.loop.checkpoint_every_n,
+        "recompute": cfg.loop.recompute,
+        "blocks_to_swap": cfg.loop.blocks_to_swap,
         "cache_latents": cfg.cache.cache_latents,
         "cache_text_encoder_outputs": cfg.cache.cache_text_encoder_outputs,
         "deterministic": cfg.precision.deterministic,

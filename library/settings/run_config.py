@@ -132,6 +132,12 @@ def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
     )
 
 
+def asks_for_checkpointing(o: Any) -> bool:
+    return (
+        o.gradient_checkpointing or o.cpu_offload_checkpointing or o.unsloth_offload_checkpointing
+    )
+
+
 MODE_SCALES = (-1.0, 7.235)
 """Within them the density `mode` keeps sigma in [0, 1]."""
 
@@ -550,10 +556,40 @@ class LoopOptions:
     gradient_checkpointing: bool = flag(False, "recompute blocks in the backward pass: less memory")
     cpu_offload_checkpointing: bool = flag(False, "checkpointing that keeps block inputs in RAM")
     unsloth_offload_checkpointing: bool = flag(False, "the same as cpu_offload_checkpointing")
+    checkpoint_every_n: int = flag(
+        1,
+        "checkpointing of every n-th block only: more memory, less time",
+        check=at_least(1),
+        idle=(needs(asks_for_checkpointing, "it needs gradient_checkpointing"),),
+    )
+    recompute: str = flag(
+        "none",
+        "cheap: recompute what costs no matrix product, in blocks that are not checkpointed",
+        choices=("none", "cheap"),
+        off=("none",),
+        idle=(
+            needs(
+                lambda o: o.checkpoint_every_n > 1 or not asks_for_checkpointing(o),
+                "gradient_checkpointing recomputes every block as a whole",
+            ),
+        ),
+    )
     blocks_to_swap: int | None = flag(
-        None, "blocks parked in RAM", check=at_least(0),
-        ignored=f"{LATER}: all blocks stay on the card; gradient_checkpointing saves most memory",
-    )  # fmt: skip
+        None,
+        "blocks whose weights wait in RAM, up to all; three at a time are on the card",
+        check=at_least(0),
+        off=(0,),
+    )
+
+    @property
+    def checkpoints(self) -> bool:
+        """Whether blocks are checkpointed."""
+        return bool(asks_for_checkpointing(self))
+
+    @property
+    def offloads(self) -> bool:
+        """Whether inputs of checkpointed blocks wait in RAM."""
+        return self.cpu_offload_checkpointing or self.unsloth_offload_checkpointing
 
     def problems(self) -> list[Problem]:
         if self.max_train_steps or self.max_train_epochs is not None:

@@ -77,7 +77,9 @@ class Optimization:
     def wrap(self, model: nn.Module) -> nn.Module:
         """Hand model and optimizer to accelerate together; returns what is called in a step."""
         self.optimizer: AcceleratedOptimizer
-        model, self.optimizer = self.accelerator.prepare(model, self.inner)
+        model, self.optimizer = self.accelerator.prepare(
+            model, self.inner, device_placement=[False, True]
+        )  # the model is where it should be: weights that are swapped in RAM
         return model
 
     def update(self, step: Callable[[Tensor], None]) -> Tensor:

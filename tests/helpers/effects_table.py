@@ -72,6 +72,7 @@ SERVER = "test_trackers.test_the_server_answers_and_stops_with_the_run"
 LOGS = "test_trackers.test_tracker_settings_come_from_a_file"
 PROCESS = "test_effective_flags.test_settings_of_the_process_reach_torch"
 A_RUN = "test_effective_flags.test_a_run_is_as_its_flags_say"
+MEMORY = "test_memory_modes.test_a_mode_changes_no_bit_and_reaches_the_model"
 SHARED = "test_processes.test_settings_of_ddp_reach_torch"
 
 FLAGS: dict[str, Case] = {
@@ -166,6 +167,9 @@ FLAGS: dict[str, Case] = {
         "test_training.test_gradient_checkpointing_changes_nothing_but_memory"
     ),
     "unsloth_offload_checkpointing": shown(A_RUN),
+    "checkpoint_every_n": shown(MEMORY, 2, {"gradient_checkpointing": False}),
+    "recompute": shown(MEMORY, "cheap", {"gradient_checkpointing": True}),
+    "blocks_to_swap": shown(MEMORY, 4),
     "mixed_precision": shown(SETTINGS),
     "full_bf16": shown(SETTINGS),
     "cuda_allow_tf32": shown(PROCESS),

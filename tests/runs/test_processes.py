@@ -36,7 +36,10 @@ def same_bucket(trainer, count):
 
 @pytest.fixture(scope="module")
 def seen(demo, tmp_path_factory):
-    """What one process with two samples, and two processes with one each, saw of the same run."""
+    """What one process with two samples, and two processes with one each, saw of the same run.
+
+    The two also keep their weights in RAM and recompute, which changes nothing.
+    """
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "pictures").symlink_to(demo / "pictures")
     settings = {"max_grad_norm": 1.0, "noise_offset": 0.1, "log_with": "none"}
@@ -46,8 +49,9 @@ def seen(demo, tmp_path_factory):
     trainer = make_trainer(argv)
     trainer.prepare()
     indices = ",".join(map(str, same_bucket(trainer, 2)))
-    for processes in (1, 2):
-        run("tests/helpers/ranks.py", str(folder / f"{processes}"), indices, *argv, processes=processes)
+    for processes, modes in ((1, []), (2, ["--blocks_to_swap", "2", "--recompute", "cheap"])):
+        words = [str(folder / f"{processes}"), indices, *argv, *modes]
+        run("tests/helpers/ranks.py", *words, processes=processes)
     trainer.sampler.world_size = 1
     return folder, trainer
 

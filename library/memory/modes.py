@@ -1,0 +1,62 @@
+"""Where a run keeps weights and activations: from its options to its model."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from library.errors import Problem
+from library.memory.swapping import BUFFERS
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.settings.run_config import LoopOptions
+
+
+@runtime_checkable
+class SavesMemory(Protocol):
+    """What a family's model offers, before its first forward."""
+
+    @property
+    def blocks(self) -> Sized: ...
+
+    def enable_gradient_checkpointing(
+        self, cpu_offload: bool = False, *, mode: str = "block", every: int = 1
+    ) -> None: ...
+
+    def enable_block_swap(self, blocks: int, device: torch.device | str) -> None: ...
+
+
+def mode_problems(loop: LoopOptions, model: SavesMemory) -> list[Problem]:
+    """Options that ask for what a model of so many blocks cannot do."""
+    every, count = loop.checkpoint_every_n, len(model.blocks)
+    if not loop.checkpoints or every <= count:
+        return []
+    message = f"no block would be checkpointed: this model has {count}. Use {count} at most."
+    return [Problem(message, f"checkpoint_every_n = {every}")]
+
+
+def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) -> list[str]:
+    """Ask the model for what the options say; lines for the log. Swapped or not, it is on `device`."""
+    if loop.recompute == "cheap":
+        model.enable_gradient_checkpointing(mode="cheap")
+    if loop.checkpoints:
+        every = loop.checkpoint_every_n
+        model.enable_gradient_checkpointing(cpu_offload=loop.offloads, every=every)
+    if not loop.blocks_to_swap:
+        return []
+    count = min(loop.blocks_to_swap, len(model.blocks))
+    model.enable_block_swap(count, device)
+    return swap_lines(loop.blocks_to_swap, count)
+
+
+def swap_lines(asked: int, count: int) -> list[str]:
+    """What is told of swapping, when `count` blocks of `asked` are there."""
+    at_once = min(BUFFERS, count)
+    lines = [f"blocks_to_swap: {count} blocks wait in RAM, {at_once} at a time are on the device"]
+    if count < asked:
+        lines.append(f"blocks_to_swap = {asked}: this model has {count} blocks, all are swapped")
+    if count <= BUFFERS:
+        lines.append(f"blocks_to_swap up to {BUFFERS} saves no memory: so many have room at once")
+    return lines
