@@ -59,6 +59,8 @@ class CudaLane:
         with torch.cuda.stream(self.stream):
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
+                if target.is_cuda:  # freed before it is used, it is not given away half filled
+                    target.record_stream(self.stream)
         return self.stream.record_event()
 
     def wait(self, mark: Mark) -> None:
