@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from library.errors import AdapterFileError, ConfigError, Problem
 from networks.codec import (
@@ -28,7 +29,7 @@ from networks.codec import (
 )
 from networks.kinds.adapter import AdaptedModule, merged_parameters
 from networks.kinds.kind import Kinds
-from networks.kinds.linear import LinearAdapter
+from networks.kinds.linear import LinearAdapter, copies_for
 from networks.kinds.norm import NormDelta
 from networks.kinds.stored import ALPHA
 from networks.kinds.table import KINDS
@@ -98,6 +99,7 @@ class AdapterNetwork:
         self.settings = settings
         self.trainable_dtype = torch.float32
         self.model: nn.Module | None = None
+        self.copying: list[RemovableHandle] = []
         self.set_multiplier(multiplier)
 
     def apply_to(
@@ -122,9 +124,18 @@ class AdapterNetwork:
             replace_submodule(unet, placement.path, placement.adapter.adopt(base))
         self.model = unet
         self.check_trainables()
+        self.copy_factors_together()
+
+    def copy_factors_together(self) -> None:
+        """Let the model's passes use one copy of all factors in the dtype of its matrices."""
+        dtype = next(p.dtype for p in self.attached().parameters() if not p.requires_grad)
+        copies = copies_for(linear_adapters(self.trained()), dtype)
+        self.copying = copies.stand_before(self.attached())
 
     def remove(self) -> None:
         """Put the original modules back; the base stays frozen and the adapters stay filled."""
+        for hook in self.copying:
+            hook.remove()
         for placement in self.placements:
             adapted = self.attached().get_submodule(placement.path)
             assert isinstance(adapted, AdaptedModule)

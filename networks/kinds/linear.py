@@ -12,10 +12,12 @@ from functools import reduce
 from typing import TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
+from networks.kinds.copies import NO_COPIES, Copies
+from networks.kinds.frozen import base_product
+from networks.kinds.fused import Chain, add_chain, can_fuse
 from networks.kinds.stored import Factors, adapter_scale, stored_alpha
 
 
@@ -23,18 +25,15 @@ def is_adaptable_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return isinstance(module, nn.Linear)
 
 
-def base_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The frozen part of every adapted Linear, in one place: a quantised weight can stand here."""
-    return F.linear(x, weight, bias)
-
-
 class LinearAdapter(Adapter):
     """An adapter of a Linear: its input (..., in) and frozen parameters -> its output (..., out).
 
-    rank: None where the matrices are full
+    rank:   None where the matrices are full
+    copies: of all the model's factors, for each of its passes
     """
 
     alpha: float
+    copies = NO_COPIES
 
     def __init__(self, rank: int | None, alpha: float, dropout: Dropout) -> None:
         super().__init__()
@@ -89,11 +88,18 @@ class AdditiveAdapter(LinearAdapter):
         return adapter_scale(self.alpha, self.rank)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return base_product(x, weight, bias) + self.added(x)
+        chain = self.chain(x) if can_fuse(x, weight) else None
+        if chain is None:
+            return base_product(x, weight, bias) + self.added(x)
+        return add_chain(x, weight, bias, *chain, self.copies)
 
     def added(self, x: Tensor) -> Tensor:
-        """x (..., in) -> what is added to the output, (..., out)."""
+        """x (..., in) -> what is added to the output, (..., out); by plain autograd."""
         raise NotImplementedError
+
+    def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]] | None:
+        """The same as a chain with its factors; None for what is none."""
+        return None
 
     def delta(self) -> Tensor:
         """The dense weight difference at strength 1, (out, in)."""
@@ -120,10 +126,15 @@ class AdditiveAdapter(LinearAdapter):
 
     def strength(self, x: Tensor) -> float | Tensor:
         """scale * multiplier, times the mask of module dropout: 0 or 1 for this call."""
+        mask = self.module_mask(x)
         strength = self.scale * self.multiplier
-        if self.training and self.dropout.module:
-            return strength * keep_mask((), self.dropout.module, x)
-        return strength
+        return strength if mask is None else strength * mask
+
+    def module_mask(self, x: Tensor) -> Tensor | None:
+        """0 or 1 for the whole of this call; None without module dropout."""
+        if not (self.training and self.dropout.module):
+            return None
+        return keep_mask((), self.dropout.module, x)
 
 
 def chain_norm(chain: Sequence[Tensor]) -> Tensor:
@@ -132,3 +143,11 @@ def chain_norm(chain: Sequence[Tensor]) -> Tensor:
         return chain[0].norm()
     first, last = chain  # (r, in), (out, r)
     return ((last.T @ last) * (first @ first.T)).sum().clamp(min=0).sqrt()
+
+
+def copies_for(adapters: Sequence[LinearAdapter], dtype: torch.dtype) -> Copies:
+    """One copy of the factors of these adapters for each pass; to be called before the model's forward."""
+    copies = Copies([factor for each in adapters for factor in each.parameters()], dtype)
+    for adapter in adapters:
+        adapter.copies = copies
+    return copies

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from library.errors import Problem
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
+from networks.kinds.fused import Chain
 from networks.kinds.kind import Kind, KindArguments, Request, Training
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
 from networks.kinds.stored import (
@@ -184,6 +185,21 @@ class LoKr(AdditiveAdapter):
         scaled = at_use(product(w1) * self.strength(x), x)
         out = lokr_apply(x, scaled, [at_use(each, x) for each in w2])
         return F.dropout(out, self.dropout.neuron) if self.training else out
+
+    def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]] | None:
+        w1_chain, w2 = self.chains()
+        if self.training and self.dropout.rank:
+            w1_chain, w2 = self._drop_rank(w1_chain), self._drop_rank(w2)
+        w1 = product(w1_chain)
+        if w1.numel() == 1 and len(w2) == 1:
+            return None  # nothing to regroup: the matrix itself is the cheaper form
+        mix_at = cheapest_mix(w1.shape, [w2[0].shape[1], *(each.shape[0] for each in w2)])
+        strength, masks = self.scale * self.multiplier, [self.module_mask(x), *[None] * len(w2)]
+        if self.training and self.dropout.neuron:
+            added = (*x.shape[:-1], self.shape.l, self.shape.k)
+            masks[-1] = keep_mask(added, self.dropout.neuron, x)
+            strength /= 1 - self.dropout.neuron
+        return Chain(self.shape.m, mix_at, strength, tuple(masks)), (w1, *w2)
 
     def delta(self) -> Tensor:
         w1, w2 = self.chains()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
+from networks.kinds.fused import Chain
 from networks.kinds.kind import Kind, KindArguments, Training
 from networks.kinds.linear import AdditiveAdapter
 from networks.kinds.stored import (
@@ -59,6 +62,21 @@ class LoRA(AdditiveAdapter):
                 shape = (x.shape[0], *(1,) * (x.dim() - 2), self.rank)
                 hidden = hidden * keep_mask(shape, self.dropout.rank, hidden, rescale=True)
         return F.linear(hidden * self.strength(hidden), at_use(self.lora_up, x))
+
+    def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]]:
+        strength, masks = self.scale * self.multiplier, []
+        if self.training:
+            hidden, drop = (*x.shape[:-1], 1, self.rank), self.dropout
+            if drop.neuron:
+                masks.append(keep_mask(hidden, drop.neuron, x))
+                strength /= 1 - drop.neuron
+            if drop.rank:
+                per_sample = (x.shape[0], *(1,) * (x.dim() - 1), self.rank)
+                masks.append(keep_mask(per_sample, drop.rank, x))
+                strength /= 1 - drop.rank
+            masks += [mask for mask in [self.module_mask(x)] if mask is not None]
+        mask = reduce(torch.mul, masks) if masks else None
+        return Chain(1, None, strength, (mask, None)), (self.lora_down, self.lora_up)
 
     def delta(self) -> Tensor:
         return self.scale * lora_delta(self.lora_down, self.lora_up)
