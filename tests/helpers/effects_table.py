@@ -257,7 +257,7 @@ FLAGS: dict[str, Case] = {
     "logging_dir": shown("test_trackers.test_the_root_is_the_first_of_three", "logs", SILENT),
     "log_with": shown("test_trackers.test_none_writes_nothing_and_so_do_processes_but_the_first"),
     "log_prefix": shown("test_trackers.test_the_run_folder_is_named_by_prefix_and_time", "a", SILENT),
-    "log_every_n_steps": shown("test_training.test_no_step_reads_the_device_between_log_points"),
+    "log_every_n_steps": shown("test_step_reads.test_no_step_reads_the_device_between_log_points"),
     "log_tracker_name": shown(
         "test_trackers.test_numbers_reach_the_event_files_and_the_json_lines", "a", SILENT
     ),

@@ -116,7 +116,7 @@ def test_nothing_computes_with_weights_in_ram(mode):
     with OnlyCopied(weight for group in model.swap.groups for weight in group):
         gradients(model)
         with pytest.raises(AssertionError, match="of a weight in RAM"):
-            model.blocks[0].mlp.layer1.base_product(torch.ones(2, 32))
+            model.blocks[0].mlp.layer1(torch.ones(2, 32))
 
 
 def test_weights_are_whole_outside_of_their_block():
