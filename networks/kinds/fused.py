@@ -9,7 +9,7 @@ float32. The plain forms of the kinds are the same mathematics, and its test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -124,7 +124,8 @@ class AddedChain(torch.autograd.Function):
             added = _masked(steps[-1](hidden), last_mask, x)
             out.view(added.shape[0], -1).add_(added.flatten(1), alpha=chain.strength)
         kept = [b if b.numel() * NARROW <= x.numel() else None for b in between]
-        ctx.chain, ctx.count, ctx.dtype = chain, len(used), factors[0].dtype
+        ctx.count, ctx.dtype = len(used), factors[0].dtype
+        ctx.chain = replace(chain, masks=())  # masks are kept where recomputation can leave them out
         ctx.save_for_backward(x, weight, *used, *kept, *chain.masks)
         return out
 

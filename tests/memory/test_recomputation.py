@@ -186,7 +186,12 @@ def units_of_a_block(kind, tokens, **mode):
 
 @pytest.mark.parametrize(
     "kind, mode, most",
-    [("lora linears", "cheap", 16.5), ("lora", "cheap", 20), ("lora linears", "block", 1.2)],
+    [
+        ("lora linears", "cheap", 16.5),
+        ("lora", "cheap", 20),
+        ("lora linears", "block", 1.2),
+        ("lokr full", "block", 1.2),
+    ],
 )
 def test_what_a_block_keeps(kind, mode, most):
     """Of 12 units of width 64 with the text, the factors and the log-sums of attention, which weigh
