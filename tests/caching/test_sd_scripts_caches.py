@@ -212,7 +212,7 @@ def texts_cached(demo, folder, settings=None, **dataset):
     """A trainer whose texts are cached on disk, and how many it found there."""
     settings = {"cache_text_encoder_outputs_to_disk": True, **LENGTH, **(settings or {})}
     trainer = make_trainer(config_files(demo, folder, settings, **dataset))
-    for stage in ("prepare_process", "check", "prepare_data", "prepare_strategies"):
+    for stage in ("prepare_process", "open_state", "check", "prepare_data", "prepare_strategies"):
         getattr(trainer, stage)()
     trainer.texts = trainer.cache_text()
     return trainer

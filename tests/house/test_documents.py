@@ -108,6 +108,7 @@ NOT_RUN = {
     "python -m mypy": ".ci/run does, once",
     "python -m ruff check": ".ci/run does, once",
     "python tools/measure_code.py": "takes a minute; test_measure_code.py has a small tree",
+    "python -m tools.bench.ledger": "test_bench_ledger.py counts less",
     "python tools/make_flags_doc.py": "writes docs/flags.md, which test_flags.py compares",
     "source .venv/bin/activate": "a shell's own",
     ".venv\\Scripts\\activate": "a shell's own",
