@@ -30,7 +30,7 @@ from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.config_util import read_datasets
 from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
-from library.errors import ConfigError, Problem
+from library.errors import ConfigError, ModelFileError, Problem
 from library.saving.metadata import FileHashes, legacy_hash
 from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
@@ -218,8 +218,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         anima = self.anima
         for role, path in self.model_files.by_role().items():
             entries[f"ss_{role}_name"] = Path(path).name
-            if digest := self.hashes.get(role):
-                entries[f"ss_new_{role}_hash"] = digest
+            if Path(path).is_file():
                 entries[f"ss_{role}_hash"] = legacy_hash(path)
         entries.update({
             "ss_base_model_version": "anima",
@@ -229,6 +228,19 @@ class AnimaNetworkTrainer(NetworkTrainer):
             "modelspec.architecture": "anima/lora",
             "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
         })  # fmt: skip
+
+    def late_metadata(self) -> dict[str, str]:
+        """The base models' hashes, as far as their files can still be read: weights are not lost to it."""
+        found = {}
+        for role in self.model_files.by_role():
+            try:
+                digest = self.hashes.get(role)
+            except ModelFileError as error:
+                logger.warning("saved without the hash of a base model: %s", error)
+                continue
+            if digest:
+                found[f"ss_new_{role}_hash"] = digest
+        return found
 
     def hash_model(self, path: str | Path) -> str:
         """Of a model's content; remembered beside the pictures where a cache lies there."""

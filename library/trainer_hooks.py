@@ -82,3 +82,7 @@ class FamilyHooks(ABC):
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Add the family's entries to the exported metadata."""
+
+    def late_metadata(self) -> dict[str, str]:
+        """Further entries, which take long to find: asked for when the first file is written."""
+        return {}

@@ -327,7 +327,7 @@ class TrainerStages(FamilyHooks):
         self.update_metadata(entries)
         if self.resumption.state:
             entries |= self.resumption.state.run["metadata"]
-        self.metadata = RunMetadata(entries, cfg.save.no_metadata)
+        self.metadata = RunMetadata(entries, cfg.save.no_metadata, self.late_metadata)
         self.trackers = create_trackers(
             cfg.logging if is_main else None,
             output_dir=cfg.save.output_dir,

@@ -7,6 +7,7 @@ inputs are prepared; the first save waits for it.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import os
@@ -137,10 +138,19 @@ def thumbnail(value: str | None) -> str | None:
 class RunMetadata:
     """The metadata of a run's files: what is known at its start, and how far it has come."""
 
-    def __init__(self, entries: Mapping[str, str], minimal: bool) -> None:
-        """entries: from start_entries and the family; minimal: --no_metadata."""
+    def __init__(
+        self,
+        entries: Mapping[str, str],
+        minimal: bool,
+        late: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """entries: from start_entries and the family; minimal: --no_metadata.
+
+        late: gives those that take long to find; asked once, for the first file that has them
+        """
         self.entries = dict(entries)
         self.minimal = minimal
+        self.late = functools.cache(late)
 
     def at(self, position: RunPosition) -> dict[str, str]:
         """The metadata of a file written now."""
@@ -148,6 +158,7 @@ class RunMetadata:
             return minimum(self.entries)
         return {
             **self.entries,
+            **self.late(),
             "ss_steps": text(position.step),
             "ss_epoch": text(position.epoch + 1),
             "ss_training_finished_at": timestamp(),

@@ -154,14 +154,21 @@ class StopRequests:
 
 @contextlib.contextmanager
 def rescue(files: RunFiles, position: RunPosition) -> Iterator[None]:
-    """While inside: an error that ends the run has its last update saved, and says where it is."""
+    """While inside: an error that ends the run has its last update saved, and says where it is.
+
+    Before the first update there is nothing to save, and nothing is waited for.
+    """
+    first = position.step
     try:
         yield
     except Exception as error:
         out_of_memory = is_out_of_memory(error)
         if out_of_memory:
             traceback.clear_frames(error.__traceback__)  # they hold what the step had in memory
-        end = files.rescue(position, together=isinstance(error, AlertError))
+        if position.step == first:
+            end = files.describe_last()
+        else:
+            end = files.rescue(position, together=isinstance(error, AlertError))
         if isinstance(error, UserError):
             *others, last = error.problems
             last = replace(last, message=f"{last.message} {end}")
