@@ -24,6 +24,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_doctor import report as doctor
 from library.anima_runtime import model_loading, start_notes, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
+from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
@@ -321,7 +322,7 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
     if not train.dataset_problems():
         try:
             fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
-            datasets = read_datasets(train.files.dataset_config, fallbacks)
+            datasets = read_datasets(train.files.dataset_config, fallbacks, ANIMA.foreign_message)
         except ConfigError as error:
             loaded.add(error.problems)
     loaded.require()

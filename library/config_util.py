@@ -23,6 +23,7 @@ from library.data.dataset_effects import written_keys
 from library.data.dataset_file import TableLines, folder_problem, folders_document, read_document
 from library.errors import ConfigError, Problem
 from library.settings.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
+from library.settings.family import ForeignMessage
 from library.settings.options import all_flags
 from library.settings.run_config import GROUPS
 from library.settings.unknown_keys import explain_dataset_key
@@ -40,20 +41,26 @@ SUBSET_FIELDS = tuple(SubsetConfig.__dataclass_fields__)
 Settings = dict[str, Setting]
 
 
-def read_datasets(path: str | None, fallbacks: Mapping[str, Any]) -> DatasetGroupConfig:
+def read_datasets(
+    path: str | None, fallbacks: Mapping[str, Any], foreign_message: ForeignMessage | None = None
+) -> DatasetGroupConfig:
     """The datasets of a run: of its dataset file, or of the folders that flags name."""
-    return load_dataset_config(path, fallbacks) if path else load_folders_config(fallbacks)
+    if not path:
+        return load_folders_config(fallbacks)
+    return load_dataset_config(path, fallbacks, foreign_message=foreign_message)
 
 
 def load_dataset_config(
-    path: str | Path, fallbacks: Mapping[str, Any], *, grid: int = PIXEL_GRID
-) -> DatasetGroupConfig:
+    path: str | Path, fallbacks: Mapping[str, Any], *, grid: int = PIXEL_GRID,
+    foreign_message: ForeignMessage | None = None,
+) -> DatasetGroupConfig:  # fmt: skip
     """Read and check a dataset file, TOML or JSON. Raises ConfigError with everything that is wrong.
 
     fallbacks: flag values by flag name, used where the file is silent; None counts as not given
     grid:      pixels to which every bucket edge has to be a multiple
+    foreign_message: what tells the files of other programs
     """
-    document, lines = read_document(Path(path))
+    document, lines = read_document(Path(path), foreign_message)
     return _configure(document, lines, fallbacks, grid, str(path))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -55,8 +56,8 @@ DOTTED_PREFIXES = (
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet_net_", "lora_unet_", "lycoris_")
 TEXT_ENCODER_PREFIXES = ("text_encoders.", "text_encoder.", "lora_te")
 
-# A fork's first releases stored whole norm weights, not differences: __anima_norm__.<path>.weight
-WHOLE_NORM_PREFIX = "__anima_norm__."
+# A fork's first releases stored whole norm weights, not differences: __<family>_norm__.<path>.weight
+WHOLE_NORM = re.compile(r"^__[a-z]+_norm__\.")
 
 # How PEFT spells factors that are written otherwise here.
 PEFT_SPELLINGS = {LORA_DOWN: "lora_A.weight", LORA_UP: "lora_B.weight"}
@@ -101,7 +102,7 @@ class KeyDecoder:
 
     def decode(self, key: str) -> FileKey | str:
         """What `key` names, or the reason why it names nothing here."""
-        split = split_factor(key.removeprefix(WHOLE_NORM_PREFIX), self.kinds)
+        split = split_factor(WHOLE_NORM.sub("", key), self.kinds)
         if split is None:
             return self.kinds.refused.get(key.rpartition(".")[2], UNKNOWN_FACTOR)
         name, factor = split
@@ -110,7 +111,7 @@ class KeyDecoder:
             return f"ambiguous: it could be {' or '.join(candidates)}"
         if candidates:
             return self._checked(candidates[0], factor)
-        if key.startswith(WHOLE_NORM_PREFIX):
+        if WHOLE_NORM.match(key):
             return "the model has no such norm"
         if name.startswith(TEXT_ENCODER_PREFIXES):
             return "of a text encoder, which is frozen here"
@@ -148,7 +149,7 @@ def split_factor(key: str, kinds: Kinds) -> tuple[str, str] | None:
 
 def is_adapter_key(key: str, kinds: Kinds) -> bool:
     """Whether a key looks like an adapter's, be it of another model or of another program."""
-    if key.startswith(WHOLE_NORM_PREFIX) or key.rpartition(".")[2] in kinds.refused:
+    if WHOLE_NORM.match(key) or key.rpartition(".")[2] in kinds.refused:
         return True
     split = split_factor(key, kinds)
     return split is not None and split[1] not in (WEIGHT, BIAS)

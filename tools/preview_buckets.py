@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from anima_train_network import GROUPS, setup_parser
+from library.anima_runtime.family import ANIMA
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets
 from library.data.bucket_sampler import BucketBatchSampler
@@ -66,7 +67,7 @@ def load(argv: Sequence[str]) -> tuple[TrainConfig, Catalogue]:
     if problems := train.check():
         raise ConfigError(problems)
     fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
-    return train, scan(read_datasets(train.files.dataset_config, fallbacks))
+    return train, scan(read_datasets(train.files.dataset_config, fallbacks, ANIMA.foreign_message))
 
 
 def table(catalogue: Catalogue) -> list[str]:

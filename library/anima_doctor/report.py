@@ -31,6 +31,7 @@ from library.anima_runtime import (
     tokenizer_fetch,
 )
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
+from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import Inspection, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets
@@ -240,7 +241,7 @@ class Check:
         """The dataset file of a configuration with problems, if it has none itself."""
         try:
             fallbacks = {n: v for n, v in self.train.flat().items() if n in self.loaded.explicit}
-            return read_datasets(self.train.files.dataset_config, fallbacks)
+            return read_datasets(self.train.files.dataset_config, fallbacks, ANIMA.foreign_message)
         except ConfigError:  # among the problems already
             return None
 

@@ -12,14 +12,15 @@ from library.anima_backend.modelling.kernels import (
     SD_SCRIPTS_WORDS,
     chosen_kernel,
 )
+from library.anima_runtime.family import ANIMA, MODULES
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.tokenizer_fetch import sources_of
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.dataset_effects import idle_keys
 from library.errors import ConfigError, ModelFileError, Problem
 from library.settings.effects import loses_to, needs
-from library.settings.moved_keys import MODULES as LYCORIS_ALGOS
-from library.settings.moved_keys import equivalent_lines
+from library.settings.family import FamilyOptions
+from library.settings.moved_keys import ALGORITHMS, equivalent_lines
 from library.settings.options import above, all_flags, at_least, flag, idle_flags
 from library.settings.run_config import (
     LATER,
@@ -31,11 +32,8 @@ from library.settings.run_config import (
 )
 from library.settings.user_classes import separate_assignments
 from networks.arguments import parse_network_args, read_bool, read_number, read_string, unquoted
-from networks.kinds.table import KINDS
 from networks.loading import load_network_module
 
-MODULES = {training.module_of("anima"): kind for kind, training in KINDS.trained.items()}
-"""--network_module -> the kind of adapter it trains; the first is the default."""
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
 IN_NETWORK_ARGS = {
     "train_norm": read_bool,
@@ -59,8 +57,10 @@ MODELSCOPE = needs(
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnimaConfig:
+class AnimaConfig(FamilyOptions):
     """Anima"""
+
+    FAMILY = ANIMA
 
     anima_transformer: str | None = flag(None, "the DiT; the same as pretrained_model_name_or_path", path=True)
     qwen: str | None = flag(
@@ -325,10 +325,10 @@ def network_module_problem(module: str, network_args: Collection[str]) -> Proble
 def lycoris_message(args: dict[str, str]) -> str:
     """The lines that train the same here, with LyCORIS's defaults; what has no counterpart."""
     algo = args.pop("algo", "lora").lower()
-    if algo not in LYCORIS_ALGOS:
+    if algo not in ALGORITHMS:
         known = " and ".join(f"{kind} ({name})" for name, kind in MODULES.items())
         return f"LyCORIS is not used here, and {algo} does not exist: only {known}."
-    lines = equivalent_lines(algo, args, [], is_lycoris=True)
+    lines = equivalent_lines(algo, args, [], ANIMA.modules, is_lycoris=True)
     return f"LyCORIS is not used here: its layers are built in. {lines}"
 
 

@@ -19,7 +19,7 @@ from library.data.picture_folders import (
     some,
 )
 from library.errors import ConfigError, Problem
-from library.settings.foreign_files import foreign_message
+from library.settings.family import ForeignMessage
 from library.system.text_files import TextFileError, parse_json, parse_toml, read_text
 from library.utils import nearest_name
 
@@ -28,7 +28,7 @@ TableLines = dict[tuple, str]
 """(table path, key) -> "line N  its text"; key "" for headers. What it misses has no line."""
 
 
-def read_document(path: Path) -> tuple[dict, TableLines]:
+def read_document(path: Path, foreign_message: ForeignMessage | None) -> tuple[dict, TableLines]:
     """The file's content and lines. Raises ConfigError when it is neither TOML nor JSON."""
     source, text, document, problem = str(path), "", None, None
     is_json = path.suffix.lower() == ".json"
@@ -40,7 +40,9 @@ def read_document(path: Path) -> tuple[dict, TableLines]:
         raise ConfigError(message, source=source) from None
     except TextFileError as error:
         problem = str(error)
-    if problem := foreign_message(document, text, path) or problem:
+    if foreign_message:
+        problem = foreign_message(document, text, path) or problem
+    if problem:
         raise ConfigError(problem, source=source)
     if isinstance(document, dict) and "datasets" not in document and OPTION_NAMES & set(document):
         message = "holds options, not pictures. Give it as --config_file."

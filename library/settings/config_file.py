@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import ConfigError, Problem, as_utf8
-from library.settings.config_text import assignment, flatten, key_lines, split_options
-from library.settings.foreign_files import foreign_message, misplaced_message
+from library.settings.config_text import assignment, flatten, key_lines, misplaced, split_options
+from library.settings.family import Family, family_of
 from library.settings.foreign_names import OWN
 from library.settings.moved_keys import Key, adapter_lines, is_moved, optimizer_line
 from library.settings.options import (
@@ -114,7 +114,7 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     if "--help" in argv or "-h" in argv:
         parser.print_help()
         parser.exit()
-    reader = ConfigReader(all_flags(groups))
+    reader = ConfigReader(all_flags(groups), family_of(groups))
     typed = reader.read_command_line(argv)
     writes = "output_config" in typed and typed["output_config"].value != "false"
     in_file = {}
@@ -155,8 +155,8 @@ def with_suffix(name: str) -> Path:
 class ConfigReader:
     """Reads the command line and the file, collecting problems and notes on the way."""
 
-    def __init__(self, flags: dict[str, Flag]) -> None:
-        self.flags = flags
+    def __init__(self, flags: dict[str, Flag], family: Family) -> None:
+        self.flags, self.family = flags, family
         self.by_name = {name.removeprefix("--"): f for f in flags.values() for name in f.names}
         self.problems: list[Problem] = []
         self.notes: list[str] = []
@@ -300,7 +300,7 @@ class ConfigReader:
     def tell_moved(self, given: Mapping[str, Given], source: str) -> None:
         """The keys that decide the adapter or the optimizer elsewhere, with the lines to write."""
         values = {d: item.value for d, item in given.items() if self.flags[d].has_text(item.value)}
-        adapter, line = adapter_lines(self.moved, values)
+        adapter, line = adapter_lines(self.moved, values, self.family.modules)
         self.tell_together("decides the adapter", adapter, line, source)
         if adapter:
             self.broken |= {"network_module", "network_args"}
@@ -324,13 +324,14 @@ class ConfigReader:
         try:
             text = read_text(path)
             document = parse_json(text) if path.suffix.lower() == ".json" else parse_toml(text)
-            message = foreign_message(document, text, path) or misplaced_message(document, path)
+            message = self.family.foreign_message(document, text, path)
+            message = message or misplaced(document, path)
         except FileNotFoundError:
             message = f"no such file. It is looked for in {Path.cwd()}."
             self.problem(message, f"--config_file {path}", COMMAND_LINE)
             return text, None
         except TextFileError as error:
-            message = foreign_message(None, text, path) or str(error)
+            message = self.family.foreign_message(None, text, path) or str(error)
         if message:
             self.problem(message, "", str(path))
         return text, None if message else document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -72,3 +73,15 @@ def key_lines(text: str) -> dict[tuple[str, str], str]:
         elif key := re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line):
             found.setdefault((section, key[1]), shown)
     return found
+
+
+def misplaced(document: Any, path: Path) -> str | None:
+    """Why a file that no other program is known for holds no options of ours; None when it may."""
+    top = document if isinstance(document, dict) else {}
+    tables = top.get("datasets")
+    listed = isinstance(tables, list) and any(isinstance(table, dict) for table in tables)
+    if listed and top.keys() <= {"general", "datasets"}:
+        return "is a dataset file. Give it as --dataset_config."
+    if path.suffix.lower() == ".json":
+        return 'is JSON. The options belong in TOML: name = value instead of "name": value,'
+    return None

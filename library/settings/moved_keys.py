@@ -19,9 +19,9 @@ from library.settings.foreign_names import (
     OPTIMIZER_ARGS,
 )
 
-LORA, LOKR = "networks.lora_anima", "networks.lokr_anima"
 LYCORIS = "lycoris.kohya"
-MODULES = {"lora": LORA, "locon": LORA, "lokr": LOKR}
+ALGORITHMS = {"lora": "LoRA", "locon": "LoRA", "lokr": "LoKr"}
+"""LyCORIS's names of what it trains -> the kind of adapter here."""
 LYCORIS_DEFAULTS = {"train_norm": "false", "train_llm_adapter": "false"}
 LYCORIS_LOKR_DEFAULTS = {"lokr_factor": "-1", **LYCORIS_DEFAULTS}
 
@@ -39,33 +39,38 @@ def is_moved(name: str) -> bool:
     return name in NETWORK_ARGS or name in OPTIMIZER_ARGS or name in (*KINDS, *LYCORIS_ONLY)
 
 
-def adapter_lines(keys: Sequence[Key], given: Mapping[str, Any]) -> tuple[list[Key], str]:
+def adapter_lines(
+    keys: Sequence[Key], given: Mapping[str, Any], modules: Mapping[str, str]
+) -> tuple[list[Key], str]:
     """The keys that ask for an adapter, and what to write instead of all of them.
 
-    given: the values of network_module and network_args, where they are set
+    given:   the values of network_module and network_args, where they are set
+    modules: kind of adapter -> the --network_module that trains it
     """
     asking = [k for k in keys if k.name not in OPTIMIZER_ARGS and _asks(k)]
-    kind = _kind(asking, given.get("network_module"))
+    kind = _kind(asking, given.get("network_module"), modules)
     if kind == "lora" and given.get("network_module") != LYCORIS:
         asking = [k for k in asking if not NETWORK_ARGS.get(k.name, "").startswith("lokr_")]
         asking = [k for k in asking if k.name not in ("lora_type", "network_type")]
     if not asking:
         return [], ""
-    if kind and kind not in MODULES:
-        return asking, f"{kind} does not exist here, only LoRA ({LORA}) and LoKr ({LOKR})."
+    if kind and kind not in ALGORITHMS:
+        known = " and ".join(f"{name} ({module})" for name, module in modules.items())
+        return asking, f"{kind} does not exist here, only {known}."
     args = dict(item.partition("=")[::2] for item in given.get("network_args") or ())
     args |= {NETWORK_ARGS[k.name]: _text(k.value) for k in asking if k.name in NETWORK_ARGS}
     is_lycoris = given.get("network_module") == LYCORIS or {"algo", "lycoris_algo"} & {
         k.name for k in asking
     }
     lost = [k.name for k in asking if k.name in LYCORIS_ONLY]
-    return asking, equivalent_lines(kind, args, lost, is_lycoris=bool(is_lycoris))
+    return asking, equivalent_lines(kind, args, lost, modules, is_lycoris=bool(is_lycoris))
 
 
 def equivalent_lines(
-    kind: str | None, args: Mapping[str, str], lost: Sequence[str], *, is_lycoris: bool
-) -> str:
-    """The lines that train the same here. kind: lora, locon or lokr, None where it stays.
+    kind: str | None, args: Mapping[str, str], lost: Sequence[str], modules: Mapping[str, str],
+    *, is_lycoris: bool,
+) -> str:  # fmt: skip
+    """The lines that train the same here. kind: one of ALGORITHMS, None where it stays.
 
     args: network_args, in LyCORIS's words or ours. lost: what has no counterpart
     """
@@ -78,7 +83,7 @@ def equivalent_lines(
     if kind and kind != "lokr":
         wanted = {n: value for n, value in wanted.items() if not n.startswith("lokr_")}
     items = [f"{name}={value}" for name, value in wanted.items() if name not in lost]
-    lines = [f'network_module = "{MODULES[kind]}"'] if kind else []
+    lines = [f'network_module = "{modules[ALGORITHMS[kind]]}"'] if kind else []
     lines += [f"network_args = {json.dumps(items, ensure_ascii=False)}"] if items else []
     lines += [f"network_dropout = {dropout}"] if dropout is not None else []
     message = f"Write {' and '.join(lines)}." if lines else "Remove it."
@@ -104,13 +109,16 @@ def optimizer_line(
     return asking, idle, f"Write optimizer_args = {json.dumps(items, ensure_ascii=False)}."
 
 
-def _kind(keys: Sequence[Key], module: str | None) -> str | None:
+def _kind(
+    keys: Sequence[Key], module: str | None, modules: Mapping[str, str]
+) -> str | None:
     """lora, lokr or another kind that the keys ask for; None when none is asked for."""
     named = [str(k.value).lower() for k in keys if k.name in KINDS and isinstance(k.value, str)]
     named += [k.name.removeprefix("use_") for k in keys if k.name in KINDS and k.value is True]
     if named:
         return next((kind for kind in named if kind != "lora"), named[0])
-    if any(NETWORK_ARGS.get(k.name, "").startswith("lokr_") for k in keys) and module != LOKR:
+    has_lokr_keys = any(NETWORK_ARGS.get(k.name, "").startswith("lokr_") for k in keys)
+    if has_lokr_keys and module != modules["LoKr"]:
         return "lokr"
     return "lora" if module == LYCORIS else None
 

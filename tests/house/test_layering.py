@@ -85,11 +85,6 @@ STANDARD_LIBRARY_ONLY = {  # what runs before anything is installed
     *(f"tools/{name}.py" for name in ["_environment", "_quickstart", "_run_tests"]),
     *("library/__init__.py", "library/system/__init__.py", "library/system/console.py"),
 }
-FAMILY_STILL_NAMED = {  # in texts, until these come from the family's tables
-    "library/settings/foreign_files.py",
-    "library/settings/moved_keys.py",
-    "networks/codec.py",
-}
 FLAG_TABLES = ("library/settings/run_config.py",)
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
 
@@ -280,7 +275,6 @@ def test_agnostic_texts_never_name_the_family():
         [
             f"{path}:{line}"
             for path in filter(is_agnostic, FILES)
-            if path not in FAMILY_STILL_NAMED
             for line in lines_naming_the_family(PRODUCT.source(path))
         ]
     )

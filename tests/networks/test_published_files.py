@@ -277,11 +277,12 @@ DATASETS = {
 
 @pytest.mark.parametrize("program", DATASETS)
 def test_a_dataset_file_of_another_trainer_is_told_in_one_sentence(tmp_path, program):
+    from library.anima_runtime.foreign_files import foreign_message
     from library.config_util import load_dataset_config
 
     name, text = DATASETS[program]
     (tmp_path / name).write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as caught:
-        load_dataset_config(tmp_path / name, {})
+        load_dataset_config(tmp_path / name, {}, foreign_message=foreign_message)
     (problem,) = caught.value.problems
     assert f"is a file of {program}" in problem.message

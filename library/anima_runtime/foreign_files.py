@@ -85,15 +85,6 @@ def keys(document: Any) -> Iterator[str]:
         yield from value if isinstance(value, dict) else ()
 
 
-def misplaced_message(document: Any, path: Path) -> str | None:
-    """Why a file that holds no foreign program's options holds none of ours; None when it may."""
-    if tables(document, "datasets") and set(document) <= {"general", "datasets"}:
-        return "is a dataset file. Give it as --dataset_config."
-    if path.suffix.lower() == ".json":
-        return 'is JSON. The options belong in TOML: name = value instead of "name": value,'
-    return None
-
-
 def is_lets(document: Any) -> bool:
     return any(
         key.endswith("_args") and {"args", "dataset_args"} & set(table(document, key))
