@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from tests.helpers import pages
+from tests.helpers.pages import ARCHITECTURE, CONTRIBUTING, FORMATS, quoted, rows
 from tests.helpers.paths import ROOT
 from tests.helpers.running import train
 from tools._imports import Product
 from train_network import NetworkTrainer
 
-CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-ARCHITECTURE, FORMATS = ROOT / "docs/architecture.md", ROOT / "docs/formats.md"
 PAGES = [CONTRIBUTING, ARCHITECTURE, FORMATS]
 FILES, METADATA = "Files of a run / 训练写出的文件", "Metadata / 元数据"
 WRITING_ALL = {
@@ -28,21 +28,6 @@ WRITING_ALL = {
 }
 USERS_OWN = ("train_args.toml", "dataset.toml", "__init__.py")
 PLACES = r"(?:library|networks|tools|tests|docs|configs|\.ci)/[\w./-]*|\w+\.(?:py|md|toml|txt)"
-
-
-def quoted(text: str) -> list[str]:
-    """What stands between backticks."""
-    blocks = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-    return re.findall(r"`([^`\n]+)`", blocks.sub("", text))
-
-
-def rows(page: Path, heading: str) -> list[list[str]]:
-    """The cells of the first table under a heading, without its head."""
-    _, _, after = page.read_text(encoding="utf-8").partition(f"# {heading}\n")
-    table = re.search(r"(?:^\|.*\n)+", after, re.MULTILINE)
-    assert table, f"{page.name} has no table under {heading}"
-    lines = table[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -86,11 +71,11 @@ def names_used(method: str) -> list[tuple[str, bool]]:
 
 
 def test_the_table_of_stages_is_that_of_the_trainer():
-    table = {quoted(row[0])[0]: row for row in rows(ARCHITECTURE, "Stages")}
+    table = pages.stages()
     stages = [name for name in stages_of("prepare") if name not in ("warnings", "differences")]
     assert list(table) == [*stages, *(name for name in stages_of("train") if name != "prepare")]
     known = {"cfg", "datasets", "contents"}
-    for name, (_, reads, sets, _) in table.items():
+    for name, (reads, sets, _) in table.items():
         if name not in stages:
             assert set(quoted(reads)) <= known, name  # the loop: it changes what is there
             continue
