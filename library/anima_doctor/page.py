@@ -26,7 +26,7 @@ import torch
 from library.data.catalogue import Catalogue
 from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError, visible
 from library.settings.config_file import LoadedConfig
-from library.settings.optimizer_names import optimizer_name
+from library.settings.optimizer_names import DEFAULT, OPTIMIZERS, optimizer_name
 from library.settings.options import Flag
 from library.settings.run_config import TrainConfig
 
@@ -56,21 +56,6 @@ SECRET_TEXT = (
     (r"\bhf_\w{8,}", "***"),
     (r"(\w://)[^/\s@]+@", r"\1***@"),
 )
-STATE_BYTES = {
-    **dict.fromkeys(("AdamW", "PagedAdamW", "PagedAdamW32bit", "RAdamScheduleFree"), 8.0),
-    "AdamWScheduleFree": 8.0,
-    **dict.fromkeys(("AdamW8bit", "PagedAdamW8bit"), 2.0),
-    **dict.fromkeys(("Lion", "SGDNesterov", "SGDScheduleFree"), 4.0),
-    **dict.fromkeys(("Lion8bit", "PagedLion8bit", "SGDNesterov8bit"), 1.0),
-    **dict.fromkeys(("DAdaptation", "DAdaptAdamPreprint", "DAdaptAdam", "DAdaptSGD"), 12.0),
-    "DAdaptAdaGrad": 12.0,
-    **dict.fromkeys(("DAdaptAdan", "DAdaptAdanIP"), 20.0),
-    "DAdaptLion": 8.0,
-    "Prodigy": 16.0,
-    "Adafactor": 1.0,
-}
-"""Optimizer state, bytes per trained parameter."""
-ASSUMED_STATE_BYTES = 8.0
 
 
 @dataclass
@@ -318,9 +303,9 @@ def length(page: Page, cfg: TrainConfig, plan: StepPlan, processes: int) -> None
 def optimizer_state(cfg: TrainConfig, trained: int) -> tuple[float, str]:
     """Bytes of the optimizer's state for `trained` parameters, and how they are known."""
     name = optimizer_name(cfg.optimizer)
-    if name in STATE_BYTES:
-        return STATE_BYTES[name] * trained, name
-    return ASSUMED_STATE_BYTES * trained, f"{name}, taken to be like AdamW"
+    if known := OPTIMIZERS.get(name):
+        return known.state_bytes * trained, name
+    return OPTIMIZERS[DEFAULT].state_bytes * trained, f"{name}, taken to be like {DEFAULT}"
 
 
 @dataclass(frozen=True)

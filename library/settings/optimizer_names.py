@@ -1,6 +1,6 @@
 """Optimizers by the names that a user may write, with the class and the package behind each.
 
-One table: the flag's help, the checks, the trainer and what is said of usual rates come from it.
+One table: the flag's help, the checks, the trainer and what is said of sizes and usual rates come from it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ class KnownOptimizer:
     """One row of the table.
 
     path:         of the class
+    state_bytes:  of its state per trained parameter, about; as AdamW's where nothing is known
     requirement:  for pip, "" when it is always there
     defaults:     where ours differ
     finds_own_lr: the learning rate only scales what it finds
@@ -22,49 +23,52 @@ class KnownOptimizer:
     """
 
     path: str
+    state_bytes: float = 8
     requirement: str = ""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_own_lr: bool = False
     usual_rates: str = ""
 
 
-def _bitsandbytes(name: str, usual_rates: str = "", **defaults: Any) -> KnownOptimizer:
+def _bitsandbytes(
+    name: str, state_bytes: float, usual_rates: str = "", **defaults: Any
+) -> KnownOptimizer:
     path = f"bitsandbytes.optim.{name}"
-    return KnownOptimizer(path, "bitsandbytes>=0.50", defaults, usual_rates=usual_rates)
+    return KnownOptimizer(path, state_bytes, "bitsandbytes>=0.50", defaults, usual_rates=usual_rates)
 
 
-def _dadaptation(path: str) -> KnownOptimizer:
-    return KnownOptimizer(f"dadaptation.{path}", "dadaptation", finds_own_lr=True)
+def _dadaptation(path: str, state_bytes: float) -> KnownOptimizer:
+    return KnownOptimizer(f"dadaptation.{path}", state_bytes, "dadaptation", finds_own_lr=True)
 
 
-def _schedulefree(name: str) -> KnownOptimizer:
-    return KnownOptimizer(f"schedulefree.{name}", "schedulefree")
+def _schedulefree(name: str, state_bytes: float) -> KnownOptimizer:
+    return KnownOptimizer(f"schedulefree.{name}", state_bytes, "schedulefree")
 
 
 OPTIMIZERS: dict[str, KnownOptimizer] = {
-    "AdamW": KnownOptimizer("torch.optim.AdamW", usual_rates="AdamW"),
-    "AdamW8bit": _bitsandbytes("AdamW8bit", "AdamW"),
-    "PagedAdamW": _bitsandbytes("PagedAdamW", "AdamW"),
-    "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", "AdamW"),
-    "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit", "AdamW"),
-    "Lion": KnownOptimizer("lion_pytorch.Lion", "lion-pytorch", usual_rates="Lion"),
-    "Lion8bit": _bitsandbytes("Lion8bit", "Lion"),
-    "PagedLion8bit": _bitsandbytes("PagedLion8bit", "Lion"),
-    "SGDNesterov": KnownOptimizer("torch.optim.SGD", "", {"momentum": 0.9, "nesterov": True}),
-    "SGDNesterov8bit": _bitsandbytes("SGD8bit", momentum=0.9, nesterov=True),
-    "DAdaptation": _dadaptation("experimental.DAdaptAdamPreprint"),
-    "DAdaptAdamPreprint": _dadaptation("experimental.DAdaptAdamPreprint"),
-    "DAdaptAdaGrad": _dadaptation("DAdaptAdaGrad"),
-    "DAdaptAdam": _dadaptation("DAdaptAdam"),
-    "DAdaptAdan": _dadaptation("DAdaptAdan"),
-    "DAdaptAdanIP": _dadaptation("experimental.DAdaptAdanIP"),
-    "DAdaptLion": _dadaptation("DAdaptLion"),
-    "DAdaptSGD": _dadaptation("DAdaptSGD"),
-    "Prodigy": KnownOptimizer("prodigyopt.Prodigy", "prodigyopt", finds_own_lr=True),
-    "Adafactor": KnownOptimizer("transformers.optimization.Adafactor", "transformers"),
-    "RAdamScheduleFree": _schedulefree("RAdamScheduleFree"),
-    "AdamWScheduleFree": _schedulefree("AdamWScheduleFree"),
-    "SGDScheduleFree": _schedulefree("SGDScheduleFree"),
+    "AdamW": KnownOptimizer("torch.optim.AdamW", 8, usual_rates="AdamW"),
+    "AdamW8bit": _bitsandbytes("AdamW8bit", 2, "AdamW"),
+    "PagedAdamW": _bitsandbytes("PagedAdamW", 8, "AdamW"),
+    "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", 2, "AdamW"),
+    "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit", 8, "AdamW"),
+    "Lion": KnownOptimizer("lion_pytorch.Lion", 4, "lion-pytorch", usual_rates="Lion"),
+    "Lion8bit": _bitsandbytes("Lion8bit", 1, "Lion"),
+    "PagedLion8bit": _bitsandbytes("PagedLion8bit", 1, "Lion"),
+    "SGDNesterov": KnownOptimizer("torch.optim.SGD", 4, "", {"momentum": 0.9, "nesterov": True}),
+    "SGDNesterov8bit": _bitsandbytes("SGD8bit", 1, momentum=0.9, nesterov=True),
+    "DAdaptation": _dadaptation("experimental.DAdaptAdamPreprint", 12),
+    "DAdaptAdamPreprint": _dadaptation("experimental.DAdaptAdamPreprint", 12),
+    "DAdaptAdaGrad": _dadaptation("DAdaptAdaGrad", 12),
+    "DAdaptAdam": _dadaptation("DAdaptAdam", 12),
+    "DAdaptAdan": _dadaptation("DAdaptAdan", 20),
+    "DAdaptAdanIP": _dadaptation("experimental.DAdaptAdanIP", 20),
+    "DAdaptLion": _dadaptation("DAdaptLion", 8),
+    "DAdaptSGD": _dadaptation("DAdaptSGD", 12),
+    "Prodigy": KnownOptimizer("prodigyopt.Prodigy", 16, "prodigyopt", finds_own_lr=True),
+    "Adafactor": KnownOptimizer("transformers.optimization.Adafactor", 1, "transformers"),
+    "RAdamScheduleFree": _schedulefree("RAdamScheduleFree", 8),
+    "AdamWScheduleFree": _schedulefree("AdamWScheduleFree", 8),
+    "SGDScheduleFree": _schedulefree("SGDScheduleFree", 4),
 }
 DEFAULT = "AdamW"
 ALIASES = {

@@ -31,6 +31,7 @@ from library.settings.options import (
     steps_or_fraction,
     word,
 )
+from library.settings.schedule_names import SCHEDULES
 from library.settings.user_classes import parse_assignments
 from library.system.file_names import name_problem
 
@@ -41,10 +42,7 @@ FLOW = "it is defined for noise-predicting models with a beta schedule; this is 
 FOLDERS = ("train_data_dir", "reg_data_dir", "in_json")
 """Flags that name the pictures where there is no dataset_config."""
 
-SCHEDULES = (
-    "linear, cosine, cosine_with_restarts, polynomial, constant, constant_with_warmup, "
-    "inverse_sqrt, cosine_with_min_lr, warmup_stable_decay, piecewise_constant, adafactor[:lr]"
-)
+SCHEDULE_CHOICES = ", ".join(name + known.value for name, known in SCHEDULES.items())
 OPTIMIZER_CHOICES = ", ".join(
     f"{name} (default)" if name == DEFAULT else name for name in OPTIMIZERS
 ) + ", or a dotted class path"
@@ -83,24 +81,6 @@ DYNAMO = (
     "ipex",
     "tvm",
 )
-SCHEDULE_READS = {
-    "constant": (),
-    "constant_with_warmup": ("lr_warmup_steps",),
-    "linear": ("lr_warmup_steps",),
-    "cosine": ("lr_warmup_steps",),
-    "cosine_with_restarts": ("lr_warmup_steps", "lr_scheduler_num_cycles"),
-    "polynomial": ("lr_warmup_steps", "lr_scheduler_power"),
-    "inverse_sqrt": ("lr_warmup_steps", "lr_scheduler_timescale"),
-    "cosine_with_min_lr": (
-        "lr_warmup_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio",
-    ),
-    "warmup_stable_decay": (
-        "lr_warmup_steps", "lr_decay_steps", "lr_scheduler_num_cycles", "lr_scheduler_min_lr_ratio",
-    ),
-    "piecewise_constant": (),
-    "adafactor": (),
-}  # fmt: skip
-"""name -> the options that it reads."""
 OFFLOAD = ("cpu", "nvme", "None")
 
 
@@ -117,6 +97,12 @@ def sets_own_rate(o: SimpleNamespace) -> bool:
     return chooses_step_size(arguments)
 
 
+def _reads(schedule: str, option: str) -> bool:
+    """Whether a schedule reads an option; of one that is not known, nobody knows that it does not."""
+    known = SCHEDULES.get(schedule.partition(":")[0])
+    return known is None or option in known.reads
+
+
 def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
     """When an option of the schedule has no effect: the schedule does not read it."""
     return (
@@ -126,7 +112,7 @@ def read_by_schedule(name: str) -> tuple[Idle, Idle, Idle]:
             "lr_scheduler_type takes its numbers from lr_scheduler_args",
         ),
         needs(
-            lambda o: name in SCHEDULE_READS.get(o.lr_scheduler.partition(":")[0], (name,)),
+            lambda o: _reads(o.lr_scheduler, name),
             "lr_scheduler = {o.lr_scheduler} does not read it",
         ),
     )
@@ -486,7 +472,7 @@ class ScheduleOptions:
 
     lr_scheduler: str = flag(
         "constant",
-        SCHEDULES,
+        SCHEDULE_CHOICES,
         idle=(
             loses_to(lambda o: o.lr_scheduler_type, "lr_scheduler_type decides"),
             OWN_RATE_SCHEDULE,

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer, lr_scheduler
 
 from library.errors import ConfigError, Problem
+from library.settings.schedule_names import SCHEDULES
 from library.settings.user_classes import (
     check_keywords,
     import_class,
@@ -27,21 +28,6 @@ if TYPE_CHECKING:
     from library.settings.run_config import ScheduleOptions
 
 logger = logging.getLogger(__name__)
-
-SCHEDULES = {
-    "constant": "get_constant_schedule",
-    "constant_with_warmup": "get_constant_schedule_with_warmup",
-    "linear": "get_linear_schedule_with_warmup",
-    "cosine": "get_cosine_schedule_with_warmup",
-    "cosine_with_restarts": "get_cosine_with_hard_restarts_schedule_with_warmup",
-    "polynomial": "get_polynomial_decay_schedule_with_warmup",
-    "inverse_sqrt": "get_inverse_sqrt_schedule",
-    "cosine_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup",
-    "warmup_stable_decay": "get_wsd_schedule",
-    "piecewise_constant": "",
-    "adafactor": "",
-}
-"""name -> the function in transformers.optimization; what each reads: run_config.SCHEDULE_READS."""
 
 NOT_ASKED_FOR = {
     "lr_warmup_steps": 0,
@@ -188,7 +174,7 @@ def _named(
     from transformers import optimization
 
     possible = _curve_arguments(name, options, total_steps)
-    make = getattr(optimization, SCHEDULES[name])
+    make = getattr(optimization, SCHEDULES[name].function)
     _refuse_unknown(make, arguments)
     takes = inspect.signature(make).parameters
     chosen = {key: value for key, value in possible.items() if key in takes}

@@ -243,7 +243,7 @@ def test_columns_are_aligned_also_beside_chinese():
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-@pytest.mark.parametrize("name", run_report.STATE_BYTES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_optimizers_state_has_the_size_that_is_reported(name):
     options = OptimizerOptions(optimizer_type=name, learning_rate=1.0)
     package = OPTIMIZERS[name].path.partition(".")[0]
@@ -260,7 +260,7 @@ def test_the_optimizers_state_has_the_size_that_is_reported(name):
     kept = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     measured = sum(kept.values()) / parameter.numel()
     assert measured == pytest.approx(
-        run_report.STATE_BYTES[name], abs=1.0
+        OPTIMIZERS[name].state_bytes, abs=1.0
     )  # Adafactor's depends on shapes
 
 

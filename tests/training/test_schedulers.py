@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from library.errors import ConfigError
-from library.training.schedulers import SCHEDULES, check_schedule, create_scheduler, in_steps
+from library.settings.schedule_names import SCHEDULES
+from library.training.schedulers import check_schedule, create_scheduler, in_steps
 
 LR = 0.01
 
