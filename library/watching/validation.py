@@ -77,17 +77,31 @@ class Validation:
 
         process: a batch on the device at sigma (B,); called without gradients
         """
-        sums = torch.zeros(len(QUARTERS) + 1, dtype=torch.float64)  # and the number of samples
+        losses: list[Tensor] = []  # stay on the device until all are there
         with torch.no_grad():
             for batch in self.batches(accelerator.process_index, accelerator.num_processes):
                 batch = batch.to(accelerator.device)
-                for number, sigma in enumerate(QUARTERS.values()):
+                for sigma in QUARTERS.values():
                     sigmas = torch.full((len(batch.keys),), sigma, device=accelerator.device)
-                    sums[number] += process(batch, sigmas).per_sample.cpu().double().sum()
-                sums[-1] += len(batch.keys)
-        *losses, count = accelerator.reduce(sums.to(accelerator.device, torch.float32)).tolist()
-        means = {f"loss/validation/sigma_{name}": s / count for name, s in zip(QUARTERS, losses)}
+                    losses.append(process(batch, sigmas).per_sample)
+        sums = sums_of(losses).to(accelerator.device, torch.float32)
+        *totals, count = accelerator.reduce(sums).tolist()
+        means = {f"loss/validation/sigma_{name}": s / count for name, s in zip(QUARTERS, totals)}
         return {"loss/validation/average": sum(means.values()) / len(means), **means}
+
+
+def sums_of(losses: list[Tensor]) -> Tensor:
+    """The sum of each quarter's losses, and the number of samples; reads the device once.
+
+    losses: (B,) of each batch at the sigma of each quarter in turn
+    """
+    sums = torch.zeros(len(QUARTERS) + 1, dtype=torch.float64)
+    if losses:
+        read = torch.cat(losses).cpu().double()
+        for number, of_batch in enumerate(read.split([len(each) for each in losses])):
+            sums[number % len(QUARTERS)] += of_batch.sum()
+        sums[-1] = len(read) // len(QUARTERS)
+    return sums
 
 
 def describe(values: dict[str, float]) -> str:
