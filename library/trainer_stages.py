@@ -15,7 +15,7 @@ from torch import nn
 
 from library import train_util
 from library.caching.contents import Contents
-from library.caching.latents_cache import LatentsCache, cache_latents
+from library.caching.latents_cache import LatentsCache, Storing, cache_latents
 from library.caching.text_windows import RunTexts, TextNow, TextWindows
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.data_types import RunPosition
@@ -31,7 +31,7 @@ from library.saving.metadata import RunMetadata, start_entries
 from library.saving.metadata_table import RunFacts
 from library.saving.output_checks import check_outputs
 from library.saving.resumption import Resumption
-from library.saving.run_files import RunFiles
+from library.saving.run_files import RunFiles, StateFacts
 from library.saving.snapshot import Snapshot
 from library.saving.state_contents import TrainingParts, first_position
 from library.saving.stopping import StopRequests
@@ -170,8 +170,8 @@ class TrainerStages(FamilyHooks):
         problems = module.check_network_args(*dims, **kwargs)
         problems += [*self.assert_extra_args(), *wrong_files]
         if problems:
-            where = self.accelerator.device if device is None else device
-            raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, device=where)])
+            like = torch.empty(0, device=self.accelerator.device if device is None else device)
+            raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, like=like)])
         self.network_module, self.model_facts = module, facts
         with torch.device("meta"), quiet():
             model = self.empty_model()
@@ -264,11 +264,9 @@ class TrainerStages(FamilyHooks):
         """Encode every picture once; the VAE is freed when this returns."""
         options, to_disk = self.cfg.cache, self.cfg.cache.cache_latents_to_disk
         share = train_util.share_of_caching(self.accelerator, to_disk)
-        return cache_latents(
-            self.catalogue.everything(), self.latents_strategy, share=share, to_disk=to_disk,
-            batch_size=options.vae_batch_size, skip_check=options.skip_cache_check,
-            contents=self.contents,
-        )  # fmt: skip
+        how = Storing(to_disk, options.vae_batch_size, options.skip_cache_check)
+        pictures = self.catalogue.everything()
+        return cache_latents(pictures, self.latents_strategy, how, share, self.contents)
 
     def cache_text(self) -> TextWindows:
         """The run's texts, shuffled and dropped ones included; those needed first are encoded."""
@@ -347,11 +345,9 @@ class TrainerStages(FamilyHooks):
             self.network, optimization.inner, optimization.scheduler, scaler, self.progress,
             arguments=self.cfg.optimizer.optimizer_args or (),
         )  # fmt: skip
-        facts = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
-        self.files = RunFiles(
-            self.checkpoints, self.accelerator, parts, self.metadata, facts,
-            self.build_resume_snapshot,
-        )  # fmt: skip
+        run = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
+        facts = StateFacts(run, self.build_resume_snapshot)
+        self.files = RunFiles(self.checkpoints, self.accelerator, parts, self.metadata, facts)
         self.stops = StopRequests(self.checkpoints.folder, self.accelerator)
         self.resumption.restore(parts, self.state, self.accelerator.process_index)
         if self.resumption.state:

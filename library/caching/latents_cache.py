@@ -147,6 +147,16 @@ class LatentsCache:
             return False
         return now == file.fingerprint
 
+    def missing(self, jobs: list[LatentsJob], tally: Tally) -> set[Place]:
+        """The items to encode: all in memory; on disk those without a valid file, in folders to write."""
+        if not self.contents:
+            return {(job.image.key, flip) for job in jobs for flip in job.files}
+        missing = set(self.find(jobs, tally))
+        check_writable(
+            j.image.path.parent for j in jobs for f in j.files if (j.image.key, f) in missing
+        )
+        return missing
+
     def find(self, jobs: list[LatentsJob], tally: Tally) -> Iterator[Place]:
         """Note every item that is stored validly, and yield the others."""
         places = [(job, flip) for job in jobs for flip in job.files]
@@ -173,13 +183,19 @@ class LatentsCache:
         return status, job.files[flip], note
 
 
+@dataclass(frozen=True)
+class Storing:
+    """How latents are made and kept. skip_check: files are used without a look at their fingerprints."""
+
+    to_disk: bool
+    batch_size: int
+    skip_check: bool = False
+
+
 def cache_latents(
     catalogue: Catalogue,
     strategy: LatentsCachingStrategy,
-    *,
-    to_disk: bool,
-    batch_size: int,
-    skip_check: bool = False,
+    how: Storing,
     share: Share = ONLY_PROCESS,
     contents: Contents | None = None,
 ) -> LatentsCache:
@@ -189,28 +205,22 @@ def cache_latents(
     Raises DatasetError naming the pictures that cannot be decoded or that give no finite latents;
     what was encoded before stays stored. A folder that cannot be written is reported first.
     """
-    contents = (contents or Contents()) if to_disk else None
+    contents = (contents or Contents()) if how.to_disk else None
     if contents:
         contents.read_all(image.path for image in catalogue.images)
-    jobs = list(make_jobs(catalogue, strategy, contents, skip_check))
-    cache = LatentsCache(strategy, fixed_batches(jobs, batch_size), contents)
+    jobs = list(make_jobs(catalogue, strategy, contents, how.skip_check))
+    cache = LatentsCache(strategy, fixed_batches(jobs, how.batch_size), contents)
     tally = Tally("latents")
-    if contents:
-        missing = set(cache.find(jobs, tally))
-        check_writable(
-            j.image.path.parent for j in jobs for f in j.files if (j.image.key, f) in missing
-        )
-        if share.rank == 0:
-            contents.remember()
-    else:
-        missing = {(job.image.key, flip) for job in jobs for flip in job.files}
+    missing = cache.missing(jobs, tally)
+    if contents and share.rank == 0:
+        contents.remember()
     share.wait()  # before anything is stored: all shall find the same to be missing
     encoder = LatentsEncoder(strategy, missing, cache.keep)
     encoder.run(share.of(encoder.due(cache.batches)))
     copy_foreign(share.of([each for each in cache.stored.values() if isinstance(each, Foreign)]))
     share.wait()
     if share.world_size > 1 and not contents:
-        exchange(cache.stored, len(cache.batches[:: share.world_size]) * 2 * batch_size)
+        exchange(cache.stored, len(cache.batches[:: share.world_size]) * 2 * how.batch_size)
     strategy.free()
     tally.encoded = len(missing)
     tally.log()

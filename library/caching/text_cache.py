@@ -199,12 +199,7 @@ class TextCache:
         share.wait()  # before anything is stored: all shall find the same to be missing
         together = [text for text in due if text in lasts]
         own = [*share.of(together), *(text for text in due if text not in lasts)]
-        for text in tqdm(own, "caching captions", unit="caption", disable=is_quiet() or not own):
-            outputs = self.encode(text)
-            if text in lasts:
-                files[text].write(outputs)
-            else:
-                self.held[text] = outputs
+        self.encode_all(own, {text: files[text] for text in lasts})
         self.stored |= {text: files[text] for text in together}
         copy_foreign(share.of([each for each in self.stored.values() if isinstance(each, Foreign)]))
         share.wait()
@@ -213,6 +208,15 @@ class TextCache:
         self.put_away()
         tally.encoded = len(due)
         tally.log()
+
+    def encode_all(self, texts: Sequence[str], files: Mapping[str, CacheFile]) -> None:
+        """Encode texts and keep them: in their files, those without one at hand."""
+        for text in tqdm(texts, "caching captions", unit="caption", disable=is_quiet() or not texts):
+            outputs = self.encode(text)
+            if text in files:
+                files[text].write(outputs)
+            else:
+                self.held[text] = outputs
 
     def files_of(self, captions: Mapping[str, Path]) -> dict[str, CacheFile]:
         """Each text's file: a valid one in any of the folders, else one to replace, else a new one.

@@ -30,6 +30,18 @@ class Face:
     height: int
 
 
+@dataclass(frozen=True)
+class Framing:
+    """How a face is cut out.
+
+    times_the_face: the least and the most that the cut's short side is of the face's long one
+    scatter:        away from the face by chance, rather near than far (random_crop)
+    """
+
+    times_the_face: tuple[float, float]
+    scatter: bool = False
+
+
 def face_in_name(path: Path) -> Face | None:
     """The face that a name ending in `_<x>_<y>_<width>_<height>` tells of; None when it does not."""
     parts = path.stem.split("_")[1:][-4:]
@@ -46,23 +58,13 @@ def random_crop(plan: CropPlan, rng: random.Random) -> CropPlan:
 
 
 def face_crop(
-    plan: CropPlan,
-    size: Size,
-    face: Face,
-    scale_range: tuple[float, float],
-    rng: random.Random,
-    *,
-    scatter: bool = False,
+    plan: CropPlan, size: Size, face: Face, framing: Framing, rng: random.Random
 ) -> CropPlan:
-    """The bucket cut out around a face, its short side `scale_range` times as long as the face.
-
-    Never enlarged beyond the file, unless the bucket needs it. scatter: away from the face by chance,
-    rather near than far (random_crop).
-    """
+    """The bucket cut out around a face. Never enlarged beyond the file, unless the bucket needs it."""
     smallest = cover(size, plan.bucket)
     least = max(smallest[0] / size[0], smallest[1] / size[1])
     wanted = min(plan.bucket) / max(face.width, face.height)
-    low, high = (max(least, min(1.0, wanted / part)) for part in reversed(scale_range))
+    low, high = (max(least, min(1.0, wanted / part)) for part in reversed(framing.times_the_face))
     scale = rng.uniform(low, high)
     resized = tuple(
         max(edge, math.floor(length * scale + 0.5)) for edge, length in zip(smallest, size)
@@ -71,7 +73,7 @@ def face_crop(
     for centre, edge, length in zip((face.x, face.y), plan.bucket, resized):
         middle = round(centre * scale)
         start = middle - edge // 2
-        if scatter:
+        if framing.scatter:
             reach = max(length - middle, middle)
             start += rng.randint(0, reach) + rng.randint(0, reach) - reach
         starts.append(max(0, min(start, length - edge)))

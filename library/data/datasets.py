@@ -105,9 +105,8 @@ class TrainDataset:
         subset, rng = image.subset, self.chance(request, "crop")
         times_the_face = subset.face_crop_aug_range
         if times_the_face and (face := augment.face_in_name(image.path)):
-            return augment.face_crop(
-                image.plan, image.size, face, times_the_face, rng, scatter=subset.random_crop
-            )
+            framing = augment.Framing(times_the_face, scatter=subset.random_crop)
+            return augment.face_crop(image.plan, image.size, face, framing, rng)
         return augment.random_crop(image.plan, rng) if subset.random_crop else image.plan
 
     def caption_of(self, request: SampleRequest) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class StateFacts:
+    """What a state says of its run.
+
+    run:      seed and number of processes
+    snapshot: gives what the snapshot holds, when the first state is written
+    """
+
+    run: Mapping[str, Any]
+    snapshot: Callable[[], Mapping[str, Any]]
+
+
 class RunFiles:
     """Writes the files of a run, on the first process; every process calls it at the same steps.
 
     facts:      of the run, for its states, with the metadata of its session added
-    snapshot:   gives what a state's snapshot holds, when the first state is written
     last_file:  (step, adapter file) that was written last
     last_state: the newest state that was written, or that the run came from
     is_settled: weights, optimizer and position belong together
@@ -46,13 +57,12 @@ class RunFiles:
         accelerator: Accelerator,
         parts: TrainingParts,
         metadata: RunMetadata,
-        facts: Mapping[str, Any],
-        snapshot: Callable[[], Mapping[str, Any]],
+        facts: StateFacts,
     ) -> None:
         self.checkpoints, self.accelerator = checkpoints, accelerator
         self.parts, self.metadata = parts, metadata
-        self.facts = {**facts, "metadata": of_session(metadata.entries)}
-        self.snapshot = functools.cache(snapshot)  # the pictures are hashed for it
+        self.facts = {**facts.run, "metadata": of_session(metadata.entries)}
+        self.snapshot = functools.cache(facts.snapshot)  # the pictures are hashed for it
         self.last_file: tuple[int, Path] | None = None
         self.last_state: Path | None = None
         self.is_settled = True

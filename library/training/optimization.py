@@ -38,13 +38,12 @@ def check_optimization(
     """Raise ConfigError unless optimizer and schedule work, from the first step to the last."""
     options, (groups, _) = cfg.optimizer, optimizer_groups(cfg, network)
     dtype = torch.bfloat16 if cfg.precision.full_bf16 else torch.float32
-    problems = try_optimizer(options, groups, device=device, dtype=dtype)
+    like = torch.empty(0, device=device, dtype=dtype)
+    problems = try_optimizer(options, groups, like)
     if problems:  # told together: the schedule over an optimizer that works
         options = OptimizerOptions(learning_rate=options.learning_rate)
     if not (problems and cfg.schedule.lr_scheduler.startswith("adafactor")):
-        problems += try_schedule(
-            options, cfg.schedule, groups, total_steps, device=device, dtype=dtype
-        )
+        problems += try_schedule(options, cfg.schedule, groups, total_steps, like)
     if problems:
         raise ConfigError(problems)
 

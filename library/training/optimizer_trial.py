@@ -40,6 +40,7 @@ LONGEST_MESSAGE = 300
 BELOW_ZERO = -1e-9  # what is nearer to 0 is rounding
 
 Groups = Sequence[Mapping[str, Any]]
+ORDINARY = torch.empty(0)  # float32 on the CPU
 ONE_MATRIX: Groups = ({"params": [torch.empty(SIDE, SIDE, device="meta")]},)
 """What every network has; more is not known before the network is."""
 
@@ -47,15 +48,14 @@ ONE_MATRIX: Groups = ({"params": [torch.empty(SIDE, SIDE, device="meta")]},)
 def try_optimizer(
     options: OptimizerOptions,
     groups: Groups = ONE_MATRIX,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    like: Tensor = ORDINARY,
 ) -> list[Problem]:
     """What is wrong with the optimizer's settings, found by making two updates.
 
     groups: of the run, or the like; of their tensors only the shapes are looked at
+    like:   on the device and in the dtype of the run's parameters
     """
-    moments = _updates(options, _small(groups, device, dtype))
+    moments = _updates(options, _small(groups, like))
     name, arguments = optimizer_name(options), options.optimizer_args
     return _attempt(moments, ("optimizer_type", name), ("optimizer_args", arguments))
 
@@ -65,12 +65,10 @@ def try_schedule(
     schedule: ScheduleOptions,
     groups: Groups,
     total_steps: int,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    like: Tensor = ORDINARY,
 ) -> list[Problem]:
     """What is wrong with the schedule over this optimizer, found by going through all its steps."""
-    moments = _whole_run(options, schedule, _small(groups, device, dtype), total_steps)
+    moments = _whole_run(options, schedule, _small(groups, like), total_steps)
     chosen = "lr_scheduler_type" if schedule.lr_scheduler_type else "lr_scheduler"
     arguments = schedule.lr_scheduler_args
     return _attempt(
@@ -78,13 +76,13 @@ def try_schedule(
     )
 
 
-def _small(groups: Groups, device: torch.device | str, dtype: torch.dtype) -> list[dict[str, Any]]:
+def _small(groups: Groups, like: Tensor) -> list[dict[str, Any]]:
     """Groups like these of few small parameters: one of each shape, no side above SIDE."""
     draw = torch.Generator().manual_seed(0)
     made = []
     for group in groups:
         shapes = {tuple(min(side, SIDE) for side in p.shape): None for p in group["params"]}
-        values = [(0.1 * torch.randn(shape, generator=draw)).to(device, dtype) for shape in shapes]
+        values = [(0.1 * torch.randn(shape, generator=draw)).to(like) for shape in shapes]
         made.append({**group, "params": [nn.Parameter(value) for value in values]})
     return made
 

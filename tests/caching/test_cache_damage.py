@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from library.caching.cache_files import read_whole
-from library.caching.latents_cache import cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.caching.text_cache import cache_text
 from library.system.leftovers import OLD_AFTER
 from tests.helpers import warm
@@ -42,16 +42,16 @@ def flips_of(content):
 def test_no_changed_bit_reaches_the_training_and_the_file_is_mended(tmp_path):
     folder = folder_of(tmp_path / "set", [(64, 64)])
     catalogue = catalogue_of(folder)
-    expected = cache_latents(catalogue, ShrinkingEncoder(), to_disk=False, batch_size=1).get(
+    expected = cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=False, batch_size=1)).get(
         "0.0/0.png"
     )[0]
-    cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+    cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=True, batch_size=1))
     ((name, whole),) = stored_files(folder).items()
     for changed in flips_of(whole):
         (folder / "_cache" / name).write_bytes(changed)
-        cache = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+        cache = cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=True, batch_size=1))
         assert torch.equal(cache.get("0.0/0.png")[0], expected)
-        again = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+        again = cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=True, batch_size=1))
         assert torch.equal(again.get("0.0/0.png")[0], expected)
         assert stored_files(folder) == {name: whole}
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from library.caching.cache_files import THREADS
 from library.caching.contents import Contents
-from library.caching.latents_cache import Share, cache_latents
+from library.caching.latents_cache import Share, Storing, cache_latents
 from library.caching.latents_encoder import decode_ahead
 from library.caching.latents_files import latents_fingerprint
 from library.caching.text_cache import TextCache, cache_text
@@ -42,7 +42,7 @@ def encoded(folder, encoder=None, *, batch_size=1, subset="", skip_check=False, 
     """How many pictures a new run over this folder encodes."""
     encoder = encoder or ShrinkingEncoder()
     images = catalogue_of(folder, subset=subset, **catalogue)
-    cache_latents(images, encoder, to_disk=True, batch_size=batch_size, skip_check=skip_check)
+    cache_latents(images, encoder, Storing(to_disk=True, batch_size=batch_size, skip_check=skip_check))
     return sum(encoder.batches)
 
 
@@ -50,7 +50,7 @@ def encoded(folder, encoder=None, *, batch_size=1, subset="", skip_check=False, 
 def test_latents_are_what_the_encoder_gives_plain_and_mirrored(folder, to_disk):
     catalogue = catalogue_of(folder, subset="flip_aug = true")
     encoder = ShrinkingEncoder()
-    cache = cache_latents(catalogue, encoder, to_disk=to_disk, batch_size=2)
+    cache = cache_latents(catalogue, encoder, Storing(to_disk=to_disk, batch_size=2))
     for image in catalogue.images:
         pixels = load_pixels(image.path, image.plan)[None]
         assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])
@@ -120,7 +120,7 @@ def test_two_pictures_of_one_size_and_time_that_swap_names_keep_their_latents(tm
     spare = one.with_name("spare")
     one.rename(spare), other.rename(one), spare.rename(other)
     encoder = ShrinkingEncoder()
-    cache = cache_latents(catalogue_of(one.parent), encoder, to_disk=True, batch_size=1)
+    cache = cache_latents(catalogue_of(one.parent), encoder, Storing(to_disk=True, batch_size=1))
     assert sum(encoder.batches) == 2
     for image in cache_images(one.parent):
         pixels = load_pixels(image.path, image.plan)[None]
@@ -162,8 +162,8 @@ def test_a_cache_folder_deleted_while_caching_is_made_again(folder, when):
             return super().encode(pixels)
 
     catalogue = catalogue_of(folder)
-    cache = cache_latents(catalogue, Deleting(), to_disk=True, batch_size=1)
-    expected = cache_latents(catalogue, ShrinkingEncoder(), to_disk=False, batch_size=1)
+    cache = cache_latents(catalogue, Deleting(), Storing(to_disk=True, batch_size=1))
+    expected = cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=False, batch_size=1))
     for image in catalogue.images:
         assert torch.equal(cache.get(image.key)[0], expected.get(image.key)[0])
     assert encoded(folder) == 0
@@ -260,7 +260,7 @@ def test_two_datasets_that_resize_to_one_size_differently_keep_their_own(tmp_pat
     catalogue = catalogue_from(tmp_path, f"{dataset}{dataset}resize_interpolation = 'nearest'")
     assert len({image.plan for image in catalogue.images}) == 1
     encoder = ShrinkingEncoder()
-    cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1)
+    cache = cache_latents(catalogue, encoder, Storing(to_disk=True, batch_size=1))
     for image in catalogue.images:
         kernel = image.subset.resize_interpolation
         pixels = load_pixels(image.path, image.plan, resize_interpolation=kernel)[None]
@@ -302,7 +302,7 @@ class NaNForDark(ShrinkingEncoder):
 def test_latents_that_are_not_finite_are_an_error_naming_the_picture(folder, to_disk):
     Image.new("RGB", (64, 64)).save(folder / "2.png")
     with pytest.raises(DatasetError, match=r"2\.png.*NaN") as caught:
-        cache_latents(catalogue_of(folder), NaNForDark(), to_disk=to_disk, batch_size=2)
+        cache_latents(catalogue_of(folder), NaNForDark(), Storing(to_disk=to_disk, batch_size=2))
     assert len(caught.value.problems) == 1
     if to_disk:  # the others are stored: the next run has less to do
         assert len(stored_files(folder)) == 3
@@ -314,7 +314,7 @@ def test_a_picture_damaged_inside_is_an_error_naming_it_and_the_rest_is_kept(fol
     half = len(content) // 2
     (folder / "1.png").write_bytes(content[:half] + b"\0" * 64 + content[half + 64 :])
     with pytest.raises(DatasetError, match=r"1\.png"):
-        cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+        cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=True, batch_size=1))
     assert len(stored_files(folder)) == 3
 
 
@@ -341,7 +341,7 @@ def test_very_long_picture_names_can_be_cached(tmp_path, name):
 
 def test_a_cache_file_lost_during_the_run_is_made_anew(folder, caplog):
     catalogue = catalogue_of(folder)
-    cache = cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=2)
+    cache = cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=True, batch_size=2))
     before, expected = stored_files(folder), cache.get("0.0/0.png")[0].clone()
     (folder / "_cache" / "0.png_0064x0064.safetensors").unlink()
     assert torch.equal(cache.get("0.0/0.png")[0], expected)
@@ -351,7 +351,7 @@ def test_a_cache_file_lost_during_the_run_is_made_anew(folder, caplog):
 
 @pytest.mark.parametrize("change", [lambda path: draw(path, seed=9), lambda path: path.unlink()])
 def test_what_is_lost_is_not_made_anew_from_another_picture(folder, change):
-    cache = cache_latents(catalogue_of(folder), ShrinkingEncoder(), to_disk=True, batch_size=2)
+    cache = cache_latents(catalogue_of(folder), ShrinkingEncoder(), Storing(to_disk=True, batch_size=2))
     (folder / "_cache" / "0.png_0064x0064.safetensors").unlink()
     change(folder / "0.png")
     with pytest.raises(DatasetError, match=r"0\.png has changed since the run began"):
@@ -473,13 +473,13 @@ def together(work):
 @pytest.mark.parametrize("already", [0, 3])
 def test_processes_share_the_pictures_that_are_to_be_stored(folder, already):
     catalogue = catalogue_of(folder, subset="flip_aug = true")
-    cache_latents(catalogue, ShrinkingEncoder(), to_disk=True, batch_size=1)
+    cache_latents(catalogue, ShrinkingEncoder(), Storing(to_disk=True, batch_size=1))
     for path in sorted((folder / "_cache").glob("*.safetensors"))[2 * already :]:
         path.unlink()  # what is left is not one process's part
 
     def work(share):
         encoder = ShrinkingEncoder()
-        cache = cache_latents(catalogue, encoder, to_disk=True, batch_size=1, share=share)
+        cache = cache_latents(catalogue, encoder, Storing(to_disk=True, batch_size=1), share=share)
         for image in catalogue.images:
             pixels = load_pixels(image.path, image.plan)[None]
             assert torch.equal(cache.get(image.key)[0], encoder.encode(pixels)[0])

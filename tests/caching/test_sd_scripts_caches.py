@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from library.caching.latents_cache import cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.strategy_anima import AnimaLatentsCachingStrategy
 from tests.helpers.dataset_files import catalogue_of, folder_of
 from tests.helpers.running import config_files, losses_of, make_trainer
@@ -41,7 +41,7 @@ def made(folder, subset=""):
     """What the VAE makes of each picture, by key and flip."""
     return cache_latents(
         catalogue_of(folder, subset=subset), AnimaLatentsCachingStrategy(tiny_vae(), "tiny"),
-        to_disk=False, batch_size=1,
+        Storing(to_disk=False, batch_size=1),
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def read(folder, subset="", to_disk=True):
     """The caches of a run, and how many pictures it encoded."""
     strategy = Counting()
     catalogue = catalogue_of(folder, subset=subset)
-    return cache_latents(catalogue, strategy, to_disk=to_disk, batch_size=1), strategy.encoded
+    return cache_latents(catalogue, strategy, Storing(to_disk=to_disk, batch_size=1)), strategy.encoded
 
 
 def latents_of(cache, key, flipped=False):

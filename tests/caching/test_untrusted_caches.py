@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from library.caching.latents_cache import cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.caching.text_cache import cache_text
 from library.errors import OutputError
 from tests.helpers.dataset_files import LetterEncoder, ShrinkingEncoder, catalogue_of, folder_of
@@ -54,7 +54,7 @@ def contents(draw, metadata):
 def test_spoiled_latents_are_made_anew_or_have_the_right_shape(folder, catalogue, data, trusting):
     def make(skip_check=False):
         encoder = ShrinkingEncoder()
-        return cache_latents(catalogue, encoder, to_disk=True, batch_size=1, skip_check=skip_check)
+        return cache_latents(catalogue, encoder, Storing(to_disk=True, batch_size=1, skip_check=skip_check))
 
     make()
     (path,) = (folder / "_cache").glob("0.png*")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from library.data.augment import Face, change_colours, face_crop, face_in_name, random_crop
+from library.data.augment import Face, Framing, change_colours, face_crop, face_in_name, random_crop
 from library.data.buckets import BucketManager
 
 sides = st.integers(30, 900)
@@ -58,7 +58,7 @@ def test_a_face_crop_stays_inside_and_keeps_its_promise(width, height, data, sca
     high = low * data.draw(st.floats(1, 3))
     plan = MANAGER.plan((width, height))
     rng = random.Random(data.draw(st.integers(0, 99)))
-    cut = face_crop(plan, (width, height), face, (low, high), rng, scatter=scatter)
+    cut = face_crop(plan, (width, height), face, Framing((low, high), scatter), rng)
     assert cut.bucket == plan.bucket
     scale = cut.resized[0] / width
     least = max(b / s for b, s in zip(plan.bucket, (width, height)))

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from library.caching.latents_cache import cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.data.batch_loader import BatchLoader
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.datasets import TrainDataset
@@ -111,7 +111,7 @@ def test_what_a_cache_lost_is_made_anew_where_the_training_runs(catalogue):
             where.append(threading.current_thread())
             return super().encode(pixels)
 
-    latents = cache_latents(catalogue, Encoder(), to_disk=True, batch_size=1)
+    latents = cache_latents(catalogue, Encoder(), Storing(to_disk=True, batch_size=1))
     dataset = TrainDataset(catalogue, seed=1, latents=latents)
     expected = [batch.latents for batch in loader_of(dataset, 0)]
     for path in (catalogue.images[0].path.parent / "_cache").glob("*.safetensors"):

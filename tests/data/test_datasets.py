@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from library.caching.latents_cache import cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.data.batch_loader import BatchLoader
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.data_types import SampleRequest
@@ -164,7 +164,7 @@ def test_cached_samples_equal_encoding_on_the_fly(two_datasets, to_disk):
     sampler = BucketBatchSampler(two_datasets, seed=1)
     requests = [request for batch in sampler for request in batch]
     vae = ShrinkingEncoder()
-    latents = cache_latents(two_datasets, vae, to_disk=to_disk, batch_size=2)
+    latents = cache_latents(two_datasets, vae, Storing(to_disk=to_disk, batch_size=2))
     cached = TrainDataset(two_datasets, seed=1, latents=latents)
     for request in requests:
         expected, sample = plain[request], cached[request]

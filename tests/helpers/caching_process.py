@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from library.caching.cache_files import FOLDER
-from library.caching.latents_cache import LatentsCache, cache_latents
+from library.caching.latents_cache import LatentsCache, Storing, cache_latents
 from library.caching.text_cache import TextCache, cache_text
 from tests.helpers.dataset_files import BUCKETS, LetterEncoder, ShrinkingEncoder, catalogue_from
 
@@ -61,7 +61,7 @@ def fill(folder, factor) -> tuple[LatentsCache, TextCache, int]:
         Pictures(factor),
         Letters(factor),
     )
-    latents = cache_latents(catalogue, pictures, to_disk=True, batch_size=BATCH)
+    latents = cache_latents(catalogue, pictures, Storing(to_disk=True, batch_size=BATCH))
     texts = cache_text(captions_of(catalogue), letters, to_disk=True)
     return latents, texts, sum(pictures.batches) + len(letters.captions)
 
@@ -69,7 +69,7 @@ def fill(folder, factor) -> tuple[LatentsCache, TextCache, int]:
 def check(folder, latents, texts, factor):
     """Everything that is read is what these encoders make."""
     catalogue = pictures_of(folder)
-    expected = cache_latents(catalogue, Pictures(factor), to_disk=False, batch_size=BATCH)
+    expected = cache_latents(catalogue, Pictures(factor), Storing(to_disk=False, batch_size=BATCH))
     for key, flipped in expected.stored:
         assert torch.equal(latents.get(key, flipped)[0], expected.get(key, flipped)[0]), key
     for caption in captions_of(catalogue):

@@ -25,7 +25,7 @@ from torch import Tensor
 from library.anima_backend.modelling.vae import QwenImageVAE
 from library.caching.cache_files import CacheFile
 from library.caching.contents import Contents
-from library.caching.latents_cache import cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.caching.text_cache import TextCache
 from library.caching.text_windows import RunTexts, TextWindows
 from library.config_util import load_dataset_config
@@ -211,7 +211,7 @@ def cached(catalogue: Catalogue, *, to_disk: bool) -> TrainDataset:
     """Everything of the catalogue from fresh caches, whose files have not been read yet."""
     sampler = BucketBatchSampler(catalogue, seed=0)
     texts = RunTexts(TrainDataset(catalogue, seed=0), sampler, 1)
-    latents = cache_latents(catalogue, RandomLatents(), to_disk=to_disk, batch_size=8)
+    latents = cache_latents(catalogue, RandomLatents(), Storing(to_disk=to_disk, batch_size=8))
     windows = TextWindows(texts, TextCache(RandomText(), to_disk=to_disk), limit=ITEMS)
     windows.prepare_epoch(0)
     return TrainDataset(catalogue, seed=0, latents=latents, texts=windows)
