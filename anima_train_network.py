@@ -114,9 +114,11 @@ class AnimaNetworkTrainer(NetworkTrainer):
         if self.weight_dtype == torch.float32:
             size = 4 * sum(parameter.numel() for parameter in self.empty_model().parameters()) / 1e9
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
+        # weights that are swapped or stored otherwise never lie on the device all at once
+        waits = self.cfg.loop.blocks_to_swap or self.cfg.precision.stored_form
         return model_loading.load_transformer(
             self.model_files.transformer,
-            device="cpu" if self.cfg.loop.blocks_to_swap else self.accelerator.device,
+            device="cpu" if waits else self.accelerator.device,
             dtype=self.weight_dtype,
             llm_adapter_path=self.model_files.llm_adapter,
             attention_backend=self.anima.attention_backend,

@@ -24,7 +24,7 @@ from library.data.datasets import TrainDataset
 from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
-from library.memory.modes import SavesMemory, enable_modes, mode_problems
+from library.memory.modes import SavesMemory, enable_modes, mode_problems, store_weights
 from library.saving import snapshot
 from library.saving.checkpoints import Checkpoints
 from library.saving.metadata import RunMetadata, start_entries
@@ -291,7 +291,11 @@ class TrainerStages(FamilyHooks):
     def prepare_model(self) -> None:
         """Establish where the model's weights and activations are kept."""
         assert isinstance(self.base, SavesMemory), "every family's model does"
-        log_lines(logger, enable_modes(self.cfg.loop, self.base, self.accelerator.device))
+        device = self.accelerator.device
+        log_lines(logger, store_weights(self.cfg.precision, self.base, device))
+        if not self.cfg.loop.blocks_to_swap:
+            self.base.to(device)
+        log_lines(logger, enable_modes(self.cfg.loop, self.base, device))
 
     def attach_network(self) -> None:
         """Establish the adapters inside the model."""

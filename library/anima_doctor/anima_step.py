@@ -28,6 +28,15 @@ def checkpoint_and_swap_all(model: Anima) -> None:
     swap_all(model)
 
 
+def quantise(model: Anima, form: str) -> None:
+    model.quantise(form, model.device, llm_adapter=True)
+
+
+def quantise_and_checkpoint(model: Anima, form: str) -> None:
+    quantise(model, form)
+    model.enable_gradient_checkpointing()
+
+
 MODES: dict[str, Callable[[Anima], None]] = {
     "none": lambda model: None,
     "cheap": lambda model: model.enable_gradient_checkpointing(mode="cheap"),
@@ -37,6 +46,9 @@ MODES: dict[str, Callable[[Anima], None]] = {
     "offload": lambda model: model.enable_gradient_checkpointing(cpu_offload=True),
     "swap_all": swap_all,
     "checkpoint_swap_all": checkpoint_and_swap_all,
+    "fp8": partial(quantise, form="fp8"),
+    "fp8_checkpoint": partial(quantise_and_checkpoint, form="fp8"),
+    "int8_checkpoint": partial(quantise_and_checkpoint, form="int8"),
 }
 """How memory is saved: the mode's name and what is asked of the model."""
 
@@ -72,7 +84,8 @@ def count(step: AnimaStep) -> StepCount:
 def make_step(settings: AnimaStep, device: torch.device) -> Step:
     """The step with random weights on `device`, or with none on the meta device."""
     with device, quiet():
-        model = Anima(settings.params).to(settings.dtype)
+        model = Anima(settings.params).to(settings.dtype).requires_grad_(False)
+        MODES[settings.mode](model)
         assert settings.network.network_module, "a step needs adapters"
         module = load_network_module(settings.network.network_module)
         network = make_network(module, settings.network, dict(settings.arguments), model)
@@ -81,7 +94,6 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     if settings.trained_dtype != torch.float32:
         with quiet():
             network.cast_trainables(settings.trained_dtype)
-    MODES[settings.mode](model)
     inputs = make_inputs(settings, device)
     loss = partial(loss_of, model, settings, *inputs)
     return Step(device, model, network, loss, settings.optimizer, model.swap, settings.accumulates)

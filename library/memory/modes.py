@@ -11,7 +11,7 @@ from library.memory.swapping import BUFFERS
 if TYPE_CHECKING:
     import torch
 
-    from library.settings.run_config import LoopOptions
+    from library.settings.run_config import LoopOptions, PrecisionOptions
 
 
 @runtime_checkable
@@ -20,6 +20,8 @@ class SavesMemory(Protocol):
 
     @property
     def blocks(self) -> Sized: ...
+
+    def quantise(self, form: str, device: torch.device, *, llm_adapter: bool) -> None: ...
 
     def enable_gradient_checkpointing(
         self, cpu_offload: bool = False, *, mode: str = "block", every: int = 1
@@ -35,6 +37,19 @@ def mode_problems(loop: LoopOptions, model: SavesMemory) -> list[Problem]:
         return []
     message = f"no block would be checkpointed: this model has {count}. Use {count} at most."
     return [Problem(message, f"checkpoint_every_n = {every}")]
+
+
+def store_weights(
+    precision: PrecisionOptions, model: SavesMemory, device: torch.device
+) -> list[str]:
+    """Let the model hold its frozen weights in the form of the options; lines for the log."""
+    form = precision.stored_form
+    if form is None:
+        return []
+    whole = not precision.stores_unet_only
+    model.quantise(form, device, llm_adapter=whole)
+    where = "the blocks and the LLM adapter" if whole else "the blocks"
+    return [f"{form}: frozen matrices of {where} are stored in 8 bits, with a scale for each row"]
 
 
 def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) -> list[str]:

@@ -102,6 +102,9 @@ OPTIONS = {
 }
 """Always written, from an option: entry -> group.option."""
 
+WHERE_SET = {"fp8_base_unet": "precision.fp8_base_unet", "int8_base": "precision.int8_base"}
+"""Written where the option is set."""
+
 FACTS: dict[str, Callable[[RunFacts], object]] = {
     "session_id": lambda run: uuid.uuid4().int % 2**32,
     "training_started_at": lambda run: timestamp(),
@@ -165,6 +168,8 @@ def entries_of(run: RunFacts) -> dict[str, str]:
     values: dict[str, object] = {
         name: attrgetter(option)(run.cfg) for name, option in OPTIONS.items()
     }
+    set_here = {name: attrgetter(option)(run.cfg) for name, option in WHERE_SET.items()}
+    values |= {name: value for name, value in set_here.items() if value}
     values |= {name: value(run) for name, value in FACTS.items()}
     datasets = run.catalogue.group.datasets
     values |= common(OF_DATASETS, datasets)

@@ -592,8 +592,14 @@ class PrecisionOptions:
     full_fp16: bool = flag(
         False, "adapters in fp16 too", refused="updates would be lost; leave adapters in float32"
     )
-    fp8_base: bool = flag(False, "base model in fp8", refused=LATER)
-    fp8_base_unet: bool = flag(False, "denoiser in fp8", refused=LATER)
+    fp8_base: bool = flag(
+        False, "store the frozen matrices of blocks and LLM adapter in fp8: other results"
+    )
+    fp8_base_unet: bool = flag(
+        False, "the same of the blocks alone",
+        idle=(Idle(lambda o: o.fp8_base, "fp8_base stores the blocks so as well"),),
+    )  # fmt: skip
+    int8_base: bool = flag(False, "as fp8_base, in int8: a little more exact")
     cuda_allow_tf32: bool = flag(False, "allow TF32 products")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
     deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
@@ -617,8 +623,31 @@ class PrecisionOptions:
         ignored=f"{NOT_SD}; gradient_checkpointing saves memory",
     )  # fmt: skip
 
-    def problems(self) -> list[Problem]:
+    @property
+    def stored_form(self) -> str | None:
+        """How frozen matrices are stored; None: as mixed_precision says."""
+        if self.int8_base:
+            return "int8"
+        return "fp8" if self.fp8_base or self.fp8_base_unet else None
+
+    @property
+    def stores_unet_only(self) -> bool:
+        """Whether the LLM adapter stays as mixed_precision says."""
+        return not (self.fp8_base or self.int8_base)
+
+    def storage_problems(self) -> list[Problem]:
+        asked = [name for name in ("fp8_base", "fp8_base_unet", "int8_base") if getattr(self, name)]
         found = []
+        if self.int8_base and len(asked) > 1:
+            message = f"weights have one form: keep one of {', '.join(asked)}."
+            found.append(Problem(message, f"{asked[0]} = true"))
+        if asked and self.mixed_precision == "no":
+            message = "needs mixed_precision = bf16 or fp16."
+            found.append(Problem(message, f"{asked[0]} = true"))
+        return found
+
+    def problems(self) -> list[Problem]:
+        found = self.storage_problems()
         if self.full_bf16 and self.mixed_precision != "bf16":
             found.append(Problem("needs mixed_precision = bf16.", "full_bf16 = true"))
         if self.deterministic and self.cuda_cudnn_benchmark:

@@ -87,8 +87,8 @@ class AdaptedModule(nn.Module):
 
     def take_over(self, base: nn.Module, adapter: Adapter) -> None:
         """Share `base`'s parameters and hold `adapter`."""
-        self.register_parameter("weight", base.get_parameter("weight"))
-        self.register_parameter("bias", getattr(base, "bias", None))
+        for name in ("weight", "weight_scale", "bias"):
+            self.register_parameter(name, getattr(base, name, None))
         self.adapter = adapter
         # Past nn.Module's registry: a registered original would put every base parameter in twice.
         self.__dict__["original"] = base
@@ -106,6 +106,7 @@ def merged_parameters(
 ) -> dict[str, Tensor]:
     """What each parameter that the adapter changes becomes at its strength; float32."""
     parameters = {}
+    assert getattr(base, "weight_scale", None) is None, "a quantised weight cannot be merged into"
     for name in adapter.changed:
         parameter = base.get_parameter(name).detach()
         parameters[name] = parameter.to(device or parameter.device, torch.float32)

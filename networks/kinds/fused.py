@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from library.memory.quantised import Frozen, Quantised
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import base_gradient, base_product
 
@@ -108,7 +109,7 @@ class AddedChain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, chain: Chain,
+        ctx: Any, x: Tensor, weight: Frozen, bias: Tensor | None, chain: Chain,
         used: Sequence[Tensor], *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         steps = _steps(chain, used)
@@ -126,7 +127,9 @@ class AddedChain(torch.autograd.Function):
         kept = [b if b.numel() * NARROW <= x.numel() else None for b in between]
         ctx.count, ctx.dtype = len(used), factors[0].dtype
         ctx.chain = replace(chain, masks=())  # masks are kept where recomputation can leave them out
-        ctx.save_for_backward(x, weight, *used, *kept, *chain.masks)
+        ctx.is_quantised = isinstance(weight, Quantised)
+        stored = weight if isinstance(weight, Quantised) else (weight,)
+        ctx.save_for_backward(x, *stored, *used, *kept, *chain.masks)
         return out
 
     @staticmethod
@@ -134,6 +137,8 @@ class AddedChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         chain, count = ctx.chain, ctx.count
         x, weight, *rest = ctx.saved_tensors
+        if ctx.is_quantised:
+            weight = Quantised(weight, rest.pop(0))
         used, kept, masks = rest[:count], rest[count : 2 * count - 1], rest[2 * count - 1 :]
         steps = _steps(chain, used)
         inputs = [x.reshape(-1, chain.groups, x.shape[-1] // chain.groups)]
@@ -176,16 +181,18 @@ def _masked(hidden: Tensor, mask: Tensor | None, like: Tensor) -> Tensor:
     return (samples * mask).view_as(hidden)
 
 
-def can_fuse(x: Tensor, weight: Tensor) -> bool:
+def can_fuse(x: Tensor, weight: Frozen) -> bool:
     """Whether the Function gives what the plain form does: no autocast, one dtype, no compiler."""
-    if torch.compiler.is_compiling() or x.dtype != weight.dtype:
+    if torch.compiler.is_compiling():
+        return False
+    if not isinstance(weight, Quantised) and x.dtype != weight.dtype:
         return False
     kind = x.device.type
     return not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
 
 
 def add_chain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, chain: Chain, factors: Sequence[Tensor],
+    x: Tensor, weight: Frozen, bias: Tensor | None, chain: Chain, factors: Sequence[Tensor],
     copies: Copies = NO_COPIES,
 ) -> Tensor:  # fmt: skip
     """The Linear's output (..., out) with what the chain adds. factors: w1, if it mixes, then w2's."""

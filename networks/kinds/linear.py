@@ -14,6 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from library.memory.quantised import Frozen, frozen_weight
 from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import base_product
@@ -43,7 +44,7 @@ class LinearAdapter(Adapter):
         assert is_adaptable_linear(base), f"{type(base).__name__} is no Linear"
         return AdaptedLinear.adopt(base, self)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, weight: Frozen, bias: Tensor | None) -> Tensor:
         """The Linear's output with this adapter, whose strength is not 0."""
         raise NotImplementedError
 
@@ -76,8 +77,8 @@ class AdaptedLinear(AdaptedModule, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.adapter.multiplier == 0:  # the user's choice, the same on every rank
-            return base_product(x, self.weight, self.bias)
-        return self.adapter(x, self.weight, self.bias)
+            return base_product(x, frozen_weight(self), self.bias)
+        return self.adapter(x, frozen_weight(self), self.bias)
 
 
 class AdditiveAdapter(LinearAdapter):
@@ -87,7 +88,7 @@ class AdditiveAdapter(LinearAdapter):
     def scale(self) -> float:
         return adapter_scale(self.alpha, self.rank)
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, weight: Frozen, bias: Tensor | None) -> Tensor:
         chain = self.chain(x) if can_fuse(x, weight) else None
         if chain is None:
             return base_product(x, weight, bias) + self.added(x)

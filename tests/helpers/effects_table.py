@@ -67,6 +67,8 @@ NO_METADATA = {"no_metadata": True}
 METADATA = "test_training.test_metadata_is_complete_and_true"
 FETCH = "test_tokenizer_fetch.test_fetching_can_be_switched_off"
 SETTINGS = "test_training_options.test_it_trains_and_exports"
+HALF = {"mixed_precision": "bf16"}
+STORED = "test_memory_modes.test_stored_weights_train_and_go_on_to_the_same_bytes"
 CACHED = "test_training.test_training_from_caches_equals_training_without"
 SERVER = "test_trackers.test_the_server_answers_and_stops_with_the_run"
 LOGS = "test_trackers.test_tracker_settings_come_from_a_file"
@@ -171,6 +173,9 @@ FLAGS: dict[str, Case] = {
     "recompute": shown(MEMORY, "cheap", {"gradient_checkpointing": True}),
     "blocks_to_swap": shown(MEMORY, 4),
     "mixed_precision": shown(SETTINGS),
+    "fp8_base": Case(True, "", HALF, STORED),
+    "fp8_base_unet": Case(True, "", HALF, STORED, idle=({**HALF, "fp8_base": True},)),
+    "int8_base": Case(True, "", HALF, STORED),
     "full_bf16": shown(SETTINGS),
     "cuda_allow_tf32": shown(PROCESS),
     "cuda_cudnn_benchmark": shown(PROCESS),

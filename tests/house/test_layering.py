@@ -23,6 +23,7 @@ FLOORS = [
     ("library/memory/kept library/memory/layout library/memory/circumstances", "how tensors wait"),
     ("library/memory/lanes library/memory/recomputation", "and come back"),
     ("library/memory/offloading library/memory/swapping", "from where they are"),
+    ("library/memory/quantised", "weights of 8 bits"),
     ("library/anima_backend/modelling/*", "the networks"),
     ("library/errors", "what the user can put right"),
     ("library/system/*", "files, locks, signals, console"),
@@ -70,7 +71,7 @@ IN_FUNCTIONS = NEVER_AT_TOP | {
     "tqdm",  # make_demo: runs up to here without the requirements
 }
 MECHANISMS = [  # of memory: what stands below the networks imports torch and itself
-    f"{name}.py" for names, _ in FLOORS[:3] for name in names.split()
+    f"{name}.py" for names, _ in FLOORS[:4] for name in names.split()
 ]
 BACKEND_IMPORTS = {
     "vae.py": {"diffusers"},

@@ -1,8 +1,11 @@
 """Whole runs in every memory mode: the same bytes as without, also where a state is gone on from."""
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
-from library.errors import ConfigError
+from library.errors import ConfigError, ResumeError
 from library.memory.modes import swap_lines
 from tests.helpers.running import config_files, make_trainer, train
 
@@ -49,6 +52,35 @@ def test_a_run_goes_on_in_another_mode_to_the_same_bytes(demo, run_folder, plain
     settings = {**SETTINGS, "blocks_to_swap": 2, "recompute": "cheap", "resume": state}
     train(demo, run_folder, settings)
     assert written(run_folder) == written(plain)
+
+
+STORED = {
+    "fp8_base": (torch.float8_e4m3fn, True),
+    "fp8_base_unet": (torch.float8_e4m3fn, False),
+    "int8_base": (torch.int8, True),
+}
+
+
+@pytest.mark.parametrize("option", STORED)
+def test_stored_weights_train_and_go_on_to_the_same_bytes(demo, run_folder, option):
+    settings = {**SETTINGS, "mixed_precision": "bf16", "no_metadata": False}
+    trainer = train(demo, run_folder, {**settings, option: True})
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    form, whole = STORED[option]
+    assert model.blocks[1].mlp.layer1.weight.dtype == form
+    assert (model.llm_adapter.blocks[0].mlp[0].weight.dtype == form) is whole
+    whole_run = run_folder / "out" / "run.safetensors"
+    with safe_open(whole_run, "pt") as file:
+        assert file.metadata()[f"ss_{option}"] == "True"
+    expected = load_file(whole_run)
+    state = str(run_folder / "out" / "run-step00000002-state")
+    settings |= {"output_name": "again", "resume": state}
+    train(demo, run_folder, {**settings, option: True, "blocks_to_swap": 2, "recompute": "cheap"})
+    found = load_file(run_folder / "out" / "again.safetensors")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+    with pytest.raises(ResumeError, match=rf"{option}\s+true in the state, false now"):
+        train(demo, run_folder, {**settings, "output_name": "other"})
 
 
 def test_what_a_model_of_two_blocks_cannot_do_is_said(demo, run_folder):

@@ -7,7 +7,7 @@ without a mask; patches go in ordered (channel, row, column) and come out (row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from library.anima_backend.modelling.layers import (
     Attention,
     Block,
     FinalLayer,
+    Modulation,
     PatchEmbed,
     TimestepMLP,
     sinusoid,
@@ -31,6 +32,7 @@ from library.anima_backend.modelling.rope import image_rope
 from library.memory.kept import Way
 from library.memory.lanes import lane_of
 from library.memory.offloading import RamStore
+from library.memory.quantised import quantise_linears
 from library.memory.recomputation import cheaply, recompute
 from library.memory.swapping import Swap, spread
 
@@ -53,6 +55,7 @@ class Anima(nn.Module):
         self.keep_input: Way | None = None  # of a block of which nothing else is kept
         self.swap: Swap | None = None
         self.swapped: list[int] = []  # numbers of blocks
+        self.unshared: set[int] = set()  # ids of weights that processes do not share
 
     @property
     def dtype(self) -> torch.dtype:
@@ -158,12 +161,28 @@ class Anima(nn.Module):
             for number in self.swapped
         ]
         away = {id(weight) for group in groups for weight in group}
-        names = [name for name, weight in self.named_parameters() if id(weight) in away]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
+        self.leave_unshared(away)
         for parameter in self.parameters():
             if id(parameter) not in away:
                 parameter.data = parameter.data.to(device)
         self.swap = Swap(groups, device)
+
+    def quantise(self, form: str, device: torch.device, *, llm_adapter: bool) -> None:
+        """Store the blocks' frozen matrices in 8 bits, modulation's not; before adapters and all other modes.
+
+        form: fp8 or int8, found on `device` and stored where they are; llm_adapter: its matrices too.
+        Processes do not share these weights: each has to load the same.
+        """
+        parts = (self.blocks, self.llm_adapter) if llm_adapter else (self.blocks,)
+        for part in parts:
+            stored = quantise_linears(part, form, device, left_out=Modulation)
+            self.leave_unshared(map(id, stored))
+
+    def leave_unshared(self, weights: Iterable[int]) -> None:
+        """Let processes not send each other these weights, given by their ids."""
+        self.unshared.update(weights)
+        names = [name for name, weight in self.named_parameters() if id(weight) in self.unshared]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
 
     def set_attention_backend(self, name: str) -> None:
         """torch, xformers or flash, for the DiT's attentions."""
