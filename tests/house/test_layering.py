@@ -61,7 +61,7 @@ DECLARATIONS = ("library/settings/*", "library/data/dataset_*", "library/config_
 HEAVY_OR_OPTIONAL = (
     "accelerate transformers diffusers tensorboard torch.utils.tensorboard modelscope "
     "huggingface_hub bitsandbytes xformers flash_attn wandb schedulefree prodigyopt "
-    "pillow_heif pillow_jxl"
+    "pillow_heif pillow_jxl peft lycoris"
 )
 NEVER_AT_TOP = set(HEAVY_OR_OPTIONAL.split())
 IN_FUNCTIONS = NEVER_AT_TOP | {

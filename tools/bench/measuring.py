@@ -1,0 +1,165 @@
+"""What the timed benchmarks share: arms run in turn, ratios of pairs, tables, files of figures.
+
+Arms run A B A B ... in one process, so that whatever else the machine does meets all of them alike; a
+ratio is of two times of the same round. One that other work disturbed stays within the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from library.device_utils import precision_dtype
+from library.errors import ConfigError
+
+Work = Callable[[], object]
+Figures = Mapping[str, object]
+"""A row of a table by the names of its columns."""
+
+
+class Missing(Exception):
+    """An arm that cannot run here, with the reason."""
+
+
+def seconds_of(work: Work, device: torch.device) -> float:
+    """How long the work takes, what it asked of the device included."""
+    wait_for(device)
+    start = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def time_arms(
+    arms: Mapping[str, Work], rounds: int, device: torch.device, warm_ups: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each arm in each round; all arms take turns, and the warm-ups do not count."""
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(warm_ups + rounds):
+        for name, work in arms.items():
+            seconds = seconds_of(work, device)
+            if number >= warm_ups:
+                times[name].append(seconds)
+    return times
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median, the upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, middle, upper
+
+
+def compare(times: Mapping[str, Sequence[float]]) -> list[Figures]:
+    """A row for each arm: its median in ms and the quartiles of its ratio to the first arm."""
+    base = next(iter(times.values()))
+    rows: list[Figures] = []
+    for name, seconds in times.items():
+        lower, middle, upper = quartiles([a / b for a, b in zip(seconds, base)])
+        rows.append(
+            {
+                "arm": name,
+                "ms": round(1e3 * statistics.median(seconds), 3),
+                "ratio": round(middle, 3),
+                "lower": round(lower, 3),
+                "upper": round(upper, 3),
+            }
+        )
+    return rows
+
+
+def made(
+    makers: Mapping[str, Callable[[], Work]], tell: Callable[[str], None] = print
+) -> dict[str, Work]:
+    """The arms that can run here; of each of the others one line with the reason."""
+    arms = {}
+    for name, make in makers.items():
+        try:
+            arms[name] = make()
+        except Missing as reason:
+            tell(f"{name}: skipped, {reason}")
+    return arms
+
+
+def aligned(rows: Sequence[Figures], hidden: frozenset[str] = frozenset()) -> list[str]:
+    """Lines of columns, the names first."""
+    names = [name for name in rows[0] if name not in hidden]
+    lines = [names, *([str(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    return ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in lines]
+
+
+def machine(device: torch.device) -> str:
+    """The machine's name: its card, or its processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} thread(s)"
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def report(options: argparse.Namespace, rows: Sequence[Figures], note: str = "") -> None:
+    """Print the table under the machine's name and torch's version, and write --json."""
+    facts = {"machine": machine(options.device), "torch": torch.__version__}
+    print("; ".join([facts["machine"], f"torch {facts['torch']}", *([note] if note else [])]))
+    for line in aligned(rows):
+        print(line)
+    write_json(options.json, {**facts, "note": note, "rows": rows})
+
+
+def write_json(file: Path | None, figures: Mapping[str, object]) -> None:
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def make_parser(text: str, *, rounds: int) -> argparse.ArgumentParser:
+    """Options that all timed commands have."""
+    parser = argparse.ArgumentParser(
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
+    add("--threads", type=int, default=1, help="of the CPU")
+    add("--rounds", type=int, default=rounds, help="times that every arm is measured")
+    add("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    return parser
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=("bf16", "fp16", "no"), default="bf16")
+
+
+def settle(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options read; threads and the seed set, the dtype beside --precision. Raises ConfigError."""
+    options = parser.parse_args()
+    if options.device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu.")
+    if options.rounds < 1 or options.threads < 1:
+        raise ConfigError("--rounds and --threads: expected at least 1.")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if "precision" in options:
+        options.dtype = precision_dtype(options.precision)
+    return options

@@ -1,0 +1,159 @@
+"""Time a training step of Anima against diffusers' transformer with adapters of peft and LyCORIS.
+
+python -m tools.bench.step [--device cuda --blocks 28 --width 2048 --pixels 1024] [--json step.json]
+
+A step is forward, backward, clipping and AdamW, on random weights; text is given as the DiT reads it.
+The project's arms are adapters, or one of them with a memory mode: lora, lokr_full, lora:checkpoint.
+Others train float32 factors under autocast, as they do in scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from library.anima_backend.modelling.dit import MIN_CONTEXT
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
+from library.errors import ConfigError
+from library.settings.run_config import OptimizerOptions
+from library.system.program import run_main
+from tools.bench import peers
+from tools.bench.ledger import TRUE_SIZE, network_of
+from tools.bench.measuring import (
+    Work,
+    add_precision,
+    compare,
+    made,
+    make_parser,
+    report,
+    settle,
+    time_arms,
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every arm predicts from, and what it should."""
+
+    noisy: Tensor
+    sigma: Tensor
+    context: Tensor
+    velocity: Tensor
+
+
+def params_of(options: argparse.Namespace) -> DiTParams:
+    """The true proportions at another width and depth; the text's width stays."""
+    width = options.width
+    if width % (2 * TRUE_SIZE.head_dim) and width > 2 * TRUE_SIZE.head_dim:
+        raise ConfigError(f"--width {width}: expected a multiple of {2 * TRUE_SIZE.head_dim}.")
+    return replace(
+        TRUE_SIZE,
+        model_dim=width,
+        head_dim=min(TRUE_SIZE.head_dim, width // 2),
+        mlp_dim=4 * width,
+        num_blocks=options.blocks,
+        llm_adapter=replace(TRUE_SIZE.llm_adapter, vocab=8, num_blocks=1),  # not run here
+    )
+
+
+def make_inputs(options: argparse.Namespace, params: DiTParams) -> Inputs:
+    side = options.pixels // 8
+    with options.device:
+        noisy = torch.randn(options.batch, params.channels, side, side)
+        sigma = torch.full((options.batch,), 0.5)
+        context = torch.randn(options.batch, MIN_CONTEXT, params.text_dim)
+    return Inputs(
+        noisy.to(options.dtype), sigma, context.to(options.dtype), torch.randn_like(noisy)
+    )
+
+
+def step_of(
+    trained: Iterable[nn.Parameter], predict: Callable[[], Tensor], velocity: Tensor
+) -> Work:
+    """Forward, backward, clipping and update, the same for every arm."""
+    parameters = list(trained)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def work() -> None:
+        (predict().float() - velocity).square().mean().backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return work
+
+
+def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str) -> Work:
+    """The project's model with an adapter, and a memory mode after a colon."""
+    adapter, _, mode = arm.partition(":")
+    if (mode or "none") not in MODES:
+        raise ConfigError(f"--arms {arm}: no such mode; there are {', '.join(MODES)}.")
+    network, arguments = network_of(adapter, options.rank, {})
+    settings = AnimaStep(
+        params=params, network=network, arguments=arguments, dtype=options.dtype,
+        optimizer=OptimizerOptions(), mode=mode or "none",
+    )  # fmt: skip
+    step = make_step(settings, options.device)
+    step.model.requires_grad_(False)
+    trained = step.network.get_trainable_params()
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    given = (inputs.noisy, inputs.sigma)
+    predict = partial(step.model, *given, context=inputs.context)
+    return step_of(trained, predict, inputs.velocity)
+
+
+def theirs(
+    options: argparse.Namespace, params: DiTParams, inputs: Inputs, package: str, kind: str
+) -> Work:
+    """diffusers' transformer with the adapters of another package."""
+    model = peers.diffusers_transformer(params, options.dtype, options.device)
+    if package == "peft":
+        trained = peers.attach_peft(model, options.rank)
+    else:
+        more = {"factor": 8, "full_matrix": True} if kind == "lokr" else {}
+        places = peers.adapted_linears(model)
+        trained = peers.attach_lycoris(places, kind, options.rank, **more)
+    kind_of_device, mixed = options.device.type, options.dtype != torch.float32
+
+    def predict() -> Tensor:
+        with torch.autocast(kind_of_device, dtype=options.dtype, enabled=mixed):
+            return peers.diffusers_velocity(model, inputs.noisy, inputs.sigma, inputs.context)
+
+    return step_of(trained, predict, inputs.velocity)
+
+
+def main() -> None:
+    assert __doc__
+    parser = make_parser(__doc__, rounds=11)
+    add = parser.add_argument
+    add("--arms", nargs="+", default=["lora", "lokr_full", "lokr", "lora:cheap", "lora:checkpoint"])
+    add("--no_peers", action="store_true", help="the project's own arms only")
+    add("--rank", type=int, default=16)
+    add("--blocks", type=int, default=2)
+    add("--width", type=int, default=1024, help="of the DiT; the true one is 2048")
+    add("--pixels", type=int, default=512, help="edge of a square picture")
+    add("--batch", type=int, default=1)
+    add_precision(parser)
+    options = settle(parser)
+    params = params_of(options)
+    inputs = make_inputs(options, params)
+    given = (options, params, inputs)
+    makers: dict[str, Callable[[], Work]] = {arm: partial(own, *given, arm) for arm in options.arms}
+    if not options.no_peers:
+        makers["diffusers + peft lora"] = partial(theirs, *given, "peft", "lora")
+        makers["diffusers + LyCORIS lora"] = partial(theirs, *given, "LyCORIS", "lora")
+        makers["diffusers + LyCORIS lokr"] = partial(theirs, *given, "LyCORIS", "lokr")
+    times = time_arms(made(makers), options.rounds, options.device)
+    size = f"{options.blocks} blocks x {options.width}, {options.pixels} px"
+    report(options, compare(times), f"{size}, rank {options.rank}, {options.precision}")
+
+
+if __name__ == "__main__":
+    run_main(main)
