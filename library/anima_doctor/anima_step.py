@@ -2,55 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
+from library.memory.modes import enable_modes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
-from library.settings.run_config import FlowOptions, LossOptions, NetworkOptions, OptimizerOptions
+from library.settings.run_config import (
+    FlowOptions,
+    LoopOptions,
+    LossOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    PrecisionOptions,
+)
 from library.strategy_anima import AnimaConditioning, predict_velocity
 from library.train_util import make_noising
 from library.training import losses
 from networks.loading import load_network_module, make_network, quiet
 
 
-def swap_all(model: Anima) -> None:
-    model.enable_block_swap(len(model.blocks), model.device)
+class Saving(NamedTuple):
+    """The options of a run that say where weights and activations are; the others of both do not count."""
+
+    loop: LoopOptions = LoopOptions()
+    precision: PrecisionOptions = PrecisionOptions()
 
 
-def checkpoint_and_swap_all(model: Anima) -> None:
-    model.enable_gradient_checkpointing()
-    swap_all(model)
-
-
-def quantise(model: Anima, form: str) -> None:
-    model.quantise(form, model.device, llm_adapter=True)
-
-
-def quantise_and_checkpoint(model: Anima, form: str) -> None:
-    quantise(model, form)
-    model.enable_gradient_checkpointing()
-
-
-MODES: dict[str, Callable[[Anima], None]] = {
-    "none": lambda model: None,
-    "cheap": lambda model: model.enable_gradient_checkpointing(mode="cheap"),
-    "every_2nd": lambda model: model.enable_gradient_checkpointing(every=2),
-    "every_4th": lambda model: model.enable_gradient_checkpointing(every=4),
-    "checkpoint": lambda model: model.enable_gradient_checkpointing(),
-    "offload": lambda model: model.enable_gradient_checkpointing(cpu_offload=True),
-    "swap_all": swap_all,
-    "checkpoint_swap_all": checkpoint_and_swap_all,
-    "fp8": partial(quantise, form="fp8"),
-    "fp8_checkpoint": partial(quantise_and_checkpoint, form="fp8"),
-    "int8_checkpoint": partial(quantise_and_checkpoint, form="int8"),
+ALL = 999  # of the blocks, however many there are
+CHECKPOINT = LoopOptions(gradient_checkpointing=True)
+FP8, INT8 = PrecisionOptions(fp8_base=True), PrecisionOptions(int8_base=True)
+MODES = {
+    "none": Saving(),
+    "cheap": Saving(LoopOptions(recompute="cheap")),
+    "every_2nd": Saving(replace(CHECKPOINT, checkpoint_every_n=2)),
+    "every_4th": Saving(replace(CHECKPOINT, checkpoint_every_n=4)),
+    "checkpoint": Saving(CHECKPOINT),
+    "offload": Saving(LoopOptions(cpu_offload_checkpointing=True)),
+    "swap_all": Saving(LoopOptions(blocks_to_swap=ALL)),
+    "checkpoint_swap_all": Saving(replace(CHECKPOINT, blocks_to_swap=ALL)),
+    "fp8": Saving(precision=FP8),
+    "fp8_checkpoint": Saving(CHECKPOINT, FP8),
+    "int8_checkpoint": Saving(CHECKPOINT, INT8),
 }
-"""How memory is saved: the mode's name and what is asked of the model."""
+"""Ways of saving memory by the names of measurements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class AnimaStep:
     size: tuple[int, int] = (128, 128)
     batch: int = 1
     tokens: tuple[int, int] = (150, 170)
-    mode: str = "none"
+    memory: Saving = field(default_factory=Saving)
     accumulates: bool = False
 
 
@@ -85,7 +85,8 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     """The step with random weights on `device`, or with none on the meta device."""
     with device, quiet():
         model = Anima(settings.params).to(settings.dtype).requires_grad_(False)
-        MODES[settings.mode](model)
+        store_weights(settings.memory.precision, model, device)
+        enable_modes(settings.memory.loop, model, device)
         assert settings.network.network_module, "a step needs adapters"
         module = load_network_module(settings.network.network_module)
         network = make_network(module, settings.network, dict(settings.arguments), model)

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
-from library.anima_doctor import anima_step
 from library.anima_doctor import page as run_report
 from library.anima_doctor.page import Page, SpaceNeed, size_text
-from library.anima_runtime import model_loading
+from library.anima_doctor.run_memory import (
+    CAPTIONS_TOKENIZED,
+    RunMemory,
+    largest_batch,
+    longest_tokens,
+    qwen_parameters,
+)
 from library.anima_runtime.config_adapter import AnimaConfig
-from library.anima_runtime.model_facts import ModelFiles, dtype_of_vae
+from library.anima_runtime.model_facts import ModelFiles
 from library.caching import latents_files
 from library.caching.text_cache import text_path
 from library.data.captions import variants
 from library.device_utils import precision_dtype
-from library.memory.step_count import StepCount
 from library.saving.checkpoints import files_of_run
 from library.strategy_anima import AnimaTokenizeStrategy
 from networks.network import AdapterNetwork
@@ -33,14 +35,8 @@ if TYPE_CHECKING:
     from train_network import NetworkTrainer
 
 REQUESTS_COUNTED = 60_000  # samples whose captions are made; what lies beyond is extrapolated
-CAPTIONS_TOKENIZED = 300
 LONGEST_SHOWN = 3
 HEADER_BYTES = 300  # of a cache file, about
-MODES = {
-    "none": "without checkpointing",
-    "checkpoint": "with checkpointing",
-    "offload": "checkpointing with block inputs in RAM",
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class CaptionFacts:
     held:     how many are held at once: --text_cache_variants, or those of one epoch
     size:     bytes of the encoder outputs held at once; new: to be written when they go to disk
     folder:   where one of them would be stored
-    longest:  the most tokens of Qwen, and of T5, in one of a sample
+    longest:  the most tokens of Qwen, and of T5, in one of the first epoch
     """
 
     count: int
@@ -133,7 +129,7 @@ class Estimates:
         counted = max(min(2, epochs), min(epochs, REQUESTS_COUNTED // samples))
         texts = trainer.run_texts()
         found = texts.of_epoch(0)
-        of_first = len(found)
+        of_first, longest = len(found), longest_tokens(found, self.lengths)
         for epoch in range(1, counted):
             found |= texts.of_epoch(epoch)
         count = len(found)
@@ -143,10 +139,9 @@ class Estimates:
         first_window = list(found.items())[:held]
         spaced = first_window[:: max(1, len(first_window) // CAPTIONS_TOKENIZED)]
         width = self.params.llm_adapter.source_dim * trainer.weight_dtype.itemsize
-        sizes, new, longest = 0, 0, (0, 0)
+        sizes, new = 0, 0
         for caption, folder in spaced:
             qwen, t5 = self.lengths(caption)
-            longest = max(longest[0], qwen), max(longest[1], t5)
             size = qwen * width + 2 * 8 * t5 + HEADER_BYTES
             sizes += size
             new += size * (not text_path(caption, folder).exists())
@@ -196,11 +191,7 @@ class Estimates:
         """Of one state: the adapters as they are trained, and their optimizer."""
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
         state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
-        return trained * self.trained_dtype.itemsize + state
-
-    @property
-    def trained_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.trainer.cfg.precision.full_bf16 else torch.float32
+        return trained * self.memory.trained_dtype.itemsize + state
 
     def file_bytes(self) -> int:
         """Of one adapter file, its metadata left out."""
@@ -209,87 +200,24 @@ class Estimates:
         dtype = precision_dtype(self.trainer.cfg.save.save_precision or "float")
         return sum(factor.numel() for factor in factors) * dtype.itemsize
 
-    def largest_batch(self) -> tuple[int, int, int]:
-        """Pictures, and their width and height, of the batch with the most tokens."""
-        catalogue, found = self.trainer.catalogue, []
-        for (number, (width, height)), indices in catalogue.buckets().items():
-            samples = sum(catalogue.images[i].repeats for i in indices)
-            batch = min(samples, catalogue.group.datasets[number].batch_size)
-            found.append((batch, width, height))
-        return max(found, key=prod)
-
-    @property
-    def mode(self) -> str:
-        loop = self.trainer.cfg.loop
-        if loop.cpu_offload_checkpointing or loop.unsloth_offload_checkpointing:
-            return "offload"
-        return "checkpoint" if loop.gradient_checkpointing else "none"
-
     @cached_property
-    def step(self) -> StepCount:
-        """Of the largest batch, with the longest captions; any optimizer leaves the same room."""
-        trainer, cfg = self.trainer, self.trainer.cfg
-        batch, width, height = self.largest_batch()
-        settings = anima_step.AnimaStep(
-            params=self.params,
-            network=cfg.network,
-            arguments=tuple(trainer.network_kwargs().items()),
-            loss=cfg.loss,
-            dtype=trainer.weight_dtype,
-            trained_dtype=self.trained_dtype,
-            size=(height // 8, width // 8),
-            batch=batch,
-            tokens=self.captions.longest,
-            mode=self.mode,
-            accumulates=cfg.loop.gradient_accumulation_steps > 1,
-        )
-        return anima_step.count(settings)
-
-    def how_counted(self) -> str:
-        batch, width, height = self.largest_batch()
-        tokens = batch * width * height // (8 * self.params.patch) ** 2
-        shape = f"batch {batch}, {tokens} tokens, {self.params.num_blocks} blocks"
-        return f"counted, not measured: {shape}, {MODES[self.mode]}"
-
-    def memory_rows(self) -> list[tuple[str, float, str]]:
-        """(what, bytes, how) of all that is on the device while training."""
-        trainer, cache = self.trainer, self.trainer.cfg.cache
-        with torch.device("meta"):
-            weights = sum(parameter.numel() for parameter in Anima(self.params).parameters())
-        precise = f"{trainer.cfg.precision.mixed_precision} ({trainer.weight_dtype})"
-        rows = [
-            ("DiT and LLM adapter", weights * trainer.weight_dtype.itemsize,
-             f"{weights:,} parameters, mixed_precision = {precise}"),
-        ]  # fmt: skip
-        files = ModelFiles.of(trainer.cfg, self.anima)
-        kept: list[tuple[str, int, torch.dtype]] = []
-        if not cache.cache_latents:
-            kept.append(("VAE", vae_parameters(files.vae), dtype_of_vae(trainer.cfg)))
-        if not cache.cache_text_encoder_outputs:
-            kept.append(("Qwen", qwen_parameters(files.qwen), trainer.weight_dtype))
-        for name, count, dtype in kept:
-            how = f"{count:,} parameters; stays, since its outputs are not cached"
-            rows.append((name, count * dtype.itemsize, how))
-        trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
-        item = self.trained_dtype.itemsize
-        state, optimizer = run_report.optimizer_state(trainer.cfg, trained)
-        return [
-            *rows,
-            ("adapters", trained * item, f"{trained:,} trained parameters, {item} bytes each"),
-            ("gradients", trained * item, "the same"),
-            ("optimizer state", state, optimizer),
-            ("activations", self.step.activations, self.how_counted()),
-        ]
+    def memory(self) -> RunMemory:
+        trainer, batch = self.trainer, largest_batch(self.trainer.catalogue)
+        return RunMemory(
+            trainer.cfg, self.anima, self.params, self.network,
+            tuple(trainer.network_kwargs().items()), batch, self.captions.longest,
+        )  # fmt: skip
 
     def describe_memory(self, page: Page) -> None:
-        rows = self.memory_rows()
+        loop = self.trainer.cfg.loop
+        rows = self.memory.rows(loop)
         total = sum(size for _, size, _ in rows)
         rows.append(("in all", total, "without CUDA's own needs and fragmentation"))
         page.table((what, size_text(size), how) for what, size, how in rows)
         cache = self.trainer.cfg.cache
         host: dict[str, float] = {}
-        if self.mode == "offload":
-            host["block inputs"] = self.step.in_host
+        if loop.offloads or loop.blocks_to_swap:
+            host["block inputs and swapped weights"] = self.memory.step(loop).in_host
         if cache.cache_latents and not cache.cache_latents_to_disk:
             host["latents"] = self.latents_bytes(only_new=False)
         if cache.cache_text_encoder_outputs:
@@ -307,12 +235,3 @@ class Estimates:
                 page.line(
                     f"  The GPU has {size_text(free)} free: expect it to run out. 显存可能不足。"
                 )
-
-
-def vae_parameters(path: str) -> int:
-    shapes, _ = model_loading.shapes_and_dtypes(model_loading.vae_file(path), model_loading.VAE)
-    return sum(map(prod, shapes.values()))
-
-
-def qwen_parameters(path: str) -> int:
-    return sum(map(prod, model_loading.inspect_qwen(path).values()))

@@ -66,6 +66,23 @@ def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) ->
     return swap_lines(loop.blocks_to_swap, count)
 
 
+def acting_modes(loop: LoopOptions) -> tuple[str, ...]:
+    """The memory options that act, as they are written."""
+    every = loop.checkpoint_every_n if loop.checkpoints else 0
+    checkpointing = "cpu_offload_checkpointing" if loop.offloads else "gradient_checkpointing"
+    acts = {
+        checkpointing: every > 0,
+        f"checkpoint_every_n = {every}": every > 1,
+        'recompute = "cheap"': loop.recompute == "cheap" and every != 1,
+        f"blocks_to_swap = {loop.blocks_to_swap}": bool(loop.blocks_to_swap),
+    }
+    return tuple(text for text, is_so in acts.items() if is_so)
+
+
+def describe_modes(loop: LoopOptions) -> str:
+    return ", ".join(acting_modes(loop)) or "no memory option"
+
+
 def swap_lines(asked: int, count: int) -> list[str]:
     """What is told of swapping, when `count` blocks of `asked` are there."""
     at_once = min(BUFFERS, count)

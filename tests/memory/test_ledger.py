@@ -29,10 +29,12 @@ def params(width: int, blocks: int) -> DiTParams:
     )  # fmt: skip
 
 
-def small_step(kind: str = "lora", width: int = 64, blocks: int = 3, **settings) -> AnimaStep:
+def small_step(
+    kind: str = "lora", width: int = 64, blocks: int = 3, mode: str = "none", **settings
+) -> AnimaStep:
     network = NetworkOptions(network_module=f"networks.{kind}_anima", network_dim=4)
     values = {"params": params(width, blocks), "network": network, "size": (32, 32), **settings}
-    return AnimaStep(**values)
+    return AnimaStep(memory=MODES[mode], **values)
 
 
 def ones(*shape: int, **options) -> torch.Tensor:

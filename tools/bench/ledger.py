@@ -99,7 +99,7 @@ class Row:
         return {
             "adapter": self.adapter,
             "rank": step.network.network_dim or 0,
-            "mode": step.mode,
+            "mode": next(name for name, memory in MODES.items() if memory == step.memory),
             "pixels": 8 * step.size[0],
             "batch": step.batch,
             "optimizer": step.optimizer.optimizer_type,
@@ -145,7 +145,7 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, AnimaStep]]:
                 size=(pixels // 8, pixels // 8),
                 batch=batch,
                 tokens=(options.caption, options.caption),
-                mode=mode,
+                memory=MODES[mode],
             ),
         )
 

@@ -1,0 +1,142 @@
+"""What a run on Anima has on the device while it trains, in any memory mode: counted, nothing loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_doctor import anima_step
+from library.anima_doctor.page import optimizer_state
+from library.anima_runtime import model_loading
+from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.model_facts import ModelFiles, dtype_of_vae
+from library.data.catalogue import Catalogue
+from library.device_utils import precision_dtype
+from library.memory.modes import describe_modes
+from library.memory.step_count import StepCount
+from library.settings.run_config import LoopOptions, TrainConfig
+from networks.network import AdapterNetwork
+
+CAPTIONS_TOKENIZED = 300  # of a run, as a sample
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """Of the run's largest batch with its longest captions.
+
+    network:   the adapters without memory; arguments: of their module
+    batch:     pictures, and their width and height
+    tokens:    (Qwen's, T5's) of a caption
+    """
+
+    cfg: TrainConfig
+    anima: AnimaConfig
+    params: DiTParams
+    network: AdapterNetwork
+    arguments: tuple[tuple[str, object], ...]
+    batch: tuple[int, int, int]
+    tokens: tuple[int, int]
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return precision_dtype(self.cfg.precision.mixed_precision)
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.cfg.precision.full_bf16 else torch.float32
+
+    def step(self, loop: LoopOptions) -> StepCount:
+        """One step in the memory modes of `loop`; any optimizer leaves the same room."""
+        cfg, (batch, width, height) = self.cfg, self.batch
+        settings = anima_step.AnimaStep(
+            params=self.params,
+            network=cfg.network,
+            arguments=self.arguments,
+            loss=cfg.loss,
+            dtype=self.weight_dtype,
+            trained_dtype=self.trained_dtype,
+            size=(height // 8, width // 8),
+            batch=batch,
+            tokens=self.tokens,
+            memory=anima_step.Saving(loop, cfg.precision),
+            accumulates=cfg.loop.gradient_accumulation_steps > 1,
+        )
+        return anima_step.count(settings)
+
+    def total(self, loop: LoopOptions) -> int:
+        """Bytes of all rows."""
+        return round(sum(size for _, size, _ in self.rows(loop)))
+
+    def rows(self, loop: LoopOptions) -> list[tuple[str, float, str]]:
+        """(what, bytes, how) of all that is on the device when the most is in use."""
+        step = self.step(loop)
+        trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
+        item = self.trained_dtype.itemsize
+        state, optimizer = optimizer_state(self.cfg, trained)
+        return [
+            ("DiT and LLM adapter", step.weights, self.how_stored(loop)),
+            *self.encoder_rows(),
+            ("adapters", trained * item, f"{trained:,} trained parameters, {item} bytes each"),
+            ("gradients", trained * item, "the same"),
+            ("optimizer state", state, optimizer),
+            ("activations", step.activations, self.how_counted(loop)),
+        ]
+
+    def encoder_rows(self) -> list[tuple[str, float, str]]:
+        """Of the encoders that stay beside the DiT."""
+        cache, files = self.cfg.cache, ModelFiles.of(self.cfg, self.anima)
+        kept: list[tuple[str, int, torch.dtype]] = []
+        if not cache.cache_latents:
+            kept.append(("VAE", vae_parameters(files.vae), dtype_of_vae(self.cfg)))
+        if not cache.cache_text_encoder_outputs:
+            kept.append(("Qwen", qwen_parameters(files.qwen), self.weight_dtype))
+        how = "parameters; stays, since its outputs are not cached"
+        return [(name, count * dtype.itemsize, f"{count:,} {how}") for name, count, dtype in kept]
+
+    def how_stored(self, loop: LoopOptions) -> str:
+        with torch.device("meta"):
+            weights = sum(parameter.numel() for parameter in Anima(self.params).parameters())
+        precise = f"{self.cfg.precision.mixed_precision} ({self.weight_dtype})"
+        away = "; of swapped blocks what passes through" if loop.blocks_to_swap else ""
+        form = self.cfg.precision.stored_form
+        stored = f", matrices in {form}" if form else ""
+        return f"{weights:,} parameters, mixed_precision = {precise}{stored}{away}"
+
+    def how_counted(self, loop: LoopOptions) -> str:
+        batch, width, height = self.batch
+        tokens = batch * width * height // (8 * self.params.patch) ** 2
+        shape = f"batch {batch}, {tokens} tokens, {self.params.num_blocks} blocks"
+        return f"counted, not measured: {shape}, {describe_modes(loop)}"
+
+
+def largest_batch(catalogue: Catalogue) -> tuple[int, int, int]:
+    """Pictures, and their width and height, of the batch with the most tokens."""
+    found = []
+    for (number, (width, height)), indices in catalogue.buckets().items():
+        samples = sum(catalogue.images[i].repeats for i in indices)
+        batch = min(samples, catalogue.group.datasets[number].batch_size)
+        found.append((batch, width, height))
+    return max(found, key=prod)
+
+
+def longest_tokens(
+    captions: Iterable[str], lengths: Callable[[str], tuple[int, int]]
+) -> tuple[int, int]:
+    """The most tokens of Qwen, and of T5, in one of the captions with the most letters."""
+    longest = sorted(captions, key=len, reverse=True)[:CAPTIONS_TOKENIZED]
+    qwen, t5 = zip(*map(lengths, longest), strict=True)
+    return max(qwen), max(t5)
+
+
+def vae_parameters(path: str) -> int:
+    shapes, _ = model_loading.shapes_and_dtypes(model_loading.vae_file(path), model_loading.VAE)
+    return sum(map(prod, shapes.values()))
+
+
+def qwen_parameters(path: str) -> int:
+    return sum(map(prod, model_loading.inspect_qwen(path).values()))
