@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_doctor import report as doctor
+from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
 from library.anima_runtime import model_loading, start_notes, tokenizer_assets, tokenizer_fetch
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
 from library.anima_runtime.family import ANIMA
@@ -32,6 +33,7 @@ from library.config_util import read_datasets
 from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
 from library.errors import ConfigError, ModelFileError, Problem
+from library.memory.planning import Count
 from library.saving.metadata import FileHashes, legacy_hash
 from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
@@ -115,7 +117,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             size = 4 * sum(parameter.numel() for parameter in self.empty_model().parameters()) / 1e9
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         # weights that are swapped or stored otherwise never lie on the device all at once
-        waits = self.cfg.loop.blocks_to_swap or self.cfg.precision.stored_form
+        waits = self.memory_modes.blocks_to_swap or self.cfg.precision.stored_form
         return model_loading.load_transformer(
             self.model_files.transformer,
             device="cpu" if waits else self.accelerator.device,
@@ -212,6 +214,20 @@ class AnimaNetworkTrainer(NetworkTrainer):
             sizes=(adapter.source_dim, adapter.vocab),
             dtype=self.weight_dtype,
         )
+
+    def memory_counter(self) -> Count:
+        texts = self.run_texts().of_epoch(0)
+        memory = RunMemory(
+            self.cfg, self.anima, self.model_facts.params, self.outline,
+            tuple(self.network_kwargs().items()), largest_batch(self.catalogue),
+            longest_tokens(texts, self.token_counts),
+        )  # fmt: skip
+        return memory.total
+
+    def token_counts(self, caption: str) -> tuple[int, int]:
+        """Qwen's and T5's."""
+        tokens = self.tokenize_strategy.tokenize(caption)
+        return len(tokens.qwen_ids), len(tokens.t5_ids)
 
     def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:
         return predict_velocity(self.model, noisy, conditioning)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from library import strategy_base
     from library.errors import Problem
+    from library.memory.planning import Count
     from library.settings.run_config import TrainConfig
     from library.training.flow_matching import NoisyLatents
 
@@ -59,6 +60,10 @@ class FamilyHooks(ABC):
         self,
     ) -> strategy_base.TextEncoderOutputsCachingStrategy:
         """How captions become what is stored of them, and what a cache of it is valid for."""
+
+    @abstractmethod
+    def memory_counter(self) -> Count:
+        """What tells how many bytes a step of this run takes; nothing is loaded for it."""
 
     @abstractmethod
     def call_unet(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:

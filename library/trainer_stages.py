@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
 from library.memory.modes import SavesMemory, enable_modes, mode_problems, store_weights
+from library.memory.planning import MemoryChoice, choose_modes
 from library.saving import snapshot
 from library.saving.checkpoints import Checkpoints
 from library.saving.metadata import RunMetadata, start_entries
@@ -35,7 +37,7 @@ from library.saving.run_files import RunFiles, StateFacts
 from library.saving.snapshot import Snapshot
 from library.saving.state_contents import TrainingParts, first_position
 from library.saving.stopping import StopRequests
-from library.settings.run_config import TrainConfig
+from library.settings.run_config import LoopOptions, TrainConfig
 from library.system.program import is_first_process
 from library.trainer_hooks import FamilyHooks
 from library.training.flow_matching import Noising
@@ -71,6 +73,7 @@ class TrainerStages(FamilyHooks):
     """What a run is made of. Each stage sets the attributes that stand under its name.
 
     outline: the network that will be attached, without memory
+    memory_modes: the options of the loop, with those that save memory as the run has them
     base:    the frozen model, from attach_network on with the adapters inside
     model:   what is called in a step: the base, wrapped where several processes train
     """
@@ -97,6 +100,8 @@ class TrainerStages(FamilyHooks):
     tokenize_strategy: TokenizeStrategy
     latents_strategy: LatentsCachingStrategy
     text_strategy: TextEncodingStrategy
+    # plan_memory
+    memory_modes: LoopOptions
     # cache_inputs
     texts: TextWindows | TextNow
     dataset: TrainDataset
@@ -132,6 +137,8 @@ class TrainerStages(FamilyHooks):
         self.prepare_data()
         self.check_optimization()
         self.check_resume()
+        self.prepare_strategies()
+        self.plan_memory()
         self.cache_inputs()
         self.load_models()
         self.prepare_model()
@@ -231,10 +238,27 @@ class TrainerStages(FamilyHooks):
         own = self.build_resume_snapshot()
         return snapshot.compare(saved, own, self.cfg.resume, strict=self.strict_resume)
 
+    def prepare_strategies(self) -> None:
+        """Establish how captions and pictures are encoded; models are loaded only when used."""
+        self.tokenize_strategy = self.get_tokenize_strategy()
+        self.latents_strategy = self.get_latents_caching_strategy()
+        self.text_strategy = self.get_text_encoding_strategy()
+
+    def plan_memory(self) -> None:
+        """Establish how a step saves memory: as the options say, or as --vram_target needs it."""
+        choice = self.choose_modes() if self.cfg.loop.vram_target else None
+        self.memory_modes = choice.loop if choice else self.cfg.loop
+        log_lines(logger, choice.describe() if choice else [])
+
+    def choose_modes(self) -> MemoryChoice:
+        model = self.empty_model()
+        assert isinstance(model, SavesMemory), "every family's model does"
+        device = self.accelerator.device
+        return choose_modes(self.cfg, device, len(model.blocks), self.memory_counter())
+
     def cache_inputs(self) -> None:
         """Establish latents and text outputs, cached as asked, their encoders put away."""
         cache = self.cfg.cache
-        self.prepare_strategies()
         latents = self.cache_latents() if cache.cache_latents else None
         texts = self.cache_text() if cache.cache_text_encoder_outputs else None
         self.texts = texts or TextNow(self.tokenize_strategy, self.text_strategy)
@@ -243,12 +267,6 @@ class TrainerStages(FamilyHooks):
         encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
         for what in (name for name, is_cached in encoders.items() if not is_cached):
             logger.info("The %s stays in memory: its outputs are not cached.", what)
-
-    def prepare_strategies(self) -> None:
-        """Establish how captions and pictures are encoded; models are loaded only when used."""
-        self.tokenize_strategy = self.get_tokenize_strategy()
-        self.latents_strategy = self.get_latents_caching_strategy()
-        self.text_strategy = self.get_text_encoding_strategy()
 
     def make_dataset(self, **caches: Any) -> TrainDataset:
         return TrainDataset(
@@ -293,9 +311,9 @@ class TrainerStages(FamilyHooks):
         assert isinstance(self.base, SavesMemory), "every family's model does"
         device = self.accelerator.device
         log_lines(logger, store_weights(self.cfg.precision, self.base, device))
-        if not self.cfg.loop.blocks_to_swap:
+        if not self.memory_modes.blocks_to_swap:
             self.base.to(device)
-        log_lines(logger, enable_modes(self.cfg.loop, self.base, device))
+        log_lines(logger, enable_modes(self.memory_modes, self.base, device))
 
     def attach_network(self) -> None:
         """Establish the adapters inside the model."""
@@ -320,7 +338,8 @@ class TrainerStages(FamilyHooks):
 
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
-        cfg, plan, is_main = self.cfg, self.plan, self.accelerator.is_main_process
+        cfg, plan = replace(self.cfg, loop=self.memory_modes), self.plan
+        is_main = self.accelerator.is_main_process
         self.monitor = Monitor(cfg.monitor, self.optimization.optimizer, self.accelerator.device)
         optimizer = describe_optimizer(self.optimization.inner, cfg.optimizer)
         processes = self.accelerator.num_processes

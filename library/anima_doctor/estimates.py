@@ -26,6 +26,7 @@ from library.caching import latents_files
 from library.caching.text_cache import text_path
 from library.data.captions import variants
 from library.device_utils import precision_dtype
+from library.memory.planning import choose_modes
 from library.saving.checkpoints import files_of_run
 from library.strategy_anima import AnimaTokenizeStrategy
 from networks.network import AdapterNetwork
@@ -210,6 +211,12 @@ class Estimates:
 
     def describe_memory(self, page: Page) -> None:
         loop = self.trainer.cfg.loop
+        if loop.vram_target:
+            device, blocks = self.trainer.accelerator.device, self.params.num_blocks
+            choice = choose_modes(self.trainer.cfg, device, blocks, self.memory.total)
+            loop = choice.loop
+            for line in choice.describe():
+                page.line(f"  {line}")
         rows = self.memory.rows(loop)
         total = sum(size for _, size, _ in rows)
         rows.append(("in all", total, "without CUDA's own needs and fragmentation"))

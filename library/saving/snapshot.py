@@ -93,6 +93,7 @@ def soft_fields(cfg: TrainConfig) -> dict[str, Any]:
         "checkpoint_every_n": cfg.loop.checkpoint_every_n,
         "recompute": cfg.loop.recompute,
         "blocks_to_swap": cfg.loop.blocks_to_swap,
+        "vram_target": cfg.loop.vram_target,
         "cache_latents": cfg.cache.cache_latents,
         "cache_text_encoder_outputs": cfg.cache.cache_text_encoder_outputs,
         "deterministic": cfg.precision.deterministic,

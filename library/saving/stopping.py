@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 PROGRAM_START = time.time()
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory")
 MEMORY_ADVICE = (
-    "Set gradient_checkpointing, then cpu_offload_checkpointing and blocks_to_swap, and cache_latents "
+    "Set vram_target, or a smaller one; or gradient_checkpointing, then cpu_offload_checkpointing and blocks_to_swap, and cache_latents "
     "and cache_text_encoder_outputs: a run may go on with these changed. Or lower batch_size or the "
     "resolution."
 )

@@ -168,6 +168,16 @@ def read_word(value: Any) -> str:
 word = Reading(read_word, "text in quotes")
 
 
+def read_number_or_word(value: Any) -> str:
+    """A whole number, with or without quotes, or text; as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError
+    return str(value)
+
+
+number_or_word = Reading(read_number_or_word, "a whole number, or text in quotes")
+
+
 def flags_of(group: type) -> tuple[Flag, ...]:
     """The flags of a group of options, in order."""
     hints = typing.get_type_hints(group)

@@ -27,6 +27,7 @@ from library.settings.options import (
     flag,
     flags_of,
     idle_flags,
+    number_or_word,
     size,
     steps_or_fraction,
     word,
@@ -49,6 +50,7 @@ OPTIMIZER_CHOICES = ", ".join(
 LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
 TIMESTEP_SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
 WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
+VRAM_TARGETS = ("6", "8", "12", "16", "24", "auto")
 SAMPLERS = (
     "ddim",
     "pndm",
@@ -565,6 +567,13 @@ class LoopOptions:
         "blocks whose weights wait in RAM, up to all; three at a time are on the card",
         check=at_least(1),
         off=(0,),
+    )
+
+    vram_target: str | None = flag(
+        None,
+        "GB of a card, or auto: the cheapest of the options above that fits it is chosen, beside those set",
+        choices=VRAM_TARGETS,
+        read=number_or_word,
     )
 
     @property

@@ -172,6 +172,7 @@ FLAGS: dict[str, Case] = {
     "checkpoint_every_n": shown(MEMORY, 2, {"gradient_checkpointing": False}),
     "recompute": shown(MEMORY, "cheap", {"gradient_checkpointing": True}),
     "blocks_to_swap": shown(MEMORY, 4),
+    "vram_target": shown("test_memory_modes.test_a_card_is_planned_for_and_said_by_run_and_doctor"),
     "mixed_precision": shown(SETTINGS),
     "fp8_base": Case(True, "", HALF, STORED),
     "fp8_base_unet": Case(True, "", HALF, STORED, idle=({**HALF, "fp8_base": True},)),

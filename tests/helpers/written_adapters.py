@@ -114,6 +114,7 @@ def start(demo, folder, settings):
     trainer.prepare_process()
     trainer.open_state()
     trainer.check()
+    trainer.plan_memory()
     trainer.load_models()
     trainer.prepare_model()
     trainer.attach_network()

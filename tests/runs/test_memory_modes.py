@@ -5,9 +5,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from anima_train_network import AnimaNetworkTrainer
 from library.errors import ConfigError, ResumeError
+from library.memory import planning
 from library.memory.modes import swap_lines
-from tests.helpers.running import config_files, make_trainer, train
+from tests.helpers.running import config_files, make_trainer, report, train
 
 MODES = {
     "cheap": {"recompute": "cheap"},
@@ -81,6 +83,48 @@ def test_stored_weights_train_and_go_on_to_the_same_bytes(demo, run_folder, opti
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
     with pytest.raises(ResumeError, match=rf"{option}\s+true in the state, false now"):
         train(demo, run_folder, {**settings, "output_name": "other"})
+
+
+def test_a_card_is_planned_for_and_said_by_run_and_doctor(demo, run_folder, plain, caplog):
+    """The demo fits any card: nothing is added to what was set."""
+    argv = config_files(demo, run_folder, {**SETTINGS, "vram_target": 6, "recompute": "cheap"})
+    text, code = report(argv)
+    with caplog.at_level("INFO"):
+        trainer = make_trainer(argv)
+        trainer.train()
+    assert written(run_folder) == written(plain)
+    assert trainer.memory_modes == trainer.cfg.loop
+    (told,) = (line for line in caplog.messages if line.startswith("vram_target = 6"))
+    assert 'vram_target = 6: recompute = "cheap"; ' in told
+    assert code == 0 and told in text
+
+
+class Large(AnimaNetworkTrainer):
+    """The demo, taken to be large."""
+
+    def memory_counter(self):
+        return lambda loop: (4 if loop.offloads else 5) * planning.GIB
+
+
+def test_what_was_chosen_reaches_the_model_and_the_file(demo, run_folder, plain):
+    settings = {**SETTINGS, "vram_target": 6, "no_metadata": False}
+    made = make_trainer(config_files(demo, run_folder, settings))
+    trainer = Large(made.cfg, made.datasets, made.anima)
+    trainer.train()
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    assert (model.recomputing, model.keep_input is None) == (["block", "block"], False)
+    file = run_folder / "out" / "run.safetensors"
+    with safe_open(file, "pt") as found:
+        assert found.metadata()["ss_gradient_checkpointing"] == "True"
+    trained, alike = load_file(file), load_file(plain / "out" / "run.safetensors")
+    assert trained.keys() == alike.keys()
+    assert all(torch.equal(trained[name], alike[name]) for name in trained)
+
+
+def test_a_card_that_is_asked_for_has_to_be_there(demo, run_folder):
+    text, code = report(config_files(demo, run_folder, {"vram_target": "auto"}))
+    assert code == (0 if torch.cuda.is_available() else 2)
+    assert ("there is no card to ask" in text) is (code == 2)
 
 
 def test_what_a_model_of_two_blocks_cannot_do_is_said(demo, run_folder):

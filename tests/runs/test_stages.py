@@ -9,7 +9,8 @@ from tests.helpers.pages import quoted
 from tests.helpers.running import config_files, make_trainer
 
 GIVEN = "cfg datasets contents anima model_files"
-FAMILYS = {"prepare_data": {"hashes"}, "cache_inputs": {"tokenizer_folders"}}  # beside the table
+FAMILYS = {"prepare_data": {"hashes"}, "prepare_strategies": {"tokenizer_folders"}}
+"""Beside the table."""
 SETS = {
     stage: {*quoted(sets), *FAMILYS.get(stage, ())}
     for stage, (_, sets, _) in pages.stages().items()

@@ -70,6 +70,7 @@ def encoded(demo, run_folder, **settings) -> list[int]:
 
     strategy.encode = counting
     trainer.get_latents_caching_strategy = lambda: strategy
+    trainer.prepare_strategies()
     trainer.cache_inputs()
     return sizes
 
