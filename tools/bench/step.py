@@ -97,7 +97,7 @@ def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str
     network, arguments = network_of(adapter, options.rank, {})
     settings = AnimaStep(
         params=params, network=network, arguments=arguments, dtype=options.dtype,
-        optimizer=OptimizerOptions(), mode=mode or "none",
+        optimizer=OptimizerOptions(), memory=MODES[mode or "none"],
     )  # fmt: skip
     step = make_step(settings, options.device)
     step.model.requires_grad_(False)
