@@ -184,7 +184,9 @@ class LoKr(AdditiveAdapter):
             w1, w2 = self._drop_rank(w1), self._drop_rank(w2)
         scaled = at_use(product(w1) * self.strength(x), x)
         out = lokr_apply(x, scaled, [at_use(each, x) for each in w2])
-        return F.dropout(out, self.dropout.neuron) if self.training else out
+        if self.training and self.dropout.neuron:
+            out = out * keep_mask(out.shape, self.dropout.neuron, out, rescale=True)
+        return out
 
     def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]] | None:
         w1_chain, w2 = self.chains()

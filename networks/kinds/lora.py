@@ -57,7 +57,8 @@ class LoRA(AdditiveAdapter):
     def added(self, x: Tensor) -> Tensor:
         hidden = F.linear(x, at_use(self.lora_down, x))  # (..., R)
         if self.training:
-            hidden = F.dropout(hidden, self.dropout.neuron)
+            if self.dropout.neuron:
+                hidden = hidden * keep_mask(hidden.shape, self.dropout.neuron, hidden, rescale=True)
             if self.dropout.rank:  # one mask per sample, as sd-scripts draws it
                 shape = (x.shape[0], *(1,) * (x.dim() - 2), self.rank)
                 hidden = hidden * keep_mask(shape, self.dropout.rank, hidden, rescale=True)
