@@ -40,6 +40,7 @@ from library.saving.stopping import StopRequests
 from library.settings.run_config import LoopOptions, TrainConfig
 from library.system.program import is_first_process
 from library.trainer_hooks import FamilyHooks
+from library.training.compiling import Compilation, Compiles, working_compilation
 from library.training.flow_matching import Noising
 from library.training.optimization import Optimization, check_optimization
 from library.training.optimizer_trial import try_optimizer
@@ -96,6 +97,8 @@ class TrainerStages(FamilyHooks):
     plan: train_util.StepPlan
     checkpoints: Checkpoints
     validation: Validation
+    # check_compile
+    compilation: Compilation | None
     # prepare_strategies
     tokenize_strategy: TokenizeStrategy
     latents_strategy: LatentsCachingStrategy
@@ -137,6 +140,7 @@ class TrainerStages(FamilyHooks):
         self.prepare_data()
         self.check_optimization()
         self.check_resume()
+        self.check_compile()
         self.prepare_strategies()
         self.plan_memory()
         self.cache_inputs()
@@ -221,6 +225,12 @@ class TrainerStages(FamilyHooks):
         """That the state fits this run, before anything heavy is loaded."""
         is_main = self.accelerator.is_main_process
         self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
+
+    def check_compile(self) -> None:
+        """Establish how blocks are compiled, if that is asked for and works here."""
+        self.compilation = working_compilation(
+            self.cfg.precision, self.catalogue, self.accelerator.device
+        )
 
     def build_resume_snapshot(self) -> dict[str, Any]:
         """The settings of this run that a state keeps."""
@@ -307,13 +317,18 @@ class TrainerStages(FamilyHooks):
         merge_base_weights(self.cfg.network, self.base)
 
     def prepare_model(self) -> None:
-        """Establish where the model's weights and activations are kept."""
+        """Establish where the model's weights and activations are kept, and how it is called."""
         assert isinstance(self.base, SavesMemory), "every family's model does"
         device = self.accelerator.device
         log_lines(logger, store_weights(self.cfg.precision, self.base, device))
         if not self.memory_modes.blocks_to_swap:
             self.base.to(device)
         log_lines(logger, enable_modes(self.memory_modes, self.base, device))
+        if self.compilation is not None:
+            assert isinstance(self.base, Compiles), "every family's model does"
+            how = self.compilation
+            self.base.compile_blocks(any_size=how.any_size, **how.options)
+            log_lines(logger, how.describe())
 
     def attach_network(self) -> None:
         """Establish the adapters inside the model."""

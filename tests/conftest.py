@@ -3,7 +3,7 @@
 import gc
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.helpers import surroundings
@@ -63,6 +63,23 @@ def logging_as_before_the_module():
     """For fixtures of a module, which are made before a test's own."""
     with unchanged_logging():
         yield
+
+
+@pytest.fixture
+def compiler_left_alone():
+    """torch's compiler: its settings afterwards as before, and nothing that was compiled."""
+    names = {
+        torch._dynamo.config: ("recompile_limit", "suppress_errors", "optimize_ddp"),
+        torch._functorch.config: ("activation_memory_budget",),
+        torch._inductor.config: ("fallback_random",),
+        torch.fx.experimental._config: ("use_duck_shape",),
+    }
+    with ExitStack() as stack:
+        for config, settings in names.items():
+            known = config.get_config_copy()
+            stack.enter_context(config.patch({name: known[name] for name in settings}))
+        yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True, scope="module")

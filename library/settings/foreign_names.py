@@ -198,6 +198,9 @@ VALUES = {
     "torch_sdpa": ("torch",),
     "flash_attn": ("flash",),
     "flash_attention_2": ("flash",),
+    "blocks": ("default",),
+    "yes": ("true",),
+    "no": ("false",),
 }
 """Another word for a choice -> the choice, the first that the option has."""
 

@@ -37,6 +37,7 @@ from library.settings.user_classes import parse_assignments
 from library.system.file_names import name_problem
 
 LATER = "not available yet in this version"
+PER_BLOCK = "compile does it, block by block"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
 FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
 
@@ -83,6 +84,8 @@ DYNAMO = (
     "ipex",
     "tvm",
 )
+CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""The modes of compile that record them."""
 OFFLOAD = ("cpu", "nvme", "None")
 
 
@@ -126,6 +129,7 @@ def asks_for_checkpointing(o: Any) -> bool:
     )
 
 
+UNCOMPILED = needs(lambda o: o.compile, "compile is not set")
 MODE_SCALES = (-1.0, 7.235)
 """Within them the density `mode` keeps sigma in [0, 1]."""
 
@@ -560,6 +564,10 @@ class LoopOptions:
                 lambda o: o.checkpoint_every_n > 1 or not asks_for_checkpointing(o),
                 "gradient_checkpointing recomputes every block as a whole",
             ),
+            needs(
+                lambda o: not o.compile or o.compile_optional,
+                "compile chooses itself what is computed again; see activation_memory_budget",
+            ),
         ),
     )
     blocks_to_swap: int | None = flag(
@@ -612,21 +620,47 @@ class PrecisionOptions:
     cuda_allow_tf32: bool = flag(False, "allow TF32 products")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
     deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
-    torch_compile: bool = flag(False, "compile the model", ignored=LATER)
+    torch_compile: bool = flag(False, "compile the model", ignored=PER_BLOCK)
     dynamo_backend: str = flag(
-        "inductor", "backend of torch_compile", choices=DYNAMO, ignored=LATER
+        "inductor", "backend of torch_compile", choices=DYNAMO, ignored=PER_BLOCK
     )
-    compile: bool = flag(False, "compile each block", ignored=LATER)
-    compile_backend: str = flag("inductor", "backend of compile", ignored=LATER)
+    compile: bool = flag(False, "compile each block: a slow start, then faster steps")
+    compile_optional: bool = flag(
+        False, "where compile cannot work, train without it", idle=(UNCOMPILED,)
+    )
+    compile_backend: str = flag("inductor", "backend of compile", idle=(UNCOMPILED,))
     compile_mode: str = flag(
-        "default", "mode of compile", ignored=LATER,
+        "default", "mode of compile",
         choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        idle=(
+            UNCOMPILED,
+            needs(lambda o: o.compile_backend == "inductor", "only compile_backend inductor has modes"),
+        ),
     )  # fmt: skip
     compile_dynamic: str | None = flag(
-        None, "dynamic shapes", choices=("true", "false", "auto"), read=word, ignored=LATER
+        None,
+        "one graph for all sizes (true), or one for each (false); auto: for all if there are several",
+        choices=("true", "false", "auto"),
+        read=word,
+        off=("auto",),
+        idle=(UNCOMPILED,),
     )
-    compile_fullgraph: bool = flag(False, "one graph per block", ignored=LATER)
-    compile_cache_size_limit: int | None = flag(None, "graphs kept", ignored=LATER)
+    compile_fullgraph: bool = flag(
+        False, "an error where a block is more than one graph", idle=(UNCOMPILED,)
+    )
+    compile_cache_size_limit: int | None = flag(
+        None,
+        "graphs kept (32); a block that would need another runs uncompiled",
+        check=at_least(1),
+        off=(0,),
+        idle=(UNCOMPILED,),
+    )
+    activation_memory_budget: float = flag(
+        1.0,
+        "share of activations that compiled blocks keep; below 1 they recompute the rest",
+        check=between(0, 1),
+        idle=(UNCOMPILED,),
+    )
     mem_eff_attn: bool = flag(
         False, "attention of Stable Diffusion's U-Net",
         ignored=f"{NOT_SD}; gradient_checkpointing saves memory",
@@ -1127,13 +1161,34 @@ class TrainConfig:
 
     def check(self) -> list[Problem]:
         """What is wrong between groups."""
-        return [*self.distributed_problems(), *self.dataset_problems()]
+        return [
+            *self.distributed_problems(), *self.dataset_problems(), *self.compile_problems()
+        ]  # fmt: skip
 
     def dataset_problems(self) -> list[Problem]:
         if self.files.dataset_config or any(getattr(self.data, name) for name in FOLDERS):
             return []
         message = "is needed: a TOML file that describes the pictures (or --train_data_dir)."
         return [Problem(message, "dataset_config")]
+
+    def compile_problems(self) -> list[Problem]:
+        """What compiled blocks do not go with: a count of memory, and CUDA graphs what moves."""
+        if not self.precision.compile:
+            return []
+        found, mode = [], self.precision.compile_mode
+        if self.loop.vram_target:
+            message = (
+                "counts blocks that are not compiled, and those keep something else. Choose "
+                "gradient_checkpointing or blocks_to_swap yourself, or leave compile out."
+            )
+            found.append(Problem(message, f"vram_target = {self.loop.vram_target}"))
+        if mode in CUDA_GRAPHS and (self.loop.blocks_to_swap or self.loop.checkpoints):
+            message = (
+                "records CUDA graphs, which cannot be with blocks_to_swap or gradient_checkpointing. "
+                "Use default or max-autotune-no-cudagraphs."
+            )
+            found.append(Problem(message, f"compile_mode = {mode}"))
+        return found
 
     def distributed_problems(self) -> list[Problem]:
         """torch ends with an internal error where micro-steps without exchange meet a static graph."""

@@ -73,6 +73,8 @@ CACHED = "test_training.test_training_from_caches_equals_training_without"
 SERVER = "test_trackers.test_the_server_answers_and_stops_with_the_run"
 LOGS = "test_trackers.test_tracker_settings_come_from_a_file"
 PROCESS = "test_effective_flags.test_settings_of_the_process_reach_torch"
+COMPILER = "test_compiling.test_settings_reach_the_compiler"
+EAGER_COMPILE = {"compile": True, "compile_backend": "eager"}
 A_RUN = "test_effective_flags.test_a_run_is_as_its_flags_say"
 MEMORY = "test_memory_modes.test_a_mode_changes_no_bit_and_reaches_the_model"
 SHARED = "test_processes.test_settings_of_ddp_reach_torch"
@@ -170,7 +172,7 @@ FLAGS: dict[str, Case] = {
     ),
     "unsloth_offload_checkpointing": shown(A_RUN),
     "checkpoint_every_n": shown(MEMORY, 2, {"gradient_checkpointing": False}),
-    "recompute": shown(MEMORY, "cheap", {"gradient_checkpointing": True}),
+    "recompute": shown(MEMORY, "cheap", {"gradient_checkpointing": True}, {"compile": True}),
     "blocks_to_swap": shown(MEMORY, 4),
     "vram_target": shown("test_memory_modes.test_a_card_is_planned_for_and_said_by_run_and_doctor"),
     "mixed_precision": shown(SETTINGS),
@@ -181,6 +183,14 @@ FLAGS: dict[str, Case] = {
     "cuda_allow_tf32": shown(PROCESS),
     "cuda_cudnn_benchmark": shown(PROCESS),
     "deterministic": shown(PROCESS),
+    "compile": shown("test_compile.test_a_compiled_run_trains_the_same_within_rounding"),
+    "compile_optional": shown("test_compiling.test_what_is_missing_is_said_or_done_without", True, {}),
+    "compile_backend": shown(COMPILER, "eager", {}),
+    "compile_mode": shown(COMPILER, "max-autotune", {}, EAGER_COMPILE),
+    "compile_dynamic": shown("test_compiling.test_one_graph_for_all_sizes_where_there_are_several", "true", {}),
+    "compile_fullgraph": shown(COMPILER, True, {}),
+    "compile_cache_size_limit": shown(COMPILER, 5, {}),
+    "activation_memory_budget": shown(COMPILER, 0.5, {}),
     "timestep_sampling": noise("uniform"),
     "sigmoid_scale": noise(2.0, {"timestep_sampling": "uniform"}, {"timestep_sampling": "sigma"}),
     "discrete_flow_shift": noise(

@@ -114,6 +114,8 @@ def start(demo, folder, settings):
     trainer.prepare_process()
     trainer.open_state()
     trainer.check()
+    trainer.prepare_data()
+    trainer.check_compile()
     trainer.plan_memory()
     trainer.load_models()
     trainer.prepare_model()

@@ -26,7 +26,7 @@ STARTS: dict[str, str] = {
     "official with blocks to swap": "blocks_to_swap = 18\nsplit_attn = true\nattn_mode = 'torch'",
     "flash attention": "attn_mode = 'flash'\nnetwork_dim = 16",
     "flash beside sdpa": "attn_mode = 'flash'\nsdpa = true\nsplit_attn = true",
-    "compiled blocks": "compile = true\ncompile_mode = 'blocks'\ncompile_dynamic = 'yes'",
+    "compiled blocks": "compile = true\ncompile_dynamic = true\ntorch_compile = true",
     "no dynamo": "dynamo_backend = 'no'\ntorch_compile = 0",
     "a gui's empty texts": """
         network_weights = ""
@@ -93,6 +93,10 @@ STARTS: dict[str, str] = {
 }
 
 REFUSED: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "compiled blocks in another's words": (
+        "compile = true\ncompile_mode = 'blocks'\ncompile_dynamic = 'yes'",
+        [("blocks", "default"), ("'yes'", "true")],
+    ),
     "lokr at the top": (
         "use_lokr = true\nlokr_factor = 8\nrank_dropout = 0.1",
         [

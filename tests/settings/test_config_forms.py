@@ -85,10 +85,10 @@ def test_no_steps_beside_epochs_are_no_problem_and_alone_they_are(tmp_path):
 
 
 def test_a_value_that_does_nothing_keeps_the_default(tmp_path):
-    text = 'dynamo_backend = "no"\ncompile_mode = "blocks"\n'
+    text = 'dynamo_backend = "no"\nsample_sampler = "er_sde"\n'
     loaded = read(toml_text=text, folder=tmp_path)
     assert loaded.groups[PrecisionOptions] == PrecisionOptions()
-    assert [note.split()[0] for note in loaded.notes] == ["dynamo_backend", "compile_mode"]
+    assert [note.split()[0] for note in loaded.notes] == ["dynamo_backend", "sample_sampler"]
 
 
 def test_repeated_lists_add_up_and_other_repeats_are_said():

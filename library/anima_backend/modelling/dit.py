@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from library.anima_backend.modelling.attention import choose_backend
+from library.anima_backend.modelling.compiled import CompiledBlocks
 from library.anima_backend.modelling.layers import (
     EPS,
     Attention,
@@ -56,6 +58,7 @@ class Anima(nn.Module):
         self.swap: Swap | None = None
         self.swapped: list[int] = []  # numbers of blocks
         self.unshared: set[int] = set()  # ids of weights that processes do not share
+        self.compiled: CompiledBlocks | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -123,9 +126,11 @@ class Anima(nn.Module):
     def run_block(self, number: int, x: Tensor, *others: object) -> Tensor:
         block: Callable[..., Tensor] = self.blocks[number]
         mode = self.recomputing[number]
+        if self.compiled is not None:
+            block = partial(self.compiled, self.blocks[number])
         if self.swap is not None and number in self.swapped:
             block = partial(self.swap.run, self.swapped.index(number), block)
-        if mode == "cheap":
+        if mode == "cheap" and self.compiled is None:  # compilers make this choice themselves
             return cheaply(block, x, *others)
         if mode == "block":
             return recompute(block, x, *others, keep_first=self.keep_input)
@@ -183,6 +188,13 @@ class Anima(nn.Module):
         self.unshared.update(weights)
         names = [name for name, weight in self.named_parameters() if id(weight) in self.unshared]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, names)
+
+    def compile_blocks(self, *, any_size: bool, **options: Any) -> None:
+        """Call each block through torch.compile with these options; before the first forward.
+
+        any_size: one graph serves all sizes of pictures and batches
+        """
+        self.compiled = CompiledBlocks(any_size=any_size, **options)
 
     def set_attention_backend(self, name: str) -> None:
         """torch, xformers or flash, for the DiT's attentions."""

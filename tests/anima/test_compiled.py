@@ -1,0 +1,115 @@
+"""Compiled blocks: plain training's gradients within rounding, and few graphs, whatever lies around them."""
+
+import pytest
+import torch
+from torch._dynamo.backends.registry import lookup_backend
+
+from library.settings.run_config import PrecisionOptions
+from library.training.compiling import settle
+from tests.helpers.memory_modes import adapted, gradients, loss_of
+from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
+
+SIZES = (8, 10, 12, 14, 16, 18, 20, 22, 24, 26)
+BOUND = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def compiler(compiler_left_alone):
+    settle(PrecisionOptions(compile=True))
+
+
+def compiled(model, backend="eager", any_size=True, **options):
+    """The model, compiled; a list that grows with each graph that is made."""
+    graphs, build = [], lookup_backend(backend)
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return build(graph, inputs)
+
+    model.compile_blocks(any_size=any_size, backend=counting, fullgraph=True, **options)
+    return graphs
+
+
+def worst(found, expected):
+    """The largest relative difference of a gradient, of those that are not rounding alone."""
+    largest = max(grad.norm().item() for grad in expected.values())
+    assert expected and found.keys() == expected.keys()
+    return max(
+        (found[name] - grad).norm().item() / max(grad.norm().item(), 1e-3 * largest)
+        for name, grad in expected.items()
+    )
+
+
+def test_ten_sizes_make_three_graphs_and_none_after_the_first():
+    """Of the first block, whose input wants no gradient, of the others, and without gradients."""
+    model, _ = adapted("lora linears", blocks=3)
+    graphs = compiled(model)
+    counts = []
+    for side in SIZES:
+        gradients(model, side=side)
+        with torch.no_grad():
+            loss_of(model, side=side)
+        counts.append(len(graphs))
+    assert counts == [3] * len(SIZES)
+
+
+def test_sizes_that_are_equal_by_chance_stay_two():
+    """512 tokens are as many as the rows of the text."""
+    model, _ = adapted("lora linears", blocks=1)
+    graphs = compiled(model)
+    for height, width in ((32, 64), (16, 16)):
+        latents = torch.zeros(2, 16, height, width)
+        model(latents, torch.tensor([0.3, 0.8]), context=torch.zeros(2, 512, 16))
+    model(latents[:3], torch.tensor([0.3, 0.8]), context=torch.zeros(2, 600, 16))
+    assert len(graphs) == 1
+
+
+def test_the_golden_model_gives_its_loss_and_gradients():
+    def passed(model):
+        vectors = golden_vectors()
+        x = vectors["in.x.sq"][:, :, 0].clone().requires_grad_()
+        out = model(x, vectors["in.t.sq"], vectors["in.qwen_hidden.a"], vectors["in.t5_ids.a"])
+        loss = out.float().square().mean()
+        loss.backward()
+        return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, wanted = passed(tiny_transformer().requires_grad_(True))
+    model = tiny_transformer().requires_grad_(True)
+    compiled(model, "aot_eager")
+    loss, found = passed(model)
+    assert rel_l2(loss, expected) < BOUND and worst(found, wanted) < BOUND
+
+
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
+CASES = [
+    ("lora dropouts", {"block_swap": 1, "gradient_checkpointing": {}}),
+    ("lokr full", {}),
+    slow("lora", {"gradient_checkpointing": {"mode": "cheap"}}),
+    slow("lora dropouts", {"gradient_checkpointing": {"cpu_offload": True}}),
+    slow("lokr full", {"gradient_checkpointing": {}}),
+    slow("lokr low", {"block_swap": 1}),
+    slow("norms", {}),
+]
+
+
+@pytest.mark.parametrize("kind, modes", CASES)
+def test_gradients_are_those_of_plain_training(kind, modes):
+    """Accumulated over two sizes; whatever is around the graphs, there are no more of them."""
+
+    def accumulated(model):
+        for side in (8, 12):
+            loss_of(model, side=side).backward()
+        return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+    expected = accumulated(adapted(kind, blocks=1)[0])
+    model, _ = adapted(kind, blocks=1)
+    if "gradient_checkpointing" in modes:
+        model.enable_gradient_checkpointing(**modes["gradient_checkpointing"])
+    if "block_swap" in modes:
+        model.enable_block_swap(modes["block_swap"], "cpu")
+    graphs = compiled(model)
+    assert worst(accumulated(model), expected) < BOUND
+    assert len(graphs) == 1

@@ -1,0 +1,45 @@
+"""Whole runs with compiled blocks: what they train, what a state says of it, what is told."""
+
+import pytest
+from safetensors.torch import load_file
+
+from library.errors import ConfigError
+from tests.helpers.running import config_files, make_trainer, train
+from tests.helpers.tiny import rel_l2
+
+COMPILED = {"compile": True, "compile_backend": "eager", "compile_fullgraph": True}
+SETTINGS = {
+    "network_args": ["target_modules=q_proj,layer1", "train_norm=false"], "network_dropout": 0.2,
+    "gradient_accumulation_steps": 2, "validation_split": 0.2, "validate_every_n_steps": 2,
+    "save_state": True, "save_every_n_steps": 2, "log_with": "none", "max_train_steps": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def compiler(compiler_left_alone):
+    pass
+
+
+def test_a_compiled_run_trains_the_same_within_rounding(demo, run_folder, caplog):
+    """Gone on from a state of a run without; validation and dropout included."""
+    out = run_folder / "out"
+    train(demo, run_folder, SETTINGS)
+    state = str(out / "run-step00000002-state")
+    changed = {**SETTINGS, **COMPILED, "output_name": "compiled", "resume": state}
+    trainer = train(demo, run_folder, changed)
+    assert trainer.base.compiled is not None and trainer.compilation.any_size
+    expected, found = (load_file(out / f"{name}.safetensors") for name in ("run", "compiled"))
+    assert found.keys() == expected.keys()
+    assert max(rel_l2(found[name], value) for name, value in expected.items()) < 1e-4
+    assert "compile: each block, by eager, one graph for all sizes" in caplog.text
+    assert "compile: false in the state, true now; taken as it is now" in caplog.text
+
+
+def test_what_compiled_blocks_do_not_go_with_is_said(demo, run_folder):
+    settings = {
+        "compile": True, "compile_mode": "reduce-overhead", "blocks_to_swap": 2, "vram_target": "8",
+    }  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        make_trainer(config_files(demo, run_folder, settings))
+    graphs, counted = (problem.message for problem in error.value.problems)
+    assert "counts blocks that are not compiled" in counted and "records CUDA graphs" in graphs
