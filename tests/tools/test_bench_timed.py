@@ -5,9 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
 from library.errors import ConfigError
-from tools.bench import adapters, measuring, peers, step
+from tools.bench import adapters, cache, load, loop, measuring, peers, step, vae
 
 CPU = torch.device("cpu")
 STEP_SIZES = ["--blocks", "1", "--width", "64", "--pixels", "64", "--rank", "2", "--rounds", "1"]
@@ -28,10 +29,10 @@ def run(monkeypatch, tmp_path, capsys):
     return call
 
 
-def test_arms_take_turns_and_warm_ups_do_not_count():
+def test_arms_take_turns_and_the_first_turn_does_not_count():
     calls = []
     arms = {name: partial(calls.append, name) for name in "ab"}
-    times = measuring.time_arms(arms, rounds=2, device=CPU, warm_ups=1)
+    times = measuring.time_arms(arms, rounds=2, device=CPU)
     assert calls == ["a", "b"] * 3
     assert [len(seconds) for seconds in times.values()] == [2, 2]
 
@@ -97,3 +98,40 @@ def test_layers_are_timed_against_the_bare_one(run):
 def test_a_layer_is_two_numbers(text):
     with pytest.raises(ConfigError, match="expected input x output"):
         adapters.size_of(text)
+
+
+def test_the_vae_is_timed_and_compared(run):
+    _, figures = run(vae, "--width", "4", "--pixels", "32", "--rounds", "1")
+    rows = {(row["pass"], row["arm"]): float(row["apart"]) for row in figures["rows"]}
+    assert len(rows) == 8
+    for what in ("encode", "decode"):
+        assert rows[what, "diffusers float32"] == 0 and rows[what, "this project float32"] < 1e-4
+        assert 0 < rows[what, "this project bfloat16"] < 0.2
+
+
+def test_cache_items_are_written_and_read(run):
+    _, figures = run(cache, "--pixels", "64", "--rounds", "1")
+    assert [row["what"] for row in figures["rows"]] == ["write"] * 2 + ["read"] * 4
+
+
+def test_model_files_are_loaded_and_hashed(run):
+    _, figures = run(load, "--tiny", "--rounds", "1")
+    assert [row["file"] for row in figures["rows"]] == ["dit"] * 4 + ["qwen"] * 4 + ["vae"] * 4
+
+
+def test_a_share_of_the_blocks_is_of_the_true_files():
+    whole, half = (load.shapes_of(share, tiny=False) for share in (1.0, 0.5))
+    blocks = [
+        {k.split(".")[2] for k in s["dit"] if k.startswith("net.blocks.")} for s in (whole, half)
+    ]
+    assert [len(each) for each in blocks] == [28, 14]
+    with pytest.raises(ConfigError, match="expected more than 0"):
+        load.shapes_of(0, tiny=False)
+
+
+def test_the_trainers_loop_is_timed_apart_from_the_model(run, demo):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    _, figures = run(loop, "--steps", "2", "--demo", str(demo))
+    assert [row["part"] for row in figures["rows"]] == ["loop without the model", *loop.PARTS]
+    assert figures["note"].startswith("2 steps")

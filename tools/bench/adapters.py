@@ -28,6 +28,7 @@ from tools.bench.measuring import (
     Figures,
     Work,
     add_precision,
+    clock_of_work,
     compare,
     made,
     make_parser,
@@ -118,7 +119,7 @@ def measure(options: argparse.Namespace, size: tuple[int, int]) -> list[Figures]
     makers["peft lora"] = partial(of_peft, base(), x, options.rank)
     for name in LYCORIS:
         makers[name] = partial(of_lycoris, base(), x, name, options.rank)
-    times = time_arms(made(makers), options.rounds, options.device)
+    times = time_arms(made(makers), options.rounds, options.device, clock_of_work(options.device))
     return [{"layer": f"{inputs}x{outputs}", **row} for row in compare(times)]
 
 

@@ -15,11 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from library.device_utils import precision_dtype
 from library.errors import ConfigError
 
 Work = Callable[[], object]
+Clock = Callable[[], float]
 Figures = Mapping[str, object]
 """A row of a table by the names of its columns."""
 
@@ -28,13 +30,19 @@ class Missing(Exception):
     """An arm that cannot run here, with the reason."""
 
 
-def seconds_of(work: Work, device: torch.device) -> float:
+def seconds_of(work: Work, device: torch.device, clock: Clock = time.perf_counter) -> float:
     """How long the work takes, what it asked of the device included."""
     wait_for(device)
-    start = time.perf_counter()
+    start = clock()
     work()
     wait_for(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock_of_work(device: torch.device) -> Clock:
+    """On one thread of the CPU its own time, so that waiting for a busy core does not count."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
 
 
 def wait_for(device: torch.device) -> None:
@@ -43,14 +51,14 @@ def wait_for(device: torch.device) -> None:
 
 
 def time_arms(
-    arms: Mapping[str, Work], rounds: int, device: torch.device, warm_ups: int = 1
+    arms: Mapping[str, Work], rounds: int, device: torch.device, clock: Clock = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each arm in each round; all arms take turns, and the warm-ups do not count."""
+    """Seconds of each arm in each round; all arms take turns, and the first turn does not count."""
     times: dict[str, list[float]] = {name: [] for name in arms}
-    for number in range(warm_ups + rounds):
+    for number in range(1 + rounds):
         for name, work in arms.items():
-            seconds = seconds_of(work, device)
-            if number >= warm_ups:
+            seconds = seconds_of(work, device, clock)
+            if number:
                 times[name].append(seconds)
     return times
 
@@ -92,6 +100,12 @@ def made(
         except Missing as reason:
             tell(f"{name}: skipped, {reason}")
     return arms
+
+
+def relative_distance(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|."""
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def aligned(rows: Sequence[Figures], hidden: frozenset[str] = frozenset()) -> list[str]:

@@ -62,14 +62,20 @@ def attach_lycoris(
     return trained
 
 
+def quiet_diffusers() -> None:
+    """It warns of dtypes of parts that these models lack."""
+    from diffusers.utils import logging as diffusers_logging
+
+    diffusers_logging.set_verbosity_error()
+
+
 def diffusers_transformer(params: DiTParams, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Anima as diffusers has it, frozen, with random weights."""
     try:
         from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-        from diffusers.utils import logging as diffusers_logging
     except ImportError as error:
         raise Missing(f"this diffusers has no Anima ({error})") from error
-    diffusers_logging.set_verbosity_error()  # it warns of a dtype of a part that Anima lacks
+    quiet_diffusers()
     with device:
         model = CosmosTransformer3DModel(
             in_channels=params.channels

@@ -28,6 +28,7 @@ from tools.bench.ledger import TRUE_SIZE, network_of
 from tools.bench.measuring import (
     Work,
     add_precision,
+    clock_of_work,
     compare,
     made,
     make_parser,
@@ -100,10 +101,7 @@ def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str
         optimizer=OptimizerOptions(), memory=MODES[mode or "none"],
     )  # fmt: skip
     step = make_step(settings, options.device)
-    step.model.requires_grad_(False)
     trained = step.network.get_trainable_params()
-    for parameter in trained:
-        parameter.requires_grad_(True)
     given = (inputs.noisy, inputs.sigma)
     predict = partial(step.model, *given, context=inputs.context)
     return step_of(trained, predict, inputs.velocity)
@@ -150,7 +148,7 @@ def main() -> None:
         makers["diffusers + peft lora"] = partial(theirs, *given, "peft", "lora")
         makers["diffusers + LyCORIS lora"] = partial(theirs, *given, "LyCORIS", "lora")
         makers["diffusers + LyCORIS lokr"] = partial(theirs, *given, "LyCORIS", "lokr")
-    times = time_arms(made(makers), options.rounds, options.device)
+    times = time_arms(made(makers), options.rounds, options.device, clock_of_work(options.device))
     size = f"{options.blocks} blocks x {options.width}, {options.pixels} px"
     report(options, compare(times), f"{size}, rank {options.rank}, {options.precision}")
 

@@ -1,0 +1,271 @@
+"""What the GPU benchmark looks at: parity, attention kernels, loss curves of memory modes, steps.
+
+Every part yields rows of figures as they come; what fails is a row with its error.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from library.anima_backend.modelling.attention import FUNCTIONS, PACKAGED
+from library.anima_backend.modelling.params import DiTParams
+from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
+from library.anima_models import load_anima_transformer, load_anima_vae
+from library.memory.step_count import Step
+from tools.bench.ledger import GIB, TRUE_SIZE, network_of
+from tools.bench.measuring import Figures, relative_distance, seconds_of
+
+GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LIMITS = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
+"""Of the relative distance to the reference; in the halves three times what rounding gives on a CPU."""
+STEP_MODES = ("none", "cheap", "checkpoint", "checkpoint_swap_all", "fp8_checkpoint")
+FULL = 0.92  # of the card's memory: with more, desktops and drivers get in the way
+TINY = replace(
+    TRUE_SIZE, model_dim=64, head_dim=32, text_dim=32, adaln_dim=8, mlp_dim=128, num_blocks=2,
+    llm_adapter=replace(
+        TRUE_SIZE.llm_adapter, vocab=16, source_dim=32, target_dim=32, model_dim=32, head_dim=16,
+        mlp_dim=32, num_blocks=1,
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is looked at. ends: when no further case is begun, on time.monotonic()'s clock."""
+
+    device: torch.device
+    tiny: bool
+    quick: bool
+    ends: float
+
+    @property
+    def params(self) -> DiTParams:
+        return TINY if self.tiny else TRUE_SIZE
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        if self.tiny:
+            return (64,)
+        return (512,) if self.quick else (512, 1024)
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Names of the ledger and what they are called."""
+        return {"lora": "LoRA r16"} if self.quick else {"lora": "LoRA r16", "lokr": "LoKr f8"}
+
+
+def guarded(
+    plan: Plan, names: dict[str, str], work: Callable[[], dict[str, object]]
+) -> dict[str, object]:
+    """The figures of one case, or its error; memory is given back either way."""
+    if time.monotonic() > plan.ends:
+        return {**names, "result": "left out: the time is up"}
+    try:
+        return {**names, **work()}
+    except Exception as error:  # noqa: BLE001  the page says it, and the others follow
+        lines = str(error).strip().splitlines() or [""]
+        return {**names, "result": f"failed: {type(error).__name__}: {lines[0][:200]}"}
+    finally:
+        gc.collect()
+        if plan.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def parity(plan: Plan) -> Iterator[Figures]:
+    """The networks against reference tensors, in each dtype."""
+    vectors = load_file(GOLDEN / "vectors.safetensors")
+    given = {name: tensor.to(plan.device) for name, tensor in vectors.items()}
+    looks = {"DiT": dit_parity, "gradients": gradient_parity, "VAE": vae_parity}
+    for dtype in DTYPES:
+        for what, look in looks.items():
+            if (what, dtype) == ("VAE", "float16"):
+                continue  # outgrows float16; the trainer never asks for it
+            names = {"part": what, "dtype": dtype}
+            yield guarded(plan, names, partial(judged, look, plan, given, dtype))
+
+
+def judged(
+    look: Callable[[Plan, dict[str, Tensor], torch.dtype], float],
+    plan: Plan, given: dict[str, Tensor], dtype: str,
+) -> dict[str, object]:  # fmt: skip
+    apart = look(plan, given, DTYPES[dtype])
+    result = "ok" if apart < LIMITS[dtype] else "TOO FAR"
+    return {"distance": f"{apart:.1e}", "limit": LIMITS[dtype], "result": result}
+
+
+def dit_parity(plan: Plan, given: dict[str, Tensor], dtype: torch.dtype) -> float:
+    file = GOLDEN / "anima_tiny_dit.safetensors"
+    model = load_anima_transformer(file, device=plan.device, dtype=dtype)
+    text = given["in.qwen_hidden.a"], given["in.t5_ids.a"]
+    with torch.no_grad():
+        velocity = model(given["in.x.sq"][:, :, 0], given["in.t.sq"], *text)
+    return relative_distance(velocity, given["out.dit.sq"][:, :, 0])
+
+
+def gradient_parity(plan: Plan, given: dict[str, Tensor], dtype: torch.dtype) -> float:
+    """The furthest of the reference's gradients."""
+    file = GOLDEN / "anima_tiny_dit.safetensors"
+    model = load_anima_transformer(file, device=plan.device, dtype=dtype)
+    start = "train.grad."
+    names = [key.removeprefix(start) for key in given if key.startswith(start)]
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+    text = given["in.qwen_hidden_padded"], given["in.t5_ids_padded"]
+    masks = {each: given[f"in.{each}_padded"] for each in ("qwen_mask", "t5_mask")}
+    velocity = model(given["fm.noisy"][:, :, 0], given["fm.sigma"], *text, **masks)
+    (velocity.float() - given["fm.target"][:, :, 0]).square().mean().backward()
+    apart = []
+    for name in names:
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        apart.append(relative_distance(gradient, given[start + name]))
+    return max(apart)
+
+
+def vae_parity(plan: Plan, given: dict[str, Tensor], dtype: torch.dtype) -> float:
+    file = GOLDEN / "qwen_image_vae_tiny.safetensors"
+    vae = load_anima_vae(file, device=plan.device, dtype=dtype)
+    latents = given["out.vae.latent"][:, :, 0]
+    with torch.no_grad():
+        encoded, decoded = vae.encode(given["in.image"]), vae.decode(latents)
+    found = [(encoded, latents), (decoded, given["out.vae.decoded"])]
+    return max(relative_distance(a, b.reshape(a.shape)) for a, b in found)
+
+
+def attention(plan: Plan) -> Iterator[Figures]:
+    """Every kernel against torch's in float32: forward and backward of one self-attention."""
+    side = plan.pixels[-1] // 16
+    heads = plan.params.model_dim // plan.params.head_dim
+    shape = (1, side * side, heads, plan.params.head_dim)
+    torch.manual_seed(0)
+    q, k, v = exact = [torch.randn(shape, device=plan.device) for _ in range(3)]
+    expected = FUNCTIONS["torch"](q, k, v, None)
+    for name in FUNCTIONS:
+        for dtype in ("bfloat16", "float16"):
+            names = {"kernel": name, "dtype": dtype}
+            work = partial(attention_of, plan, name, DTYPES[dtype], exact, expected)
+            yield guarded(plan, names, work)
+
+
+def attention_of(
+    plan: Plan, name: str, dtype: torch.dtype, exact: list[Tensor], expected: Tensor
+) -> dict[str, object]:
+    try:
+        if name in PACKAGED:
+            PACKAGED[name]()
+    except ImportError as error:
+        return {"result": f"not installed ({error})"}
+    if name in PACKAGED and plan.device.type != "cuda":
+        return {"result": "has no kernel for the CPU"}
+    q, k, v = (tensor.detach().to(dtype).requires_grad_(True) for tensor in exact)
+
+    def work() -> Tensor:
+        output = FUNCTIONS[name](q, k, v, None)
+        torch.autograd.grad(output.float().sum(), (q, k, v))
+        return output
+
+    apart = relative_distance(work(), expected)
+    times = [seconds_of(work, plan.device) for _ in range(3 if plan.quick else 7)]
+    result = "ok" if apart < 5e-2 else "TOO FAR"
+    ms = f"{1e3 * statistics.median(times):.2f}"
+    return {"ms": ms, "distance": f"{apart:.1e}", "result": result}
+
+
+@contextmanager
+def made_in(dtype: torch.dtype) -> Iterator[None]:
+    """New weights are of this dtype at once: twice the model would not fit a small card."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def settings_of(plan: Plan, adapter: str, mode: str, pixels: int) -> AnimaStep:
+    network, arguments = network_of(adapter, 16, {})
+    return AnimaStep(
+        params=plan.params, network=network, arguments=arguments, memory=MODES[mode],
+        size=(pixels // 8, pixels // 8), dtype=torch.bfloat16,
+    )  # fmt: skip
+
+
+def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]]:
+    """A step with the same random weights at every call, and what runs it with its update."""
+    torch.manual_seed(0)
+    with made_in(settings.dtype):
+        step = make_step(settings, plan.device)
+    trained = step.network.get_trainable_params()
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+
+    def work() -> Tensor:
+        loss = step.loss()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step, work
+
+
+def curves(plan: Plan) -> Iterator[Figures]:
+    """The loss of each memory mode step by step, against plain training: true widths, few blocks."""
+    small = replace(plan.params, num_blocks=min(4, plan.params.num_blocks))
+    pixels, steps = min(256, plan.pixels[0]), 4 if plan.quick else 12
+    expected: list[float] = []
+    for mode in MODES:
+        settings = replace(settings_of(plan, "lora", mode, pixels), params=small)
+        yield guarded(plan, {"mode": mode}, partial(curve, plan, settings, steps, expected))
+
+
+def curve(plan: Plan, settings: AnimaStep, steps: int, expected: list[float]) -> dict[str, object]:
+    _, work = step_on(plan, settings)
+    losses = torch.stack([work() for _ in range(steps)]).tolist()
+    if settings.memory == MODES["none"]:
+        expected += losses
+    if not expected:
+        raise RuntimeError("plain training, to be compared with, did not run")
+    apart = max(abs(loss - other) for loss, other in zip(losses, expected))
+    result = "same bits" if not apart else "ok" if apart < 1e-2 * expected[0] else "TOO FAR"
+    return {"steps": steps, "last loss": f"{losses[-1]:.5f}", "apart": apart, "result": result}
+
+
+def steps(plan: Plan) -> Iterator[Figures]:
+    """Time and memory of true-size steps, beside what the ledger counts."""
+    modes = ("checkpoint", "none") if plan.quick else STEP_MODES
+    for pixels in plan.pixels:
+        for adapter, title in plan.adapters.items():
+            for mode in modes:
+                names = {"pixels": str(pixels), "adapter": title, "mode": mode}
+                settings = settings_of(plan, adapter, mode, pixels)
+                yield guarded(plan, names, partial(timed_step, plan, settings))
+
+
+def timed_step(plan: Plan, settings: AnimaStep) -> dict[str, object]:
+    counted = f"{count(settings).peak / GIB:.2f}"
+    _, work = step_on(plan, settings)
+    for _ in range(2):
+        work()
+    if plan.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(plan.device)
+    times = [seconds_of(work, plan.device) for _ in range(3 if plan.quick else 7)]
+    peak, result = "not measured", "ok"
+    if plan.device.type == "cuda":
+        found = torch.cuda.max_memory_reserved(plan.device)
+        if found > FULL * torch.cuda.get_device_properties(plan.device).total_memory:
+            result = "fills the card"
+        peak = f"{torch.cuda.max_memory_allocated(plan.device) / GIB:.2f}"
+    ms = round(1e3 * statistics.median(times), 1)
+    return {"ms": ms, "peak GiB": peak, "ledger GiB": counted, "result": result}
