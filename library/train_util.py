@@ -60,11 +60,16 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
         logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
                        asked, wanted)  # fmt: skip
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() != "no":
+        logger.warning("accelerate launch asks for dynamo backend %s, which has no effect: compile "
+                       "compiles each block.", compiler)  # fmt: skip
     _refuse_sharding()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         mixed_precision=wanted,
+        dynamo_backend="no",
         kwargs_handlers=_accelerate_settings(cfg.distributed),
         cpu=processes > 1 and not torch.accelerator.is_available(),  # else each would train alone
     )

@@ -43,3 +43,11 @@ def test_what_compiled_blocks_do_not_go_with_is_said(demo, run_folder):
         make_trainer(config_files(demo, run_folder, settings))
     graphs, counted = (problem.message for problem in error.value.problems)
     assert "counts blocks that are not compiled" in counted and "records CUDA graphs" in graphs
+
+
+def test_the_launchers_own_compiler_is_left_out_and_named(demo, run_folder, monkeypatch, caplog):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    trainer = make_trainer(config_files(demo, run_folder, {}))
+    trainer.prepare_process()
+    assert trainer.accelerator.state.dynamo_plugin.backend == "NO"
+    assert "dynamo backend INDUCTOR, which has no effect" in caplog.text
