@@ -45,6 +45,7 @@ from anima_train_network import AnimaNetworkTrainer, load_run
 from library.errors import UserError
 from library.saving.checkpoints import EXTENSION
 from library.system.program import run_main
+from library.system.system_errors import output_errors
 from library.utils import setup_logging
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,6 @@ class Job:
 
     def start(self, name: str, resume: Path | None = None) -> subprocess.Popen:
         """One run as a process of its own, in folder/name; its messages go to folder/name.log."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         orders = {
             "folder": str(self.folder / name),
             "steps": self.steps,
@@ -80,7 +80,11 @@ class Job:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
         if self.processes > 1 and not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
-        with open(self.folder / f"{name}.log", "w", encoding="utf-8") as log:
+        file = self.folder / f"{name}.log"
+        with output_errors(file):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            log = open(file, "w", encoding="utf-8")  # noqa: SIM115  closed below
+        with log:
             return self.spawn(command, env=environment, stdout=log, stderr=log)
 
     def spawn(self, arguments: Sequence[str], **keywords: Any) -> subprocess.Popen:

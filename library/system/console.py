@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 READER_GONE = (errno.EPIPE, errno.EINVAL)  # the second is what Windows says
@@ -30,11 +30,17 @@ class Outlet:
         self.outliving(self.stream.write, text)
         return len(text)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
         self.outliving(self.stream.flush)
 
     def outliving(self, function: Callable[..., object], *arguments: str) -> None:
         """What cannot be written is not an error; from then on nothing is written."""
+        if self.stream.closed:
+            return
         try:
             function(*arguments)
         except OSError as error:

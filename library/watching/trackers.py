@@ -6,6 +6,7 @@ JSON lines in loss.jsonl. tensorboard and wandb are imported when they are used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -255,13 +256,21 @@ def _tracker_settings(options: LoggingOptions) -> dict[str, dict[str, Any]]:
 
 
 class JsonLines:
-    """One JSON object per step; what is not a finite number stands as NaN or Infinity."""
+    """One JSON object per step, whole or not at all; what is not finite stands as NaN or Infinity."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8", buffering=1)
+        self.file = path.open("ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        rest = (json.dumps({"step": step, **values}) + "\n").encode()
+        begin = self.file.tell()
+        try:
+            while rest:  # a full disk takes a part first
+                rest = rest[self.file.write(rest) :]
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.file.truncate(begin)
+            raise
 
     def close(self) -> None:
         self.file.close()

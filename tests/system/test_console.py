@@ -101,6 +101,23 @@ def test_a_program_without_any_console_can_print(monkeypatch):
     sys.stdout.close(), sys.stderr.close()
 
 
+def test_lines_written_together_outlive_the_reader_too(own_streams):
+    reading, writing = os.pipe()
+    os.close(reading)
+    own_streams(os.fdopen(writing, "wb", buffering=0), "utf-8")
+    console.secure()
+    sys.stdout.writelines([CHINESE, "\n"])
+    sys.stdout.flush()
+
+
+def test_a_stream_that_is_closed_swallows_what_it_is_given(own_streams):
+    own_streams(io.BytesIO(), "utf-8")
+    console.secure()
+    sys.stdout.close()
+    print(CHINESE, flush=True)
+    sys.stdout.writelines([CHINESE])
+
+
 def test_errors_are_told_on_any_console(monkeypatch, own_streams):
     def main():
         raise UserError(Problem(CHINESE, where="第 1 行", source=NAME))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -219,6 +220,21 @@ def test_a_full_disk_ends_the_lines_of_numbers_and_not_the_run(tmp_path, caplog)
     assert caplog.text.count("JsonLines: no more logs from here on") == 1
     events = read_events(trackers.run_dir / "network_train")
     assert len(events.Scalars("loss/current")) == 3
+
+
+def test_a_disk_that_fills_within_a_line_leaves_whole_lines(tmp_path):
+    log = JsonLines(tmp_path / "loss.jsonl")
+    log.write(1, {"loss": 1.0})
+    size = (tmp_path / "loss.jsonl").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            log.write(2, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    log.close()
+    assert json.loads((tmp_path / "loss.jsonl").read_text()) == {"step": 1, "loss": 1.0}
 
 
 def test_missing_wandb_names_the_pip_command():
