@@ -75,17 +75,19 @@ def list_pictures(
 
 def tell_passed_over(passed: PassedOver, place: str, other: str, findings: Findings) -> None:
     """Note what a search came by and did not use. other: the sort of subset that it left alone."""
-    lists = {
-        "links that lead nowhere, left out": passed.broken,
-        "folders searched by another path already": passed.twice,
-        "folders of masks, not searched for pictures": passed.masks,
-        f"folders of a {other} subset, left to it": passed.others,
-        "folders with pictures, left out (recursive = true of a dataset file searches them)": passed.deeper,
-        "hidden pictures or folders, left out": passed.hidden,
-    }
-    for text, paths in lists.items():
+    searches = "(recursive = true of a dataset file searches them)"
+    lists = (
+        (passed.broken, "link that leads", "links that lead", "nowhere, left out"),
+        (passed.twice, "folder", "folders", "searched by another path already"),
+        (passed.masks, "folder", "folders", "of masks, not searched for pictures"),
+        (passed.others, "folder", "folders", f"of a {other} subset, left to it"),
+        (passed.deeper, "folder", "folders", f"with pictures, left out {searches}"),
+        (passed.hidden, "hidden picture or folder,", "hidden pictures or folders,", "left out"),
+    )
+    for paths, one, several, text in lists:
         if paths:
-            findings.notes.append(f"{place}: {len(paths)} {text}: {names(paths)}")
+            what = one if len(paths) == 1 else several
+            findings.notes.append(f"{place}: {len(paths)} {what} {text}: {names(paths)}")
     if unread := passed.unread:
         findings.note(f"of kinds that are not read ({cure_of(unread)})", unread)
 

@@ -130,7 +130,7 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     source = next((item.source for item in in_file.values()), COMMAND_LINE)
     for dest, item in given.items():
         flag_ = reader.flags[dest]
-        if flag_.ignored and (dest not in values or flag_.asks(values[dest])):
+        if flag_.ignored and flag_.asks(values.get(dest, item.value)):
             reader.notes.append(f"{item.name} has no effect: {flag_.ignored}.")
     broken, explicit = frozenset(reader.broken), frozenset(values)
     loaded = LoadedConfig(

@@ -622,7 +622,7 @@ class PrecisionOptions:
     deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
     torch_compile: bool = flag(False, "compile the model", ignored=PER_BLOCK)
     dynamo_backend: str = flag(
-        "inductor", "backend of torch_compile", choices=DYNAMO, ignored=PER_BLOCK
+        "inductor", "backend of torch_compile", choices=DYNAMO, off=("no",), ignored=PER_BLOCK
     )
     compile: bool = flag(False, "compile each block: a slow start, then faster steps")
     compile_optional: bool = flag(

@@ -49,7 +49,7 @@ def test_linked_folders_are_searched_each_once_and_circles_end(tmp_path):
     link(folder / "self", folder / "self")
     catalogue = catalogue_of(folder, subset="recursive = true")
     assert keys_of(catalogue) == ["0.0/0.png", "0.0/b/0.png", "0.0/b/1.png"]
-    dead = note_of(catalogue, "lead nowhere")
+    dead = note_of(catalogue, "nowhere, left out")
     assert dead.endswith("3 links that lead nowhere, left out: b2, gone.png, self")
     assert ": up, c" in note_of(catalogue, "searched by another path already")
 
@@ -88,7 +88,7 @@ def test_masks_within_the_pictures_are_no_pictures(tmp_path, source, holder):
     text += f"{first}[[datasets.subsets]]\nimage_dir = '{other}'\n{second}"
     catalogue = catalogue_from(tmp_path, text)
     assert keys_of(catalogue) == ["0.0/0.png", "0.0/1.png", "0.1/0.png", "0.1/1.png"]
-    assert "masks" in note_of(catalogue, "folders of masks")
+    assert "masks" in note_of(catalogue, "of masks, not searched")
 
 
 def test_folders_of_regularisation_within_are_not_trained_on_as_well(tmp_path):
@@ -183,7 +183,7 @@ def test_masks_that_cannot_be_used_are_told(tmp_path):
     link(tmp_path / "masks" / "1.png", tmp_path / "nowhere.png")
     draw(tmp_path / "masks" / "2.png")
     catalogue = catalogue_of(folder, subset=f"mask_path = '{tmp_path / 'masks'}'")
-    assert "1.png" in note_of(catalogue, "lead nowhere")
+    assert "1.png" in note_of(catalogue, "nowhere, left out")
     assert "0.psd" in note_of(catalogue, "kinds that are not read")
 
 
