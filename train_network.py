@@ -43,7 +43,7 @@ class NetworkTrainer(TrainerStages):
             with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
                 self.run_epochs()
                 last_words = self.finish()
-        logger.info(last_words)  # of one process only: the others do not tell
+        logger.info(last_words)  # only the first process shows its messages
 
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)

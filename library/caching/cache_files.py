@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from library.data.data_types import Layout, StoredTensor
+from library.data.picture_folders import CACHE_FOLDER
 from library.data.stored import UnfitFile
 from library.errors import DatasetError, OutputError, Problem
 from library.system import leftovers
@@ -47,7 +48,6 @@ from library.utils import atomic_write
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "_cache"
 NOTE = "cache"  # in the header: fingerprint and checksum
 FORMAT = "3"  # raise it when the same inputs come to give another content
 EARLIER_FINGERPRINT = re.compile("[0-9a-f]{32}")  # knows files by name and time
@@ -335,7 +335,7 @@ def check_writable(folders: Iterable[Path]) -> None:
     """Make each folder's `_cache`. Raises DatasetError naming all that cannot be written."""
     problems = []
     for folder in dict.fromkeys(folders):
-        cache = folder / FOLDER
+        cache = folder / CACHE_FOLDER
         try:
             cache.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=cache):

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.caching.cache_files import DELAY, FOLDER, THREADS
+from library.caching.cache_files import DELAY, THREADS
+from library.data.picture_folders import CACHE_FOLDER
 from library.system.text_files import json_text
 from library.utils import atomic_write, file_facts, is_quiet, sha256_of_file, threads
 
@@ -90,7 +91,7 @@ class Contents:
         if home is None:
             return {}
         if home not in self.memories:
-            self.memories[home] = read_memory(home / FOLDER / MEMORY)
+            self.memories[home] = read_memory(home / CACHE_FOLDER / MEMORY)
         return self.memories[home]
 
     def remember(self) -> None:
@@ -115,7 +116,7 @@ def read_memory(path: Path) -> dict[str, list]:
 
 def write_memory(home: Path, memory: dict[str, list]) -> None:
     """What is known of files that are still there."""
-    path = home / FOLDER / MEMORY
+    path = home / CACHE_FOLDER / MEMORY
     there = {name: known for name, known in memory.items() if os.path.isfile(home / name)}
     try:
         path.parent.mkdir(exist_ok=True)

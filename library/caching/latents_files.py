@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from library.caching.cache_files import FOLDER, CacheFile, Foreign, fingerprint, name_hash
+from library.caching.cache_files import CacheFile, Foreign, fingerprint, name_hash
 from library.caching.contents import Contents
 from library.data.data_types import ImageInfo, Layout, StoredTensor
 from library.data.images import load_picture
+from library.data.picture_folders import CACHE_FOLDER
 from library.data.stored import UnfitFile
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def make_jobs(
             wanted = latents_fingerprint(image, flip, strategy.identity, contents) if contents else ""
             width, height = image.plan.bucket
             stem = f"{short_name(image.path)}_{width:04d}x{height:04d}{'_flip' if flip else ''}"
-            path = image.path.parent / FOLDER / f"{stem}.safetensors"
+            path = image.path.parent / CACHE_FOLDER / f"{stem}.safetensors"
             if taken.setdefault(path, wanted) != wanted:
                 path = path.with_name(f"{stem}_{wanted[-8:]}.safetensors")
             files[flip] = CacheFile(path, wanted, layout_of(image, strategy), trust)

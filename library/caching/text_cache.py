@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from library.caching.cache_files import (
     DELAY,
-    FOLDER,
     CacheFile,
     CacheStatus,
     Foreign,
@@ -38,6 +37,7 @@ from library.caching.cache_files import (
 from library.caching.contents import Contents
 from library.caching.latents_cache import ONLY_PROCESS, Share
 from library.data.data_types import TextOutputs
+from library.data.picture_folders import CACHE_FOLDER
 from library.errors import DatasetError
 from library.utils import is_quiet
 
@@ -225,7 +225,7 @@ class TextCache:
         """
         listed: dict[str, list[Path]] = {}
         for folder in dict.fromkeys(captions.values()):
-            for path in (folder / FOLDER).glob("text_*.safetensors"):
+            for path in (folder / CACHE_FOLDER).glob("text_*.safetensors"):
                 listed.setdefault(path.name, []).append(folder)
         files = {}
         for text, folder in captions.items():
@@ -280,7 +280,7 @@ class TextCache:
         if self.to_disk and wanted:
             folder = next(iter(wanted.values()))
             check_writable([folder])
-            held = Scratch(folder / FOLDER)
+            held = Scratch(folder / CACHE_FOLDER)
         for text in wanted:
             if text in self.held:
                 held[text] = self.held[text]
@@ -297,7 +297,7 @@ def text_file(
 
 def text_path(caption: str, folder: Path) -> Path:
     """Named by the text alone, so that another encoder replaces the file instead of adding one."""
-    return Path(folder) / FOLDER / f"text_{name_hash('text', caption)}.safetensors"
+    return Path(folder) / CACHE_FOLDER / f"text_{name_hash('text', caption)}.safetensors"
 
 
 def cache_text(

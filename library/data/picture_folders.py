@@ -14,6 +14,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from library.utils import first_few
+
 CACHE_FOLDER = "_cache"
 NAMES_SHOWN = 8
 KINDS = (
@@ -144,8 +146,7 @@ def cure_of(paths: Collection[Path]) -> str:
 
 def some(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+    return first_few(names, NAMES_SHOWN)
 
 
 def holds_pictures(folder: Path) -> bool:

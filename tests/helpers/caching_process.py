@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from library.caching.cache_files import FOLDER
 from library.caching.latents_cache import LatentsCache, Storing, cache_latents
 from library.caching.text_cache import TextCache, cache_text
+from library.data.picture_folders import CACHE_FOLDER
 from tests.helpers.dataset_files import BUCKETS, LetterEncoder, ShrinkingEncoder, catalogue_from
 
 BATCH = 3
@@ -82,7 +82,7 @@ def stop_at(count):
 
     def watch(event, arguments):
         nonlocal count
-        if event == "os.rename" and Path(arguments[1]).parent.name == FOLDER:
+        if event == "os.rename" and Path(arguments[1]).parent.name == CACHE_FOLDER:
             count -= 1
             if count == 0:
                 print("stopped", flush=True)
