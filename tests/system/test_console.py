@@ -24,7 +24,7 @@ PROGRAMS = sorted(
         *(f"tools.bench.{path.stem}" for path in ROOT.glob("tools/bench/[!_]*.py")
           if "\ndef main(" in path.read_text(encoding="utf-8")),
         *("tools._quickstart", "tools._run_tests"),
-    }  # fmt: skip
+    }
     - {"tools.quickstart", "tools.run_tests"}  # these start the two above as they are
 )
 ENCODINGS = ("ascii", "cp1252", "cp437", "cp936", "utf-8")
