@@ -28,7 +28,9 @@ from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_pro
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
+from library.anima_runtime.text_contexts import TextContexts, can_be_made_ahead
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
+from library.caching.text_windows import TextWindows
 from library.config_util import read_datasets
 from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
@@ -42,6 +44,7 @@ from library.settings.options import add_flags
 from library.settings.run_config import TrainConfig
 from library.strategy_anima import (
     AnimaConditioning,
+    AnimaContext,
     AnimaLatentsCachingStrategy,
     AnimaTextEncoderOutputsCachingStrategy,
     AnimaTextEncodingStrategy,
@@ -229,7 +232,20 @@ class AnimaNetworkTrainer(NetworkTrainer):
         tokens = self.tokenize_strategy.tokenize(caption)
         return len(tokens.qwen_ids), len(tokens.t5_ids)
 
-    def call_unet(self, noisy: NoisyLatents, conditioning: AnimaConditioning) -> Tensor:
+    def finish_texts(self) -> None:
+        """Text contexts, where the LLM adapter would make the same in every step; it then waits in RAM."""
+        adapted = [placement.path for placement in self.network.placements]
+        if not isinstance(self.texts, TextWindows) or not can_be_made_ahead(adapted, self.datasets):
+            return
+        assert isinstance(self.base, Anima)
+        contexts = TextContexts(self.base)
+        if made := self.texts.hold_changed(contexts.make):
+            contexts.rest()
+            logger.info("%d text contexts are made; the LLM adapter, not trained, is in RAM", made)
+
+    def call_unet(
+        self, noisy: NoisyLatents, conditioning: AnimaConditioning | AnimaContext
+    ) -> Tensor:
         return predict_velocity(self.model, noisy, conditioning)
 
     def update_metadata(self, entries: dict[str, str]) -> None:

@@ -49,6 +49,7 @@ class NetworkTrainer(TrainerStages):
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
         for epoch in range(self.state.epoch, self.plan.epochs):
             self.texts.prepare_epoch(epoch)
+            self.finish_texts()
             self.state.begin_epoch(epoch)
             self.progress.start_epoch(epoch)
             self.network.on_epoch_start(None, self.model)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from library.anima_backend.modelling.dit import pad_context
 from library.anima_runtime import sd_scripts_caches
 from library.data.data_types import StoredTensor
 from library.data.stored import UnfitFile
@@ -69,6 +70,16 @@ class AnimaConditioning:
             t5_ids=to_device(self.t5_ids, device),
             t5_mask=to_device(self.t5_mask, device),
         )
+
+
+@dataclass(frozen=True)
+class AnimaContext:
+    """The same where the LLM adapter has run before: context (B, T, X), zero where a caption ends."""
+
+    context: Tensor
+
+    def to(self, device: torch.device | str) -> AnimaContext:
+        return AnimaContext(to_device(self.context, device))
 
 
 def unescape(caption: str) -> str:
@@ -163,8 +174,11 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
         return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
 
     @staticmethod
-    def collate(outputs: Sequence[TextOutputs]) -> AnimaConditioning:
-        """Pad at the right to the longest of the batch, with masks."""
+    def collate(outputs: Sequence[TextOutputs]) -> AnimaConditioning | AnimaContext:
+        """Pad at the right to the longest of the batch, with masks; or finished contexts, with zeros."""
+        if "context" in outputs[0]:
+            contexts = [output["context"] for output in outputs]
+            return AnimaContext(pad_sequence(contexts, batch_first=True))
         hidden = [output["qwen_hidden"] for output in outputs]
         real = [torch.ones(len(rows), dtype=torch.long, device=rows.device) for rows in hidden]
         return AnimaConditioning(
@@ -263,13 +277,16 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
 
 
 def predict_velocity(
-    dit: nn.Module, noisy: NoisyLatents, conditioning: AnimaConditioning
+    dit: nn.Module, noisy: NoisyLatents, conditioning: AnimaConditioning | AnimaContext
 ) -> Tensor:
     """The DiT's velocity for noisy latents, (B, 16, H, W), float32.
 
     The LLM adapter runs inside this one call, so that gradients reach it and several processes see
     every trainable tensor in one forward. sigma goes in as float32.
     """
+    if isinstance(conditioning, AnimaContext):
+        context = pad_context(conditioning.context)
+        return dit(noisy.latents, noisy.sigma, context=context).float()
     prediction = dit(
         noisy.latents,
         noisy.sigma,

@@ -85,6 +85,9 @@ class FamilyHooks(ABC):
         """What other trainers would do otherwise with these options."""
         return []
 
+    def finish_texts(self) -> None:
+        """Make ahead what every step would make of the epoch's cached texts, if nothing there trains."""
+
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Add the family's entries to the exported metadata."""
 

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -114,6 +114,9 @@ class TextCache:
         self.stored: dict[str, StoredItem] = {}
         self.intact: set[str] = set()  # read before and found whole
         self.more_to_come = False
+        self.captions: tuple[str, ...] = ()
+        self.change: Callable[[TextOutputs], TextOutputs] | None = None
+        self.changed: set[str] = set()  # captions whose outputs are held as `change` made them
 
     def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
         """The encoder's outputs. What is damaged or lost on disk is made anew, as it was.
@@ -138,7 +141,8 @@ class TextCache:
     def encode_late(self, caption: str) -> TextOutputs:
         """A text that `hold` was not told of: right, but slow."""
         logger.warning("encoded while it is waited for, since it was not foreseen: %r", caption)
-        self.held[caption] = self.encode(caption)
+        outputs = self.encode(caption)
+        self.held[caption] = self.change(outputs) if self.change else outputs
         self.strategy.rest()
         return self.held[caption]
 
@@ -160,6 +164,18 @@ class TextCache:
         if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
             raise DatasetError(f"the text encoder gives NaN or infinite outputs for {caption!r}.")
         return outputs
+
+    def hold_changed(self, change: Callable[[TextOutputs], TextOutputs]) -> int:
+        """From now on `get` gives what `change` makes of a caption's outputs; returns how many were made.
+
+        Of the captions at hand each is made once, here. Files keep the outputs as they were.
+        """
+        self.change = change
+        due = [caption for caption in self.captions if caption not in self.changed]
+        for caption in due:
+            self.held[caption] = change(self.get(caption))
+            self.changed.add(caption)
+        return len(due)
 
     def put_away(self) -> None:
         """Free the device of the encoder; it stays in the host's memory while more is to come."""
@@ -187,6 +203,7 @@ class TextCache:
         Raises DatasetError naming a caption without finite outputs, or a folder that cannot be written.
         """
         tally = Tally("captions")
+        self.captions = tuple(captions)
         self.more_to_come = more_to_come
         files = self.files_of(captions) if self.to_disk else {}
         self.stored = self.find(files, pictures or {}, tally)
@@ -286,6 +303,7 @@ class TextCache:
                 held[text] = self.held[text]
         tally.kept += len(held)
         self.held = held
+        self.changed = {text for text in self.changed if text in held}
 
 
 def text_file(

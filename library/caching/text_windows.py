@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -184,6 +184,10 @@ class TextWindows:
                 "%d captions are ready, of epochs %d to %d of %d (--text_cache_variants %d)",
                 len(captions), self.window.start + 1, self.window.stop, epochs, self.limit,
             )  # fmt: skip
+
+    def hold_changed(self, change: Callable[[TextOutputs], TextOutputs]) -> int:
+        """See TextCache.hold_changed; of the epochs at hand."""
+        return self.cache.hold_changed(change)
 
     @cached_property
     def first_texts(self) -> frozenset[str]:

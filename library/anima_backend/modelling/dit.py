@@ -121,7 +121,7 @@ class Anima(nn.Module):
             rows = rows * t5_mask.to(rows)[..., None]
         if t5_weights is not None:
             rows = rows * t5_weights.to(rows)[..., None]
-        return F.pad(rows, (0, 0, 0, max(0, MIN_CONTEXT - rows.shape[1])))
+        return pad_context(rows)
 
     def run_block(self, number: int, x: Tensor, *others: object) -> Tensor:
         block: Callable[..., Tensor] = self.blocks[number]
@@ -202,3 +202,8 @@ class Anima(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.backend = backend
+
+
+def pad_context(rows: Tensor) -> Tensor:
+    """(B, T, X) with rows of zeros up to the least number that the blocks attend to."""
+    return F.pad(rows, (0, 0, 0, max(0, MIN_CONTEXT - rows.shape[1])))

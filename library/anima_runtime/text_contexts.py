@@ -1,0 +1,51 @@
+"""Text contexts made ahead: where the LLM adapter does not train, it need not run in every step.
+
+In a batch of several captions the shorter ones are padded, and the LLM adapter then rounds otherwise than
+for one caption alone. Hence contexts are made ahead only where every batch has one picture: there
+they are the same to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from library.device_utils import clean_memory_on_device
+
+if TYPE_CHECKING:
+    from library.anima_backend.modelling.dit import Anima
+    from library.data.data_types import TextOutputs
+    from library.data.dataset_config import DatasetGroupConfig
+
+LLM_ADAPTER = "llm_adapter."
+
+
+def can_be_made_ahead(adapted: Iterable[str], datasets: DatasetGroupConfig) -> bool:
+    """Whether every step would make the same context of a caption. adapted: paths of modules."""
+    is_adapted = any(path.startswith(LLM_ADAPTER) for path in adapted)
+    return not is_adapted and all(dataset.batch_size == 1 for dataset in datasets.datasets)
+
+
+class TextContexts:
+    """The frozen LLM adapter of a model, which is in the host's memory while it rests."""
+
+    def __init__(self, model: Anima) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def make(self, outputs: TextOutputs) -> TextOutputs:
+        """context (T, X) of a caption's outputs, on the CPU, in the model's dtype."""
+        device = self.model.device
+        self.model.llm_adapter.to(device)
+        names = "qwen_hidden", "t5_ids", "t5_mask"
+        hidden, ids, mask = (outputs[name][None].to(device) for name in names)
+        real = torch.ones(hidden.shape[:2], dtype=torch.long, device=device)
+        context = self.model.preprocess_text_embeds(hidden, ids, qwen_mask=real, t5_mask=mask)
+        return {"context": context[0, : ids.shape[1]].cpu().clone()}
+
+    def rest(self) -> None:
+        if self.model.device.type != "cpu":
+            self.model.llm_adapter.cpu()
+            clean_memory_on_device(self.model.device)
