@@ -1,0 +1,179 @@
+"""The stages of a run that load nothing heavy: what it is made of is established, and fits together.
+
+The stages that follow are in library/trainer_stages.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from library import train_util
+from library.caching.contents import Contents
+from library.data.bucket_sampler import BucketBatchSampler
+from library.data.data_types import RunPosition
+from library.data.dataset_config import DatasetGroupConfig
+from library.data.scan import scan
+from library.device_utils import precision_dtype
+from library.errors import ConfigError, Problem
+from library.memory.modes import SavesMemory, mode_problems
+from library.saving import snapshot
+from library.saving.checkpoints import Checkpoints
+from library.saving.output_checks import check_outputs
+from library.saving.resumption import Resumption
+from library.saving.snapshot import Snapshot
+from library.saving.state_contents import first_position
+from library.settings.run_config import TrainConfig
+from library.system.program import is_first_process
+from library.trainer_hooks import FamilyHooks
+from library.training.compiling import Compilation, working_compilation
+from library.training.flow_matching import Noising
+from library.training.optimization import check_optimization
+from library.training.optimizer_trial import try_optimizer
+from library.utils import log_lines
+from library.watching.validation import Validation
+from networks.contract import NetworkModule
+from networks.loading import load_network_module, make_network, merge_base_weights, quiet
+from networks.network import AdapterNetwork
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from library.data.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+
+class CheckStages(FamilyHooks):
+    """What a run is known by before anything is loaded. Each stage sets what stands under its name.
+
+    outline: the network that will be attached, without memory
+    """
+
+    # prepare_process
+    accelerator: Accelerator
+    noising: Noising
+    weight_dtype: torch.dtype
+    # open_state
+    resumption: Resumption
+    seed: int
+    # check
+    network_module: NetworkModule
+    model_facts: object
+    outline: AdapterNetwork
+    # prepare_data
+    catalogue: Catalogue
+    sampler: BucketBatchSampler
+    state: RunPosition
+    plan: train_util.StepPlan
+    checkpoints: Checkpoints
+    validation: Validation
+    # check_compile
+    compilation: Compilation | None
+
+    def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
+        """Both checked, each by itself."""
+        self.cfg = cfg
+        self.datasets = datasets
+        self.contents = Contents()
+
+    def assert_extra_args(self) -> list[Problem]:
+        """What is wrong between the flags and the output folder, before any heavy work."""
+        one_tries = is_first_process(os.environ)  # since what is tried is made and removed
+        return check_outputs(self.cfg) if one_tries else []
+
+    def prepare_process(self) -> None:
+        """Establish the accelerator and the settings of the path."""
+        train_util.prepare_torch(self.cfg)
+        self.accelerator = train_util.prepare_accelerator(self.cfg)
+        self.noising = train_util.make_noising(self.cfg.flow)
+        self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
+
+    def open_state(self) -> None:
+        """Establish which state to go on from, if any, and the seed."""
+        self.resumption = Resumption(self.cfg.resume, self.snapshot_schema)
+        self.seed = train_util.choose_seed(self.resumption.seed_or(self.cfg.loop.seed))
+
+    def check(self, device: torch.device | str | None = None) -> None:
+        """Establish what the model files are, and adapters that fit; all problems in one error.
+
+        device: where optimizers are tried when something else is wrong; None: where the run trains
+        """
+        net, kwargs = self.cfg.network, self.network_kwargs()
+        assert net.network_module, "the family chooses one"
+        module = load_network_module(net.network_module)
+        dims = net.network_dim, net.network_alpha, net.network_dropout
+        facts, wrong_files = self.inspect_models()
+        problems = module.check_network_args(*dims, **kwargs)
+        problems += [*self.assert_extra_args(), *wrong_files]
+        if problems:
+            like = torch.empty(0, device=self.accelerator.device if device is None else device)
+            raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, like=like)])
+        self.network_module, self.model_facts = module, facts
+        with torch.device("meta"), quiet():
+            model = self.empty_model()
+            assert isinstance(model, SavesMemory), "every family's model does"
+            if problems := mode_problems(self.cfg.loop, model):
+                raise ConfigError(problems)
+            merge_base_weights(net, model)
+            self.outline = make_network(module, net, kwargs, model)
+
+    def prepare_data(self) -> None:
+        """Establish the catalogue of pictures, the order of batches and the length of the run."""
+        self.catalogue = scan(self.datasets)
+        self.sampler = BucketBatchSampler(
+            self.catalogue,
+            seed=self.seed,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        accumulation = self.cfg.loop.gradient_accumulation_steps
+        plan = train_util.StepPlan.make(len(self.sampler), accumulation, self.cfg)
+        self.state = first_position(
+            self.cfg.resume,
+            self.resumption.state,
+            plan,
+            accumulation=accumulation,
+            processes=self.accelerator.num_processes,
+        )
+        self.plan = plan.starting_at(self.state, self.cfg)
+        self.checkpoints = Checkpoints(self.cfg.save, self.plan.epochs, self.cfg.resume)
+        self.validation = Validation(self.catalogue.validation(), self.cfg.validation)
+        log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
+        log_lines(logger, self.catalogue.describe())
+
+    def check_optimization(self) -> None:
+        """All of the run's steps, on stand-ins."""
+        device = self.accelerator.device
+        check_optimization(self.cfg, self.outline, self.plan.total_steps, device)
+
+    def check_resume(self) -> None:
+        """That the state fits this run, before anything heavy is loaded."""
+        is_main = self.accelerator.is_main_process
+        self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
+
+    def check_compile(self) -> None:
+        """Establish how blocks are compiled, if that is asked for and works here."""
+        self.compilation = working_compilation(
+            self.cfg.precision, self.catalogue, self.accelerator.device
+        )
+
+    def build_resume_snapshot(self) -> dict[str, Any]:
+        """The settings of this run that a state keeps."""
+        return self.snapshot().document(self.snapshot_schema)
+
+    def snapshot(self) -> Snapshot:
+        """The same by kind; a family adds its own."""
+        processes = self.accelerator.num_processes
+        return snapshot.run_fields(
+            self.cfg, self.catalogue, self.outline, seed=self.seed, processes=processes
+        )
+
+    def validate_resume_snapshot(self, saved: Mapping[str, Any]) -> list[Problem]:
+        """What in a state's snapshot keeps this run from going on from it."""
+        own = self.build_resume_snapshot()
+        return snapshot.compare(saved, own, self.cfg.resume, strict=self.strict_resume)
