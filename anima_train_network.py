@@ -28,10 +28,11 @@ from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_pro
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
-from library.anima_runtime.text_contexts import TextContexts, can_be_made_ahead
+from library.anima_runtime.text_contexts import TextContexts, can_be_made_ahead, prompt_context
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.caching.text_windows import TextWindows
 from library.config_util import read_datasets
+from library.data.data_types import TextOutputs
 from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
 from library.errors import ConfigError, ModelFileError, Problem
@@ -247,6 +248,10 @@ class AnimaNetworkTrainer(NetworkTrainer):
         self, noisy: NoisyLatents, conditioning: AnimaConditioning | AnimaContext
     ) -> Tensor:
         return predict_velocity(self.model, noisy, conditioning)
+
+    def prompt_context(self, model: nn.Module, outputs: TextOutputs) -> Tensor:
+        assert isinstance(model, Anima)
+        return prompt_context(model, outputs)
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Say that this is Anima, which files it was trained on, and how text was read."""

@@ -20,6 +20,7 @@ from library.anima_runtime import sd_scripts_caches
 from library.data.data_types import StoredTensor
 from library.data.stored import UnfitFile
 from library.device_utils import LoadedOnUse, to_device
+from library.previews.prompts import parse_prompt
 from library.strategy_base import (
     LatentsCachingStrategy,
     TextEncoderOutputsCachingStrategy,
@@ -43,10 +44,14 @@ EMPTY_CAPTION = ("encode", "zeros")
 
 @dataclass(frozen=True)
 class AnimaTokens:
-    """The ids of one caption, unpadded; neither is ever empty."""
+    """The ids of one caption, unpadded; neither is ever empty.
+
+    t5_weights: one for each of the T5 ids, of a prompt that weighs words; None where all are 1
+    """
 
     qwen_ids: tuple[int, ...]
     t5_ids: tuple[int, ...]
+    t5_weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,24 @@ class AnimaTokenizeStrategy(TokenizeStrategy):
             )
         return AnimaTokens(tuple(kept_qwen), tuple(kept_t5))
 
+    def tokenize_prompt(self, text: str) -> AnimaTokens:
+        """The ids and weights that ComfyUI gives a prompt: each weighed piece is tokenized alone."""
+        qwen_ids: list[int] = []
+        t5_ids: list[int] = []
+        weights: list[float] = []
+        for piece, weight in parse_prompt(text):
+            own = self.t5_tokenizer(piece).input_ids[:-1]  # its </s> stands once, at the end
+            qwen_ids += self.qwen_tokenizer(piece).input_ids
+            t5_ids += own
+            weights += [weight] * len(own)
+        end = self.t5_tokenizer("").input_ids
+        is_weighed = any(weight != 1 for weight in weights)
+        return AnimaTokens(
+            tuple(qwen_ids or [self.qwen_tokenizer.pad_token_id]),
+            (*t5_ids, *end),
+            (*weights, *(1.0 for _ in end)) if is_weighed else None,
+        )
+
     @property
     def cut_captions(self) -> int:
         """How many different captions were longer than a limit so far."""
@@ -168,10 +191,26 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
             width = self.qwen_model.config.hidden_size
             zeros = torch.zeros(1, width, dtype=self.qwen_model.dtype)
             return {"qwen_hidden": zeros, "t5_ids": t5_ids, "t5_mask": torch.zeros_like(t5_ids)}
+        hidden = self.hidden_states(tokens)
+        return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+
+    @torch.no_grad()
+    def encode_prompt(self, tokens: AnimaTokens) -> TextOutputs:
+        """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,) and t5_weights (T,), on the CPU."""
+        t5_ids = torch.tensor(tokens.t5_ids)
+        weights = tokens.t5_weights or (1.0,) * len(t5_ids)
+        return {
+            "qwen_hidden": self.hidden_states(tokens).cpu(),
+            "t5_ids": t5_ids,
+            "t5_weights": torch.tensor(weights),
+        }
+
+    def hidden_states(self, tokens: AnimaTokens) -> Tensor:
+        """(S, D), on the encoder's device."""
         ids = torch.tensor([tokens.qwen_ids], device=self.qwen_model.device)
         output = self.qwen_model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        hidden = output.last_hidden_state[0]
-        return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
 
     @staticmethod
     def collate(outputs: Sequence[TextOutputs]) -> AnimaConditioning | AnimaContext:
@@ -203,6 +242,12 @@ class AnimaLatentsCachingStrategy(LatentsCachingStrategy):
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, 8H, 8W) in [-1, 1] -> (B, 16, H, W), float32 on the VAE's device."""
         return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, rows: int | None = None) -> Tensor:
+        """(B, 16, H, W) -> (B, 3, 8H, 8W), float32 on the VAE's device; as ComfyUI, not clamped."""
+        pixels: Tensor = self.vae.decode(latents.to(self.vae.device), rows)
+        return pixels
 
     def free(self) -> None:
         if isinstance(self.vae, LoadedOnUse):

@@ -26,6 +26,13 @@ class TokenizeStrategy(ABC):
     def tokenize(self, caption: str) -> Any:
         """The tokens of one caption, in the family's own type."""
 
+    @abstractmethod
+    def tokenize_prompt(self, text: str) -> Any:
+        """The tokens of a prompt to draw: parentheses weigh words, and nothing is cut.
+
+        Raises ConfigError for a weight that is not finite.
+        """
+
 
 class TextEncodingStrategy(ABC):
     """Token ids to what the denoiser is conditioned on."""
@@ -35,12 +42,19 @@ class TextEncodingStrategy(ABC):
         """The encoder's outputs for one caption: unpadded, without a batch axis or gradients."""
 
     @abstractmethod
+    def encode_prompt(self, tokens: Any) -> TextOutputs:
+        """The outputs for a prompt's tokens, on the CPU; an empty prompt is encoded as any other.
+
+        They are for FamilyHooks.prompt_context and may hold what a caption's do not.
+        """
+
+    @abstractmethod
     def collate(self, outputs: Sequence[TextOutputs]) -> Any:
         """The conditioning of a batch, padded as the model wants it; it has `.to(device)`."""
 
 
 class LatentsCachingStrategy(ABC):
-    """Pixels to latents.
+    """Pixels to latents, and latents that were drawn to pixels.
 
     identity:  the encoder's file and every option that changes its output; a cache made under
                another identity is not used
@@ -55,6 +69,17 @@ class LatentsCachingStrategy(ABC):
     @abstractmethod
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, downscale*H, downscale*W) in [-1, 1] -> (B, C, H, W), float32 on the encoder's device."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, rows: int | None = None) -> Tensor:
+        """(B, C, H, W) -> (B, 3, downscale*H, downscale*W), float32, not clamped to its [-1, 1].
+
+        rows: of latents that are decoded at a time, to save memory; the same picture to rounding
+        """
+
+    def latents_shape(self, width: int, height: int, batch: int = 1) -> tuple[int, int, int, int]:
+        """(B, C, H, W) of pictures of a size in pixels, which `downscale` divides."""
+        return batch, self.channels, height // self.downscale, width // self.downscale
 
     def free(self) -> None:
         """Give the encoder's memory back; the next `encode` loads it again."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from library import strategy_base
+    from library.data.data_types import TextOutputs
     from library.errors import Problem
     from library.memory.planning import Count
     from library.settings.run_config import TrainConfig
@@ -68,6 +69,14 @@ class FamilyHooks(ABC):
     @abstractmethod
     def call_unet(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:
         """The model's prediction, float32; the one place the model is called."""
+
+    @abstractmethod
+    def prompt_context(self, model: nn.Module, outputs: TextOutputs) -> Tensor:
+        """What `model` reads of a prompt to draw, (1, T, X), made by what it has for that now.
+
+        model:   of load_target_model, without a wrapper; dropout is the caller's affair
+        outputs: of TextEncodingStrategy.encode_prompt
+        """
 
     def network_kwargs(self) -> dict[str, Any]:
         """Arguments of the network: --network_args, and what a family adds from its own flags."""

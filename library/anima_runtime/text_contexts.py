@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from library.device_utils import clean_memory_on_device
 
@@ -26,6 +27,22 @@ def can_be_made_ahead(adapted: Iterable[str], datasets: DatasetGroupConfig) -> b
     """Whether every step would make the same context of a caption. adapted: paths of modules."""
     is_adapted = any(path.startswith(LLM_ADAPTER) for path in adapted)
     return not is_adapted and all(dataset.batch_size == 1 for dataset in datasets.datasets)
+
+
+@torch.no_grad()
+def prompt_context(model: Anima, outputs: TextOutputs) -> Tensor:
+    """(1, max(512, T), X) of a prompt to draw, by the model's LLM adapter as it is now.
+
+    outputs: of AnimaTextEncodingStrategy.encode_prompt. In the model's dtype, where the model computes;
+    an LLM adapter that waits elsewhere goes back there.
+    """
+    home = next(model.llm_adapter.parameters()).device
+    model.llm_adapter.to(model.device)
+    names = "qwen_hidden", "t5_ids", "t5_weights"
+    hidden, ids, weights = (outputs[name][None].to(model.device) for name in names)
+    context = model.preprocess_text_embeds(hidden, ids, t5_weights=weights)
+    model.llm_adapter.to(home)
+    return context
 
 
 class TextContexts:

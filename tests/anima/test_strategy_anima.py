@@ -1,11 +1,15 @@
 """What captions become on their way to the DiT: ids, hidden states, padded batches, contexts."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from library.anima_runtime.text_contexts import prompt_context
 from library.anima_runtime.tokenizer_assets import load_qwen_tokenizer, load_t5_tokenizer
+from library.errors import ConfigError
 from library.strategy_anima import (
     AnimaLatentsCachingStrategy,
     AnimaTextEncoderOutputsCachingStrategy,
@@ -71,6 +75,52 @@ def test_real_captions_become_the_ids_that_comfyui_gives():
         assert list(tokens.qwen_ids) == case["qwen_ids"], case["text"]
         assert list(tokens.t5_ids) == case["t5_ids"], case["text"]
     assert tokenize.tokenize("").qwen_ids == (151643,)
+
+
+@needs_real
+def test_prompts_to_draw_become_the_ids_and_weights_that_comfyui_gives():
+    folder = SHARED / "tokenizers"
+    tokenize = AnimaTokenizeStrategy(
+        load_qwen_tokenizer(folder / "qwen3"), load_t5_tokenizer(folder / "t5")
+    )
+    for case in json.loads(golden("prompt_cases.json").read_text("utf-8"))["cases"]:
+        expected = [float(weight) for weight in case["t5_weights"]]
+        if not all(map(math.isfinite, expected)):
+            with pytest.raises(ConfigError, match="not finite"):
+                tokenize.tokenize_prompt(case["text"])
+            continue
+        tokens = tokenize.tokenize_prompt(case["text"])
+        assert list(tokens.qwen_ids) == case["qwen_ids"], case["text"]
+        assert list(tokens.t5_ids) == case["t5_ids"], case["text"]
+        weights = tokens.t5_weights or (1.0,) * len(tokens.t5_ids)
+        assert weights == pytest.approx(expected), case["text"]
+        assert (tokens.t5_weights is None) is (set(expected) == {1.0})
+
+
+def test_a_prompt_without_weights_is_read_as_a_caption_is(tokenize):
+    for text in ("", "1girl, blue hair", r"aoi \(demo\), smile"):
+        assert tokenize.tokenize_prompt(text) == tokenize.tokenize(text)
+    assert AnimaTokenizeStrategy(
+        tokenize.qwen_tokenizer, tokenize.t5_tokenizer, qwen_max_length=1, t5_max_length=1
+    ).tokenize_prompt("1girl, smile") == tokenize.tokenize("1girl, smile")
+
+
+def test_a_prompts_context_is_its_captions_with_weighed_rows(tokenize):
+    zeros = AnimaTextEncodingStrategy(tokenize, tiny_qwen(), empty_caption="zeros")
+    dit, tokens = tiny_transformer(), golden_tokens("a")
+    plain = context_of(dit, zeros.collate([zeros.encode_tokens(tokens)]))
+    assert torch.equal(prompt_context(dit, zeros.encode_prompt(tokens)), plain)
+    weights = torch.linspace(-1, 2, len(tokens.t5_ids))
+    weighed = replace(tokens, t5_weights=tuple(weights.tolist()))
+    found = prompt_context(dit, zeros.encode_prompt(weighed))
+    assert torch.equal(found[0, : len(weights)], plain[0, : len(weights)] * weights[:, None])
+
+
+def test_an_empty_prompt_is_encoded_where_empty_captions_are_zeros(tokenize):
+    zeros = AnimaTextEncodingStrategy(tokenize, tiny_qwen(), empty_caption="zeros")
+    zeros.zero_tokens = AnimaTokens((7,), (1,))  # of "", by a tokenizer that fits the tiny encoder
+    assert not zeros.encode_tokens(zeros.zero_tokens)["qwen_hidden"].any()
+    assert zeros.encode_prompt(zeros.zero_tokens)["qwen_hidden"].all()
 
 
 def test_escaped_parentheses_are_parentheses(tokenize):

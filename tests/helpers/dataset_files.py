@@ -89,6 +89,9 @@ class ShrinkingEncoder(LatentsCachingStrategy):
         self.batches.append(len(pixels))
         return torch.nn.functional.avg_pool2d(pixels, 8)
 
+    def decode(self, latents, rows=None):
+        return torch.nn.functional.interpolate(latents, scale_factor=8)
+
 
 class LetterEncoder(TextEncoderOutputsCachingStrategy):
     """A caption's code points, and a row of features for each."""

@@ -54,6 +54,9 @@ class RandomLatents(LatentsCachingStrategy):
     def encode(self, pixels: Tensor) -> Tensor:
         return torch.randn(len(pixels), 16, pixels.shape[2] // 8, pixels.shape[3] // 8)
 
+    def decode(self, latents: Tensor, rows: int | None = None) -> Tensor:
+        return torch.zeros(len(latents), 3, latents.shape[2] * 8, latents.shape[3] * 8)
+
 
 class RandomText(TextEncoderOutputsCachingStrategy):
     """Text outputs of the true size."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DOWNSCALE = 8
 CHANNELS = 16
+HALO = 13  # rows of latents: how far from a pixel the decoder's upper part looks, 12.25
 
 
 class SingleFrameConv(nn.Module):
@@ -66,11 +67,34 @@ class QwenImageVAE(nn.Module):
         mean = moments[:, :CHANNELS, 0].float()
         return (mean - self.mean.to(mean)) / self.std.to(mean)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels, float32, not clamped (diffusers clamps, ComfyUI does not)."""
+    def decode(self, latents: Tensor, rows: int | None = None) -> Tensor:
+        """Pixels, float32, not clamped (diffusers clamps, ComfyUI does not).
+
+        rows: of latents whose pixels are made at a time, one picture after the other: saves memory. The
+        same numbers but for rounding: what sees the whole picture, the attention at the latents' own
+        size, sees it; above it there are only 3x3 convolutions, and each band has the rows that these
+        look at.
+        """
         latents = latents.float() * self.std.to(latents.device) + self.mean.to(latents.device)
         z = self.network.post_quant_conv(latents.to(self.dtype)[:, :, None])
-        return self.network.decoder(z)[:, :, 0].float()
+        if rows is None:
+            return self.network.decoder(z)[:, :, 0].float()
+        return torch.cat([self.decode_in_bands(picture, rows) for picture in z.split(1)])
+
+    def decode_in_bands(self, z: Tensor, rows: int) -> Tensor:
+        """(1, 16, 1, H, W) -> (1, 3, 8H, 8W), float32, `rows` rows of latents after the other."""
+        decoder, height = self.network.decoder, z.shape[-2]
+        features = decoder.mid_block(decoder.conv_in(z))
+        bands = []
+        for top in range(0, height, rows):
+            above = min(HALO, top)
+            seen = features[..., top - above : top + rows + HALO, :]
+            for block in decoder.up_blocks:
+                seen = block(seen)
+            band = decoder.conv_out(decoder.nonlinearity(decoder.norm_out(seen)))
+            kept = min(rows, height - top)
+            bands.append(band[:, :, 0].float().narrow(2, above * DOWNSCALE, kept * DOWNSCALE))
+        return torch.cat(bands, dim=2)
 
 
 def fold_convolutions(network: nn.Module) -> None:
