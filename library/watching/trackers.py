@@ -26,6 +26,8 @@ from library.system.text_files import TextFileError, parse_toml, read_text
 from library.watching.tensorboard_server import TensorBoardServer, free_port, start_server
 
 if TYPE_CHECKING:
+    import numpy
+
     from library.settings.run_config import LoggingOptions
 
 logger = logging.getLogger(__name__)
@@ -43,9 +45,11 @@ STEPS_FILE = "loss.jsonl"
 
 
 class Writer(Protocol):
-    """One destination of step logs."""
+    """One destination of step logs. show: pictures by tag, (H, W, 3) uint8, where it can keep them."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def show(self, step: int, pictures: Mapping[str, numpy.ndarray]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -66,6 +70,10 @@ class Trackers:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one step's numbers. A destination that fails is reported once: training goes on."""
         self._each(lambda writer: writer.write(step, values))
+
+    def show(self, step: int, pictures: Mapping[str, numpy.ndarray]) -> None:
+        """Give pictures, (H, W, 3) uint8 by tag, to the destinations that keep some."""
+        self._each(lambda writer: writer.show(step, pictures))
 
     def _each(self, act: Callable[[Writer], None]) -> None:
         is_there = self.run_dir and os.path.isdir(self.run_dir)  # is_dir() raises for lost shares
@@ -272,6 +280,9 @@ class JsonLines:
                 self.file.truncate(begin)
             raise
 
+    def show(self, step: int, pictures: Mapping[str, numpy.ndarray]) -> None:
+        """Numbers alone are kept."""
+
     def close(self) -> None:
         self.file.close()
 
@@ -301,6 +312,11 @@ class TensorBoard:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
+
+    def show(self, step: int, pictures: Mapping[str, numpy.ndarray]) -> None:
+        """Each tag becomes a row of pictures over the steps."""
+        for tag, pixels in pictures.items():
+            self.writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         threading.excepthook = self.hook
@@ -336,6 +352,12 @@ class WeightsAndBiases:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._do(lambda: self.run.log(dict(values), step=step))
+
+    def show(self, step: int, pictures: Mapping[str, numpy.ndarray]) -> None:
+        import wandb
+
+        shown = {tag: wandb.Image(pixels) for tag, pixels in pictures.items()}
+        self._do(lambda: self.run.log(shown, step=step))
 
     def close(self) -> None:
         self._do(self.run.finish)

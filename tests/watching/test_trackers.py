@@ -1,6 +1,7 @@
 """Run folders, what is written and read back, and the server's life."""
 
 import contextlib
+import io
 import json
 import os
 import resource
@@ -16,7 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy
 import pytest
+from PIL import Image
 
 from library.errors import ConfigError
 from library.watching.tensorboard_server import free_port
@@ -99,6 +102,18 @@ def test_numbers_reach_the_event_files_and_the_json_lines(tmp_path):
     assert found == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
     rows = [json.loads(line) for line in (trackers.run_dir / "loss.jsonl").open()]
     assert rows[2] == {"step": 3, "loss/current": 1 / 3, "lr/unet": 1e-4}
+
+
+def test_pictures_reach_the_event_files_step_by_step(tmp_path):
+    trackers = create(tmp_path)
+    for step in (4, 8):
+        trackers.show(step, {"previews/00": numpy.full((2, 3, 3), 10 * step, numpy.uint8)})
+    trackers.close()
+    shown = read_events(trackers.run_dir / "network_train").Images("previews/00")
+    assert [(each.step, each.height, each.width) for each in shown] == [(4, 2, 3), (8, 2, 3)]
+    with Image.open(io.BytesIO(shown[1].encoded_image_string)) as picture:
+        assert picture.getpixel((2, 1)) == (80, 80, 80)
+    assert (trackers.run_dir / "loss.jsonl").read_text() == ""
 
 
 def test_json_lines_are_readable_while_the_run_goes_on(tmp_path):
