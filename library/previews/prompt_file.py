@@ -17,6 +17,7 @@ from typing import Any
 from library.errors import ConfigError, Problem
 from library.previews.prompts import parse_prompt
 from library.previews.samplers import SAMPLERS, resolve_sampler
+from library.previews.sampling import sigma_list
 from library.previews.sigma_rules import RULES
 from library.system.text_files import TextFileError, parse_json, parse_toml, read_text
 from library.utils import nearest_name
@@ -26,6 +27,7 @@ COMFYUIS_NEGATIVE = (
     "worst quality, low quality, score_1, score_2, score_3, blurry, jpeg artifacts, sepia"
 )
 GRID = 8  # pixels that a latent covers
+DEFAULT_SAMPLER = "er_sde"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +48,15 @@ class PreviewPrompt:
     steps: int = 30
     cfg: float = 4.0
     shift: float = 3.0
-    sampler: str = "er_sde"
+    sampler: str = DEFAULT_SAMPLER
     scheduler: str = "simple"
     multiplier: float = 1.0
     notes: tuple[str, ...] = ()
+
+    @property
+    def has_negative(self) -> bool:
+        """Whether the negative is asked: not where guidance is 1."""
+        return not math.isclose(self.cfg, 1.0)
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,11 @@ WITHOUT_USE = {"cn", "ctr", "rcfg", "controlnet_image", "ctr_mode", "enum"}
 """sd-scripts' options for what this model has not; enum is its own numbering."""
 
 
-def read_prompts(path: str | Path) -> list[PreviewPrompt]:
-    """The pictures of a prompt file, in order. Raises ConfigError with every problem and its place."""
+def read_prompts(path: str | Path, sampler: str = DEFAULT_SAMPLER) -> list[PreviewPrompt]:
+    """The pictures of a prompt file, in order. Raises ConfigError with every problem and its place.
+
+    sampler: of pictures that name none; a name in SAMPLERS
+    """
     source = str(path)
     try:
         text = read_text(path)
@@ -158,7 +168,7 @@ def read_prompts(path: str | Path) -> list[PreviewPrompt]:
         raise ConfigError(str(error), source=source) from error
     if not entries:
         raise ConfigError("holds no prompt. Write one a line.", source=source)
-    reader = _Reader()
+    reader = _Reader(sampler)
     prompts = [reader.picture(where, values) for where, values in entries]
     if reader.problems:
         raise ConfigError(reader.problems, source=source)
@@ -222,7 +232,8 @@ def _of_object(values: Mapping[str, Any]) -> Values:
 class _Reader:
     """Turns what is said of pictures into prompts, collecting problems."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: str) -> None:
+        self.sampler = sampler
         self.problems: list[Problem] = []
 
     def picture(self, where: str, values: Values) -> PreviewPrompt:
@@ -253,7 +264,12 @@ class _Reader:
         if "sampler" in found:
             found["sampler"], note = resolve_sampler(found["sampler"]) or ("", "")
             notes += [f"{where}: {note}"] if note else []
-        return PreviewPrompt(**found, notes=tuple(notes))
+        prompt = PreviewPrompt(**{"sampler": self.sampler, **found}, notes=tuple(notes))
+        try:
+            sigma_list(prompt.scheduler, prompt.steps, shift=prompt.shift, sampler=prompt.sampler)
+        except ConfigError as error:
+            self.problems += [Problem(p.message, where) for p in error.problems]
+        return prompt
 
     def unknown(self, where: str, name: str, key: str, notes: list[str]) -> None:
         if key.lstrip("-") in WITHOUT_USE:

@@ -17,7 +17,7 @@ from library.previews.prompt_file import (
     read_prompts,
 )
 from library.previews.samplers import INSTEAD_OF, SAMPLERS, SD_SCRIPTS_NAMES, resolve_sampler
-from library.settings.run_config import SAMPLERS as SD_SCRIPTS_SAMPLERS
+from library.settings.run_config import SAMPLERS as NAMES_OF_THE_FLAG
 
 
 def read(tmp_path, text, name="prompts.txt"):
@@ -49,6 +49,12 @@ def test_every_inline_option_of_sd_scripts_is_read(tmp_path):
     )  # fmt: skip
     assert read(tmp_path, "a cat --g 3")[0].cfg == 3
     assert read(tmp_path, "a cat --n")[0].negative == ""
+
+
+def test_a_picture_that_names_no_sampler_has_the_callers(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text("a\nb --ss ddim\n")
+    assert [each.sampler for each in read_prompts(path, "heun")] == ["heun", "ddim"]
 
 
 def test_toml_and_json_say_the_same(tmp_path):
@@ -97,6 +103,7 @@ def test_all_mistakes_are_told_at_once_with_their_places(tmp_path):
     "name, text, told",
     [
         ("p.txt", "# nothing\n", "holds no prompt"),
+        ("p.txt", "a --sc kl_optimal --s 1", "at least two steps"),
         ("p.toml", "a = 1", "no [prompt] table"),
         ("p.toml", "[prompt", "not valid TOML"),
         ("p.toml", '[prompt]\nsubset = "a"', "not a list"),
@@ -130,8 +137,8 @@ def test_what_has_no_use_is_named(tmp_path):
     )
 
 
-def test_every_sampler_of_sd_scripts_has_an_answer():
-    for name in SD_SCRIPTS_SAMPLERS:
+def test_every_sampler_of_the_flag_has_an_answer():
+    for name in NAMES_OF_THE_FLAG:
         used, note = resolve_sampler(name)
         assert used in SAMPLERS
         assert bool(note) is (name in INSTEAD_OF)
