@@ -1,0 +1,128 @@
+"""The pictures of a run: when they are due, their names, which there are, the sheet of all of them."""
+
+from datetime import datetime
+
+import pytest
+from PIL import Image, ImageFont
+
+from library.previews.album import MOST_ROWS, Album, DrawnPicture
+from library.previews.contact_sheet import SIDE, fitting, laid_out
+from library.previews.schedule import Moment, Schedule
+from library.settings.run_config import PreviewOptions
+
+NOW = datetime(2026, 11, 23, 8, 5, 9)
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def due(**options):
+    """The steps, and after them the epochs of three steps, at which a run of seven steps draws."""
+    schedule = Schedule(PreviewOptions(sample_prompts="p.txt", **options), 7)
+    steps = [step for step in range(8) if schedule.at_step(step)]
+    return steps, [epoch for epoch in (1, 2, 3) if schedule.after_epoch(epoch, 3 * epoch)]
+
+
+@pytest.mark.parametrize(
+    "options, steps, epochs",
+    [
+        ({}, [7], []),
+        ({"sample_at_first": True}, [0, 7], []),
+        ({"sample_every_n_steps": 3}, [3, 6], []),
+        ({"sample_every_n_steps": 3, "sample_at_first": True}, [0, 3, 6], []),
+        ({"sample_every_n_epochs": 2}, [], [2]),
+        ({"sample_every_n_epochs": 1, "sample_every_n_steps": 4}, [4], [1, 2, 3]),
+        ({"sample_every_n_steps": 100}, [], []),
+    ],
+)
+def test_pictures_are_due_as_asked_and_else_at_the_end(options, steps, epochs):
+    assert due(**options) == (steps, epochs)
+
+
+def test_nothing_is_due_without_prompts():
+    schedule = Schedule(PreviewOptions(sample_every_n_steps=1, sample_at_first=True), 3)
+    assert not any(schedule.at_step(step) for step in range(4))
+    assert schedule.after_epoch(1, 3) is None
+
+
+def test_pictures_are_named_as_sd_scripts_names_them(tmp_path):
+    names = [
+        Album(tmp_path, name).path(moment, 3, 42, NOW).relative_to(tmp_path).as_posix()
+        for name in ("run", None)
+        for moment in (Moment(7), Moment(7, 2))
+    ]
+    assert names == [
+        "sample/run_000007_03_20261123080509_42.png",
+        "sample/run_e000002_03_20261123080509_42.png",
+        "sample/000007_03_20261123080509_42.png",
+        "sample/e000002_03_20261123080509_42.png",
+    ]
+
+
+def written(album, moment, number, colour, *, size=(32, 16), second=0):
+    path = album.path(moment, number, 5, NOW.replace(second=second))
+    path.parent.mkdir(exist_ok=True)
+    picture = Image.new("RGB", size, colour)
+    picture.save(path)
+    return DrawnPicture(moment.step, moment.epoch, number, f"prompt {number}", 5, path), picture
+
+
+def test_pictures_of_a_run_are_found_again_and_the_newest_of_each_counts(tmp_path):
+    album = Album(tmp_path, "run")
+    assert album.find() == {}
+    for name in ("run", "run_2", None):
+        for second in (4, 2):
+            written(Album(tmp_path, name), Moment(6), 0, RED, second=second)
+        written(Album(tmp_path, name), Moment(6, 2), 11, RED)
+    (tmp_path / "sample" / "run_000006_00_now_5.png").touch()
+    found = {place: path.name for place, path in album.find().items()}
+    assert found == {
+        ("000006", 0): "run_000006_00_20261123080504_5.png",
+        ("e000002", 11): "run_e000002_11_20261123080500_5.png",
+    }
+
+
+def test_a_run_that_goes_on_has_the_earlier_pictures_in_its_sheet(tmp_path):
+    album = Album(tmp_path, "run")
+    for moment in (Moment(2), Moment(3, 1), Moment(8), Moment(9, 3)):
+        written(album, moment, 0, RED)
+    (tmp_path / "sample" / "run_000004_00_20261123080509_5.png").write_bytes(b"no picture")
+    album.take_over(6, steps_per_epoch=3)
+    assert set(album.rows) == {Moment(2), Moment(3, 1)}
+    assert album.drawn == []
+
+
+def test_the_sheet_has_a_row_for_each_time_and_a_column_for_each_prompt(tmp_path):
+    album = Album(tmp_path, "run")
+    for place in [(Moment(4), 0, RED), (Moment(4), 1, GREEN), (Moment(6, 1), 1, BLUE)]:
+        album.add(*written(album, *place))
+    album.write_sheet()
+    with Image.open(tmp_path / "sample" / "run_sheet.jpg") as sheet:
+        width, height = sheet.size
+        found = [
+            min((RED, GREEN, BLUE, (228, 228, 228)),
+                key=lambda c: sum(abs(a - b) for a, b in zip(c, sheet.getpixel((x, y)))))
+            for y in (height - 38, height - 14) for x in (width - 60, width - 22)
+        ]  # fmt: skip
+    assert found == [RED, GREEN, (228, 228, 228), BLUE]
+    assert [each.number for each in album.drawn] == [0, 1, 1]
+
+
+def test_a_sheet_of_a_long_run_stays_small_and_has_the_first_and_the_newest(tmp_path):
+    album = Album(tmp_path, "run")
+    picture = Image.new("RGB", (1024, 512))
+    for step in range(1000):
+        album.keep(Moment(step), 0, picture)
+        assert len(album.rows) <= MOST_ROWS
+        assert max(moment.step for moment in album.rows) == step
+    steps = sorted(moment.step for moment in album.rows)
+    assert len(steps) > MOST_ROWS // 2 and steps[0] == 0
+    (kept,) = next(iter(album.rows.values())).values()
+    assert kept.size == (SIDE, SIDE // 2)
+
+
+def test_titles_fit_their_columns_whatever_is_in_them():
+    sheet = laid_out({"step 1": {0: Image.new("RGB", (20, 20)), 1: Image.new("RGB", (60, 20))}},
+                     {0: "a long title", 1: "白い猫\n and\x1b[0m a dog"})  # fmt: skip
+    assert sheet.height == 13 + 12 + 26
+    font = ImageFont.load_default(13)
+    assert fitting("白い猫\n and a dog", font, 500) == "and a dog"
+    assert font.getlength(fitting("x" * 100, font, 60)) <= 60
