@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from library.errors import Problem
-from library.settings.options import flags_of
+from library.settings.options import all_flags, flags_of
+from library.settings.run_config import GROUPS
 from library.training.optimizers import class_path
 from library.utils import log_lines, name_bytes, nearest_name, sha256_of_file
 
@@ -35,6 +36,12 @@ OPTIMIZER_FIELDS = ("optimizer_type", "optimizer_args", "parameter_groups")
 PATH_ENDINGS = ("_dir", "_file", "_path")
 KINDS = ("critical", "soft", "changeable")
 LONGEST_SHOWN = 60
+DEFAULTS = {
+    name: flag.default
+    for name, flag in all_flags(GROUPS.values()).items()
+    if flag.default is not None
+}
+"""What an option was that a state does not name: there was none, or it had no effect."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,7 @@ def differences_of(saved: Mapping[str, Any], own: Mapping[str, Any], kind: str) 
     if kind == "critical":  # a dataset's setting that is back at its default has no field now
         others = {name for each in KINDS for name in own[each]}
         names += [name for name in before if name not in others and name.startswith("dataset.")]
+        before = {name: DEFAULTS[name] for name in now if name in DEFAULTS} | before
     found = {}
     for name in names:
         if name not in before and not name.startswith("dataset."):

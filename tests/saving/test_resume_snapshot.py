@@ -9,7 +9,7 @@ import pytest
 from library.data.data_types import RunPosition
 from library.data.dataset_config import SubsetConfig
 from library.errors import ResumeError
-from library.saving.snapshot import Snapshot, changed, compare, differences_of
+from library.saving.snapshot import DEFAULTS, Snapshot, changed, compare, differences_of
 from library.saving.state_contents import moved
 from library.saving.state_folder import SavedState
 from library.settings.run_config import ResumeOptions
@@ -80,8 +80,25 @@ def test_another_optimizer_is_allowed_by_its_own_flag():
 
 
 def test_a_field_that_older_versions_did_not_write_is_no_difference():
-    older = Snapshot({"seed": 1, "num_processes": 2}, {}, {})
+    older = Snapshot({"seed": 1, "num_processes": 2, "optimizer_type": "A"}, {}, {})
     assert set(differences(saved=older)) == {"dataset.0.flip_aug"}
+
+
+@pytest.mark.parametrize(
+    "name, value, told",
+    [
+        ("fp8_base", True, "false in the state, true now"),
+        ("int8_base", True, "false in the state, true now"),
+        ("loss_type", "huber", "l2 in the state, huber now"),
+    ],
+)
+def test_an_option_that_a_state_does_not_name_was_at_its_default(name, value, told):
+    def own(value):
+        return Snapshot({"seed": 1, name: value}).document(SCHEMA)
+
+    older = Snapshot({"seed": 1}).document(SCHEMA)
+    assert differences_of(older, own(value), "critical") == {name: told}
+    assert differences_of(older, own(DEFAULTS[name]), "critical") == {}
 
 
 def test_what_is_made_of_caption_lines_has_to_agree_where_it_is_set():
