@@ -616,7 +616,7 @@ class PrecisionOptions:
         False, "the same of the blocks alone",
         idle=(Idle(lambda o: o.fp8_base, "fp8_base stores the blocks so as well"),),
     )  # fmt: skip
-    int8_base: bool = flag(False, "as fp8_base, in int8: a little more exact")
+    int8_base: bool = flag(False, "as fp8_base, in int8: a third of its error")
     cuda_allow_tf32: bool = flag(False, "allow TF32 products")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
     deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")

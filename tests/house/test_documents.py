@@ -110,6 +110,7 @@ NOT_RUN = {
     "python tools/measure_code.py": "takes a minute; test_measure_code.py has a small tree",
     "python -m tools.bench.ledger": "test_bench_ledger.py counts less",
     "python -m tools.bench.step": "test_bench_timed.py has small sizes",
+    "python -m tools.bench.storage": "test_bench_timed.py has small sizes",
     "python -m tools.bench.adapters": "test_bench_timed.py has small sizes",
     "python -m tools.bench.gpu": "test_bench_gpu.py has tiny sizes on the CPU",
     "python tools/make_flags_doc.py": "writes docs/flags.md, which test_flags.py compares",

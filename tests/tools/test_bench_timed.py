@@ -8,7 +8,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from library.errors import ConfigError
-from tools.bench import adapters, cache, load, loop, measuring, peers, step, vae
+from tools.bench import adapters, cache, gpu_parts, load, loop, measuring, peers, step, storage, vae
 
 CPU = torch.device("cpu")
 STEP_SIZES = ["--blocks", "1", "--width", "64", "--pixels", "64", "--rank", "2", "--rounds", "1"]
@@ -135,3 +135,14 @@ def test_the_trainers_loop_is_timed_apart_from_the_model(run, demo):
     _, figures = run(loop, "--steps", "2", "--demo", str(demo))
     assert [row["part"] for row in figures["rows"]] == ["loop without the model", *loop.PARTS]
     assert figures["note"].startswith("2 steps")
+
+
+def test_storage_is_compared_with_the_base_as_it_is(run, monkeypatch):
+    monkeypatch.setattr(storage, "TRUE_SIZE", gpu_parts.TINY)
+    options = ["--blocks", "2", "--pixels", "64", "--rank", "2"]
+    _, exact = run(storage, *options, "--precision", "no")
+    rows = {row.pop("storage"): {name: float(v) for name, v in row.items()} for row in exact["rows"]}
+    assert set(rows) == set(storage.STORED) and set(rows["as it is"].values()) == {0}
+    for name in ("stored", "velocity", "gradients"):
+        assert 0 < 2 * rows["int8_base"][name] < rows["fp8_base"][name] < 0.3
+    assert rows["fp8_base_unet"]["velocity"] != rows["fp8_base"]["velocity"]
