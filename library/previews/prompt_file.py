@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ COMFYUIS_NEGATIVE = (
     "worst quality, low quality, score_1, score_2, score_3, blurry, jpeg artifacts, sepia"
 )
 GRID = 8  # pixels that a latent covers
-DEFAULT_SAMPLER = "er_sde"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +47,7 @@ class PreviewPrompt:
     steps: int = 30
     cfg: float = 4.0
     shift: float = 3.0
-    sampler: str = DEFAULT_SAMPLER
+    sampler: str = "er_sde"
     scheduler: str = "simple"
     multiplier: float = 1.0
     notes: tuple[str, ...] = ()
@@ -150,10 +149,13 @@ WITHOUT_USE = {"cn", "ctr", "rcfg", "controlnet_image", "ctr_mode", "enum"}
 """sd-scripts' options for what this model has not; enum is its own numbering."""
 
 
-def read_prompts(path: str | Path, sampler: str = DEFAULT_SAMPLER) -> list[PreviewPrompt]:
+USUAL = PreviewPrompt(prompt="")
+
+
+def read_prompts(path: str | Path, usual: PreviewPrompt = USUAL) -> list[PreviewPrompt]:
     """The pictures of a prompt file, in order. Raises ConfigError with every problem and its place.
 
-    sampler: of pictures that name none; a name in SAMPLERS
+    usual: settings of pictures that do not name theirs
     """
     source = str(path)
     try:
@@ -162,13 +164,13 @@ def read_prompts(path: str | Path, sampler: str = DEFAULT_SAMPLER) -> list[Previ
             raise TextFileError("is too large for a file of prompts.")
         entries = list(_entries(text, Path(path).suffix.lower()))
     except FileNotFoundError:
-        message = f"no such file. --sample_prompts is looked for in {Path.cwd()}."
+        message = f"no such file. It is looked for in {Path.cwd()}."
         raise ConfigError(message, source=source) from None
     except TextFileError as error:
         raise ConfigError(str(error), source=source) from error
     if not entries:
         raise ConfigError("holds no prompt. Write one a line.", source=source)
-    reader = _Reader(sampler)
+    reader = _Reader(usual)
     prompts = [reader.picture(where, values) for where, values in entries]
     if reader.problems:
         raise ConfigError(reader.problems, source=source)
@@ -232,8 +234,8 @@ def _of_object(values: Mapping[str, Any]) -> Values:
 class _Reader:
     """Turns what is said of pictures into prompts, collecting problems."""
 
-    def __init__(self, sampler: str) -> None:
-        self.sampler = sampler
+    def __init__(self, usual: PreviewPrompt) -> None:
+        self.usual = usual
         self.problems: list[Problem] = []
 
     def picture(self, where: str, values: Values) -> PreviewPrompt:
@@ -264,7 +266,7 @@ class _Reader:
         if "sampler" in found:
             found["sampler"], note = resolve_sampler(found["sampler"]) or ("", "")
             notes += [f"{where}: {note}"] if note else []
-        prompt = PreviewPrompt(**{"sampler": self.sampler, **found}, notes=tuple(notes))
+        prompt = replace(self.usual, **found, notes=tuple(notes))
         try:
             sigma_list(prompt.scheduler, prompt.steps, shift=prompt.shift, sampler=prompt.sampler)
         except ConfigError as error:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from library.errors import ConfigError, Problem
-from library.previews.prompt_file import PreviewPrompt, read_prompts
+from library.previews.prompt_file import USUAL, PreviewPrompt, read_prompts
 from library.previews.samplers import resolve_sampler
 from library.utils import file_facts, log_lines
 
@@ -45,9 +46,10 @@ class PromptFile:
 
     def __init__(self, path: str | None, sampler: str) -> None:
         self.path = path
-        self.sampler, note = resolve_sampler(sampler) or (sampler, "")
+        sampler, note = resolve_sampler(sampler) or (sampler, "")
+        self.usual = replace(USUAL, sampler=sampler)
         self.facts = facts_of(path)  # before reading: what is changed meanwhile is read again
-        self.prompts = read_prompts(path, self.sampler) if path else []
+        self.prompts = read_prompts(path, self.usual) if path else []
         log_lines(logger, [note] if note and path else [], logging.WARNING)
         self.tell_notes()
 
@@ -61,7 +63,7 @@ class PromptFile:
             return False
         self.facts, before = facts, self.prompts
         try:
-            self.prompts = read_prompts(self.path, self.sampler)
+            self.prompts = read_prompts(self.path, self.usual)
         except ConfigError as error:
             logger.warning("%s\nThe pictures are drawn by the prompts as they were.", error)
             return False

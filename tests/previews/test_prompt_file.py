@@ -1,7 +1,7 @@
 """Files of prompts: every form, every option, every mistake in words; anything else is refused, never a crash."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,6 +13,7 @@ from library.previews.prompt_file import (
     BY_LETTER,
     COMFYUIS_NEGATIVE,
     SETTINGS,
+    USUAL,
     PreviewPrompt,
     read_prompts,
 )
@@ -54,7 +55,10 @@ def test_every_inline_option_of_sd_scripts_is_read(tmp_path):
 def test_a_picture_that_names_no_sampler_has_the_callers(tmp_path):
     path = tmp_path / "p.txt"
     path.write_text("a\nb --ss ddim\n")
-    assert [each.sampler for each in read_prompts(path, "heun")] == ["heun", "ddim"]
+    usual = replace(USUAL, sampler="heun", steps=7, negative="")
+    found = read_prompts(path, usual)
+    assert [each.sampler for each in found] == ["heun", "ddim"]
+    assert {(each.steps, each.negative) for each in found} == {(7, "")}
 
 
 def test_toml_and_json_say_the_same(tmp_path):
