@@ -33,6 +33,7 @@ from library.training.optimizers import (
 )
 from library.utils import log_lines, position_seed
 from library.watching.monitor import Monitor
+from library.watching.picture_ledger import PictureLedger
 from library.watching.progress import RunProgress
 from library.watching.trackers import Trackers, create_trackers
 from networks.loading import make_network, merge_base_weights
@@ -235,6 +236,7 @@ class TrainerStages(CheckStages):
         optimizer_train_mode(optimization.optimizer)
         parts = TrainingParts(
             self.network, optimization.inner, optimization.scheduler, scaler, self.progress,
+            self.picture_ledger(),
             arguments=self.cfg.optimizer.optimizer_args or (),
         )  # fmt: skip
         run = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
@@ -244,3 +246,10 @@ class TrainerStages(CheckStages):
         self.resumption.restore(parts, self.state, self.accelerator.process_index)
         if self.resumption.state:
             self.files.last_state = self.resumption.state.folder
+
+    def picture_ledger(self) -> PictureLedger:
+        """Of the run's pictures, fed at every log point."""
+        keys = [image.key for image in self.catalogue.images]
+        ledger = PictureLedger(keys, self.plan.total_steps)
+        self.progress.readers.append(ledger.add)
+        return ledger

@@ -16,7 +16,10 @@ from library.saving.checkpoints import write_or_rescue
 from library.saving.metadata import of_session
 from library.saving.state_folder import StateContents, remove_state, write_state
 from library.system.files import remove_file
+from library.system.system_errors import system_fault
 from library.training.optimizers import optimizer_eval_mode
+from library.utils import atomic_write
+from library.watching.picture_ledger import LedgerRow, PictureLedger, csv_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -49,6 +52,7 @@ class RunFiles:
     last_file:  (step, adapter file) that was written last
     last_state: the newest state that was written, or that the run came from
     is_settled: weights, optimizer and position belong together
+    ledger_rows: of the pictures, at the last save; on the first process
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class RunFiles:
         self.last_file: tuple[int, Path] | None = None
         self.last_state: Path | None = None
         self.is_settled = True
+        self.ledger_rows: list[LedgerRow] = []
+        self.writes_ledger = True
 
     def after_step(self, position: RunPosition, *, now: bool = False) -> None:
         """Save what is due at this step. now: a file and a state, due or not."""
@@ -104,6 +110,7 @@ class RunFiles:
         self.parts.progress.write()
         self.accelerator.wait_for_everyone()
         ranks = gather(self.parts.rank()) if with_state else []
+        self.write_ledger(self.all_ledgers())
         if self.accelerator.is_main_process:
             start_of_next = replace(position, epoch=position.epoch + 1, batch_in_epoch=0)
             with self.unsettled():
@@ -142,6 +149,32 @@ class RunFiles:
         self.last_state = write_state(folder, contents)
         logger.info("saved %s", self.last_state)
 
+    def all_ledgers(self) -> PictureLedger:
+        """What all processes know of the pictures; every process calls it."""
+        own = self.parts.ledger
+        together = PictureLedger(own.pictures, own.total_steps)
+        for kept in gather({"kept": own.kept()}):
+            together.take(kept["kept"])
+        return together
+
+    def write_ledger(self, ledger: PictureLedger) -> None:
+        """The table for people, by the first process; what keeps it from being written is told once."""
+        file = self.checkpoints.ledger_file()
+        if not (self.accelerator.is_main_process and ledger.sums):
+            return
+        self.ledger_rows = ledger.table()
+        if not self.writes_ledger:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(file, sync=False) as temporary:
+                temporary.write_text(csv_text(self.ledger_rows), encoding="utf-8", newline="")
+        except OSError as error:
+            fault = system_fault(error)
+            advice = f" {fault.advice(file)}" if fault else ""
+            logger.warning("%s cannot be written (%s).%s", file, error.strerror or error, advice)
+            self.writes_ledger = False
+
     @contextlib.contextmanager
     def unsettled(self) -> Iterator[None]:
         """While inside, and for good after an error inside: what is in memory is not worth saving."""
@@ -170,6 +203,7 @@ class RunFiles:
         if self.accelerator.num_processes == 1:
             with contextlib.suppress(UserError):
                 self.parts.progress.write()
+            self.write_ledger(self.parts.ledger)
         folder, rank = self.checkpoints.state_folder(file), self.accelerator.process_index
         if rank == 0 or not folder.exists():
             self.export(file, position)

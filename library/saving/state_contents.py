@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from library.saving.state_folder import SavedState
     from library.settings.run_config import ResumeOptions
     from library.train_util import StepPlan
+    from library.watching.picture_ledger import PictureLedger
     from library.watching.progress import RunProgress
     from networks.network import AdapterNetwork
 
@@ -45,6 +46,7 @@ class TrainingParts:
     scheduler: lr_scheduler.LRScheduler
     scaler: Any | None
     progress: RunProgress
+    ledger: PictureLedger
     arguments: tuple[str, ...] = ()
 
     def factors(self) -> dict[str, Tensor]:
@@ -81,6 +83,8 @@ class TrainingParts:
             **random_states(),
             "log.recent": torch.tensor(list(self.progress.logs.recent), dtype=torch.float64),
             "log.samples": torch.tensor(list(history), dtype=torch.float64).reshape(-1, 2),
+            "ledger.sums": self.ledger.kept(),
+            "ledger.pictures": torch.tensor(self.ledger.fingerprint),
         }
 
     def restore(
@@ -108,6 +112,7 @@ class TrainingParts:
         if self.scaler and training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
         self.restore_rank(state.rank(rank))
+        self.restore_ledger(state, rank)
 
     def restore_rank(self, kept: Mapping[str, Tensor]) -> None:
         """The opposite of `rank`; a process that was not there before keeps what it has."""
@@ -118,6 +123,19 @@ class TrainingParts:
             samples = map(tuple, kept["log.samples"].tolist())
             self.progress.monitor.history.samples.extend(samples)
         restore_random_states(kept)
+
+    def restore_ledger(self, state: SavedState, rank: int) -> None:
+        """This process's own; the first takes those of processes that are there no more too."""
+        from accelerate.state import PartialState
+
+        gone = range(PartialState().num_processes, state.run["num_processes"]) if rank == 0 else ()
+        for kept in map(state.rank, (rank, *gone)):
+            if not kept:
+                continue
+            if kept.get("ledger.pictures") == self.ledger.fingerprint:
+                self.ledger.take(kept["ledger.sums"])
+            else:
+                logger.warning("the ledger of the pictures begins here: the state has none of them.")
 
     @torch.no_grad()
     def restore_factors(self, saved: Mapping[str, Tensor], source: str) -> None:

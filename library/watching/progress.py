@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from library.data.data_types import StepResult
     from library.train_util import StepPlan
     from library.watching.monitor import Monitor
+    from library.watching.step_logs import StepRow
     from library.watching.trackers import Trackers
 
 
@@ -24,6 +25,7 @@ class RunProgress:
 
     monitor: judges what is read, and may end the run; without one everything is only shown
     start:   steps done before, by the run that this one goes on from
+    readers: are given the rows of every log point too
     """
 
     BAR = "{desc} {bar:20} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_inv_fmt}{postfix}]"
@@ -38,6 +40,7 @@ class RunProgress:
     ) -> None:
         self.trackers, self.plan, self.monitor = trackers, plan, monitor
         self.logs = StepLogs(window=plan.steps_per_epoch)
+        self.readers: list[Callable[[Sequence[StepRow]], None]] = []
         self.bar = tqdm(
             total=plan.total_steps,
             initial=start,
@@ -69,6 +72,8 @@ class RunProgress:
         alerts = self.monitor.judge(rows) if self.monitor else []
         for row in rows:
             self.trackers.log(row.step, row.values)
+        for read in self.readers:
+            read(rows)
         latest = rows[-1].values
         rate = shown_rate(latest)
         text = (

@@ -131,7 +131,10 @@ def test_a_run_of_two_writes_once_and_logs_the_loss_of_both(demo, run_folder, on
     told = run("anima_train_network.py", *argv)
     assert told.count("done: ") == told.count("steps in all") == 1
     written = files_below(run_folder / "out")
-    assert [name for name in written if not name.startswith("logs/")] == ["run.safetensors"]
+    assert [name for name in written if not name.startswith("logs/")] == [
+        "run.safetensors",
+        "run_ledger.csv",
+    ]
     assert sum(name.endswith("loss.jsonl") for name in written) == 1
     (log,) = (run_folder / "out").rglob("loss.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
