@@ -36,14 +36,8 @@ def merge_file(model: nn.Module, source: str, strength: float, kinds: Kinds = KI
     file stays as it is. On the meta device this is a check of the file. Raises AdapterFileError
     naming all that does not fit; the model may then be changed in part.
     """
-    modules = {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
-    }
-    norms = [path for path, module in modules.items() if is_adaptable_norm(module)]
-    decoder = KeyDecoder(modules, norms=norms, merging=True, kinds=kinds)
-    file = decode_tensors(read_adapter(source, kinds), decoder, source)
+    modules = weighted_modules(model)
+    file = read_for(modules, source, kinds)
     problems = []
     for path in file.modules:
         try:
@@ -53,6 +47,22 @@ def merge_file(model: nn.Module, source: str, strength: float, kinds: Kinds = KI
     if problems:
         raise AdapterFileError(problems, source=source)
     return len(file.modules)
+
+
+def weighted_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that files may change, by path: all that have a weight."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+    }
+
+
+def read_for(modules: Mapping[str, nn.Module], source: str, kinds: Kinds = KINDS) -> DecodedFile:
+    """A file's factors for these modules. Raises AdapterFileError naming what is for none of them."""
+    norms = [path for path, module in modules.items() if is_adaptable_norm(module)]
+    decoder = KeyDecoder(modules, norms=norms, merging=True, kinds=kinds)
+    return decode_tensors(read_adapter(source, kinds), decoder, source)
 
 
 def merge_module(module: nn.Module, changes: Mapping[str, Tensor], strength: float) -> None:

@@ -100,9 +100,7 @@ def paint(
         )
 
 
-def developed(
-    strategy: LatentsCachingStrategy, latents: Tensor, rows: int | None = None
-) -> Tensor:
+def developed(strategy: LatentsCachingStrategy, latents: Tensor, rows: int | None = None) -> Tensor:
     """(B, C, H, W) drawn latents -> (B, downscale*H, downscale*W, 3) uint8 on the CPU.
 
     rows: of latents decoded at a time; None: all, or few where memory is too short for that. Raises
