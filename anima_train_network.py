@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from library.anima_backend.modelling.dit import Anima
 from library.anima_doctor import report as doctor
 from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
-from library.anima_runtime import model_loading, start_notes, tokenizer_assets, tokenizer_fetch
+from library.anima_runtime import model_loading, start_notes, tokenizer_loading
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
@@ -150,42 +150,17 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def prepare_strategies(self) -> None:
         """Which folders the tokenizers are in too."""
-        anima, files = self.anima, self.model_files
-        self.tokenizer_folders = TokenizerFolders(
-            tokenizer_assets.find_qwen_tokenizer_dir(anima.qwen_tokenizer_dir, files.qwen),
-            tokenizer_assets.find_t5_tokenizer_dir(anima.t5_tokenizer_dir, files.transformer),
-        )
+        self.tokenizer_folders = tokenizer_loading.folders_of(self.anima, self.model_files)
         super().prepare_strategies()
 
     def get_tokenize_strategy(self) -> AnimaTokenizeStrategy:
         anima, folders, facts = self.anima, self.tokenizer_folders, self.model_facts
         with self.accelerator.local_main_process_first():
-            self.fetch_tokenizers()
-        qwen = tokenizer_assets.load_qwen_tokenizer(folders.qwen)
-        t5 = tokenizer_assets.load_t5_tokenizer(folders.t5)
-        tokenizer_assets.check_tokenizer("qwen", qwen, facts.qwen_rows)
-        tokenizer_assets.check_tokenizer("t5", t5, facts.params.llm_adapter.vocab)
+            tokenizer_loading.fetch_missing(anima, folders, facts)
+        qwen, t5 = tokenizer_loading.load_both(folders, facts)
         return AnimaTokenizeStrategy(
             qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length
         )
-
-    def fetch_tokenizers(self) -> None:
-        """Bring those that are missing."""
-        if not self.anima.auto_download_t5_tokenizer:
-            return
-        folders, facts = self.tokenizer_folders, self.model_facts
-        for kind, folder, rows in (
-            ("qwen", folders.qwen, facts.qwen_rows),
-            ("t5", folders.t5, facts.params.llm_adapter.vocab),
-        ):
-            if tokenizer_fetch.can_be_fetched(kind, folder):
-                tokenizer_fetch.fetch(
-                    kind,
-                    folder,
-                    tokenizer_fetch.sources_of(kind, self.anima),
-                    table_rows=rows,
-                    seconds=self.anima.download_timeout,
-                )
 
     def get_text_encoding_strategy(self) -> AnimaTextEncodingStrategy:
         return AnimaTextEncodingStrategy(
