@@ -14,6 +14,7 @@ from library.memory.cuda_kernels import as_on_cuda
 from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
 from library.memory.optimizer_states import state_bytes
 from library.memory.swapping import Swap
+from library.settings.optimizer_names import is_elementwise
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
@@ -74,7 +75,8 @@ class StepCount:
 def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRANULE) -> StepCount:
     """One micro-batch forward and backward; leaves no gradients.
 
-    The update comes after, when all that was kept is gone: it needs less.
+    The update comes after, when all that was kept is gone. It needs less, unless there are so many
+    trained parameters that their gradients, which an elementwise optimizer has in one buffer too, need more.
     kernels: which kernels the meta device stands for; granule: see Ledger
     """
     trained = step.network.get_trainable_params()
@@ -99,14 +101,16 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     for parameter in trained:
         parameter.grad = None
     left = ledger.on_device.now - resident
+    gradients = after - left
+    update = resident + gradients * (2 if is_elementwise(step.optimizer) else 1)
     return StepCount(
         weights=weights,
         adapters=adapters,
         states=states,
-        gradients=after - left,
+        gradients=gradients,
         kept=kept,
         left=left,
-        peak=states + ledger.on_device.peak,
+        peak=states + max(ledger.on_device.peak, update),
         in_host=ledger.in_host.peak,
         kernels=ledger.kernels,
     )

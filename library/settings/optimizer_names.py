@@ -20,6 +20,8 @@ class KnownOptimizer:
     defaults:     where ours differ
     finds_own_lr: the learning rate only scales what it finds
     usual_rates:  the optimizer whose usual learning rates are its own too; "" where none is known
+    elementwise:  each element is updated by its own gradient and state alone, wherever a tensor ends
+    in_tensors:   an update changes parameters and tensors of the state alone, no number on the host
     """
 
     path: str
@@ -28,6 +30,8 @@ class KnownOptimizer:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_own_lr: bool = False
     usual_rates: str = ""
+    elementwise: bool = False
+    in_tensors: bool = False
 
 
 def _bitsandbytes(
@@ -42,19 +46,27 @@ def _dadaptation(path: str, state_bytes: float) -> KnownOptimizer:
 
 
 def _schedulefree(name: str, state_bytes: float) -> KnownOptimizer:
-    return KnownOptimizer(f"schedulefree.{name}", state_bytes, "schedulefree")
+    path = f"schedulefree.{name}"
+    return KnownOptimizer(path, state_bytes, "schedulefree", elementwise=True)
 
 
 OPTIMIZERS: dict[str, KnownOptimizer] = {
-    "AdamW": KnownOptimizer("torch.optim.AdamW", 8, usual_rates="AdamW"),
+    "AdamW": KnownOptimizer(
+        "torch.optim.AdamW", 8, usual_rates="AdamW", elementwise=True, in_tensors=True
+    ),
     "AdamW8bit": _bitsandbytes("AdamW8bit", 2, "AdamW"),
     "PagedAdamW": _bitsandbytes("PagedAdamW", 8, "AdamW"),
     "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", 2, "AdamW"),
     "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit", 8, "AdamW"),
-    "Lion": KnownOptimizer("lion_pytorch.Lion", 4, "lion-pytorch", usual_rates="Lion"),
+    "Lion": KnownOptimizer(
+        "lion_pytorch.Lion", 4, "lion-pytorch", usual_rates="Lion", elementwise=True, in_tensors=True
+    ),
     "Lion8bit": _bitsandbytes("Lion8bit", 1, "Lion"),
     "PagedLion8bit": _bitsandbytes("PagedLion8bit", 1, "Lion"),
-    "SGDNesterov": KnownOptimizer("torch.optim.SGD", 4, "", {"momentum": 0.9, "nesterov": True}),
+    "SGDNesterov": KnownOptimizer(
+        "torch.optim.SGD", 4, "", {"momentum": 0.9, "nesterov": True},
+        elementwise=True, in_tensors=True,
+    ),
     "SGDNesterov8bit": _bitsandbytes("SGD8bit", 1, momentum=0.9, nesterov=True),
     "DAdaptation": _dadaptation("experimental.DAdaptAdamPreprint", 12),
     "DAdaptAdamPreprint": _dadaptation("experimental.DAdaptAdamPreprint", 12),
@@ -99,6 +111,12 @@ def optimizer_name(options: OptimizerChoice) -> str:
     written = (options.optimizer_type or "").strip()
     folded = {name.lower(): name for name in OPTIMIZERS} | ALIASES
     return folded.get(written.lower(), written)
+
+
+def is_elementwise(options: OptimizerChoice) -> bool:
+    """Whether the table says so of the chosen optimizer."""
+    known = OPTIMIZERS.get(optimizer_name(options))
+    return known is not None and known.elementwise
 
 
 def chooses_step_size(arguments: Mapping[str, Any]) -> bool:

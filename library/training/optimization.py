@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from library.errors import ConfigError
 from library.settings.run_config import OptimizerOptions
+from library.training.flat_updates import FlatUpdates, clip_norm
 from library.training.learning_rates import LearningRates
 from library.training.optimizer_trial import try_optimizer, try_schedule
 from library.training.optimizers import create_optimizer
@@ -53,6 +54,7 @@ class Optimization:
 
     inner:      torch's optimizer; optimizer: accelerate's around it
     trainables: whose gradients are clipped together
+    flat:       the same as one tensor for each group; None where the optimizer is not elementwise
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Optimization:
         groups, names = optimizer_groups(cfg, network)
         self.accelerator = accelerator
         self.inner = create_optimizer(cfg.optimizer, groups)
+        self.flat = FlatUpdates.of(self.inner, cfg.optimizer)
         self.scheduler = create_scheduler(cfg.schedule, self.inner, total_steps=total_steps)
         # torch's advice where the first updates are left out (fp16 looking for its scale)
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
@@ -90,9 +93,18 @@ class Optimization:
         same rates in any precision and with any optimizer. (In sd-scripts the schedule waits while fp16
         looks for its scale, so that it never reaches its end.)
         """
-        norm = self.accelerator.clip_grad_norm_(self.trainables, self.max_norm)
+        if self.flat is not None and self.flat.gather():
+            with self.flat.as_one():
+                self.accelerator.unscale_gradients()
+                norm = clip_norm(self.flat.gradients, self.max_norm)
+                self._step(step, norm)
+        else:
+            norm = self.accelerator.clip_grad_norm_(self.trainables, self.max_norm)
+            self._step(step, norm)
+            self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        return norm
+
+    def _step(self, step: Callable[[Tensor], None], norm: Tensor) -> None:
         with self.rates.of_update():
             step(norm)
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm

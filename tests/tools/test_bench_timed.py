@@ -8,7 +8,19 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from library.errors import ConfigError
-from tools.bench import adapters, cache, gpu_parts, load, loop, measuring, peers, step, storage, vae
+from tools.bench import (
+    adapters,
+    cache,
+    gpu_parts,
+    load,
+    loop,
+    measuring,
+    peers,
+    step,
+    storage,
+    update,
+    vae,
+)
 
 CPU = torch.device("cpu")
 STEP_SIZES = ["--blocks", "1", "--width", "64", "--pixels", "64", "--rank", "2", "--rounds", "1"]
@@ -60,6 +72,18 @@ def test_a_step_is_timed_with_adapters_modes_and_peers(run):
     assert figures["torch"] == torch.__version__ and figures["machine"] in out
     for name in ("diffusers + peft lora", "diffusers + LyCORIS lora"):
         assert name in arms or f"{name}: skipped, " in out
+
+
+def test_an_update_over_one_buffer_asks_for_a_few_operators(run):
+    """Whatever the number of factors, in every elementwise optimizer that is timed."""
+    options = ["--rank", "2", "--width", "8", "--rounds", "1", "--factors"]
+    few, many = (run(update, *options, count)[1]["rows"] for count in ("4", "40"))
+    for small, large in zip(few, many, strict=True):
+        if small["arm"] == "as one":
+            counts = [row[name] for row in (small, large) for name in ("operators", "tensors")]
+            assert len(set(counts)) == 1 and counts[0] < 20
+        else:
+            assert large["tensors"] >= 4 * 40
 
 
 def test_an_unknown_mode_or_device_is_told(run):
