@@ -93,6 +93,8 @@ class NetworkTrainer(TrainerStages):
             norm = self.update()
             limited = self.limit_norms()
             self.state.step += 1
+            if self.average:
+                self.average.update(self.state.step)
             self.state.batch_in_epoch += len(window)
             self.state.samples_seen += sum(len(batch.keys) for batch in window)
         self.progress.add(

@@ -31,6 +31,7 @@ from library.training.optimizers import (
     describe_optimizer,
     optimizer_train_mode,
 )
+from library.training.weight_average import WeightAverage
 from library.utils import log_lines, position_seed
 from library.watching.monitor import Monitor
 from library.watching.picture_ledger import PictureLedger
@@ -73,6 +74,7 @@ class TrainerStages(CheckStages):
     # prepare_optimization
     optimization: Optimization
     model: nn.Module
+    average: WeightAverage | None
     # start_logs
     monitor: Monitor
     metadata: RunMetadata
@@ -205,6 +207,12 @@ class TrainerStages(CheckStages):
         )
         self.model = self.optimization.wrap(self.base)
         self.network.check_trainables()
+        options, trained = self.cfg.average, self.network.get_trainable_params()
+        self.average = (
+            WeightAverage(trained, options.ema_decay, options.ema_start_step)
+            if options.ema_decay
+            else None
+        )
 
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
@@ -237,7 +245,7 @@ class TrainerStages(CheckStages):
         parts = TrainingParts(
             self.network, optimization.inner, optimization.scheduler, scaler, self.progress,
             self.picture_ledger(),
-            arguments=self.cfg.optimizer.optimizer_args or (),
+            arguments=self.cfg.optimizer.optimizer_args or (), average=self.average,
         )  # fmt: skip
         run = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
         facts = StateFacts(run, self.build_resume_snapshot)

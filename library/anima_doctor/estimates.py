@@ -181,7 +181,8 @@ class Estimates:
             needs.append(SpaceNeed("text outputs", facts.folder, facts.new, note))
         trainer = self.trainer
         folder = trainer.checkpoints.folder
-        kinds = ("adapter files", self.file_bytes()), ("states", self.state_bytes())
+        files = 2 if cfg.average.ema_decay else 1
+        kinds = ("adapter files", files * self.file_bytes()), ("states", self.state_bytes())
         counts = files_of_run(trainer.checkpoints, trainer.plan, trainer.state.step)
         for (what, each), kept in zip(kinds, counts):
             note = f"{size_text(each)} each, {kept.most} at once, {kept.at_end} at the end"
@@ -192,7 +193,8 @@ class Estimates:
         """Of one state: the adapters as they are trained, and their optimizer."""
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
         state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
-        return trained * self.memory.trained_dtype.itemsize + state
+        averaged = trained * torch.float32.itemsize if self.trainer.cfg.average.ema_decay else 0
+        return trained * self.memory.trained_dtype.itemsize + state + averaged
 
     def file_bytes(self) -> int:
         """Of one adapter file, its metadata left out."""

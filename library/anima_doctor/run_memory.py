@@ -84,8 +84,14 @@ class RunMemory:
             ("adapters", trained * item, f"{trained:,} trained parameters, {item} bytes each"),
             ("gradients", trained * item, "the same"),
             ("optimizer state", state, optimizer),
+            *self.average_rows(trained),
             ("activations", step.activations, self.how_counted(loop)),
         ]
+
+    def average_rows(self, trained: int) -> list[tuple[str, float, str]]:
+        size = trained * torch.float32.itemsize
+        how = "of the trained parameters, float32 (ema_decay)"
+        return [("average (EMA)", size, how)] if self.cfg.average.ema_decay else []
 
     def encoder_rows(self) -> list[tuple[str, float, str]]:
         """Of the encoders that stay beside the DiT."""

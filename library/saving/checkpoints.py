@@ -125,6 +125,10 @@ class Checkpoints:
     def final_file(self) -> Path:
         return self.folder / f"{output_name(self.options, 'last')}{EXTENSION}"
 
+    def average_file(self, file: Path) -> Path:
+        """The file of the averaged weights that goes with an adapter file."""
+        return file.with_name(f"{file.name.removesuffix(EXTENSION)}-ema{EXTENSION}")
+
     def ledger_file(self) -> Path:
         """The table of the pictures' losses."""
         return self.folder / f"{output_name(self.options, 'last')}_ledger.csv"

@@ -124,16 +124,35 @@ class RunFiles:
         return file
 
     def export(self, file: Path, position: RunPosition) -> Path:
+        """Write the weights, and their average where one is kept; returns the file of the weights."""
+        metadata = self.metadata.at(position)
+        with optimizer_eval_mode(self.parts.optimizer):
+            file = self.write_weights(file, metadata)
+        self.last_file = position.step, file
+        average = self.parts.average
+        if average and average.tensors:
+            with average.in_place():
+                self.write_weights(self.checkpoints.average_file(file), self.averaged(metadata))
+        return file
+
+    def write_weights(self, file: Path, metadata: Mapping[str, str]) -> Path:
+        """As the adapters hold them now; returns the file that was written."""
         dtype = precision_dtype(self.checkpoints.options.save_precision or "float")
 
         def write(path: Path) -> None:
-            self.parts.network.save_weights(str(path), dtype, self.metadata.at(position))
+            self.parts.network.save_weights(str(path), dtype, metadata)
 
-        with optimizer_eval_mode(self.parts.optimizer):
-            file = write_or_rescue(write, file)
-        self.last_file = position.step, file
+        file = write_or_rescue(write, file)
         logger.info("saved %s", file)
         return file
+
+    def averaged(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """The metadata of a file of averaged weights, which says that they are; see --no_metadata."""
+        average = self.parts.average
+        if average is None or self.metadata.minimal:
+            return dict(metadata)
+        facts = {"ss_ema_decay": average.decay, "ss_ema_updates": average.updates}
+        return {**metadata, **{name: str(value) for name, value in facts.items()}}
 
     def write_state(
         self, folder: Path, position: RunPosition, ranks: list[Mapping[str, Tensor]]
@@ -229,8 +248,9 @@ class RunFiles:
         if not self.accelerator.is_main_process:
             return
         for file in series.stale_files(number):
-            if remove_file(file):
-                logger.info("removed %s", file)
+            for each in (file, self.checkpoints.average_file(file)):
+                if remove_file(each):
+                    logger.info("removed %s", each)
         for state in series.stale_states(number) if self.checkpoints.states.save_state else ():
             if remove_state(state):
                 logger.info("removed %s", state)

@@ -87,6 +87,8 @@ def run_fields(
         "learning_rate": cfg.optimizer.learning_rate,
         "unet_lr": cfg.network.unet_lr,
         **rates,
+        "ema_decay": cfg.average.ema_decay,
+        "ema_start_step": cfg.average.ema_start_step,
         "max_train_steps": cfg.loop.max_train_steps,
         "max_train_epochs": cfg.loop.max_train_epochs,
     }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from library.saving.state_folder import SavedState
     from library.settings.run_config import ResumeOptions
     from library.train_util import StepPlan
+    from library.training.weight_average import WeightAverage
     from library.watching.picture_ledger import PictureLedger
     from library.watching.progress import RunProgress
     from networks.network import AdapterNetwork
@@ -39,6 +40,7 @@ class TrainingParts:
     """The objects of a run that change from step to step.
 
     optimizer: torch's, without a wrapper; arguments: what it was made with, key=value
+    average:   of what the optimizer changes, if one is kept
     """
 
     network: AdapterNetwork
@@ -48,6 +50,7 @@ class TrainingParts:
     progress: RunProgress
     ledger: PictureLedger
     arguments: tuple[str, ...] = ()
+    average: WeightAverage | None = None
 
     def factors(self) -> dict[str, Tensor]:
         """The tensors of all adapters that were trained or loaded, by the model's names, on the CPU."""
@@ -73,6 +76,7 @@ class TrainingParts:
                 "state": self.scheduler.state_dict(),
             },
             "scaler": self.scaler.state_dict() if self.scaler else {},
+            **({"average": self.average.kept()} if self.average else {}),
         }
         return on_cpu(kept)
 
@@ -111,6 +115,7 @@ class TrainingParts:
             restore_schedule(self.scheduler, training["schedule"], state.position.step)
         if self.scaler and training["scaler"]:
             self.scaler.load_state_dict(training["scaler"])
+        self.restore_average(training.get("average"))
         self.restore_rank(state.rank(rank))
         self.restore_ledger(state, rank)
 
@@ -123,6 +128,12 @@ class TrainingParts:
             samples = map(tuple, kept["log.samples"].tolist())
             self.progress.monitor.history.samples.extend(samples)
         restore_random_states(kept)
+
+    def restore_average(self, kept: Mapping[str, Any] | None) -> None:
+        if self.average and kept:
+            self.average.take_back(kept)
+        elif self.average:
+            logger.warning("the average of the weights (EMA) begins here: the state has none.")
 
     def restore_ledger(self, state: SavedState, rank: int) -> None:
         """This process's own; the first takes those of processes that are there no more too."""

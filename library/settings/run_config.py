@@ -148,6 +148,10 @@ def fits_epochs(name: str) -> Idle:
     )
 
 
+def share_below_1(value: Any) -> str | None:
+    return None if 0 < value < 1 else "expected more than 0 and less than 1."
+
+
 def uses_density(scheme: str) -> Condition:
     return lambda o: (o.timestep_sampling, o.weighting_scheme) == ("sigma", scheme)
 
@@ -872,6 +876,28 @@ class SaveOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AverageOptions:
+    """Average of the weights (EMA)"""
+
+    ema_decay: float | None = flag(
+        None,
+        "keep a moving average of the adapters, saved as <name>-ema beside each file: the share that "
+        "stays at each update, such as 0.999",
+        check=share_below_1,
+        off=(0,),
+    )
+    ema_start_step: int = flag(
+        0,
+        "the first step whose weights count",
+        check=at_least(0),
+        idle=(
+            needs(lambda o: o.ema_decay, "ema_decay is not set"),
+            fits_steps("ema_start_step"),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResumeOptions:
     """States"""
 
@@ -1113,6 +1139,7 @@ GROUPS: dict[str, type] = {
     "flow": FlowOptions,
     "loss": LossOptions,
     "save": SaveOptions,
+    "average": AverageOptions,
     "resume": ResumeOptions,
     "preview": PreviewOptions,
     "validation": ValidationOptions,
@@ -1143,6 +1170,7 @@ class TrainConfig:
     flow: FlowOptions
     loss: LossOptions
     save: SaveOptions
+    average: AverageOptions
     resume: ResumeOptions
     preview: PreviewOptions
     validation: ValidationOptions

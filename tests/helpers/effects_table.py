@@ -241,6 +241,11 @@ FLAGS: dict[str, Case] = {
     "save_last_n_steps": Case(4, "saves", EVERY_STEPS, idle=({}, EPOCHS)),
     "save_model_as": shown("test_effects.test_files_that_can_run_code_are_refused"),
     "no_metadata": shown("test_training.test_no_metadata_leaves_what_other_tools_need"),
+    "ema_decay": shown("test_weight_average.test_a_run_saves_the_average_of_its_weights"),
+    "ema_start_step": shown(
+        "test_weight_average.test_a_run_saves_the_average_of_its_weights", 2, {},
+        {"ema_decay": 0.9, "max_train_steps": 1},
+    ),
     "save_state": Case(True, "saves"),
     "save_state_on_train_end": Case(True, "saves"),
     "save_last_n_epochs_state": Case(

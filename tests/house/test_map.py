@@ -23,6 +23,7 @@ WRITING_ALL = {
     "save_every_n_steps": 4,
     "save_every_n_epochs": 1,
     "save_state": True,
+    "ema_decay": 0.9,
     "cache_latents_to_disk": True,
     "cache_text_encoder_outputs_to_disk": True,
 }
