@@ -129,6 +129,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
             llm_adapter_path=self.model_files.llm_adapter,
             attention_backend=self.anima.attention_backend,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
+            # what --base_weights are merged into has to be whole
+            stored=None if self.cfg.network.base_weights else self.cfg.precision,
         )
 
     def load_vae(self) -> nn.Module:

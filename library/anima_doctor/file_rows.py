@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor.page import size_text
 from library.anima_runtime import key_mapping, model_loading
 from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.quantised_files import MARK, read_layout
 from library.errors import UserError
 from library.saving.metadata import legacy_hash
 from library.settings.run_config import TrainConfig
+from library.system.tensor_files import CODES, FLOATS
 
 
 def file_rows(
@@ -46,10 +48,12 @@ def describe_file(path: str) -> str:
             files = [model_loading.vae_file(path)]
         shapes: dict[str, tuple[int, ...]] = {}
         dtypes: Counter[str] = Counter()
+        layouts: list[str] = []
         for file in files:
             found, kinds = model_loading.shapes_and_dtypes(file, "a model")
             shapes |= found
             dtypes.update(kinds.values())
+            layouts.append(read_layout(file, "a model", floats_and_codes(kinds)).describe())
     except UserError:
         return "cannot be used: see the result"
     size = sum(file.stat().st_size for file in files)
@@ -60,8 +64,15 @@ def describe_file(path: str) -> str:
         size_text(size),
         f"{sum(map(prod, shapes.values())):,} parameters",
         stored,
+        *(f"8 bits: {layout}" for layout in layouts if layout),
         f"keys begin with {prefix!r}" if prefix else "",
         "Wan 2.1 layout" if model_loading.WAN_MARK in shapes else "",
         f"hash {legacy_hash(files[0])}" if size > 2**21 else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def floats_and_codes(dtypes: Mapping[str, str]) -> list[str]:
+    """The keys of what may be weights, and of marks on them."""
+    may_be = FLOATS | CODES
+    return [key for key, dtype in dtypes.items() if dtype in may_be or key.endswith(f".{MARK}")]

@@ -2,14 +2,14 @@
 
 A network is built without memory, the file is memory-mapped, and its tensors become the network's own:
 a checkpoint in the wanted dtype costs no memory beyond the mapped file. What is missing, unexpected or
-of another kind is an error with names.
+of another kind is an error with names. Weights of 8 bits are made whole, or kept where the run stores such.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Container, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +22,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.vae import CHANNELS, QwenImageVAE
 from library.anima_runtime import key_mapping
+from library.anima_runtime.coded_weights import Weight, coded, keep_codes, stored_dtypes, whole
 from library.anima_runtime.model_settings import (
     QWEN,
     qwen_config,
@@ -29,18 +30,20 @@ from library.anima_runtime.model_settings import (
     read_qwen_settings,
     refused_settings,
 )
+from library.anima_runtime.quantised_files import Layout, read_layout
 from library.errors import ModelFileError
 from library.system import tensor_files
-from library.system.tensor_files import FLOATS, TensorFileError
+from library.system.tensor_files import CODES, FLOATS, TensorFileError
 from library.utils import first_few, is_quiet
 
 if TYPE_CHECKING:
     from transformers import Qwen3Model
 
+    from library.settings.run_config import PrecisionOptions
+
 logger = logging.getLogger(__name__)
 
 NAMES_SHOWN = 8
-QUANTISED_KEYS = ("comfy_quant", "scaled_fp8", "weight_scale", "scale_weight", "scale_input")
 
 Shapes = dict[str, tuple[int, ...]]
 T = TypeVar("T")
@@ -61,14 +64,16 @@ def shapes_and_dtypes(path: str | Path, what: str) -> tuple[Shapes, dict[str, st
     )
 
 
-def load_floats(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
-    """Every float tensor of a file that shapes_and_dtypes accepts; mapped, or read into memory.
+def load_floats(
+    path: str | Path, disable_mmap: bool, dtypes: Container[str] = FLOATS
+) -> dict[str, Tensor]:
+    """Every tensor of some dtypes of a file that shapes_and_dtypes accepts; mapped, or read into memory.
 
     Mapped files are locked on Windows, and slow on some network drives.
     """
     try:
         header = tensor_files.read_header(path)
-        floats = [key for key, entry in header.entries.items() if entry.dtype in FLOATS]
+        floats = [key for key, entry in header.entries.items() if entry.dtype in dtypes]
         if disable_mmap:
             return tensor_files.read_tensors(path, header, floats)
     except TensorFileError as error:
@@ -81,17 +86,20 @@ def load_floats(path: str | Path, disable_mmap: bool) -> dict[str, Tensor]:
         raise ModelFileError(message, source=str(path)) from error
 
 
-def refuse_quantised(path: str | Path, what: str, dtypes: Mapping[str, str]) -> None:
-    """Quantised weights are refused with the reason. dtypes: of the tensors that matter."""
-    marked = [key for key in dtypes if key.rpartition(".")[2] in QUANTISED_KEYS]
-    stored = [key for key, dtype in dtypes.items() if dtype not in FLOATS]
-    if marked or stored:
-        names = listed(marked or stored)
-        raise ModelFileError(
-            f"is a quantised checkpoint ({names}). Adapters are trained on the full weights: use the "
-            f"bf16 file of {what}.",
-            source=str(path),
-        )
+def load_weights(
+    path: str | Path, what: str, keys: Iterable[str], disable_mmap: bool
+) -> dict[str, Weight]:
+    """The tensors of these keys, those of 8 bits with their scales; said where there are any."""
+    layout = read_layout(path, what, keys)
+    if layout.weights:
+        logger.info("%s is a quantised checkpoint: %s", path, layout.describe())
+    return coded(load_floats(path, disable_mmap, FLOATS | CODES), layout)
+
+
+def refuse_quantised(path: str | Path, what: str, shapes: Shapes) -> None:
+    if read_layout(path, what, shapes).weights:
+        message = f"is a quantised checkpoint. Use the full file of {what}."
+        raise ModelFileError(message, source=str(path))
 
 
 def wrong_kind(path: str | Path, what: str, shapes: Shapes) -> ModelFileError:
@@ -130,17 +138,20 @@ def check_entries(path: str | Path, wanted: Shapes, found: Shapes) -> None:
 
 def give_tensors(
     network: nn.Module,
-    tensors: MutableMapping[str, Tensor],
+    tensors: MutableMapping[str, Weight],
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> None:
     """Make `tensors` the network's own, one by one in dtype on device; the network becomes frozen.
 
+    What belongs to a QuantisedLinear stays as it is stored.
+
     `tensors` is emptied on the way: what was read into memory and is converted is held once.
     """
+    dtypes = stored_dtypes(network)
     bar = tqdm(list(tensors), "loading", unit="tensor", delay=1, leave=False, disable=is_quiet())
     with bar as names:
-        own = {name: tensors.pop(name).to(device=device, dtype=dtype) for name in names}
+        own = {name: whole(tensors.pop(name), device, dtypes.get(name, dtype)) for name in names}
     network.load_state_dict(own, assign=True)
     network.requires_grad_(False).eval()
 
@@ -150,18 +161,19 @@ def shapes_of(network: nn.Module) -> Shapes:
 
 
 DIT = "Anima's DiT, e.g. anima-base-v1.0.safetensors"
+ADAPTER = "an LLM adapter"
 
 
 def inspect_transformer(
     path: str | Path, llm_adapter_path: str | Path | None = None
 ) -> tuple[DiTParams, str]:
     """The sizes and the key prefix of a DiT file, from headers alone; raises if it does not fit."""
-    shapes, dtypes = shapes_and_dtypes(path, DIT)
+    shapes, _ = shapes_and_dtypes(path, DIT)
     prefix = key_mapping.transformer_prefix(shapes)
     if prefix is None:
         raise wrong_kind(path, DIT, shapes)
-    refuse_quantised(path, DIT, key_mapping.transformer_entries(dtypes, prefix))
-    found = key_mapping.transformer_entries(shapes, prefix)
+    layout = read_layout(path, DIT, transformer_keys(shapes, prefix))
+    found = key_mapping.transformer_entries(weights_alone(shapes, layout), prefix)
     if llm_adapter_path:
         found = replace_adapter(found, adapter_shapes(llm_adapter_path))
     try:
@@ -182,14 +194,22 @@ def inspect_transformer(
     return params, prefix
 
 
+def transformer_keys(keys: Iterable[str], prefix: str) -> Iterable[str]:
+    """The keys of a file that are read, or are reported since no module has them."""
+    return key_mapping.transformer_entries({key: key for key in keys}, prefix).values()
+
+
+def weights_alone(shapes: Shapes, layout: Layout) -> Shapes:
+    return {key: shape for key, shape in shapes.items() if key not in layout.more}
+
+
 def adapter_shapes(path: str | Path) -> Shapes:
-    what = "an LLM adapter"
-    shapes, dtypes = shapes_and_dtypes(path, what)
-    refuse_quantised(path, what, dtypes)
-    entries = key_mapping.adapter_entries(shapes)
-    if not entries:
-        raise wrong_kind(path, what, shapes)
-    return entries
+    shapes, _ = shapes_and_dtypes(path, ADAPTER)
+    keys = key_mapping.adapter_entries({key: key for key in shapes})
+    if not keys:
+        raise wrong_kind(path, ADAPTER, shapes)
+    layout = read_layout(path, ADAPTER, keys.values())
+    return key_mapping.adapter_entries(weights_alone(shapes, layout))
 
 
 def replace_adapter(entries: Mapping, adapter: Mapping) -> dict:
@@ -206,15 +226,24 @@ def load_transformer(
     llm_adapter_path: str | Path | None = None,
     attention_backend: str = "torch",
     disable_mmap: bool = False,
+    stored: PrecisionOptions | None = None,
 ) -> Anima:
-    """The DiT with its LLM adapter, frozen."""
+    """The DiT with its LLM adapter, frozen.
+
+    stored: how the run stores weights of 8 bits; where the file has the same, its codes are kept
+    """
     params, prefix = inspect_transformer(path, llm_adapter_path)
-    tensors = key_mapping.transformer_entries(load_floats(path, disable_mmap), prefix)
+    shapes, _ = shapes_and_dtypes(path, DIT)
+    keys = transformer_keys(shapes, prefix)
+    tensors = key_mapping.transformer_entries(load_weights(path, DIT, keys, disable_mmap), prefix)
     if llm_adapter_path:
-        own = key_mapping.adapter_entries(load_floats(llm_adapter_path, disable_mmap))
-        tensors = replace_adapter(tensors, own)
+        shapes, _ = shapes_and_dtypes(llm_adapter_path, ADAPTER)
+        keys = key_mapping.adapter_entries({key: key for key in shapes}).values()
+        own = load_weights(llm_adapter_path, ADAPTER, keys, disable_mmap)
+        tensors = replace_adapter(tensors, key_mapping.adapter_entries(own))
     with torch.device("meta"):
         network = Anima(params)
+    keep_codes(network, tensors, dtype, stored)
     give_tensors(network, tensors, device, dtype)
     network.set_attention_backend(attention_backend)
     return network
@@ -226,10 +255,10 @@ WAN_MARK, DIFFUSERS_MARK = "decoder.head.0.gamma", "decoder.norm_out.gamma"
 
 def inspect_vae(path: str | Path) -> bool:
     """Whether a VAE file has the original Wan 2.1 layout, from its header; raises for other files."""
-    shapes, dtypes = shapes_and_dtypes(vae_file(path), VAE)
+    shapes, _ = shapes_and_dtypes(vae_file(path), VAE)
     if WAN_MARK not in shapes and DIFFUSERS_MARK not in shapes:
         raise wrong_kind(path, VAE, shapes)
-    refuse_quantised(path, VAE, dtypes)
+    refuse_quantised(vae_file(path), VAE, shapes)
     return WAN_MARK in shapes
 
 
@@ -253,7 +282,7 @@ def load_vae(
         message = f"has tensors of shapes that no VAE has; expected {VAE}."
         raise ModelFileError(message, source=str(path)) from error
     check_entries(path, shapes_of(network), found)
-    tensors = load_floats(file, disable_mmap)
+    tensors: dict[str, Weight] = {**load_floats(file, disable_mmap)}
     if is_original:
         tensors = vae_entries(path, tensors)
     give_tensors(network, tensors, device, dtype)
@@ -286,8 +315,8 @@ def inspect_qwen(path: str | Path) -> Shapes:
     """
     shapes: Shapes = {}
     for file in qwen_files(path):
-        found, dtypes = shapes_and_dtypes(file, QWEN)
-        refuse_quantised(file, QWEN, dtypes)
+        found, _ = shapes_and_dtypes(file, QWEN)
+        found = weights_alone(found, read_layout(file, QWEN, found))
         if shared := sorted(shapes.keys() & found.keys()):
             message = f"{listed(shared)}: in more than one file of this folder. Keep one set."
             raise ModelFileError(message, source=str(path))
@@ -325,10 +354,11 @@ def load_qwen(
     except Exception as error:  # of settings that only the network itself looks at
         raise refused_settings(path, error) from error
     check_entries(path, wanted, named)
-    tensors: dict[str, Tensor] = {}
+    weights: dict[str, Weight] = {}
     for file in qwen_files(path):
-        tensors.update(key_mapping.qwen_entries(load_floats(file, disable_mmap)))
-    tensors = {name: tensors.pop(name).to(dtype) for name in list(tensors)}
+        shapes, _ = shapes_and_dtypes(file, QWEN)
+        weights.update(key_mapping.qwen_entries(load_weights(file, QWEN, shapes, disable_mmap)))
+    tensors = {name: whole(weights.pop(name), "cpu", dtype) for name in list(weights)}
     disable_progress_bar()
     model = Qwen3Model.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     placed = nn.Module.to(model, device)  # as model.to, which transformers gives no types

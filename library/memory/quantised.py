@@ -6,6 +6,7 @@ form alone. Norms, biases and whatever is no Linear stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -66,11 +67,21 @@ class QuantisedLinear(nn.Linear):
     @classmethod
     def of(cls, base: nn.Linear, form: str, device: torch.device) -> QuantisedLinear:
         """Computed on `device`, stored where `base` is, whose bias it takes over."""
+        stored, home = Quantised.of(base.weight.to(device), form), base.weight.device
+        return cls.holding(base, Quantised(stored.codes.to(home), stored.scale.to(home)))
+
+    @classmethod
+    def empty(cls, base: nn.Linear, form: str) -> QuantisedLinear:
+        """As `of` makes it of a Linear without memory."""
+        codes = torch.empty_like(base.weight, dtype=FORMS[form])
+        scale = torch.empty_like(base.weight[:, :1], dtype=torch.float32)
+        return cls.holding(base, Quantised(codes, scale))
+
+    @classmethod
+    def holding(cls, base: nn.Linear, stored: Quantised) -> QuantisedLinear:
         self = cls(base.in_features, base.out_features, bias=False, device="meta")
-        stored = Quantised.of(base.weight.to(device), form)
-        home = base.weight.device
-        self.weight = nn.Parameter(stored.codes.to(home), requires_grad=False)
-        self.weight_scale = nn.Parameter(stored.scale.to(home), requires_grad=False)
+        self.weight = nn.Parameter(stored.codes, requires_grad=False)
+        self.weight_scale = nn.Parameter(stored.scale, requires_grad=False)
         self.bias = base.bias
         return self.train(base.training)
 
@@ -85,20 +96,10 @@ def frozen_weight(linear: nn.Linear) -> Frozen:
 
 
 def quantise_linears(
-    model: nn.Module, form: str, device: torch.device, *, left_out: type[nn.Module]
+    model: nn.Module, linears: Mapping[str, nn.Linear], form: str, device: torch.device
 ) -> list[Tensor]:
-    """Store the weights of a model's Linears in a form; returns them as they are stored.
-
-    left_out: modules of this type stay as they are
-    """
-    stored: list[Tensor] = []
-    for name, child in model.named_children():
-        if isinstance(child, left_out):
-            continue
-        if isinstance(child, nn.Linear):
-            quantised = QuantisedLinear.of(child, form, device)
-            setattr(model, name, quantised)
-            stored.append(quantised.weight)
-        else:
-            stored += quantise_linears(child, form, device, left_out=left_out)
-    return stored
+    """Store these Linears' weights in a form, unless they are already; returns them as they are stored."""
+    for name, linear in linears.items():
+        if not isinstance(linear, QuantisedLinear):
+            model.set_submodule(name, QuantisedLinear.of(linear, form, device))
+    return [model.get_parameter(f"{name}.weight") for name in linears]

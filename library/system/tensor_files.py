@@ -33,6 +33,9 @@ WHOLE = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8
 }  # fmt: skip
 NUMBERS = FLOATS | WHOLE
+CODES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I8": torch.int8}
+"""What weights of 8 bits are stored as; by themselves these numbers mean little."""
+READABLE = NUMBERS | CODES
 
 
 class TensorFileError(ValueError):
@@ -127,7 +130,7 @@ def check_shapes(entries: Mapping[str, TensorEntry]) -> None:
 def read_tensors(
     path: str | Path, header: TensorHeader, names: Iterable[str]
 ) -> dict[str, Tensor]:
-    """The named tensors, of dtypes in NUMBERS, read straight to their places: no second copy, no map.
+    """The named tensors, of dtypes in READABLE, read straight to their places: no second copy, no map.
 
     Raises TensorFileError when the file is no longer what its header said.
     """
@@ -140,7 +143,7 @@ def read_tensors(
                 file.seek(entry.begin)
                 if file.readinto(data.numpy().data) != len(data):
                     raise TensorFileError("was cut while it was read")
-                tensors[name] = data.view(NUMBERS[entry.dtype]).view(entry.shape)
+                tensors[name] = data.view(READABLE[entry.dtype]).view(entry.shape)
     except OSError as error:
         raise TensorFileError(f"cannot be read any more ({error})") from error
     return tensors

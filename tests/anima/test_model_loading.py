@@ -103,19 +103,9 @@ def test_the_llm_adapter_may_come_from_a_file_of_its_own(tmp_path):
         )  # alignment in the file
 
 
-def quantised(tensors):
-    return {**tensors, "blocks.0.mlp.layer1.comfy_quant": torch.zeros(4, dtype=torch.uint8)}
-
-
-def as_fp8(tensors):
-    return {k: v.to(torch.float8_e4m3fn) for k, v in tensors.items()}
-
-
 @pytest.mark.parametrize(
     "make, complaint",
     [
-        (lambda: quantised(bare_dit()), "quantised"),
-        (lambda: as_fp8(bare_dit()), "quantised"),
         (lambda: load_file(golden("adapter_lora.safetensors")), "a LoRA or LoKr"),
         (lambda: load_file(golden("adapter_lokr_low.safetensors")), "a LoRA or LoKr"),
         (lambda: load_file(golden("qwen_image_vae_tiny.safetensors")), "a VAE"),

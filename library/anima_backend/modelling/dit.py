@@ -178,10 +178,24 @@ class Anima(nn.Module):
         form: fp8 or int8, found on `device` and stored where they are; llm_adapter: its matrices too.
         Processes do not share these weights: each has to load the same.
         """
-        parts = (self.blocks, self.llm_adapter) if llm_adapter else (self.blocks,)
-        for part in parts:
-            stored = quantise_linears(part, form, device, left_out=Modulation)
-            self.leave_unshared(map(id, stored))
+        linears = self.linears_to_store(llm_adapter=llm_adapter)
+        self.leave_unshared(map(id, quantise_linears(self, linears, form, device)))
+
+    def linears_to_store(self, *, llm_adapter: bool) -> dict[str, nn.Linear]:
+        """Those whose weights `quantise` stores in 8 bits, by name."""
+        parts = ("blocks.", "llm_adapter.") if llm_adapter else ("blocks.",)
+        modules = dict(self.named_modules())
+        left_out = {
+            id(part)
+            for module in modules.values()
+            if isinstance(module, Modulation)
+            for part in module
+        }
+        return {
+            name: module
+            for name, module in modules.items()
+            if isinstance(module, nn.Linear) and name.startswith(parts) and id(module) not in left_out
+        }
 
     def leave_unshared(self, weights: Iterable[int]) -> None:
         """Let processes not send each other these weights, given by their ids."""

@@ -1,0 +1,290 @@
+"""ComfyUI's checkpoints of 8 bits: written here by its rules, read by the project's loader."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from library.anima_models import load_anima_qwen_model, load_anima_transformer, load_anima_vae
+from library.anima_runtime import model_loading
+from library.errors import ModelFileError
+from library.memory.modes import store_weights
+from library.memory.quantised import QuantisedLinear
+from library.settings.run_config import PrecisionOptions
+from tests.helpers.running import model_paths, train
+from tests.helpers.tiny import golden, golden_vectors, rel_l2
+
+DIT, QWEN = golden("anima_tiny_dit.safetensors"), golden("qwen3_tiny.safetensors")
+CPU = torch.device("cpu")
+H4 = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2.0
+H16 = torch.kron(H4, H4)
+FP8 = {"format": "float8_e4m3fn"}
+
+
+def scaled(weight, dtype, per_row=False):
+    """Codes and scale by the largest value of the matrix or of each row."""
+    largest = weight.abs().amax(1, keepdim=True) if per_row else weight.abs().max()
+    if dtype == torch.int8:
+        scale = largest / 127
+        return (weight / scale).round().clamp(-128, 127).to(dtype), scale
+    scale = largest / torch.finfo(dtype).max
+    return (weight / scale).to(dtype), scale
+
+
+def turned(weight, matrix=H16):
+    """Every group of columns times a matrix."""
+    groups = weight.unflatten(1, (-1, len(matrix)))
+    return (groups @ matrix).flatten(1)
+
+
+def as_bytes(mark):
+    return torch.tensor(list(json.dumps(mark).encode()), dtype=torch.uint8)
+
+
+def old_fp8(layer, weight):
+    codes, scale = scaled(weight, torch.float8_e4m3fn)
+    more = {f"{layer}.scale_weight": scale, f"{layer}.scale_input": torch.ones(())}
+    return {f"{layer}.weight": codes, **more}, codes.float() * scale
+
+
+def marked(dtype, mark, per_row=False, rotated=False, **more):
+    def write(layer, weight):
+        codes, scale = scaled(turned(weight) if rotated else weight, dtype, per_row)
+        entries = {f"{layer}.weight": codes, f"{layer}.weight_scale": scale, **{
+            f"{layer}.{name}": value for name, value in more.items()
+        }}  # fmt: skip
+        if mark:
+            entries[f"{layer}.comfy_quant"] = as_bytes(mark)
+        dense = codes.float() * scale
+        return entries, turned(dense) if rotated else dense
+
+    return write
+
+
+def cast(layer, weight):
+    codes = weight.to(torch.float8_e4m3fn)
+    return {f"{layer}.weight": codes}, codes.float()
+
+
+INT8 = {"format": "int8_tensorwise"}
+ROTATED = {**INT8, "convrot": True, "convrot_groupsize": 16, "per_row": True}
+FORMS = {
+    "scaled_fp8": old_fp8,
+    "fp8": marked(torch.float8_e4m3fn, FP8, input_scale=torch.ones(())),
+    "fp8 rows": marked(torch.float8_e4m3fn, {**FP8, "full_precision_matrix_mult": True}, True),
+    "fp8 e5m2": marked(torch.float8_e5m2, {"format": "float8_e5m2"}),
+    "fp8 cast": cast,
+    "int8": marked(torch.int8, INT8),
+    "int8 rows": marked(torch.int8, INT8, per_row=True),
+    "int8 rotated": marked(torch.int8, ROTATED, per_row=True, rotated=True),
+}
+OWN = {
+    "fp8_base": ("scaled_fp8", "fp8", "fp8 rows", "fp8 cast"),
+    "int8_base": ("int8", "int8 rows"),
+}
+
+
+def in_blocks(key):
+    return key.endswith("_proj.weight") or ".mlp." in key and key.endswith(".weight")
+
+
+def written(folder, write, *, source=DIT, chosen=in_blocks, metadata=None, **more):
+    """A file with some matrices written in 8 bits, and one in float32 of what they stand for."""
+    tensors, dense = {}, {}
+    for key, weight in load_file(source).items():
+        dense[key] = weight
+        entries = {key: weight}
+        if chosen(key) and weight.dim() == 2:
+            entries, dense[key] = write(key.removesuffix(".weight"), weight)
+        tensors |= entries
+    files = folder / "stored.safetensors", folder / "dense.safetensors"
+    save_file(
+        {key: value.clone() for key, value in {**tensors, **more}.items()}, files[0], metadata
+    )
+    save_file({key: value.clone() for key, value in dense.items()}, files[1])
+    return files
+
+
+def velocity(dit):
+    v = golden_vectors()
+    with torch.no_grad():
+        return dit(v["in.x.sq"][:, :, 0], v["in.t.sq"], v["in.qwen_hidden.a"], v["in.t5_ids.a"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("read", [False, True])
+def test_a_file_of_8_bits_loads_as_the_weights_it_stands_for(tmp_path, form, read):
+    old = {"net.scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    file, dense = written(tmp_path, FORMS[form], **(old if form == "scaled_fp8" else {}))
+    found = model_loading.load_transformer(file, dtype=torch.float32, disable_mmap=read)
+    expected = load_anima_transformer(dense, dtype=torch.float32)
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, weight in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], weight, rtol=0, atol=1e-6)
+    apart = rel_l2(velocity(found)[:, :, None], golden_vectors()["out.dit.sq"])
+    assert 1e-4 < apart < (0.03 if "int8" in form else 0.2)
+
+
+def test_the_formats_may_stand_in_the_metadata(tmp_path):
+    write = marked(torch.float8_e4m3fn, None)
+    whole = {key.removesuffix(".weight"): FP8 for key in load_file(DIT) if in_blocks(key)}
+    expected = None
+    for layers in (whole, {name.removeprefix("net."): "float8_e4m3fn" for name in whole}):
+        metadata = {
+            "_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})
+        }
+        file, dense = written(tmp_path, write, metadata=metadata)
+        expected = load_anima_transformer(dense, dtype=torch.float32)
+        assert (
+            rel_l2(velocity(load_anima_transformer(file, dtype=torch.float32)), velocity(expected))
+            < 1e-6
+        )
+
+
+@pytest.mark.parametrize("option", OWN)
+@pytest.mark.parametrize("form", FORMS)
+def test_codes_of_the_runs_own_form_are_kept_to_the_bit(tmp_path, form, option, caplog):
+    precision = PrecisionOptions(mixed_precision="bf16", **{option: True})
+    file, _ = written(tmp_path, FORMS[form])
+    caplog.set_level(logging.INFO)
+    model = model_loading.load_transformer(file, stored=precision)
+    kept = {n: m for n, m in model.named_modules() if isinstance(m, QuantisedLinear)}
+    linears = set(model.linears_to_store(llm_adapter=True))
+    in_file = load_file(file)
+    coded = {n for n in linears if in_file[f"net.{n}.weight"].element_size() == 1}
+    assert set(kept) == (coded if form in OWN[option] else set()) and coded
+    store_weights(precision, model, CPU)
+    assert linears == {n for n, m in model.named_modules() if isinstance(m, QuantisedLinear)}
+    for name, module in kept.items():
+        codes = in_file[f"net.{name}.weight"].view(torch.uint8)
+        assert torch.equal(model.get_submodule(name).weight.view(torch.uint8), codes)
+        assert module.weight_scale.shape == (len(codes), 1)
+    message = caplog.messages[-1]
+    assert f"{len(kept)} are used as they are" in message
+    assert (f"rounded a second time, to {precision.stored_form}" in message) is (not kept)
+    whole = load_anima_transformer(file, dtype=torch.float32)
+    assert rel_l2(velocity(model).float(), velocity(whole)) < (0.05 if kept else 0.2)
+
+
+def test_weights_that_stayed_whole_may_have_a_scale_of_1(tmp_path):
+    def write(layer, weight):
+        return {f"{layer}.weight": weight, f"{layer}.scale_weight": torch.full((1,), scale)}, weight
+
+    scale = 1.0
+    file, dense = written(tmp_path, write)
+    assert torch.equal(
+        velocity(load_anima_transformer(file)), velocity(load_anima_transformer(dense))
+    )
+    scale = 0.5
+    with pytest.raises(ModelFileError, match="it has a scale and is not in 8 bits"):
+        load_anima_transformer(written(tmp_path, write)[0])
+
+
+def bad(**changes):
+    def write(layer, weight):
+        entries, dense = marked(torch.int8, ROTATED, True, True)(layer, weight)
+        for name, value in changes.items():
+            entries.pop(f"{layer}.{name}", None)
+            entries |= {} if value is None else {f"{layer}.{name}": value}
+        return entries, dense
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "write, complaint",
+    [
+        (bad(comfy_quant=as_bytes({"format": "nvfp4"})), "its format is nvfp4"),
+        (bad(comfy_quant=as_bytes(FP8)), "its format is float8_e4m3fn, but it holds I8"),
+        (
+            bad(comfy_quant=as_bytes({**ROTATED, "convrot_groupsize": 32})),
+            "rotated in groups of 32",
+        ),
+        (
+            bad(comfy_quant=as_bytes({**ROTATED, "convrot_groupsize": 256})),
+            "groups of 256 of its 96",
+        ),
+        (bad(comfy_quant=as_bytes([1])), "a mark without a format"),
+        (bad(comfy_quant=torch.zeros(4, dtype=torch.uint8)), "is a quantised checkpoint in a form"),
+        (bad(comfy_quant=torch.zeros(4)), "expected JSON as bytes"),
+        (bad(comfy_quant=None), "I8, and nothing says what it stands for"),
+        (bad(weight_scale=None), "it has 0 scales"),
+        (bad(weight_scale=torch.ones(3, 8)), r"a scale F32 \(3, 8\) for \(96, 96\)"),
+        (bad(weight=torch.zeros(2, 2, dtype=torch.int16)), "but it holds I16"),
+    ],
+)
+def test_what_is_not_known_is_refused_with_the_reason(tmp_path, write, complaint):
+    file, _ = written(tmp_path, write, chosen=lambda key: "blocks.0.self_attn.q_proj" in key)
+    with pytest.raises(ModelFileError, match=complaint) as told:
+        load_anima_transformer(file)
+    assert "the bf16 file of Anima's DiT" in str(told.value) and str(file) in str(told.value)
+
+
+def test_the_text_encoder_is_read_in_8_bits_too_and_the_vae_is_not(tmp_path):
+    chosen = lambda key: key.endswith("_proj.weight")
+    file, dense = written(tmp_path, FORMS["fp8"], source=QWEN, chosen=chosen)
+    ids = golden_vectors()["in.qwen_ids.a"]
+    with torch.no_grad():
+        found, expected = (
+            load_anima_qwen_model(path, dtype=torch.float32)(ids).last_hidden_state
+            for path in (file, dense)
+        )
+    assert rel_l2(found, expected) < 1e-6
+    vae = {key: value.to(torch.float8_e4m3fn) for key, value in
+           load_file(golden("qwen_image_vae_tiny.safetensors")).items()}  # fmt: skip
+    save_file(vae, tmp_path / "vae.safetensors")
+    with pytest.raises(ModelFileError, match="is a quantised checkpoint. Use the full file"):
+        load_anima_vae(tmp_path / "vae.safetensors")
+
+
+@pytest.fixture(scope="module")
+def stored_demo(demo, tmp_path_factory):
+    """The demo's DiT in ComfyUI's fp8."""
+    source = demo / "models" / "anima_dit.safetensors"
+    folder = tmp_path_factory.mktemp("stored")
+    return written(folder, FORMS["fp8"], source=source)[0]
+
+
+def test_a_run_trains_on_the_codes_of_its_file_and_the_doctor_names_them(
+    demo, run_folder, stored_demo, caplog
+):
+    from tools.doctor import report
+
+    t5 = model_paths(demo)["t5_tokenizer_dir"]
+    settings = {
+        "anima_transformer": str(stored_demo), "t5_tokenizer_dir": t5, "mixed_precision": "bf16",
+        "fp8_base": True, "max_train_steps": 1,
+    }  # fmt: skip
+    caplog.set_level(logging.INFO)
+    trainer = train(demo, run_folder, settings)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    name = "blocks.0.self_attn.output_proj.weight"
+    codes = next(v for k, v in load_file(stored_demo).items() if k.endswith(name))
+    assert torch.equal(model.get_parameter(name).view(torch.uint8), codes.view(torch.uint8))
+    assert "weights in float8_e4m3fn" in caplog.text and "are used as they are" in caplog.text
+    argv = ["--config_file", str(run_folder / "train_args.toml")]
+    text, code = report([*argv, "--dataset_config", str(run_folder / "dataset.toml")])
+    assert code == 0 and "8 bits: " in text and "weights in float8_e4m3fn" in text
+
+
+def test_base_weights_are_merged_into_the_weights_that_codes_stand_for(
+    demo, run_folder, stored_demo
+):
+    adapter = run_folder / "adapter.safetensors"
+    path = "diffusion_model.blocks.0.self_attn.output_proj"
+    t5 = model_paths(demo)["t5_tokenizer_dir"]
+    whole = load_anima_transformer(stored_demo, dtype=torch.float32)
+    width = whole.blocks[0].self_attn.output_proj.in_features
+    down, up = torch.randn(2, width), torch.randn(width, 2)
+    save_file({f"{path}.lora_down.weight": down, f"{path}.lora_up.weight": up}, adapter)
+    settings = {
+        "anima_transformer": str(stored_demo), "t5_tokenizer_dir": t5, "base_weights": [str(adapter)],
+        "max_train_steps": 1,
+    }  # fmt: skip
+    trainer = train(demo, run_folder, settings)
+    found = trainer.accelerator.unwrap_model(trainer.model).blocks[0].self_attn.output_proj.weight
+    expected = whole.blocks[0].self_attn.output_proj.weight + up @ down
+    assert rel_l2(found, expected) < 1e-6 and math.isfinite(found.sum().item())
