@@ -58,6 +58,13 @@ class Adapter(nn.Module):
         """The module that takes the place of `base` and carries this adapter."""
         raise NotImplementedError
 
+    def change_norm(self) -> Tensor | None:
+        """The Frobenius norm of what is added to the base at strength 1, a scalar where the factors are.
+
+        None for a kind that adds nothing.
+        """
+        return None
+
     def merged(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What each of `changed` becomes at this strength; float32 in and out."""
         raise NotImplementedError

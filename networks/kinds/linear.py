@@ -115,12 +115,16 @@ class AdditiveAdapter(LinearAdapter):
         return {"weight": weight + self.multiplier * self.delta().to(weight.device, torch.float32)}
 
     @torch.no_grad()
+    def change_norm(self) -> Tensor:
+        """The difference itself is never built."""
+        return abs(self.scale) * reduce(torch.mul, map(chain_norm, self.chains()))
+
+    @torch.no_grad()
     def limit_norm(self, limit: float) -> Tensor:
-        """The factors share the shrinking evenly; the difference itself is never built."""
-        chains = self.chains()
-        norm = abs(self.scale) * reduce(torch.mul, map(chain_norm, chains))
+        """The factors share the shrinking evenly."""
+        norm = self.change_norm()
         ratio = (limit / norm.clamp(min=1e-30)).clamp(max=1.0)
-        matrices = [matrix for chain in chains for matrix in chain]
+        matrices = [matrix for chain in self.chains() for matrix in chain]
         for matrix in matrices:
             matrix.mul_(ratio ** (1 / len(matrices)))
         return norm

@@ -60,6 +60,10 @@ class NormDelta(Adapter):
         """What is added to each of the base's parameters at strength 1."""
         return {NORM_PARAMETERS[name]: factor for name, factor in self.factors().items()}
 
+    @torch.no_grad()
+    def change_norm(self) -> Tensor:
+        return torch.cat([change.float() for change in self.changes().values()]).norm()
+
     def merged(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
             name: parameters[name]
