@@ -112,6 +112,9 @@ class AnimaNetworkTrainer(NetworkTrainer):
         with torch.device("meta"):
             return Anima(self.model_facts.params)
 
+    def option_groups(self) -> list[Any]:
+        return [*super().option_groups(), self.anima]
+
     def network_kwargs(self) -> dict[str, Any]:
         return {**super().network_kwargs(), **self.anima.network_kwargs()}
 

@@ -21,6 +21,7 @@ from library import train_util
 from library.data.batch_loader import BatchLoader
 from library.data.data_types import Batch, StepResult
 from library.errors import EXIT_USER_ERROR
+from library.reporting.stage_times import timed
 from library.saving.output_claim import outputs_claimed
 from library.saving.stopping import Request, rescue
 from library.system.program import run_main
@@ -38,13 +39,15 @@ class NetworkTrainer(TrainerStages):
 
     def train(self) -> None:
         """The whole run, from pictures on disk to the exported file."""
-        with outputs_claimed(self.cfg.save):
+        with outputs_claimed(self.cfg.save), self.reporter:
             self.prepare()
             with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
                 self.run_epochs()
                 last_words = self.finish()
+            self.reporter.end(last_words)
         logger.info(last_words)  # only the first process shows its messages
 
+    @timed
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
         for epoch in range(self.state.epoch, self.plan.epochs):
@@ -164,6 +167,7 @@ class NetworkTrainer(TrainerStages):
             self.validate()
         self.files.after_step(self.state, now=self.stops.poll() > Request.NOTHING)
 
+    @timed
     def validate(self) -> None:
         """The loss on the pictures kept for that, shared among the ranks."""
         with self.as_used(), optimizer_eval_mode(self.optimization.optimizer):
@@ -184,6 +188,7 @@ class NetworkTrainer(TrainerStages):
             self.model, self.noising = model, noising
             self.network.set_training(True)
 
+    @timed
     def finish(self) -> str:
         """The final export; returns the run's last words: its file, or how to go on."""
         end = self.files.finish(self.state, self.plan.total_steps)

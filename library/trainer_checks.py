@@ -21,6 +21,8 @@ from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
 from library.memory.modes import SavesMemory, mode_problems
+from library.reporting.reporter import Reporter, check_page
+from library.reporting.stage_times import timed
 from library.saving import snapshot
 from library.saving.checkpoints import Checkpoints
 from library.saving.output_checks import check_outputs
@@ -80,12 +82,15 @@ class CheckStages(FamilyHooks):
         self.cfg = cfg
         self.datasets = datasets
         self.contents = Contents()
+        self.reporter = Reporter(cfg)
+        self.times = self.reporter.times
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between the flags and the output folder, before any heavy work."""
         one_tries = is_first_process(os.environ)  # since what is tried is made and removed
-        return check_outputs(self.cfg) if one_tries else []
+        return [*check_outputs(self.cfg), *check_page(self.cfg)] if one_tries else []
 
+    @timed
     def prepare_process(self) -> None:
         """Establish the accelerator and the settings of the path."""
         train_util.prepare_torch(self.cfg)
@@ -93,11 +98,13 @@ class CheckStages(FamilyHooks):
         self.noising = train_util.make_noising(self.cfg.flow)
         self.weight_dtype = precision_dtype(self.cfg.precision.mixed_precision)
 
+    @timed
     def open_state(self) -> None:
         """Establish which state to go on from, if any, and the seed."""
         self.resumption = Resumption(self.cfg.resume, self.snapshot_schema)
         self.seed = train_util.choose_seed(self.resumption.seed_or(self.cfg.loop.seed))
 
+    @timed
     def check(self, device: torch.device | str | None = None) -> None:
         """Establish what the model files are, and adapters that fit; all problems in one error.
 
@@ -122,6 +129,7 @@ class CheckStages(FamilyHooks):
             merge_base_weights(net, model)
             self.outline = make_network(module, net, kwargs, model)
 
+    @timed
     def prepare_data(self) -> None:
         """Establish the catalogue of pictures, the order of batches and the length of the run."""
         self.catalogue = scan(self.datasets)
@@ -145,17 +153,21 @@ class CheckStages(FamilyHooks):
         self.validation = Validation(self.catalogue.validation(), self.cfg.validation)
         log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
         log_lines(logger, self.catalogue.describe())
+        self.reporter.begin(self.plan, self.catalogue, self.option_groups(), self.state)
 
+    @timed
     def check_optimization(self) -> None:
         """All of the run's steps, on stand-ins."""
         device = self.accelerator.device
         check_optimization(self.cfg, self.outline, self.plan.total_steps, device)
 
+    @timed
     def check_resume(self) -> None:
         """That the state fits this run, before anything heavy is loaded."""
         is_main = self.accelerator.is_main_process
         self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
 
+    @timed
     def check_compile(self) -> None:
         """Establish how blocks are compiled, if that is asked for and works here."""
         self.compilation = working_compilation(

@@ -82,6 +82,10 @@ class FamilyHooks(ABC):
         """Arguments of the network: --network_args, and what a family adds from its own flags."""
         return parse_network_args(self.cfg.network.network_args)
 
+    def option_groups(self) -> list[Any]:
+        """All options of the run; a family adds its own."""
+        return self.cfg.groups()
+
     def warnings(self) -> list[str]:
         """What should be told of the options before anything is loaded."""
         return []

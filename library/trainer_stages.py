@@ -18,6 +18,8 @@ from library.caching.text_windows import RunTexts, TextNow, TextWindows
 from library.data.datasets import TrainDataset
 from library.memory.modes import SavesMemory, enable_modes, store_weights
 from library.memory.planning import MemoryChoice, choose_modes
+from library.reporting.settings import run_words
+from library.reporting.stage_times import timed
 from library.saving.metadata import RunMetadata, start_entries
 from library.saving.metadata_table import RunFacts
 from library.saving.run_files import RunFiles, StateFacts
@@ -105,12 +107,14 @@ class TrainerStages(CheckStages):
         self.start_logs()
         self.take_over()
 
+    @timed
     def prepare_strategies(self) -> None:
         """Establish how captions and pictures are encoded; models are loaded only when used."""
         self.tokenize_strategy = self.get_tokenize_strategy()
         self.latents_strategy = self.get_latents_caching_strategy()
         self.text_strategy = self.get_text_encoding_strategy()
 
+    @timed
     def plan_memory(self) -> None:
         """Establish how a step saves memory: as the options say, or as --vram_target needs it."""
         choice = self.choose_modes() if self.cfg.loop.vram_target else None
@@ -123,6 +127,7 @@ class TrainerStages(CheckStages):
         device = self.accelerator.device
         return choose_modes(self.cfg, device, len(model.blocks), self.memory_counter())
 
+    @timed
     def cache_inputs(self) -> None:
         """Establish latents and text outputs, cached as asked, their encoders put away."""
         cache = self.cfg.cache
@@ -168,11 +173,13 @@ class TrainerStages(CheckStages):
         plan, always = self.plan, self.validation.captions()
         return RunTexts(self.make_dataset(), self.sampler, plan.epochs, plan.last_batches, always)
 
+    @timed
     def load_models(self) -> None:
         """Establish the frozen model on its device, --base_weights merged in."""
         self.base = self.load_target_model()
         merge_base_weights(self.cfg.network, self.base)
 
+    @timed
     def prepare_model(self) -> None:
         """Establish where the model's weights and activations are kept, and how it is called."""
         assert isinstance(self.base, SavesMemory), "every family's model does"
@@ -187,6 +194,7 @@ class TrainerStages(CheckStages):
             self.base.compile_blocks(any_size=how.any_size, **how.options)
             log_lines(logger, how.describe())
 
+    @timed
     def attach_network(self) -> None:
         """Establish the adapters inside the model."""
         torch.manual_seed(position_seed(self.seed, "adapters"))  # the same factors on every rank
@@ -200,6 +208,7 @@ class TrainerStages(CheckStages):
         self.network = network
         log_lines(logger, network.summary())
 
+    @timed
     def prepare_optimization(self) -> None:
         """Establish what makes the updates, and the model as it is called in a step."""
         self.optimization = Optimization(
@@ -214,6 +223,7 @@ class TrainerStages(CheckStages):
             else None
         )
 
+    @timed
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = replace(self.cfg, loop=self.memory_modes), self.plan
@@ -237,7 +247,10 @@ class TrainerStages(CheckStages):
         self.progress = RunProgress(
             self.trackers, plan, is_main, self.monitor, start=self.state.step
         )
+        words = run_words(cfg, self.accelerator, self.network, optimizer, self.seed)
+        self.reporter.watch(self.progress, self.network, words)
 
+    @timed
     def take_over(self) -> None:
         """Establish what writes the run's files, and what the state holds in all its parts."""
         optimization, scaler = self.optimization, self.accelerator.scaler
@@ -251,6 +264,8 @@ class TrainerStages(CheckStages):
         facts = StateFacts(run, self.build_resume_snapshot)
         self.files = RunFiles(self.checkpoints, self.accelerator, parts, self.metadata, facts)
         self.stops = StopRequests(self.checkpoints.folder, self.accelerator)
+        kept = self.resumption.state.record() if self.resumption.state else None
+        self.reporter.follow(self.files, kept)
         self.resumption.restore(parts, self.state, self.accelerator.process_index)
         if self.resumption.state:
             self.files.last_state = self.resumption.state.folder

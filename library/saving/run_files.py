@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +54,8 @@ class RunFiles:
     last_state: the newest state that was written, or that the run came from
     is_settled: weights, optimizer and position belong together
     ledger_rows: of the pictures, at the last save; on the first process
+    on_saved:   hears of each file, on the process that wrote it: its step, its path, the seconds it took
+    record:     gives what a state keeps of the run's record, if there is one
     """
 
     def __init__(
@@ -72,6 +75,8 @@ class RunFiles:
         self.is_settled = True
         self.ledger_rows: list[LedgerRow] = []
         self.writes_ledger = True
+        self.on_saved: Callable[[int, Path, float], None] | None = None
+        self.record: Callable[[], Mapping[str, Any]] | None = None
 
     def after_step(self, position: RunPosition, *, now: bool = False) -> None:
         """Save what is due at this step. now: a file and a state, due or not."""
@@ -112,12 +117,15 @@ class RunFiles:
         ranks = gather(self.parts.rank()) if with_state else []
         self.write_ledger(self.all_ledgers())
         if self.accelerator.is_main_process:
+            began = time.monotonic()
             start_of_next = replace(position, epoch=position.epoch + 1, batch_in_epoch=0)
             with self.unsettled():
                 folder = self.checkpoints.state_folder(file)
                 file = self.export(file, position)
                 if with_state:
                     self.write_state(folder, start_of_next if next_epoch else position, ranks)
+            if self.on_saved:
+                self.on_saved(position.step, file, time.monotonic() - began)
         else:  # the first process may have had to take other names, which only it knows
             self.last_file = position.step, file
             self.last_state = self.checkpoints.state_folder(file) if with_state else self.last_state
@@ -164,6 +172,7 @@ class RunFiles:
             factors=self.parts.factors(),
             training=self.parts.training(),
             ranks=ranks,
+            record=self.record() if self.record else {},
         )
         self.last_state = write_state(folder, contents)
         logger.info("saved %s", self.last_state)

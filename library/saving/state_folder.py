@@ -4,6 +4,7 @@ adapters.safetensors   factors by the model's parameter names, as they are train
 optimizer.pt           optimizer, schedule and gradient scaler; tensors and plain values
 rank_00000.safetensors of each process: its random generators and the running means of its logs
 resume_snapshot.json   the settings that must agree with those of the run that goes on
+run_record.json        what the report shows of the steps until then, where a run has one
 train_state.json       the position, facts of the run, size and sha256 of the other files
 """
 
@@ -17,7 +18,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from library.saving.state_manifest import (
     FORMAT,
     MANIFEST,
     OPTIMIZER,
+    RECORD,
     SNAPSHOT,
     make_manifest,
     manifest_problems,
@@ -63,6 +65,7 @@ class StateContents:
     factors:  parameter name -> tensor, in the dtype that is trained
     training: tensors on the CPU and plain values in lists and dictionaries
     ranks:    each process's tensors, in order
+    record:   what the run's report goes on from, as JSON; empty: none is kept
     """
 
     position: RunPosition
@@ -71,6 +74,7 @@ class StateContents:
     factors: Mapping[str, Tensor]
     training: Mapping[str, Any]
     ranks: Sequence[Mapping[str, Tensor]]
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,10 @@ class SavedState:
         """What the process of this number kept; empty when there was none."""
         file = rank_file(rank)
         return self._tensors(file) if (self.folder / file).exists() else {}
+
+    def record(self) -> dict[str, Any]:
+        """What the run's report goes on from; empty when none was kept."""
+        return _read_json(self.folder / RECORD, str(self.folder))
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         with _reading(self.folder / name):
@@ -136,6 +144,9 @@ def _write_files(folder: Path, contents: StateContents) -> None:
     for rank, tensors in enumerate(contents.ranks):
         safetensors.torch.save_file(dict(tensors), folder / rank_file(rank))
     _write_json(folder / SNAPSHOT, contents.snapshot)
+    if contents.record:
+        text = json_text(contents.record, separators=(",", ":"))
+        (folder / RECORD).write_text(text + "\n", encoding="utf-8")
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
         for path in sorted(folder.iterdir())

@@ -18,7 +18,7 @@ from library.errors import Problem
 
 FORMAT = "train_state/v1"
 MANIFEST, SNAPSHOT = "train_state.json", "resume_snapshot.json"
-ADAPTERS, OPTIMIZER = "adapters.safetensors", "optimizer.pt"
+ADAPTERS, OPTIMIZER, RECORD = "adapters.safetensors", "optimizer.pt", "run_record.json"
 SEAL = "seal"
 MOST = 10**12
 """No run has so many steps or bytes."""

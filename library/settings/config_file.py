@@ -205,6 +205,8 @@ class ConfigReader:
         words = item.value
         if flag_.is_switch and not words:
             words = ["true"]
+        if flag_.alone and not words:
+            words = [flag_.alone]
         if not flag_.many and len(words) != 1:
             message = f"expected one value, got {len(words)}. Put a text with spaces in quotes."
             message = "takes no value." if flag_.is_switch else message

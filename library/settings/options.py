@@ -35,6 +35,9 @@ LARGEST = 2**64  # whole numbers stay below, as seeds do
 SWITCH_WORDS = {"true": True, "false": False, "1": True, "0": False}
 
 
+PORT_WORDS = {"true": "yes", "yes": "yes", "false": "no", "no": "no"}
+
+
 @dataclass(frozen=True)
 class Reading:
     """Makes a field's value of text or of a TOML value. expected: what, where that is a ValueError"""
@@ -59,6 +62,7 @@ class Flag:
     idle:    when it has no effect beside the other options
     refused: the reason why setting it is an error
     read:    where the field's value is more than a conversion to its type
+    alone:   the value that the name without one stands for on the command line
     hidden:  not shown in --help (old misspellings)
     path:    a file or a folder: ~ and variables are replaced
     prose:   a text that may hold tabs and line ends
@@ -75,6 +79,7 @@ class Flag:
     refuses: Mapping[Any, str] = dataclasses.field(default_factory=dict)
     off: tuple[Any, ...] = ()
     read: Reading | None = None
+    alone: str = ""
     ignored: str = ""
     idle: tuple[Idle, ...] = ()
     refused: str = ""
@@ -175,6 +180,19 @@ def read_number_or_word(value: Any) -> str:
     return str(value)
 
 
+def read_port(value: Any) -> str:
+    """true, false or the number of a port, as yes, no or the number."""
+    text = str(value).lower()
+    if text in PORT_WORDS and not isinstance(value, (int, float)) or isinstance(value, bool):
+        return PORT_WORDS[text]
+    if isinstance(value, float) or not 1 <= int(text) <= 65535:
+        raise ValueError
+    return str(int(text))
+
+
+port = Reading(read_port, "true, false or a port from 1 to 65535")
+
+
 number_or_word = Reading(read_number_or_word, "a whole number, or text in quotes")
 
 
@@ -229,7 +247,8 @@ def add_flags(parser: argparse.ArgumentParser, group: type) -> None:
             negatable = argparse.BooleanOptionalAction
             add(action=negatable if flag_.is_negatable else "store_true")
         else:
-            add(metavar=flag_.type.__name__.upper(), nargs="*" if flag_.many else None)
+            count = "?" if flag_.alone else None
+            add(metavar=flag_.type.__name__.upper(), nargs="*" if flag_.many else count)
 
 
 def help_text(flag_: Flag) -> str:

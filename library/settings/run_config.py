@@ -28,6 +28,7 @@ from library.settings.options import (
     flags_of,
     idle_flags,
     number_or_word,
+    port,
     size,
     steps_or_fraction,
     word,
@@ -1060,6 +1061,37 @@ class LoggingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PageOptions:
+    """Live page and report"""
+
+    live: str = flag(
+        "no",
+        "show the run on a page of this machine while it trains; with a number: at this port, else at "
+        "8765 or the next free one; its address is told at the start",
+        read=port,
+        alone="yes",
+    )
+    report: str = flag(
+        "full",
+        "full: <output_name>_report.html beside the weights, at each save and however the run ends",
+        choices=("full", "none"),
+    )
+
+    @property
+    def is_live(self) -> bool:
+        return self.live != "no"
+
+    @property
+    def port(self) -> int | None:
+        """The one that was asked for by number."""
+        return int(self.live) if self.live.isdecimal() else None
+
+    @property
+    def writes_report(self) -> bool:
+        return self.report == "full"
+
+
+@dataclass(frozen=True, kw_only=True)
 class MonitorOptions:
     """Monitoring; the family has the flags, under names of its own.
 
@@ -1144,6 +1176,7 @@ GROUPS: dict[str, type] = {
     "preview": PreviewOptions,
     "validation": ValidationOptions,
     "logging": LoggingOptions,
+    "page": PageOptions,
     "monitor": MonitorOptions,
     "metadata": MetadataOptions,
     "distributed": DistributedOptions,
@@ -1175,6 +1208,7 @@ class TrainConfig:
     preview: PreviewOptions
     validation: ValidationOptions
     logging: LoggingOptions
+    page: PageOptions
     monitor: MonitorOptions
     metadata: MetadataOptions
     distributed: DistributedOptions

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from library.errors import UserError
 from library.training.learning_rates import shown_rate
-from library.watching.step_logs import StepLogs
+from library.watching.step_logs import StepLogs, StepRow
 
 if TYPE_CHECKING:
     from library.data.data_types import StepResult

@@ -55,7 +55,10 @@ class Writer(Protocol):
 
 
 class Trackers:
-    """Where a run's numbers go; without destinations every call does nothing."""
+    """Where a run's numbers go; without destinations every call does nothing.
+
+    listener: hears every step's numbers too, whatever becomes of the destinations
+    """
 
     def __init__(
         self,
@@ -66,10 +69,13 @@ class Trackers:
         self.run_dir = run_dir
         self.writers = writers
         self.server = server
+        self.listener: Callable[[int, Mapping[str, float]], None] | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one step's numbers. A destination that fails is reported once: training goes on."""
         self._each(lambda writer: writer.write(step, values))
+        if self.listener:
+            self.listener(step, values)
 
     def show(self, step: int, pictures: Mapping[str, numpy.ndarray]) -> None:
         """Give pictures, (H, W, 3) uint8 by tag, to the destinations that keep some."""

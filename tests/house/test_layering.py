@@ -52,7 +52,6 @@ FLOORS = [
 ]
 PLACES_KEPT = {  # rooms that are planned: their floors are known, their files are not there yet
     "networks/workshop/*",
-    "library/reporting/*",
 }
 FAMILY = ("library/anima_backend/*", "library/anima_runtime/*", "library/anima_doctor/*")
 DECLARATIONS = ("library/settings/*", "library/data/dataset_*", "library/config_util")

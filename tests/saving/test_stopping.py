@@ -110,7 +110,7 @@ def test_files_in_the_output_folder_save_and_stop(demo, run_folder, caplog):
     trainer = trainer_of(Visited, config_files(demo, run_folder, {"max_train_steps": 9}))
     trainer.train()
     assert trainer.state.step == 3
-    names = {path.name for path in out.iterdir()} - {"logs", "run_ledger.csv"}
+    names = {path.name for path in out.iterdir()} - {"logs", "run_ledger.csv", "run_report.html"}
     assert names == {
         f"run-step0000000{step}{ending}" for step in (2, 3) for ending in (".safetensors", "-state")
     }

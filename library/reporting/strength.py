@@ -1,0 +1,40 @@
+"""How strong the adapters are: the norm of each one's weight difference, read in one transfer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from library.reporting.record import Strengths
+
+if TYPE_CHECKING:
+    from networks.placements import Placement
+
+BLOCK = re.compile(r"(.*?\b\w*(?:blocks?|layers?)\.\d+)\.(.+)")
+
+
+def places_of(placements: Sequence[Placement]) -> list[tuple[str, str]]:
+    """(block, kind of layer) of each: "blocks.3.attn.q" is layer attn.q of blocks.3.
+
+    What is in no numbered block has the module that holds it in its place.
+    """
+    found = []
+    for placement in placements:
+        if inside := BLOCK.fullmatch(placement.path):
+            found.append((inside[1], inside[2]))
+        else:
+            block, _, kind = placement.path.rpartition(".")
+            found.append((block, kind))
+    return found
+
+
+@torch.no_grad()
+def measure(placements: Sequence[Placement], step: int) -> Strengths:
+    """The adapters' norms now; waits for the device once. None: its kind does not tell."""
+    norms = [placement.adapter.change_norm() for placement in placements]
+    known = [norm.float() for norm in norms if norm is not None]
+    values = iter(torch.stack(known).tolist() if known else ())
+    return Strengths(step, [None if norm is None else next(values) for norm in norms])
