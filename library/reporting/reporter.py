@@ -140,7 +140,7 @@ class Reporter:
         """
         if not self.is_on:
             return
-        self.files, files.on_saved = files, self.hear_saved
+        self.files, files.on_export, files.on_saved = files, self.hear_export, self.hear_saved
         files.record = self.record.kept
         first = self.record.outline.first_step
         if kept and kept.get("format") == FORMAT:
@@ -171,15 +171,18 @@ class Reporter:
         if step - self.measured >= interval:
             self.measure(step)
 
-    def hear_saved(self, step: int, file: Path, seconds: float) -> None:
-        """A file was written, which took so long; the report beside it is of the same step."""
+    def hear_saved(self, seconds: float) -> None:
+        """A file and its state were written, which took so long; the report beside them is of that step."""
         self.times.add("save", seconds)
+        self.write()
+
+    def hear_export(self, step: int, file: Path) -> None:
+        """An adapter file was written; what is noted of it is part of the state that goes with it."""
         self.record.add_saved(step, file.name)
         if self.files and self.files.ledger_rows:
             rows = [row.cells() for row in self.files.ledger_rows]
             self.record.add_table("ledger", COLUMNS, rows)
         self.measure(step)
-        self.write()
 
     def measure(self, step: int) -> None:
         """The adapters' strength, once for a step."""

@@ -54,7 +54,8 @@ class RunFiles:
     last_state: the newest state that was written, or that the run came from
     is_settled: weights, optimizer and position belong together
     ledger_rows: of the pictures, at the last save; on the first process
-    on_saved:   hears of each file, on the process that wrote it: its step, its path, the seconds it took
+    on_export:  hears of each adapter file, on the process that wrote it, before its state: (step, path)
+    on_saved:   hears that a file and its state are there, and of the seconds they took
     record:     gives what a state keeps of the run's record, if there is one
     """
 
@@ -75,7 +76,8 @@ class RunFiles:
         self.is_settled = True
         self.ledger_rows: list[LedgerRow] = []
         self.writes_ledger = True
-        self.on_saved: Callable[[int, Path, float], None] | None = None
+        self.on_export: Callable[[int, Path], None] | None = None
+        self.on_saved: Callable[[float], None] | None = None
         self.record: Callable[[], Mapping[str, Any]] | None = None
 
     def after_step(self, position: RunPosition, *, now: bool = False) -> None:
@@ -125,7 +127,7 @@ class RunFiles:
                 if with_state:
                     self.write_state(folder, start_of_next if next_epoch else position, ranks)
             if self.on_saved:
-                self.on_saved(position.step, file, time.monotonic() - began)
+                self.on_saved(time.monotonic() - began)
         else:  # the first process may have had to take other names, which only it knows
             self.last_file = position.step, file
             self.last_state = self.checkpoints.state_folder(file) if with_state else self.last_state
@@ -141,6 +143,8 @@ class RunFiles:
         if average and average.tensors:
             with average.in_place():
                 self.write_weights(self.checkpoints.average_file(file), self.averaged(metadata))
+        if self.on_export:
+            self.on_export(position.step, file)
         return file
 
     def write_weights(self, file: Path, metadata: Mapping[str, str]) -> Path:

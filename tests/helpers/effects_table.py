@@ -276,7 +276,7 @@ FLAGS: dict[str, Case] = {
         "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 3, {}
     ),
     "logging_dir": shown("test_trackers.test_the_root_is_the_first_of_three", "logs", SILENT),
-    "live": shown("test_live_page.test_the_page_is_served_to_who_has_the_token"),
+    "live": shown("test_report.test_a_live_page_follows_a_run_and_its_button_saves"),
     "report": shown("test_report.test_a_run_leaves_a_report_unless_told_not_to"),
     "log_with": shown("test_trackers.test_none_writes_nothing_and_so_do_processes_but_the_first"),
     "log_prefix": shown("test_trackers.test_the_run_folder_is_named_by_prefix_and_time", "a", SILENT),
