@@ -35,7 +35,7 @@ from library.training.optimizers import (
 )
 from library.training.weight_average import WeightAverage
 from library.utils import log_lines, position_seed
-from library.watching.monitor import Monitor
+from library.watching.monitor import Monitor, UpdateGuard
 from library.watching.picture_ledger import PictureLedger
 from library.watching.progress import RunProgress
 from library.watching.trackers import Trackers, create_trackers
@@ -228,7 +228,7 @@ class TrainerStages(CheckStages):
         """Establish trackers and metadata, and say what is about to run."""
         cfg, plan = replace(self.cfg, loop=self.memory_modes), self.plan
         is_main = self.accelerator.is_main_process
-        self.monitor = Monitor(cfg.monitor, self.optimization.optimizer, self.accelerator.device)
+        self.monitor = Monitor(cfg.monitor, self.make_guard(), self.accelerator.device)
         optimizer = describe_optimizer(self.optimization.inner, cfg.optimizer)
         processes = self.accelerator.num_processes
         facts = RunFacts(cfg, self.catalogue, plan, self.network, optimizer, self.seed, processes)
@@ -249,6 +249,10 @@ class TrainerStages(CheckStages):
         )
         words = run_words(cfg, self.accelerator, self.network, optimizer, self.seed)
         self.reporter.watch(self.progress, self.network, words)
+
+    def make_guard(self) -> UpdateGuard:
+        policy, made = self.cfg.monitor.monitor_alert_policy, self.optimization
+        return UpdateGuard(made.optimizer, policy, made.flat)
 
     @timed
     def take_over(self) -> None:

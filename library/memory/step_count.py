@@ -14,7 +14,7 @@ from library.memory.cuda_kernels import as_on_cuda
 from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
 from library.memory.optimizer_states import state_bytes
 from library.memory.swapping import Swap
-from library.settings.optimizer_names import is_elementwise
+from library.settings.optimizer_names import is_elementwise, keeps_all_in_tensors
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
@@ -76,7 +76,8 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     """One micro-batch forward and backward; leaves no gradients.
 
     The update comes after, when all that was kept is gone. It needs less, unless there are so many
-    trained parameters that their gradients, which an elementwise optimizer has in one buffer too, need more.
+    trained parameters that what an elementwise optimizer has twice for a moment needs more: gradients, and
+    where an update can be taken back, parameters and states.
     kernels: which kernels the meta device stands for; granule: see Ledger
     """
     trained = step.network.get_trainable_params()
@@ -102,7 +103,11 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
         parameter.grad = None
     left = ledger.on_device.now - resident
     gradients = after - left
-    update = resident + gradients * (2 if is_elementwise(step.optimizer) else 1)
+    update = resident + gradients
+    if is_elementwise(step.optimizer):
+        update += gradients
+    if keeps_all_in_tensors(step.optimizer):  # what an update is taken back to
+        update += adapters + states
     return StepCount(
         weights=weights,
         adapters=adapters,

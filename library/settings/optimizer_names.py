@@ -21,7 +21,7 @@ class KnownOptimizer:
     finds_own_lr: the learning rate only scales what it finds
     usual_rates:  the optimizer whose usual learning rates are its own too; "" where none is known
     elementwise:  each element is updated by its own gradient and state alone, wherever a tensor ends
-    in_tensors:   an update changes parameters and tensors of the state alone, no number on the host
+    in_tensors:   an update changes parameters and tensors beside them alone, no number on the host
     """
 
     path: str
@@ -38,7 +38,9 @@ def _bitsandbytes(
     name: str, state_bytes: float, usual_rates: str = "", **defaults: Any
 ) -> KnownOptimizer:
     path = f"bitsandbytes.optim.{name}"
-    return KnownOptimizer(path, state_bytes, "bitsandbytes>=0.50", defaults, usual_rates=usual_rates)
+    return KnownOptimizer(
+        path, state_bytes, "bitsandbytes>=0.50", defaults, usual_rates=usual_rates
+    )
 
 
 def _dadaptation(path: str, state_bytes: float) -> KnownOptimizer:
@@ -51,21 +53,28 @@ def _schedulefree(name: str, state_bytes: float) -> KnownOptimizer:
 
 
 OPTIMIZERS: dict[str, KnownOptimizer] = {
-    "AdamW": KnownOptimizer(
-        "torch.optim.AdamW", 8, usual_rates="AdamW", elementwise=True, in_tensors=True
-    ),
+    "AdamW": KnownOptimizer("torch.optim.AdamW", 8, usual_rates="AdamW", elementwise=True),
     "AdamW8bit": _bitsandbytes("AdamW8bit", 2, "AdamW"),
     "PagedAdamW": _bitsandbytes("PagedAdamW", 8, "AdamW"),
     "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", 2, "AdamW"),
     "PagedAdamW32bit": _bitsandbytes("PagedAdamW32bit", 8, "AdamW"),
     "Lion": KnownOptimizer(
-        "lion_pytorch.Lion", 4, "lion-pytorch", usual_rates="Lion", elementwise=True, in_tensors=True
+        "lion_pytorch.Lion",
+        4,
+        "lion-pytorch",
+        usual_rates="Lion",
+        elementwise=True,
+        in_tensors=True,
     ),
     "Lion8bit": _bitsandbytes("Lion8bit", 1, "Lion"),
     "PagedLion8bit": _bitsandbytes("PagedLion8bit", 1, "Lion"),
     "SGDNesterov": KnownOptimizer(
-        "torch.optim.SGD", 4, "", {"momentum": 0.9, "nesterov": True},
-        elementwise=True, in_tensors=True,
+        "torch.optim.SGD",
+        4,
+        "",
+        {"momentum": 0.9, "nesterov": True},
+        elementwise=True,
+        in_tensors=True,
     ),
     "SGDNesterov8bit": _bitsandbytes("SGD8bit", 1, momentum=0.9, nesterov=True),
     "DAdaptation": _dadaptation("experimental.DAdaptAdamPreprint", 12),
@@ -117,6 +126,12 @@ def is_elementwise(options: OptimizerChoice) -> bool:
     """Whether the table says so of the chosen optimizer."""
     known = OPTIMIZERS.get(optimizer_name(options))
     return known is not None and known.elementwise
+
+
+def keeps_all_in_tensors(options: OptimizerChoice) -> bool:
+    """The same of `in_tensors`."""
+    known = OPTIMIZERS.get(optimizer_name(options))
+    return known is not None and known.in_tensors
 
 
 def chooses_step_size(arguments: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 from torch.optim import Optimizer
 
-from library.settings.optimizer_names import OPTIMIZERS, is_elementwise, optimizer_name
+from library.settings.optimizer_names import is_elementwise, keeps_all_in_tensors
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
@@ -75,8 +75,7 @@ class FlatUpdates:
         alike = len({(p.dtype, p.device) for p in parameters}) == 1
         if not (alike and is_elementwise(options)):
             return None
-        known = OPTIMIZERS[optimizer_name(options)]
-        return FlatUpdates(optimizer, can_undo=known.in_tensors)
+        return FlatUpdates(optimizer, can_undo=keeps_all_in_tensors(options))
 
     def gather(self) -> bool:
         """Move all gradients into one buffer; False where each parameter has to be updated by itself.

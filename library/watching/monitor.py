@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from library.errors import UserError
 from library.settings.options import written_names
+from library.training.flat_updates import FlatUpdates
 from library.training.optimizers import unwrapped
 from library.utils import first_few, log_lines
 
@@ -184,13 +185,15 @@ class LossHistory:
 class UpdateGuard:
     """Steps the optimizer, but never with a gradient that is not finite.
 
-    fp16's gradient scaler does this already. Otherwise policy warn leaves it to the optimizer's own
-    kernel where that can skip, so that the host does not wait; other optimizers and policy raise read
-    the norm before every update. `tripped`: policy raise has seen a gradient that is not finite.
+    fp16's gradient scaler does this already. Otherwise policy warn leaves it to the device, so that the
+    host does not wait: to the optimizer's own kernel where that can skip, or the update is taken back
+    where it is made over one buffer. Other optimizers and policy raise read the norm before every update.
+    flat:    the optimizer's updates over one buffer, if they are
+    tripped: policy raise has seen a gradient that is not finite
     """
 
-    def __init__(self, optimizer: Optimizer, policy: str) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, policy: str, flat: FlatUpdates | None = None) -> None:
+        self.optimizer, self.flat = optimizer, flat
         self.inner = unwrapped(optimizer)
         self.has_scaler = getattr(optimizer, "scaler", None) is not None
         self.stops = policy == "raise"
@@ -207,6 +210,9 @@ class UpdateGuard:
                 self.optimizer.step()
             finally:
                 del self.inner.found_inf  # type: ignore[attr-defined]  # as above
+        elif self.flat is not None and self.flat.undoes and not self.stops:
+            with self.flat.undone_if(~torch.isfinite(norm)):
+                self.optimizer.step()
         elif torch.isfinite(norm).item():  # the host waits here
             self.optimizer.step()
         else:
@@ -229,6 +235,8 @@ class UpdateGuard:
             return "gradients that are not finite stop the run: each update waits for its norm"
         if self.skips_on_device:
             return "gradients that are not finite: skipped on the device, told at log points"
+        if self.flat is not None and self.flat.can_undo:
+            return "gradients that are not finite: taken back on the device, told at log points"
         name = type(self.inner).__name__
         return f"gradients that are not finite: skipped; with {name} each update waits for its norm"
 
@@ -242,13 +250,13 @@ class Monitor:
     def __init__(
         self,
         options: MonitorOptions,
-        optimizer: Optimizer,
+        guard: UpdateGuard,
         device: torch.device,
         probe: Callable[[], MemoryReading] | None = None,
     ) -> None:
         self.options = options
         self.written = written_names(options)
-        self.guard = UpdateGuard(optimizer, options.monitor_alert_policy)
+        self.guard = guard
         self.history = LossHistory()
         self.probe = probe or partial(read_memory, device)
         self.memory_was_near = False
@@ -316,7 +324,9 @@ class Monitor:
         return [samples.keys[excess.index(max(excess))]]
 
     def _tell(self, kind: AlertKind, found: Mapping[int, Sequence[str]]) -> str:
-        steps = ("steps " if len(found) > 1 else "step ") + first_few([str(step) for step in found], NAMES_SHOWN)
+        steps = ("steps " if len(found) > 1 else "step ") + first_few(
+            [str(step) for step in found], NAMES_SHOWN
+        )
         keys = list(dict.fromkeys(key for pictures in found.values() for key in pictures))
         pictures = f" Pictures: {first_few(keys, NAMES_SHOWN)}." if keys else ""
         if kind is AlertKind.LOSS_SPIKE:

@@ -7,7 +7,11 @@ from tests.helpers.running import config_files, trainer_at_its_first_step
 
 NETWORKS = {
     "lora": {"scale_weight_norms": 1.0},
-    "lokr": {"network_module": "networks.lokr_anima", "network_args": ["lokr_factor=4"]},
+    "lokr": {
+        "network_module": "networks.lokr_anima",
+        "network_args": ["lokr_factor=4"],
+        "optimizer_type": "SGDNesterov",
+    },
 }
 
 

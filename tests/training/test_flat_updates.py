@@ -1,6 +1,7 @@
 """One tensor for each group updates as each factor by itself; states have the form they always had."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from library.saving.state_contents import identical, restore_optimizer
 from library.settings.optimizer_names import OPTIMIZERS
 from library.training.flat_updates import FlatUpdates, clip_norm
 from library.training.optimizers import create_optimizer, optimizer_eval_mode, optimizer_train_mode
+from library.watching.monitor import UpdateGuard
 from tests.helpers.optimizing import options, saved_optimizer
+from tests.helpers.reads import CountReads
 from tests.helpers.running import config_files, trainer_at_its_first_step
 
 SHAPES = ((64, 80), (128, 3), (320,), (16, 8))
@@ -138,6 +141,40 @@ def test_the_norm_of_one_buffer_is_the_norm_to_rounding(dtype, off):
     )
     kept = gradients.clone()
     assert clip_norm(gradients, math.inf) < 0.11 and torch.equal(gradients, kept)
+
+
+def guarded(name, gradients):
+    """What updates with these gradients for all leave, and the reads of those after the first three."""
+    optimizer, parameters, flat = optimizer_over(name)
+    guard, counter = UpdateGuard(optimizer, "warn", flat), CountReads()
+    for number, value in enumerate(gradients):
+        give_gradients(parameters, number)
+        for parameter in parameters:
+            parameter.grad.fill_(value)
+        with counter if number > 2 else nullcontext():
+            assert flat.gather()
+            with flat.as_one():
+                guard.step(clip_norm(flat.gradients, 1.0))
+    return parameters, optimizer, counter, guard
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "SGDNesterov"])
+def test_an_update_is_taken_back_on_the_device_without_a_trace(name, bad):
+    """Also the first one, before there is a state to go back to: that one is read."""
+    ours, one, counter, guard = guarded(name, [bad, 1.0, bad, -2.0, bad, bad, 3.0])
+    theirs, other, *_ = guarded(name, [1.0, -2.0, 3.0])
+    assert identical(ours, theirs)
+    assert identical(one.state_dict(), other.state_dict())
+    assert counter.places == [] and "on the device" in guard.describe()
+
+
+def test_what_counts_updates_on_the_host_waits_for_each_norm():
+    assert not {"AdamWScheduleFree", "RAdamScheduleFree"} & {
+        n for n in OPTIMIZERS if OPTIMIZERS[n].in_tensors
+    }
+    _, _, counter, guard = guarded("AdamWScheduleFree", [1.0] * 5)
+    assert counter.reads == 2 and "each update waits" in guard.describe()
 
 
 def trained(demo, folder, flat):

@@ -108,7 +108,7 @@ def test_under_fp16_the_scaler_decides_and_an_overflow_is_no_alert():
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = Scaled(OPTIMIZERS["fused AdamW"](parameter))
     settings = AnimaMonitorOptions(monitor_memory=False, monitor_alert_policy="raise")
-    monitor = Monitor(settings, optimizer, torch.device("cpu"))
+    monitor = Monitor(settings, UpdateGuard(optimizer, "raise"), torch.device("cpu"))
     optimizer.scaler.scale((parameter * math.inf).sum()).backward()
     monitor.guard.step(parameter.grad.norm())
     assert torch.equal(parameter.detach(), torch.ones(3)) and not monitor.guard.tripped
@@ -132,7 +132,8 @@ def monitor_of(**settings):
     optimizer = OPTIMIZERS["fused AdamW"](torch.nn.Parameter(torch.ones(1)))
     probe = settings.pop("probe", None)
     options = AnimaMonitorOptions(**{"monitor_memory": False, **settings})
-    return Monitor(options, optimizer, torch.device("cpu"), probe)
+    guard = UpdateGuard(optimizer, options.monitor_alert_policy)
+    return Monitor(options, guard, torch.device("cpu"), probe)
 
 
 def usual_samples(count, seed=0):
