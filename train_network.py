@@ -29,7 +29,8 @@ from library.trainer_stages import TrainerStages
 from library.training import losses
 from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.training.optimizers import optimizer_eval_mode
-from library.watching import validation
+from library.utils import log_lines
+from library.watching import drift, evaluation, validation
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class NetworkTrainer(TrainerStages):
                 break
             if self.validation.is_due_after_epoch(epoch + 1):
                 self.validate()
+            if self.evaluation.is_due_after_epoch(epoch + 1):
+                self.evaluate()
             self.files.after_epoch(self.state)
 
     def train_epoch(self, loader: BatchLoader) -> None:
@@ -165,6 +168,8 @@ class NetworkTrainer(TrainerStages):
             self.progress.write()
         if self.validation.is_due_at_step(step):
             self.validate()
+        if self.evaluation.is_due_at_step(step):
+            self.evaluate()
         self.files.after_step(self.state, now=self.stops.poll() > Request.NOTHING)
 
     @timed
@@ -174,6 +179,27 @@ class NetworkTrainer(TrainerStages):
             values = self.validation.run(self.process_batch, self.accelerator)
         self.trackers.log(self.state.step, values)
         logger.info("step %d: %s", self.state.step, validation.describe(values))
+
+    def evaluate(self) -> None:
+        """What the adapters change, beside the base, for trained and held-out pictures and for prompts."""
+        step, channels = self.state.step, self.latents_strategy.channels
+        if self.evaluation.is_done(step):
+            return
+        shape = self.drift.shape(channels, self.latents_strategy.downscale)
+        with self.as_used(), optimizer_eval_mode(self.optimization.optimizer):
+            losses = self.evaluation.run(self.process_batch, self.accelerator, step)
+            moved = self.drift.run(self.predict_caption, shape, self.accelerator)
+        self.trackers.log(step, losses | moved)
+        told = [*evaluation.describe(losses), *drift.describe(moved)]
+        log_lines(logger, [f"step {step}: {line}" for line in told])
+
+    def predict_caption(self, noisy: NoisyLatents, caption: str, strength: float) -> Tensor:
+        """The model's prediction for one caption, the adapters at a strength."""
+        if self.network.multiplier != strength:
+            self.network.set_multiplier(strength)
+        outputs = [self.texts.get(caption)] * len(noisy.sigma)
+        conditioning = self.text_strategy.collate(outputs).to(self.accelerator.device)
+        return self.call_unet(noisy, conditioning)
 
     @contextlib.contextmanager
     def as_used(self) -> Iterator[None]:
@@ -191,7 +217,11 @@ class NetworkTrainer(TrainerStages):
     @timed
     def finish(self) -> str:
         """The final export; returns the run's last words: its file, or how to go on."""
+        if self.evaluation.has_interval and self.state.step >= self.plan.total_steps:
+            self.evaluate()
         end = self.files.finish(self.state, self.plan.total_steps)
+        steps = [each.step for each in self.evaluation.history]
+        log_lines(logger, self.evaluation.best(self.files.files_after(steps, self.plan)))
         self.accelerator.end_training()
         return end
 

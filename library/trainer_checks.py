@@ -29,6 +29,7 @@ from library.saving.output_checks import check_outputs
 from library.saving.resumption import Resumption
 from library.saving.snapshot import Snapshot
 from library.saving.state_contents import first_position
+from library.settings.drift_prompts import read_drift_prompts
 from library.settings.run_config import TrainConfig
 from library.system.program import is_first_process
 from library.trainer_hooks import FamilyHooks
@@ -37,6 +38,8 @@ from library.training.flow_matching import Noising
 from library.training.optimization import check_optimization
 from library.training.optimizer_trial import try_optimizer
 from library.utils import log_lines
+from library.watching.drift import Drift
+from library.watching.evaluation import Evaluation
 from library.watching.validation import Validation
 from networks.contract import NetworkModule
 from networks.loading import load_network_module, make_network, merge_base_weights, quiet
@@ -74,6 +77,8 @@ class CheckStages(FamilyHooks):
     plan: train_util.StepPlan
     checkpoints: Checkpoints
     validation: Validation
+    evaluation: Evaluation
+    drift: Drift
     # check_compile
     compilation: Compilation | None
 
@@ -151,9 +156,19 @@ class CheckStages(FamilyHooks):
         self.plan = plan.starting_at(self.state, self.cfg)
         self.checkpoints = Checkpoints(self.cfg.save, self.plan.epochs, self.cfg.resume)
         self.validation = Validation(self.catalogue.validation(), self.cfg.validation)
+        self.prepare_evaluation()
         log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
         log_lines(logger, self.catalogue.describe())
         self.reporter.begin(self.plan, self.catalogue, self.option_groups(), self.state)
+
+    def prepare_evaluation(self) -> None:
+        """Establish on which pictures and prompts the run is evaluated: on none unless asked for."""
+        options, seed = self.cfg.evaluation, self.validation.seed
+        self.evaluation = Evaluation(self.catalogue, options, seed)
+        is_asked = self.evaluation.has_interval and options.drift_prompts
+        prompts = read_drift_prompts(options.drift_prompts) if is_asked else ()
+        self.drift = Drift(prompts, self.catalogue, seed)
+        log_lines(logger, [*self.evaluation.plan_lines(), *self.drift.plan_lines()])
 
     @timed
     def check_optimization(self) -> None:

@@ -136,6 +136,7 @@ class TrainerStages(CheckStages):
         self.texts = texts or TextNow(self.tokenize_strategy, self.text_strategy)
         self.dataset = self.make_dataset(latents=latents, texts=texts)
         self.validation.use_latents(latents)
+        self.evaluation.use_latents(latents)
         encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
         for what in (name for name, is_cached in encoders.items() if not is_cached):
             logger.info("The %s stays in memory: its outputs are not cached.", what)
@@ -171,6 +172,7 @@ class TrainerStages(CheckStages):
     def run_texts(self) -> RunTexts:
         """Which texts the run uses when."""
         plan, always = self.plan, self.validation.captions()
+        always |= self.evaluation.captions() | self.drift.captions()
         return RunTexts(self.make_dataset(), self.sampler, plan.epochs, plan.last_batches, always)
 
     @timed
@@ -263,6 +265,7 @@ class TrainerStages(CheckStages):
             self.network, optimization.inner, optimization.scheduler, scaler, self.progress,
             self.picture_ledger(),
             arguments=self.cfg.optimizer.optimizer_args or (), average=self.average,
+            evaluation=self.evaluation,
         )  # fmt: skip
         run = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
         facts = StateFacts(run, self.build_resume_snapshot)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from library.data.buckets import Size, cropped_fraction
@@ -41,13 +42,14 @@ class Catalogue:
     held_out: tuple[ImageInfo, ...] = ()
 
     def validation(self) -> Catalogue:
-        """The pictures kept for validation, each once and without anything that is left to chance."""
+        """The pictures kept for validation, see `plain`."""
+        return self.plain(self.held_out)
+
+    def plain(self, images: Iterable[ImageInfo]) -> Catalogue:
+        """Some of its pictures, each once and without anything that is left to chance."""
         plain = {name: default_of(name) for name in LEFT_TO_CHANCE}
-        images = (
-            replace(image, subset=replace(image.subset, **plain), repeats=1)
-            for image in self.held_out
-        )
-        return Catalogue(tuple(images), self.group)
+        changed = (replace(i, subset=replace(i.subset, **plain), repeats=1) for i in images)
+        return Catalogue(tuple(changed), self.group)
 
     def everything(self) -> Catalogue:
         """Pictures to train on and to validate on: what is encoded before training."""

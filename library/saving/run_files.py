@@ -6,7 +6,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from library.saving.checkpoints import Checkpoints, Series
     from library.saving.metadata import RunMetadata
     from library.saving.state_contents import TrainingParts
+    from library.train_util import StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -242,6 +243,22 @@ class RunFiles:
             self.write_state(folder, position, [{}] * rank + [self.parts.rank()])
         else:
             self.last_file, self.last_state = (position.step, file), folder
+
+    def files_after(self, steps: Iterable[int], plan: StepPlan) -> dict[int, Path]:
+        """Of these steps, those after which a file was saved that is still there, with the file."""
+        checkpoints, found = self.checkpoints, {}
+        for step in steps:
+            files = [checkpoints.final_file()] if step == plan.total_steps else []
+            if self.last_file and self.last_file[0] == step:
+                files.insert(0, self.last_file[1])
+            if due := checkpoints.due_at_step(step):
+                files.append(due)
+            epoch, rest = divmod(step, plan.steps_per_epoch)
+            if not rest and (due := checkpoints.due_after_epoch(epoch)):
+                files.append(due)
+            if there := [file for file in files if file.is_file()]:
+                found[step] = there[0]
+        return found
 
     def describe_last(self) -> str:
         """Where the last adapter file and the last state are, as far as they are still there."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from library.settings.run_config import ResumeOptions
     from library.train_util import StepPlan
     from library.training.weight_average import WeightAverage
+    from library.watching.evaluation import Evaluation
     from library.watching.picture_ledger import PictureLedger
     from library.watching.progress import RunProgress
     from networks.network import AdapterNetwork
@@ -51,6 +52,7 @@ class TrainingParts:
     ledger: PictureLedger
     arguments: tuple[str, ...] = ()
     average: WeightAverage | None = None
+    evaluation: Evaluation | None = None
 
     def factors(self) -> dict[str, Tensor]:
         """The tensors of all adapters that were trained or loaded, by the model's names, on the CPU."""
@@ -87,6 +89,7 @@ class TrainingParts:
             **random_states(),
             "log.recent": torch.tensor(list(self.progress.logs.recent), dtype=torch.float64),
             "log.samples": torch.tensor(list(history), dtype=torch.float64).reshape(-1, 2),
+            **({"evaluations": self.evaluation.kept()} if self.evaluation else {}),
             "ledger.sums": self.ledger.kept(),
             "ledger.pictures": torch.tensor(self.ledger.fingerprint),
         }
@@ -127,6 +130,8 @@ class TrainingParts:
         if self.progress.monitor:
             samples = map(tuple, kept["log.samples"].tolist())
             self.progress.monitor.history.samples.extend(samples)
+        if self.evaluation and "evaluations" in kept:
+            self.evaluation.take_back(kept["evaluations"])
         restore_random_states(kept)
 
     def restore_average(self, kept: Mapping[str, Any] | None) -> None:

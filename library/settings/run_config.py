@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
 
-from library.errors import Problem
+from library.errors import ConfigError, Problem
 from library.settings.dataset_keys import INTERPOLATIONS, default_of
+from library.settings.drift_prompts import BUILTIN, PROMPTS, read_drift_prompts
 from library.settings.effects import Condition, Idle, loses_to, needs, needs_data, needs_plan
 from library.settings.optimizer_names import (
     DEFAULT,
@@ -191,6 +192,14 @@ STATES = needs(lambda o: o.save_state, "save_state is not set")
 RESUMED = needs(lambda o: o.resume, "resume is not set")
 VALIDATED = needs_data(
     lambda o: any(dataset.validation_split for dataset in o.datasets), "validation_split is 0"
+)
+EVALUABLE = needs_data(
+    lambda o: o.drift_prompts or any(dataset.validation_split for dataset in o.datasets),
+    "validation_split is 0 and drift_prompts is not set",
+)
+EVALUATED = needs(
+    lambda o: o.evaluate_every_n_steps or o.evaluate_every_n_epochs,
+    "neither evaluate_every_n_steps nor evaluate_every_n_epochs is set",
 )
 NO_LOGS = needs(lambda o: o.log_with != "none", "log_with is none")
 WANDB = needs(lambda o: o.log_with in ("wandb", "all"), "log_with is {o.log_with}")
@@ -1006,6 +1015,48 @@ class ValidationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Evaluation: which file to keep"""
+
+    evaluate_every_n_steps: int | None = flag(
+        None,
+        "compare the loss of trained and of held-out pictures with the base's, every n steps and at "
+        "the end",
+        check=at_least(1),
+        off=(0,),
+        idle=(EVALUABLE, fits_steps("evaluate_every_n_steps")),
+    )
+    evaluate_every_n_epochs: int | None = flag(
+        None,
+        "the same every n epochs",
+        check=at_least(1),
+        off=(0,),
+        idle=(EVALUABLE, fits_epochs("evaluate_every_n_epochs")),
+    )
+    evaluation_pictures: int = flag(
+        16,
+        "most pictures of each kind that an evaluation looks at",
+        check=at_least(1),
+        idle=(EVALUATED, VALIDATED),
+    )
+    drift_prompts: str | None = flag(
+        None,
+        f"file of prompts, one a line, for which evaluations measure how far the model has moved; "
+        f"{BUILTIN}: a list of {len(PROMPTS)}",
+        idle=(EVALUATED,),
+        path=True,
+    )
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the prompts."""
+        try:
+            read_drift_prompts(self.drift_prompts or BUILTIN)
+        except ConfigError as error:
+            return list(error.problems)
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingOptions:
     """Logs"""
 
@@ -1175,6 +1226,7 @@ GROUPS: dict[str, type] = {
     "resume": ResumeOptions,
     "preview": PreviewOptions,
     "validation": ValidationOptions,
+    "evaluation": EvaluationOptions,
     "logging": LoggingOptions,
     "page": PageOptions,
     "monitor": MonitorOptions,
@@ -1207,6 +1259,7 @@ class TrainConfig:
     resume: ResumeOptions
     preview: PreviewOptions
     validation: ValidationOptions
+    evaluation: EvaluationOptions
     logging: LoggingOptions
     page: PageOptions
     monitor: MonitorOptions

@@ -275,6 +275,21 @@ FLAGS: dict[str, Case] = {
     "max_validation_steps": shown(
         "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 3, {}
     ),
+    "evaluate_every_n_steps": shown(
+        "test_evaluation.test_a_run_is_evaluated_when_asked_and_at_its_end", 5, {},
+        {"validation_split": 0.5, "max_train_steps": 3},
+    ),
+    "evaluate_every_n_epochs": shown(
+        "test_evaluation.test_it_is_due_and_looks_at_as_many_pictures_as_asked", 2, {},
+        {"validation_split": 0.5, "max_train_epochs": 1},
+    ),
+    "evaluation_pictures": shown(
+        "test_evaluation.test_it_is_due_and_looks_at_as_many_pictures_as_asked", 3, {},
+        {"evaluate_every_n_steps": 1},
+    ),
+    "drift_prompts": shown(
+        "test_evaluation.test_a_run_is_evaluated_when_asked_and_at_its_end", "builtin", {}
+    ),
     "logging_dir": shown("test_trackers.test_the_root_is_the_first_of_three", "logs", SILENT),
     "live": shown("test_report.test_a_live_page_follows_a_run_and_its_button_saves"),
     "report": shown("test_report.test_a_run_leaves_a_report_unless_told_not_to"),

@@ -126,7 +126,8 @@ def files_below(folder):
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_a_run_of_two_writes_once_and_logs_the_loss_of_both(demo, run_folder, on_disk):
     settings = {"cache_latents_to_disk": on_disk, "cache_text_encoder_outputs_to_disk": on_disk,
-                "max_train_epochs": 1, "max_train_steps": None}  # fmt: skip
+                "max_train_epochs": 1, "max_train_steps": None,
+                "evaluate_every_n_epochs": 1, "drift_prompts": "builtin"}  # fmt: skip
     argv = config_files(demo, run_folder, settings, batch_size=2, dataset="validation_split = 0.2")
     told = run("anima_train_network.py", *argv)
     assert told.count("done: ") == told.count("steps in all") == 1
@@ -148,6 +149,11 @@ def test_a_run_of_two_writes_once_and_logs_the_loss_of_both(demo, run_folder, on
 
     results = [alone.process_batch(collate([alone.dataset[r] for r in batch])) for batch in first]
     assert losses[0] == pytest.approx(sum(r.loss.item() for r in results) / 2, rel=1e-5)
+    (evaluated,) = [row for row in rows if "eval/auc" in row]
+    base = alone.evaluation.losses(alone.process_batch, alone.accelerator, without_adapters=True)
+    expected = base[alone.evaluation.trained :].mean().item()
+    assert evaluated["eval/loss/base"] == pytest.approx(expected, rel=1e-5)
+    assert evaluated["drift/without_subject"] > 0
 
 
 def rank_process(launcher, rank):
