@@ -97,7 +97,10 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
             network.cast_trainables(settings.trained_dtype)
     inputs = make_inputs(settings, device)
     loss = partial(loss_of, model, settings, *inputs)
-    return Step(device, model, network, loss, settings.optimizer, model.swap, settings.accumulates)
+    return Step(
+        device=device, model=model, network=network, loss=loss, optimizer=settings.optimizer,
+        swap=model.swap, waits=model.modulations.settle(), accumulates=settings.accumulates,
+    )  # fmt: skip
 
 
 def make_inputs(settings: AnimaStep, device: torch.device) -> tuple[Tensor, AnimaConditioning]:

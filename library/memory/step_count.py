@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ class Step:
     model:  with the adapters of `network` attached
     loss:   the loss of one micro-batch, a scalar
     swap:   of the model's weights that wait in RAM
+    waits:  what else of them does
     accumulates: whether gradients of earlier micro-batches are there
     """
 
@@ -40,6 +41,7 @@ class Step:
     loss: Callable[[], Tensor]
     optimizer: OptimizerOptions
     swap: Swap | None = None
+    waits: Sequence[Tensor] = ()
     accumulates: bool = False
 
 
@@ -86,6 +88,7 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     adapters = ledger.enter(trained)
     if step.swap is not None:
         ledger.enter_in_host(weight for group in step.swap.groups for weight in group)
+    ledger.enter_in_host(step.waits)
     weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
     weights += ledger.enter(buffer.memory for buffer in step.swap.buffers) if step.swap else 0
     resident = ledger.on_device.now

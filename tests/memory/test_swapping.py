@@ -103,7 +103,8 @@ class OnlyCopied(TorchDispatchMode):
         self.places = {storage_key(tensor) for tensor in tensors}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function not in (torch.ops.aten.copy_.default, torch.ops.aten.detach.default):
+        aten = torch.ops.aten
+        if function not in (aten.copy_.default, aten.detach.default, aten.empty_like.default):
             for tensor in tree_iter((args, kwargs)):
                 if isinstance(tensor, torch.Tensor):
                     assert storage_key(tensor) not in self.places, f"{function} of a weight in RAM"
@@ -113,7 +114,8 @@ class OnlyCopied(TorchDispatchMode):
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_computes_with_weights_in_ram(mode):
     model, _ = swapping("lora dropouts", mode=mode)
-    with OnlyCopied(weight for group in model.swap.groups for weight in group):
+    weights = [weight for group in model.swap.groups for weight in group]
+    with OnlyCopied([*weights, *model.modulations.stack]):
         gradients(model)
         with pytest.raises(AssertionError, match="of a weight in RAM"):
             model.blocks[0].mlp.layer1(torch.ones(2, 32))

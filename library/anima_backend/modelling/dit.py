@@ -7,7 +7,7 @@ without a mask; patches go in ordered (channel, row, column) and come out (row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,12 +23,12 @@ from library.anima_backend.modelling.layers import (
     Attention,
     Block,
     FinalLayer,
-    Modulation,
     PatchEmbed,
     TimestepMLP,
     sinusoid,
 )
 from library.anima_backend.modelling.llm_adapter import LLMAdapter
+from library.anima_backend.modelling.modulation import Modulation, Modulations
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import image_rope
 from library.memory.kept import Way
@@ -53,6 +53,7 @@ class Anima(nn.Module):
         self.blocks = nn.ModuleList(Block(params) for _ in range(params.num_blocks))
         self.final_layer = FinalLayer(params)
         self.llm_adapter = LLMAdapter(params.llm_adapter)
+        self.modulations = Modulations([m for block in self.blocks for m in block.modulations()])
         self.recomputing = ["nothing"] * params.num_blocks  # or "cheap" or "block"
         self.keep_input: Way | None = None  # of a block of which nothing else is kept
         self.swap: Swap | None = None
@@ -96,8 +97,8 @@ class Anima(nn.Module):
         time = (self.t_embedding_norm(features), self.t_embedder(features))
         rope = image_rope(height, width, self.params.head_dim, latents.device)
         context = context.to(self.dtype)
-        for number in range(len(self.blocks)):
-            x = self.run_block(number, x, context, time, rope)
+        for number, steered in enumerate(self.steered(time)):
+            x = self.run_block(number, x, context, time, rope, steered)
         patches = self.final_layer(x, time).to(x.dtype)  # (B, h*w, p*p*C)
         p = self.params.patch
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
@@ -122,6 +123,13 @@ class Anima(nn.Module):
         if t5_weights is not None:
             rows = rows * t5_weights.to(rows)[..., None]
         return pad_context(rows)
+
+    def steered(self, time: tuple[Tensor, Tensor]) -> Sequence[Tensor | None]:
+        """For each block what its modulations make of the time, (9, B, 1, D), or None: it asks them."""
+        values = self.modulations(*time)
+        if values is None:
+            return [None] * len(self.blocks)
+        return values.unflatten(0, (len(self.blocks), -1)).flatten(1, 2).unbind()
 
     def run_block(self, number: int, x: Tensor, *others: object) -> Tensor:
         block: Callable[..., Tensor] = self.blocks[number]
@@ -156,16 +164,23 @@ class Anima(nn.Module):
     def enable_block_swap(self, blocks: int, device: torch.device | str) -> None:
         """The weights of so many blocks wait in RAM, all else goes to `device`; before the first forward.
 
+        Modulation's, which all blocks need at once, do where all blocks are swapped.
         Processes do not share these weights: each has to load the same.
         """
         assert 0 < blocks <= len(self.blocks), blocks
         device = torch.device(device)
         self.swapped = spread(blocks, len(self.blocks))
+        steering = {id(linear) for linear in self.modulations.linears()}
         groups = [
-            [part.weight for part in self.blocks[number].modules() if isinstance(part, nn.Linear)]
+            [
+                part.weight for part in self.blocks[number].modules()
+                if isinstance(part, nn.Linear) and id(part) not in steering
+            ]
             for number in self.swapped
-        ]
+        ]  # fmt: skip
         away = {id(weight) for group in groups for weight in group}
+        if blocks == len(self.blocks) and self.modulations.wait_in_ram(device):
+            away |= {id(linear.weight) for linear in self.modulations.linears()}
         self.leave_unshared(away)
         for parameter in self.parameters():
             if id(parameter) not in away:

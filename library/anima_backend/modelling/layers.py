@@ -1,4 +1,4 @@
-"""The DiT's parts: timestep embedding, patches, modulation, attention, feed-forward, block."""
+"""The DiT's parts: timestep embedding, patches, attention, feed-forward, block."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
+from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import rotate
 from library.memory.recomputation import cheap
@@ -50,28 +51,10 @@ class PatchEmbed(nn.Module):
         return self.proj(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
 
-class Modulation(nn.ModuleList):
-    """SiLU, Linear, Linear, plus the shared values: shift, scale and, in blocks, gate; (B, 1, D) each."""
-
-    def __init__(self, params: DiTParams, chunks: int) -> None:
-        super().__init__([
-            nn.SiLU(),
-            nn.Linear(params.model_dim, params.adaln_dim, bias=False),
-            nn.Linear(params.adaln_dim, chunks * params.model_dim, bias=False),
-        ])  # fmt: skip
-        self.chunks = chunks
-
-    def forward(self, embedded: Tensor, shared: Tensor) -> tuple[Tensor, ...]:
-        values = embedded
-        for part in self:
-            values = part(values)
-        return (values + shared[..., : values.shape[-1]]).chunk(self.chunks, dim=-1)
-
-
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then x (1 + scale) + shift; in the dtype of shift."""
+    """LayerNorm without weights, then x * scale + shift; in the dtype of shift."""
     x = F.layer_norm(x, x.shape[-1:], eps=EPS).to(shift.dtype)
-    return torch.addcmul(shift, x, 1 + scale)
+    return torch.addcmul(shift, x, scale)
 
 
 def heads(projected: Tensor, norm: nn.Module, rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -127,18 +110,30 @@ class Block(nn.Module):
         self.adaln_modulation_mlp = Modulation(params, 3)
 
     def forward(
-        self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """x (B, L, D), context (B, T, X), time = (embedded (B, 1, D), shared (B, 1, 3D))."""
-        shift, scale, gate = self.adaln_modulation_self_attn(*time)
+        self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor],
+        steered: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x (B, L, D), context (B, T, X), time = (embedded (B, 1, D), shared (B, 1, 3D)).
+
+        steered: (9, B, 1, D), what the three modulations make of the time, where that is known
+        """
+        shift, scale, gate, *others = self.modulated(time) if steered is None else steered.unbind()
         normed = cheap(modulate, x, shift, scale)
         x = torch.addcmul(x, gate.to(x), self.self_attn(normed, normed, rope).to(x))
-        shift, scale, gate = self.adaln_modulation_cross_attn(*time)
+        shift, scale, gate, *others = others
         normed = cheap(modulate, x, shift, scale)
         x = torch.addcmul(x, gate.to(x), self.cross_attn(normed, context, None).to(x))
-        shift, scale, gate = self.adaln_modulation_mlp(*time)
+        shift, scale, gate = others
         normed = cheap(modulate, x, shift, scale)
         return torch.addcmul(x, gate.to(x), self.mlp(normed).to(x))
+
+    def modulations(self) -> tuple[Modulation, ...]:
+        """In the order in which they are used."""
+        attentions = self.adaln_modulation_self_attn, self.adaln_modulation_cross_attn
+        return *attentions, self.adaln_modulation_mlp
+
+    def modulated(self, time: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [value for each in self.modulations() for value in each(*time)]
 
 
 class FinalLayer(nn.Module):
