@@ -1,7 +1,7 @@
 "use strict";
 // Line charts in SVG: axes with units, a legend, and the values under the pointer.
 
-const EDGE = {left: 52, right: 12, top: 8, bottom: 34}, COLOURS = 8;
+const EDGE = {left: 52, right: 20, top: 8, bottom: 34}, COLOURS = 8;
 
 // The lines of a chart: {name, steps, mean, low, high, colour, faint, dots}. A gap is null.
 function chart(options) {
@@ -24,7 +24,7 @@ function chart(options) {
       picture.append(svg("line", {class: "axis", x1: EDGE.left, x2: width - EDGE.right, y1: y(tick), y2: y(tick)}),
         svg("text", {x: EDGE.left - 6, y: y(tick) + 4, "text-anchor": "end"}, number(tick, 3)));
     }
-    for (const tick of ticks(x0, x1, Math.max(2, Math.round(across / 90))).filter(Number.isInteger)) {
+    for (const tick of ticks(x0, x1, Math.max(2, Math.round(across / 70))).filter(Number.isInteger)) {
       picture.append(svg("text", {x: x(tick), y: height - 18, "text-anchor": "middle"}, String(tick)));
     }
     picture.append(svg("text", {x: width - EDGE.right, y: height - 4, "text-anchor": "end"}, word(options.across || "step")));
@@ -88,7 +88,7 @@ function chart(options) {
     box: el("div", {}, legend, plot),
     show(now, marked = []) {
       lines = now; marks = marked;
-      legend.replaceChildren(...(now.length > 1 || options.always ? now : []).map((line) => el("span", {}, el("i", {class: `b${line.colour % COLOURS}`}), line.name)));
+      legend.replaceChildren(...(now.length > 1 || options.always ? now : []).map((line) => el("span", {}, el("i", {class: `b${line.colour % COLOURS}` + (line.faint ? " faint" : "")}), line.name)));
       draw();
     },
   };

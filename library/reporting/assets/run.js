@@ -91,8 +91,14 @@ function overview() {
     outline.earlier ? el("p", {class: "words warn"}, word("earlier", outline.earlier)) : null));
 }
 
+// Kept as it is until there is a new picture: what is on the screen shall not be loaded anew.
+let shownPreviews = {count: 0, box: null};
 function previews() {
-  if (!data.pictures.length) return null;
+  if (shownPreviews.count !== data.pictures.length) shownPreviews = {count: data.pictures.length, box: makePreviews()};
+  return shownPreviews.box;
+}
+
+function makePreviews() {
   const prompts = new Map();
   for (const picture of data.pictures) {
     if (!prompts.has(picture.number)) prompts.set(picture.number, []);
@@ -152,7 +158,7 @@ function strength() {
       made.style.background = `rgba(var(--heat), ${(0.06 + 0.94 * norms[i] / most).toFixed(3)})`;
       return made;
     })));
-    box.replaceChildren(el("div", {class: "scroll"}, el("table", {class: "heat"}, el("tr", {}, el("th"), kinds.map((kind) => el("th", {class: "turned", title: kind}, kind))), rows)));
+    box.replaceChildren(el("div", {class: "scroll whole"}, el("table", {class: "heat"}, el("tr", {}, el("th"), kinds.map((kind) => el("th", {class: "turned", title: kind}, kind))), rows)));
   }
   heat();
   return [
@@ -197,7 +203,14 @@ function tables() {
   return cards;
 }
 
-function rebuilt() { charts.clear(); render(); }
+function rebuilt() { charts.clear(); shownPreviews = {count: 0, box: null}; render(); }
+
+// What moves between log points.
+function renderHead() {
+  document.title = `${data.step}/${data.outline.total_steps} ${data.outline.name}`;
+  document.querySelector("header").replaceWith(head());
+  document.querySelector(".grid").firstChild.replaceWith(overview());
+}
 
 function render() {
   state.planned = false;
@@ -264,7 +277,7 @@ function listen() {
     for (const [kind, value] of Object.entries(JSON.parse(event.data))) APPLY[kind]?.(value);
     plan();
   };
-  events.addEventListener("moment", (event) => { Object.assign(data, JSON.parse(event.data)); data.written = Date.now() / 1000; plan(); });
+  events.addEventListener("moment", (event) => { Object.assign(data, JSON.parse(event.data)); data.written = Date.now() / 1000; if (!state.planned) renderHead(); });
   events.addEventListener("again", () => location.reload());
   events.addEventListener("over", () => { events.close(); over(); });
   events.onerror = () => { lost ||= setTimeout(over, 3000); };

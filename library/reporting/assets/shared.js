@@ -18,7 +18,8 @@ const WORDS = {
     "alerts and warnings": "警报与警告", "nothing told": "没有警告。",
     "time by stage": "各阶段用时", "settings": "配置", "changed settings": "与默认值不同的配置",
     "all settings": "全部配置", "name": "名称", "value": "值", "default": "默认", "files": "已保存的文件",
-    "buckets": "分桶", "ledger": "逐图账本", "dataset": "数据集", "width": "宽", "height": "高",
+    "buckets": "分桶", "ledger": "逐图账本", "picture": "图片", "samples": "样本数", "change": "变化",
+    "verdict": "判断", "loss_1_of_4": "损失 1/4", "loss_2_of_4": "损失 2/4", "loss_3_of_4": "损失 3/4", "loss_4_of_4": "损失 4/4", "dataset": "数据集", "width": "宽", "height": "高",
     "pictures": "图片", "with repeats": "含重复", "batches": "批次", "facts": "这次训练",
     "device": "设备", "precision": "精度", "adapters": "适配器", "optimizer": "优化器", "seed": "种子",
     "other": "其他", "alert": "警报", "non-finite": "不是有限数",
@@ -43,6 +44,7 @@ const WORDS = {
     "strength": "strength of the adapters", "strength by block and kind": "strength of the adapters by block and layer",
     "norm": "Frobenius norm of the weight difference", "nothing told": "Nothing was warned of.",
     "changed settings": "settings that differ from the defaults", "no copy": "(no copy)",
+    "loss_1_of_4": "loss 1/4", "loss_2_of_4": "loss 2/4", "loss_3_of_4": "loss 3/4", "loss_4_of_4": "loss 4/4",
     "files": "saved files", "facts": "this run", "memory": "memory", "speed": "time of a step",
     "earlier": "Steps {} were done by an earlier run, of which the state keeps no record; see its logs and report.",
     "lost words": "The run has ended, or the connection to it is lost. The report is beside the weights: {}",
@@ -131,7 +133,7 @@ function table(columns, rows, changed = () => false) {
   let order = null;
   const shown = () => body.replaceChildren(...(order ? [...rows].sort(order) : rows).map((row) => el("tr", {},
     row.map((value, place) => el("td", {class: (numeric[place] ? "number" : "") + (changed(row, place) ? " changed" : "")},
-      value === null ? "" : typeof value === "number" ? number(value, 6) : String(value))))));
+      value === null ? "" : typeof value === "number" ? number(value, Number.isInteger(value) ? 12 : 4) : String(value))))));
   const heads = columns.map((name, place) => {
     let up = -1;
     const sort = () => {
