@@ -91,6 +91,9 @@ BY_ANOTHER_TEST = {
         "saving.test_stopping.test_a_launcher_that_is_gone_first_does_not_harm_the_save",
     f"torchrun --nproc_per_node 2 {LAUNCH}":
         "runs.test_processes.test_a_rank_that_dies_ends_the_run_with_a_message",
+    "python tools/average_lora.py my_lora-000003.safetensors my_lora-000004.safetensors "
+    "--output average.safetensors":
+        "tools.test_average_lora.test_the_command_writes_the_average",
     f"python tools/verify_resume.py {PAIR}":
         "tools.test_verify_resume.test_the_command_shows_it_of_runs_that_share_nothing",
 }  # fmt: skip
