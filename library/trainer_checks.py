@@ -165,8 +165,8 @@ class CheckStages(FamilyHooks):
         """Establish on which pictures and prompts the run is evaluated: on none unless asked for."""
         options, seed = self.cfg.evaluation, self.validation.seed
         self.evaluation = Evaluation(self.catalogue, options, seed)
-        is_asked = self.evaluation.has_interval and options.drift_prompts
-        prompts = read_drift_prompts(options.drift_prompts) if is_asked else ()
+        asked = options.drift_prompts if self.evaluation.has_interval else None
+        prompts = read_drift_prompts(asked) if asked else ()
         self.drift = Drift(prompts, self.catalogue, seed)
         log_lines(logger, [*self.evaluation.plan_lines(), *self.drift.plan_lines()])
 

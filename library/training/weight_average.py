@@ -6,7 +6,7 @@ validation or an evaluation uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ class WeightAverage:
         """For a state: plain values and tensors."""
         return {"updates": self.updates, "tensors": list(self.tensors)}
 
-    def take_back(self, kept: dict[str, Any]) -> None:
+    def take_back(self, kept: Mapping[str, Any]) -> None:
         """The opposite of `kept`, of the same parameters."""
         self.updates = kept["updates"]
         self.tensors = [

@@ -237,7 +237,7 @@ def _order(each: Evaluated) -> float:
 
 
 def _is_due(number: int, every: int | None) -> bool:
-    return bool(every) and number % every == 0
+    return bool(every and number % every == 0)
 
 
 def auc(trained: Tensor, held_out: Tensor) -> float:
