@@ -19,14 +19,20 @@ from library.errors import as_utf8
 from tests.helpers import warm
 
 LONG = ("runs", "saving", "tools")
+LONGEST = ("test_verify_resume.py", "test_stopping.py", "test_compiled.py", "test_doctor.py")
 
 
 def pytest_collection_modifyitems(items):
-    """The rooms of long tests come first, so that at the end no process waits for another long.
+    """Long tests begin, in every worker, so that at the end none waits for another's long one.
 
-    A test marked gpu is skipped where there is no CUDA device.
+    xdist gives each worker a part of the list, in its order. A test marked gpu is skipped where there
+    is no CUDA device.
     """
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name not in LONG))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    files = dict.fromkeys(item.path for item in items)
+    hands = {path: number % workers for number, path in enumerate(files)}
+    items.sort(key=lambda item: hands[item.path])
     if torch.cuda.is_available():
         return
     for item in items:

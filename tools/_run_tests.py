@@ -25,9 +25,8 @@ def main() -> int:
     python = environment.prepare(files, install=not args.no_install)
     environment.say_device(python)
     chosen = [] if args.all else ["-m", "not slow"]
-    if "-n" not in for_pytest:  # a process for each core, each with one thread
+    if "-n" not in for_pytest:
         chosen += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     environment.run([python, "-m", "pytest", *chosen, *for_pytest])
     return 0
 

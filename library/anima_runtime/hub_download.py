@@ -44,7 +44,7 @@ def from_huggingface(request: dict[str, Any], path: str, folder: str) -> str:
 
 def from_modelscope(request: dict[str, Any], path: str, folder: str) -> str:
     """Fetch one file below `folder`; its place."""
-    from modelscope.hub.file_download import model_file_download
+    from modelscope_hub.compat.file_download import model_file_download
 
     revision = request["revision"] or "master"
     try:

@@ -49,7 +49,7 @@ def start(argv: Sequence[str], **environment: str) -> subprocess.Popen:
 def plain_environment(**more: str) -> dict[str, str]:
     """The environment without what a launcher, or a trainer in this process, left in it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "TORCHEL"))}
-    return {**kept, "OMP_NUM_THREADS": "1", **more}
+    return {**kept, **more}
 
 
 def free_port() -> str:

@@ -11,10 +11,14 @@ VARIABLES = (
 
 
 def as_usual() -> None:
-    """Environment, permissions of new files and signals as those of a plain terminal."""
+    """Environment, permissions of new files and signals as those of a plain terminal; one thread.
+
+    A tiny model is no faster with more, and several workers are much slower.
+    """
     for name in list(os.environ):
         if name.startswith(PREFIXES) or name in VARIABLES:
             del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = "1"
     os.umask(0o022)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup's children ignore it

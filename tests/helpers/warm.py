@@ -187,7 +187,7 @@ def first_connection(place: Path) -> socket.socket:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
             return connected(place, LEASE)
         place.unlink(missing_ok=True)  # of a server that was killed
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         server = subprocess.Popen(
             [sys.executable, "-m", "tests.helpers.warm", str(place)], cwd=ROOT, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True,

@@ -58,7 +58,7 @@ DECLARATIONS = ("library/settings/*", "library/data/dataset_*", "library/config_
 
 # Imported where they are used, so that --help and configuration errors do not wait for them.
 HEAVY_OR_OPTIONAL = (
-    "accelerate transformers diffusers tensorboard torch.utils.tensorboard modelscope "
+    "accelerate transformers diffusers tensorboard torch.utils.tensorboard modelscope_hub "
     "huggingface_hub bitsandbytes xformers flash_attn wandb schedulefree prodigyopt "
     "pillow_heif pillow_jxl peft lycoris"
 )
