@@ -28,7 +28,12 @@ from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_pro
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
-from library.anima_runtime.text_contexts import TextContexts, can_be_made_ahead, prompt_context
+from library.anima_runtime.text_contexts import (
+    TextContexts,
+    adapts_text,
+    can_be_made_ahead,
+    prompt_context,
+)
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.caching.text_windows import TextWindows
 from library.config_util import read_datasets
@@ -37,6 +42,7 @@ from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse
 from library.errors import ConfigError, ModelFileError, Problem
 from library.memory.planning import Count
+from library.previews.prompt_texts import prompt_problems
 from library.saving.metadata import FileHashes, legacy_hash
 from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
@@ -136,18 +142,18 @@ class AnimaNetworkTrainer(NetworkTrainer):
             stored=None if self.cfg.network.base_weights else self.cfg.precision,
         )
 
-    def load_vae(self) -> nn.Module:
-        return self.load_encoder(model_loading.load_vae, self.model_files.vae, self.vae_dtype)
+    def vae_on(self, device: torch.device, dtype: torch.dtype) -> LoadedOnUse:
+        return self.encoder(model_loading.load_vae, self.model_files.vae, device, dtype)
 
-    def load_qwen(self) -> nn.Module:
-        return self.load_encoder(model_loading.load_qwen, self.model_files.qwen, self.weight_dtype)
+    def encoder(
+        self, load: Callable[..., nn.Module], path: str, device: torch.device, dtype: torch.dtype
+    ) -> LoadedOnUse:
+        def loaded() -> nn.Module:
+            logger.info("loading %s", path)
+            mmap_off = self.cfg.cache.disable_mmap_load_safetensors
+            return load(path, device=device, dtype=dtype, disable_mmap=mmap_off)
 
-    def load_encoder(
-        self, load: Callable[..., nn.Module], path: str, dtype: torch.dtype
-    ) -> nn.Module:
-        logger.info("loading %s", path)
-        mmap_off = self.cfg.cache.disable_mmap_load_safetensors
-        return load(path, device=self.accelerator.device, dtype=dtype, disable_mmap=mmap_off)
+        return LoadedOnUse(loaded, device)
 
     @property
     def vae_dtype(self) -> torch.dtype:
@@ -167,10 +173,14 @@ class AnimaNetworkTrainer(NetworkTrainer):
             qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length
         )
 
-    def get_text_encoding_strategy(self) -> AnimaTextEncodingStrategy:
+    def get_text_encoding_strategy(
+        self, device: torch.device | None = None
+    ) -> AnimaTextEncodingStrategy:
+        place = device or self.accelerator.device
+        load, path = model_loading.load_qwen, self.model_files.qwen
         return AnimaTextEncodingStrategy(
             self.tokenize_strategy,
-            LoadedOnUse(self.load_qwen, self.accelerator.device),
+            self.encoder(load, path, place, self.weight_dtype),
             empty_caption=self.anima.empty_caption,
         )
 
@@ -179,8 +189,13 @@ class AnimaNetworkTrainer(NetworkTrainer):
         if self.cfg.cache.cache_latents_to_disk:
             identity = f"{self.hash_model(self.model_files.vae)} {self.vae_dtype}"
         return AnimaLatentsCachingStrategy(
-            LoadedOnUse(self.load_vae, self.accelerator.device), identity
+            self.vae_on(self.accelerator.device, self.vae_dtype), identity
         )
+
+    def get_decoding_strategy(self, device: torch.device) -> AnimaLatentsCachingStrategy:
+        """In float32 on the CPU, where 16 bits save no time."""
+        dtype = torch.float32 if device.type == "cpu" else self.vae_dtype
+        return AnimaLatentsCachingStrategy(self.vae_on(device, dtype), "for drawing")
 
     def get_text_encoder_outputs_caching_strategy(self) -> AnimaTextEncoderOutputsCachingStrategy:
         anima, identity = self.anima, "in memory"
@@ -193,7 +208,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         adapter = self.model_facts.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(
             self.tokenize_strategy,
-            self.get_text_encoding_strategy(),
+            self.text_strategy,
             identity,
             sizes=(adapter.source_dim, adapter.vocab),
             dtype=self.weight_dtype,
@@ -232,6 +247,13 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def prompt_context(self, model: nn.Module, outputs: TextOutputs) -> Tensor:
         assert isinstance(model, Anima)
         return prompt_context(model, outputs)
+
+    def prompt_contexts_train(self) -> bool:
+        return adapts_text([placement.path for placement in self.network.placements])
+
+    def model_file_names(self) -> tuple[str, str, str]:
+        files = self.model_files
+        return Path(files.transformer).name, Path(files.qwen).name, Path(files.vae).name
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Say that this is Anima, which files it was trained on, and how text was read."""
@@ -336,6 +358,7 @@ def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, Anim
         *check_schedule(train.schedule),
         *check_logging(train.logging),
         *check_console_log(train.logging),
+        *prompt_problems(train.preview),
     ])  # fmt: skip
     datasets: DatasetGroupConfig | None = None
     if not train.dataset_problems():

@@ -21,12 +21,13 @@ from library import train_util
 from library.data.batch_loader import BatchLoader
 from library.data.data_types import Batch, StepResult
 from library.errors import EXIT_USER_ERROR
+from library.previews.schedule import Moment
 from library.reporting.stage_times import timed
 from library.saving.output_claim import outputs_claimed
 from library.saving.stopping import Request, rescue
 from library.system.program import run_main
 from library.trainer_stages import TrainerStages
-from library.training import losses
+from library.training import compiling, losses
 from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.training.optimizers import optimizer_eval_mode
 from library.utils import log_lines
@@ -51,6 +52,9 @@ class NetworkTrainer(TrainerStages):
     @timed
     def run_epochs(self) -> None:
         loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
+        goes_on = self.resumption.state is not None
+        for due in self.previews.begin(self.state, self.plan.steps_per_epoch, goes_on=goes_on):
+            self.draw(due, save=False)
         for epoch in range(self.state.epoch, self.plan.epochs):
             self.texts.prepare_epoch(epoch)
             self.finish_texts()
@@ -65,6 +69,8 @@ class NetworkTrainer(TrainerStages):
             if self.evaluation.is_due_after_epoch(epoch + 1):
                 self.evaluate()
             self.files.after_epoch(self.state)
+            if moment := self.previews.schedule.after_epoch(epoch + 1, self.state.step):
+                self.draw(moment)
 
     def train_epoch(self, loader: BatchLoader) -> None:
         """Every window of the epoch that is left, until the run's last step."""
@@ -171,6 +177,24 @@ class NetworkTrainer(TrainerStages):
         if self.evaluation.is_due_at_step(step):
             self.evaluate()
         self.files.after_step(self.state, now=self.stops.poll() > Request.NOTHING)
+        if not self.stops.quits and (moment := self.previews.schedule.at_step(step)):
+            self.draw(moment)
+
+    @timed
+    def draw(self, moment: Moment, *, save: bool = True) -> None:
+        """Pictures by the adapters as they are; what is asked of the run meanwhile is done after it.
+
+        save: there is something to save that a stop would lose
+        """
+        self.progress.write()
+        eager = compiling.uncompiled(self.base)
+        with self.as_used(), optimizer_eval_mode(self.optimization.optimizer), eager:
+            pictures = self.previews.draw(moment)
+        for each in pictures:
+            self.reporter.add_picture(each.step, each.number, each.prompt, each.seed, each.path)
+        self.progress.bar.unpause()  # it tells the time that steps take
+        if self.stops.poll() > Request.NOTHING and save:
+            self.files.after_step(self.state, now=True)
 
     @timed
     def validate(self) -> None:

@@ -21,6 +21,7 @@ from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
 from library.memory.modes import SavesMemory, mode_problems
+from library.previews.album import album_problems
 from library.reporting.reporter import Reporter, check_page
 from library.reporting.stage_times import timed
 from library.saving import snapshot
@@ -92,8 +93,12 @@ class CheckStages(FamilyHooks):
 
     def assert_extra_args(self) -> list[Problem]:
         """What is wrong between the flags and the output folder, before any heavy work."""
-        one_tries = is_first_process(os.environ)  # since what is tried is made and removed
-        return [*check_outputs(self.cfg), *check_page(self.cfg)] if one_tries else []
+        if not is_first_process(os.environ):  # one tries, since what is tried is made and removed
+            return []
+        found = check_outputs(self.cfg)
+        if not found and self.cfg.preview.sample_prompts:
+            found = album_problems(self.cfg.save)
+        return [*found, *check_page(self.cfg)]
 
     @timed
     def prepare_process(self) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from networks.arguments import parse_network_args
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from library import strategy_base
@@ -49,12 +50,18 @@ class FamilyHooks(ABC):
         """How a caption becomes token ids."""
 
     @abstractmethod
-    def get_text_encoding_strategy(self) -> strategy_base.TextEncodingStrategy:
-        """How token ids become what the denoiser is conditioned on."""
+    def get_text_encoding_strategy(
+        self, device: torch.device | None = None
+    ) -> strategy_base.TextEncodingStrategy:
+        """How token ids become what the denoiser is conditioned on; on the accelerator's device if None."""
 
     @abstractmethod
     def get_latents_caching_strategy(self) -> strategy_base.LatentsCachingStrategy:
         """How pixels become latents, and what a cache of them is valid for."""
+
+    @abstractmethod
+    def get_decoding_strategy(self, device: torch.device) -> strategy_base.LatentsCachingStrategy:
+        """How latents that were drawn become pixels, on this device; it encodes for no cache."""
 
     @abstractmethod
     def get_text_encoder_outputs_caching_strategy(
@@ -77,6 +84,14 @@ class FamilyHooks(ABC):
         model:   of load_target_model, without a wrapper; dropout is the caller's affair
         outputs: of TextEncodingStrategy.encode_prompt
         """
+
+    @abstractmethod
+    def model_file_names(self) -> tuple[str, str, str]:
+        """Of the denoiser, the text encoder and the VAE, as programs that draw list them."""
+
+    def prompt_contexts_train(self) -> bool:
+        """Whether training changes what prompt_context makes."""
+        return True
 
     def network_kwargs(self) -> dict[str, Any]:
         """Arguments of the network: --network_args, and what a family adds from its own flags."""

@@ -5,8 +5,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +23,17 @@ from library.caching.text_windows import RunTexts, TextNow, TextWindows
 from library.data.datasets import TrainDataset
 from library.memory.modes import SavesMemory, enable_modes, store_weights
 from library.memory.planning import MemoryChoice, choose_modes
+from library.previews.album import Album
+from library.previews.prompt_texts import PromptFile, PromptTexts
+from library.previews.run_previews import Previews, Studio, Usual
+from library.previews.schedule import Moment, Schedule
 from library.reporting.settings import run_words
 from library.reporting.stage_times import timed
 from library.saving.metadata import RunMetadata, start_entries
 from library.saving.metadata_table import RunFacts
 from library.saving.run_files import RunFiles, StateFacts
 from library.saving.state_contents import TrainingParts
-from library.saving.stopping import StopRequests
+from library.saving.stopping import Request, StopRequests
 from library.settings.run_config import LoopOptions
 from library.trainer_checks import CheckStages
 from library.training.compiling import Compiles
@@ -43,6 +52,7 @@ from networks.loading import make_network, merge_base_weights
 from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
+    from library.data.data_types import TextOutputs
     from library.strategy_base import (
         LatentsCachingStrategy,
         TextEncodingStrategy,
@@ -67,6 +77,7 @@ class TrainerStages(CheckStages):
     # plan_memory
     memory_modes: LoopOptions
     # cache_inputs
+    prompts: PromptTexts
     texts: TextWindows | TextNow
     dataset: TrainDataset
     # load_models
@@ -85,6 +96,8 @@ class TrainerStages(CheckStages):
     # take_over
     files: RunFiles
     stops: StopRequests
+    # prepare_previews
+    previews: Previews
 
     def prepare(self) -> None:
         """Everything before the first step, one large model in memory at a time."""
@@ -106,6 +119,7 @@ class TrainerStages(CheckStages):
         self.prepare_optimization()
         self.start_logs()
         self.take_over()
+        self.prepare_previews()
 
     @timed
     def prepare_strategies(self) -> None:
@@ -132,6 +146,7 @@ class TrainerStages(CheckStages):
         """Establish latents and text outputs, cached as asked, their encoders put away."""
         cache = self.cfg.cache
         latents = self.cache_latents() if cache.cache_latents else None
+        self.prompts = self.read_prompts()  # while the text encoder is there
         texts = self.cache_text() if cache.cache_text_encoder_outputs else None
         self.texts = texts or TextNow(self.tokenize_strategy, self.text_strategy)
         self.dataset = self.make_dataset(latents=latents, texts=texts)
@@ -168,6 +183,28 @@ class TrainerStages(CheckStages):
         windows = TextWindows.make(self.run_texts(), strategy, options, self.contents, share)
         windows.prepare_epoch(self.state.epoch)
         return windows
+
+    def read_prompts(self) -> PromptTexts:
+        """The prompts to draw while training, their text encoded."""
+        options = self.cfg.preview
+        prompts = PromptTexts(
+            PromptFile(options.sample_prompts, options.sample_sampler), self.encode_late
+        )
+        prompts.use(prompts.file.prompts, partial(self.encode_prompts, self.text_strategy))
+        return prompts
+
+    def encode_late(self, texts: Iterable[str]) -> dict[str, TextOutputs]:
+        """By an encoder that is there for this moment, on the CPU, unless training keeps its own."""
+        if not self.cfg.cache.cache_text_encoder_outputs:
+            return self.encode_prompts(self.text_strategy, texts)
+        strategy = self.get_text_encoding_strategy(torch.device("cpu"))
+        return self.encode_prompts(strategy, texts)
+
+    def encode_prompts(
+        self, strategy: TextEncodingStrategy, texts: Iterable[str]
+    ) -> dict[str, TextOutputs]:
+        tokens = {text: self.tokenize_strategy.tokenize_prompt(text) for text in texts}
+        return {text: strategy.encode_prompt(ids) for text, ids in tokens.items()}
 
     def run_texts(self) -> RunTexts:
         """Which texts the run uses when."""
@@ -283,3 +320,48 @@ class TrainerStages(CheckStages):
         ledger = PictureLedger(keys, self.plan.total_steps)
         self.progress.readers.append(ledger.add)
         return ledger
+
+    @timed
+    def prepare_previews(self) -> None:
+        """Establish what draws pictures while training, if that is asked for."""
+        cfg, cache = self.cfg, self.cfg.cache
+        on_cpu = cfg.preview.sample_on_cpu_vae
+        keeps_vae = not (cache.cache_latents or on_cpu)
+        device = torch.device("cpu") if on_cpu else self.accelerator.device
+        studio = Studio(
+            accelerator=self.accelerator,
+            model=self.base,
+            network=self.network,
+            context=self.prompt_context,
+            contexts_train=self.prompt_contexts_train(),
+            decoder=self.latents_strategy if keeps_vae else self.get_decoding_strategy(device),
+            keeps_decoder=keeps_vae,
+            rows=cfg.preview.vae_chunk_size,
+            trackers=self.trackers,
+            is_stopped=lambda: self.stops.received is Request.QUIT,
+        )
+        size = max((each.resolution for each in self.datasets.datasets), key=math.prod)
+        usual = Usual(self.seed, size, self.model_file_names(), self.adapters_at)
+        assert cfg.save.output_dir, "SaveOptions asks for one"
+        album = Album(Path(cfg.save.output_dir), cfg.save.output_name)
+        schedule = Schedule(cfg.preview, self.plan.total_steps)
+        self.previews = Previews(schedule, self.prompts, album, studio, usual)
+
+    def adapters_at(self, moment: Moment, strength: float) -> list[tuple[str, float]]:
+        """The adapter files that draw a moment's pictures again, with their strengths; the run's last.
+
+        strength: of the run's own
+        """
+        net, checkpoints = self.cfg.network, self.checkpoints
+        strengths = itertools.chain(net.base_weights_multiplier or (), itertools.repeat(1.0))
+        found = [(Path(name).name, each) for name, each in zip(net.base_weights or (), strengths)]
+        own = checkpoints.step_file(moment.step)
+        if moment.step == 0:
+            if net.network_weights is None:
+                return found
+            own = Path(net.network_weights)
+        elif moment.step == self.plan.total_steps:
+            own = checkpoints.final_file()
+        elif moment.epoch:
+            own = checkpoints.due_after_epoch(moment.epoch) or own
+        return [*found, (own.name, strength)]

@@ -23,7 +23,6 @@ from library.settings.family import FamilyOptions
 from library.settings.moved_keys import ALGORITHMS, equivalent_lines
 from library.settings.options import above, all_flags, at_least, flag, idle_flags
 from library.settings.run_config import (
-    LATER,
     OWN_RATE,
     RESUMED,
     FlowOptions,
@@ -139,10 +138,6 @@ class AnimaConfig(FamilyOptions):
     mod_lr: float | None = flag(
         None, "rate of the modulation layers; 0 freezes", check=at_least(0), idle=(NO_OWN_RATE,)
     )
-    vae_chunk_size: int | None = flag(
-        None, "rows per VAE call",
-        ignored=f"{LATER}; vae_batch_size = 1 and cache_latents use least memory",
-    )  # fmt: skip
     vae_disable_cache: bool = flag(
         False, "no temporal cache in the VAE", ignored="a single picture never uses that cache"
     )

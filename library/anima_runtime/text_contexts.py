@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 LLM_ADAPTER = "llm_adapter."
 
 
+def adapts_text(adapted: Iterable[str]) -> bool:
+    """Whether the LLM adapter is among the modules at these paths, or has one of them."""
+    return any(path.startswith(LLM_ADAPTER) for path in adapted)
+
+
 def can_be_made_ahead(adapted: Iterable[str], datasets: DatasetGroupConfig) -> bool:
     """Whether every step would make the same context of a caption. adapted: paths of modules."""
-    is_adapted = any(path.startswith(LLM_ADAPTER) for path in adapted)
-    return not is_adapted and all(dataset.batch_size == 1 for dataset in datasets.datasets)
+    is_alone = all(dataset.batch_size == 1 for dataset in datasets.datasets)
+    return is_alone and not adapts_text(adapted)
 
 
 @torch.no_grad()

@@ -10,8 +10,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from library.errors import Problem
 from library.previews import contact_sheet
 from library.previews.schedule import Moment
+from library.saving.output_checks import tried
+from library.settings.run_config import SaveOptions
 
 FOLDER = "sample"
 MOST_ROWS = 40  # of the sheet
@@ -34,6 +37,13 @@ class DrawnPicture:
     prompt: str
     seed: int
     path: Path
+
+
+def album_problems(options: SaveOptions) -> list[Problem]:
+    """What keeps pictures from being written; nothing is left behind."""
+    assert options.output_dir, "SaveOptions asks for one"
+    album = Album(Path(options.output_dir), options.output_name)
+    return tried(album.longest_path(), f"output_dir = {options.output_dir}")
 
 
 class Album:

@@ -97,16 +97,25 @@ def words_of(prompts: Iterable[PreviewPrompt]) -> list[str]:
 
 
 class PromptTexts:
-    """What the text encoder makes of the prompts. late: encodes when the run's own encoder has gone."""
+    """The prompts of a run and what the text encoder makes of them.
 
-    def __init__(self, late: Encode) -> None:
-        self.late = late
+    late: encodes when the run's own encoder has gone
+    """
+
+    def __init__(self, file: PromptFile, late: Encode) -> None:
+        self.file, self.late = file, late
+        self.prompts = tuple(file.prompts)
         self.outputs: dict[str, TextOutputs] = {}
 
-    def hold(self, prompts: Iterable[PreviewPrompt], encode: Encode | None = None) -> None:
-        """Encode what is missing of these prompts, late unless told how; let go what others had."""
+    def use(self, prompts: Iterable[PreviewPrompt], encode: Encode | None = None) -> None:
+        """From here on these prompts count. What is missing of them is encoded, late unless told how.
+
+        What only others had is let go.
+        """
+        prompts = tuple(prompts)
         texts = words_of(prompts)
         missing = [text for text in texts if text not in self.outputs]
         made = (encode or self.late)(missing) if missing else {}
         known = {**self.outputs, **made}
         self.outputs = {text: known[text] for text in texts}
+        self.prompts = prompts

@@ -36,13 +36,16 @@ class Schedule:
     options: PreviewOptions
     total_steps: int
 
+    def at_first(self, step: int) -> Moment | None:
+        """What is due before the first update of a run that begins with `step`."""
+        is_due = self.options.sample_prompts and self.options.sample_at_first
+        return Moment(step) if is_due else None
+
     def at_step(self, step: int) -> Moment | None:
-        """What is due after update `step`, from 1; or before the first one, at step 0."""
+        """What is due after update `step`, from 1."""
         every, last = self.options.sample_every_n_steps, self.total_steps
         if not self.options.sample_prompts:
             return None
-        if step == 0:
-            return Moment(0) if self.options.sample_at_first else None
         if every or self.options.sample_every_n_epochs:
             return Moment(step) if every and step % every == 0 else None
         return Moment(step) if step == last else None

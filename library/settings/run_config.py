@@ -54,24 +54,11 @@ LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
 TIMESTEP_SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
 WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
 VRAM_TARGETS = ("6", "8", "12", "16", "24", "auto")
-SAMPLERS = (
-    "ddim",
-    "pndm",
-    "lms",
-    "euler",
-    "euler_a",
-    "heun",
-    "dpm_2",
-    "dpm_2_a",
-    "dpmsolver",
-    "dpmsolver++",
-    "dpmsingle",
-    "k_lms",
-    "k_euler",
-    "k_euler_a",
-    "k_dpm_2",
-    "k_dpm_2_a",
-)
+SAMPLERS = (  # ComfyUI's names, then those that sd-scripts has for the same, or for none of them
+    "er_sde", "euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lms", "dpmpp_2m",
+    "dpmpp_2m_sde", "dpmpp_sde", "res_multistep", "ddim", "euler_a", "dpm_2_a", "dpmsolver++", "k_lms",
+    "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a", "pndm", "dpmsolver", "dpmsingle",
+)  # fmt: skip
 DYNAMO = (
     "eager",
     "aot_eager",
@@ -201,6 +188,7 @@ EVALUATED = needs(
     lambda o: o.evaluate_every_n_steps or o.evaluate_every_n_epochs,
     "neither evaluate_every_n_steps nor evaluate_every_n_epochs is set",
 )
+PROMPTED = needs(lambda o: o.sample_prompts, "sample_prompts is not set")
 NO_LOGS = needs(lambda o: o.log_with != "none", "log_with is none")
 WANDB = needs(lambda o: o.log_with in ("wandb", "all"), "log_with is {o.log_with}")
 SERVED = needs(lambda o: o.auto_start_tensorboard, "auto_start_tensorboard is off")
@@ -971,16 +959,51 @@ class ResumeOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions:
-    """Previews"""
+    """Previews: pictures drawn while training, as ComfyUI draws them"""
 
     sample_prompts: str | None = flag(
         None,
-        "file of prompts",
-        ignored=f"{LATER}; save_every_n_steps gives files to try in ComfyUI", path=True)
-    sample_every_n_steps: int | None = flag(None, "previews every n steps", ignored=LATER)
-    sample_every_n_epochs: int | None = flag(None, "previews every n epochs", ignored=LATER)
-    sample_at_first: bool = flag(False, "previews before training", ignored=LATER)
-    sample_sampler: str = flag("ddim", "sampler", choices=SAMPLERS, ignored=LATER)
+        "file of prompts to draw, .txt, .toml or .json; read again when it changes; without an interval "
+        "the pictures are drawn at the end of the run (sd-scripts: never)",
+        path=True,
+    )
+    sample_every_n_steps: int | None = flag(
+        None,
+        "draw every n steps",
+        check=at_least(1),
+        off=(0,),
+        idle=(PROMPTED, fits_steps("sample_every_n_steps")),
+    )
+    sample_every_n_epochs: int | None = flag(
+        None,
+        "draw every n epochs, beside sample_every_n_steps (sd-scripts: instead of it)",
+        check=at_least(1),
+        off=(0,),
+        idle=(PROMPTED, fits_epochs("sample_every_n_epochs")),
+    )
+    sample_at_first: bool = flag(
+        False,
+        "draw before the first step too",
+        idle=(PROMPTED, needs(lambda o: not o.resume, "a run that goes on has its first step behind it")),
+    )  # fmt: skip
+    sample_sampler: str = flag(
+        "er_sde",
+        "sampler of prompts that name none (sd-scripts: ddim); pndm, dpmsolver and dpmsingle mean nothing "
+        "for this kind of model, what is used instead is told",
+        choices=SAMPLERS,
+        idle=(PROMPTED,),
+    )
+    sample_on_cpu_vae: bool = flag(
+        False, "decode the pictures on the CPU: slow, and takes no memory of the GPU", idle=(PROMPTED,)
+    )
+    vae_chunk_size: int | None = flag(
+        None,
+        "rows of latents that are decoded at a time, 8 pixels each; all if not given, or few where "
+        "memory is too short for that",
+        check=at_least(1),
+        off=(0,),
+        idle=(PROMPTED,),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

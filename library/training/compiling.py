@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -31,6 +32,8 @@ class Compiles(Protocol):
 
     def compile_blocks(self, *, any_size: bool, **options: Any) -> None: ...
 
+    def uncompiled(self) -> AbstractContextManager[None]: ...
+
 
 @dataclass(frozen=True)
 class Compilation:
@@ -46,6 +49,11 @@ class Compilation:
             f"compile: each block, by {self.options['backend']}, {sizes}",
             "compiling: the first steps of each size take a while, up to minutes; no later one does",
         ]
+
+
+def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
+    """Within: blocks are called as they are written, so that other sizes change no graph of training."""
+    return model.uncompiled() if isinstance(model, Compiles) else nullcontext()
 
 
 def working_compilation(

@@ -77,6 +77,7 @@ COMPILER = "test_compiling.test_settings_reach_the_compiler"
 EAGER_COMPILE = {"compile": True, "compile_backend": "eager"}
 A_RUN = "test_effective_flags.test_a_run_is_as_its_flags_say"
 MEMORY = "test_memory_modes.test_a_mode_changes_no_bit_and_reaches_the_model"
+PICTURES = "test_previews.test_pictures_are_drawn_when_they_are_due_and_once_for_each_step"
 SHARED = "test_processes.test_settings_of_ddp_reach_torch"
 
 FLAGS: dict[str, Case] = {
@@ -264,6 +265,13 @@ FLAGS: dict[str, Case] = {
     "skip_until_initial_step": Case(
         True, "start", {"initial_step": 4, "gradient_accumulation_steps": 2}, idle=({}, {"resume": "s"})
     ),
+    "sample_prompts": shown(PICTURES),
+    "sample_every_n_steps": shown(PICTURES, 5, {}, {"sample_prompts": "p.txt", "max_train_steps": 3}),
+    "sample_every_n_epochs": shown(PICTURES, 2, {}, {"sample_prompts": "p.txt", "max_train_epochs": 1}),
+    "sample_at_first": shown(PICTURES, True, {}, {"sample_prompts": "p.txt", "resume": "s"}),
+    "sample_sampler": shown("test_previews.test_a_picture_says_how_it_was_drawn", "heun", {}),
+    "sample_on_cpu_vae": shown("test_previews.test_settings_of_the_decoder_reach_it", True, {}),
+    "vae_chunk_size": shown("test_previews.test_settings_of_the_decoder_reach_it", 2, {}),
     "validate_every_n_steps": shown(
         "test_training_datasets.test_validation_is_logged_by_quarter_of_sigma", 5, {},
         {"validation_split": 0.5, "max_train_steps": 3},

@@ -95,7 +95,8 @@ def pattern_of(name: str) -> str:
 
 def test_the_files_of_a_run_and_their_metadata_are_those_of_the_tables(demo, run_folder):
     before = {path for path in run_folder.rglob("*") if path.is_file()}
-    train(demo, run_folder, WRITING_ALL)
+    (run_folder / "prompts.txt").write_text("a --w 64 --h 64 --s 1 --l 1\n")
+    train(demo, run_folder, {**WRITING_ALL, "sample_prompts": str(run_folder / "prompts.txt")})
     places = run_folder / "out", run_folder / "pictures"
     written = [
         path.relative_to(place).as_posix()

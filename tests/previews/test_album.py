@@ -17,7 +17,8 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 def due(**options):
     """The steps, and after them the epochs of three steps, at which a run of seven steps draws."""
     schedule = Schedule(PreviewOptions(sample_prompts="p.txt", **options), 7)
-    steps = [step for step in range(8) if schedule.at_step(step)]
+    steps = [moment.step for moment in [schedule.at_first(0)] if moment]
+    steps += [step for step in range(1, 8) if schedule.at_step(step)]
     return steps, [epoch for epoch in (1, 2, 3) if schedule.after_epoch(epoch, 3 * epoch)]
 
 
@@ -39,7 +40,8 @@ def test_pictures_are_due_as_asked_and_else_at_the_end(options, steps, epochs):
 
 def test_nothing_is_due_without_prompts():
     schedule = Schedule(PreviewOptions(sample_every_n_steps=1, sample_at_first=True), 3)
-    assert not any(schedule.at_step(step) for step in range(4))
+    assert not any(schedule.at_step(step) for step in range(1, 4))
+    assert schedule.at_first(0) is None
     assert schedule.after_epoch(1, 3) is None
 
 

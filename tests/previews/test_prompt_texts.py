@@ -77,11 +77,11 @@ def test_each_text_is_encoded_once_and_kept_while_a_prompt_has_it():
         asked.append(list(texts))
         return {text: {"length": len(text)} for text in asked[-1]}
 
-    texts = PromptTexts(late=encode)
+    texts = PromptTexts(PromptFile(None, "heun"), late=encode)
     assert words_of(PROMPTS) == ["a", "n", "b"]
-    texts.hold(PROMPTS[:1])
-    texts.hold(PROMPTS)
-    texts.hold(PROMPTS)
+    texts.use(PROMPTS[:1])
+    texts.use(PROMPTS)
+    texts.use(PROMPTS)
     assert asked == [["a", "n"], ["b"]]
-    texts.hold(PROMPTS[2:])
-    assert list(texts.outputs) == ["a"]
+    texts.use(PROMPTS[2:])
+    assert list(texts.outputs) == ["a"] and texts.prompts == (PROMPTS[2],)

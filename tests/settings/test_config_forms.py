@@ -85,10 +85,10 @@ def test_no_steps_beside_epochs_are_no_problem_and_alone_they_are(tmp_path):
 
 
 def test_a_value_that_does_nothing_keeps_the_default(tmp_path):
-    text = 'dynamo_backend = "torch_xla"\nsample_sampler = "er_sde"\n'
+    text = 'dynamo_backend = "torch_xla"\nmax_token_length = 77\n'
     loaded = read(toml_text=text, folder=tmp_path)
     assert loaded.groups[PrecisionOptions] == PrecisionOptions()
-    assert [note.split()[0] for note in loaded.notes] == ["dynamo_backend", "sample_sampler"]
+    assert [note.split()[0] for note in loaded.notes] == ["dynamo_backend", "max_token_length"]
 
 
 def test_a_word_for_off_is_no_news_of_a_flag_without_effect(tmp_path):

@@ -7,7 +7,8 @@ without a mask; patches go in ordered (channel, row, column) and come out (row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -224,6 +225,15 @@ class Anima(nn.Module):
         any_size: one graph serves all sizes of pictures and batches
         """
         self.compiled = CompiledBlocks(any_size=any_size, **options)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Within: blocks are called as they are written."""
+        compiled, self.compiled = self.compiled, None
+        try:
+            yield
+        finally:
+            self.compiled = compiled
 
     def set_attention_backend(self, name: str) -> None:
         """torch, xformers or flash, for the DiT's attentions."""
