@@ -25,6 +25,8 @@ class Drawn:
 
     files:   names of the DiT, text encoder and VAE, as ComfyUI's loaders want them
     adapters: (file name, strength), applied in this order
+    batch:   how many pictures one draw of noise made; place: which of them this is, from 0
+    start:   (file name, denoise) of a picture that was changed; None: drawn from nothing
     """
 
     prompt: PreviewPrompt
@@ -33,6 +35,9 @@ class Drawn:
     height: int
     files: tuple[str, str, str]
     adapters: Sequence[tuple[str, float]] = ()
+    batch: int = 1
+    place: int = 0
+    start: tuple[str, float] | None = None
 
 
 def save_png(path: str | Path, pixels: Tensor, drawn: Drawn) -> None:
@@ -48,7 +53,7 @@ def a1111_text(drawn: Drawn) -> str:
     """The `parameters` text of A1111 and those who read it."""
     prompt = drawn.prompt
     loras = "".join(f" <lora:{Path(name).stem}:{weight:g}>" for name, weight in drawn.adapters)
-    settings = {
+    settings: dict[str, object] = {
         "Steps": prompt.steps,
         "Sampler": prompt.sampler,
         "Schedule type": prompt.scheduler,
@@ -58,6 +63,10 @@ def a1111_text(drawn: Drawn) -> str:
         "Model": Path(drawn.files[0]).stem,
         "Shift": f"{prompt.shift:g}",
     }
+    if drawn.batch > 1:
+        settings |= {"Batch size": drawn.batch, "Batch pos": drawn.place}
+    if drawn.start:
+        settings["Denoising strength"] = f"{drawn.start[1]:g}"
     listed = ", ".join(f"{name}: {value}" for name, value in settings.items())
     return f"{prompt.prompt}{loras}\nNegative prompt: {prompt.negative}\n{listed}"
 
@@ -74,9 +83,10 @@ def comfyui_prompt(drawn: Drawn) -> dict[str, Node]:
         "3": _node("VAELoader", vae_name=vae),
         "4": _node("CLIPTextEncode", text=prompt.prompt, clip=["2", 0]),
         "5": _node("CLIPTextEncode", text=prompt.negative, clip=["2", 0]),
-        "6": _node("EmptyLatentImage", width=drawn.width, height=drawn.height, batch_size=1),
+        **_start_nodes(drawn),
     }
     model: list[Any] = ["1", 0]
+    denoise = drawn.start[1] if drawn.start else 1.0
     for number, (name, strength) in enumerate(drawn.adapters, start=20):
         nodes[str(number)] = _node(
             "LoraLoaderModelOnly", lora_name=name, strength_model=strength, model=model
@@ -86,12 +96,28 @@ def comfyui_prompt(drawn: Drawn) -> dict[str, Node]:
     nodes["8"] = _node(
         "KSampler",
         seed=drawn.seed, steps=prompt.steps, cfg=prompt.cfg, sampler_name=prompt.sampler,
-        scheduler=prompt.scheduler, denoise=1.0, model=["7", 0], positive=["4", 0],
+        scheduler=prompt.scheduler, denoise=denoise, model=["7", 0], positive=["4", 0],
         negative=["5", 0], latent_image=["6", 0],
     )  # fmt: skip
     nodes["9"] = _node("VAEDecode", samples=["8", 0], vae=["3", 0])
-    nodes["10"] = _node("SaveImage", filename_prefix="preview", images=["9", 0])
+    nodes["13"] = _node("SaveImage", filename_prefix="preview", images=["9", 0])
     return nodes
+
+
+def _start_nodes(drawn: Drawn) -> dict[str, Node]:
+    """Those that make the latents to begin with; they come out of node 6."""
+    if drawn.start is None:
+        sizes = {"width": drawn.width, "height": drawn.height, "batch_size": drawn.batch}
+        return {"6": _node("EmptyLatentImage", **sizes)}
+    sizes = {"width": drawn.width, "height": drawn.height}
+    return {
+        "10": _node("LoadImage", image=drawn.start[0]),
+        "11": _node(
+            "ImageScale", image=["10", 0], upscale_method="lanczos", crop="center", **sizes
+        ),
+        "12": _node("VAEEncode", pixels=["11", 0], vae=["3", 0]),
+        "6": _node("RepeatLatentBatch", samples=["12", 0], amount=drawn.batch),
+    }
 
 
 def _node(kind: str, **inputs: Any) -> Node:

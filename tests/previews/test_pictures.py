@@ -33,9 +33,10 @@ def test_a_picture_keeps_its_pixels_and_its_settings(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
+@pytest.mark.parametrize("start", [None, ("in.png", 0.6)])
 @pytest.mark.parametrize("adapters", [(), [("a.safetensors", 1.0)], [("a", 0.5), ("b", -1.0)]])
-def test_the_graph_leads_from_the_files_to_the_picture(adapters):
-    graph = comfyui_prompt(drawn(adapters=adapters))
+def test_the_graph_leads_from_the_files_to_the_picture(adapters, start):
+    graph = comfyui_prompt(drawn(adapters=adapters, start=start, batch=3))
     reached, waiting = set(), [next(k for k, n in graph.items() if n["class_type"] == "SaveImage")]
     while waiting:
         node = waiting.pop()
@@ -45,5 +46,8 @@ def test_the_graph_leads_from_the_files_to_the_picture(adapters):
     (sampler,) = (n["inputs"] for n in graph.values() if n["class_type"] == "KSampler")
     assert (sampler["seed"], sampler["steps"], sampler["cfg"]) == (7, 12, 4.5)
     assert (sampler["sampler_name"], sampler["scheduler"]) == ("euler", "simple")
+    assert sampler["denoise"] == (0.6 if start else 1.0)
+    (begin,) = sampler["latent_image"][:1]
+    assert 3 in graph[begin]["inputs"].values()
     loras = [n["inputs"] for n in graph.values() if n["class_type"] == "LoraLoaderModelOnly"]
     assert [(n["lora_name"], n["strength_model"]) for n in loras] == list(adapters)
