@@ -58,13 +58,14 @@ def image_format(file: Path) -> str:
     return {".jpg": "JPEG", ".webp": "WEBP"}.get(file.suffix.lower(), "PNG")
 
 
-def find_font() -> tuple[str, Font]:
+def find_font(size: int = 12) -> tuple[str, Font]:
+    """The font and its file's name; "" for Pillow's own. size: pixels"""
     for name in FONTS:
         try:
-            return name, ImageFont.truetype(name, 12)
+            return name, ImageFont.truetype(name, size)
         except OSError:  # not on this system
             continue
-    return "", ImageFont.load_default(12)
+    return "", ImageFont.load_default(size)
 
 
 def is_wide(letter: str) -> bool:

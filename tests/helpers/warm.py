@@ -36,6 +36,7 @@ MODULES = (
     "tools.cache_text_encoder_outputs",
     "tools.convert_anima_root_to_kohya",
     "tools.doctor",
+    "tools.generate",
     "tools.make_demo",
     "tools.preview_buckets",
     "tests.helpers.caching_process",

@@ -103,11 +103,14 @@ HERE = {  # what is typed behind it, and what it says
     f"python tools/cache_latents.py {PAIR}": ((), "latents: 0 reused, 12 encoded"),
     f"python tools/cache_text_encoder_outputs.py {PAIR}": ((), "captions: 0 reused"),
     "python tools/convert_anima_root_to_kohya.py --input old.toml": ((), "accelerate launch"),
+    'python tools/generate.py --config_file train_args.toml --prompt "1girl, smile"':
+        (["--width", "64", "--height", "64", "--steps", "1"], "picture_0001.png"),
 }
 TENSORBOARD = "tensorboard --logdir output/my_lora/logs"
 NOT_RUN = {
     "python tools/quickstart.py": "installs packages from the internet",
     "python tools/run_tests.py": "installs packages from the internet, then runs this",
+    "python tools/generate.py": "test_generate.py draws smaller ones",
     "python -m mypy": ".ci/run does, once",
     "python -m ruff check": ".ci/run does, once",
     "python tools/measure_code.py": "takes a minute; test_measure_code.py has a small tree",
