@@ -204,6 +204,7 @@ class NetworkTrainer(TrainerStages):
         self.trackers.log(self.state.step, values)
         logger.info("step %d: %s", self.state.step, validation.describe(values))
 
+    @timed
     def evaluate(self) -> None:
         """What the adapters change, beside the base, for trained and held-out pictures and for prompts."""
         step, channels = self.state.step, self.latents_strategy.channels
@@ -213,7 +214,8 @@ class NetworkTrainer(TrainerStages):
         with self.as_used(), optimizer_eval_mode(self.optimization.optimizer):
             losses = self.evaluation.run(self.process_batch, self.accelerator, step)
             moved = self.drift.run(self.predict_caption, shape, self.accelerator)
-        self.trackers.log(step, losses | moved)
+        if losses or moved:
+            self.trackers.log(step, losses | moved)
         told = [*evaluation.describe(losses), *drift.describe(moved)]
         log_lines(logger, [f"step {step}: {line}" for line in told])
 
@@ -240,14 +242,14 @@ class NetworkTrainer(TrainerStages):
 
     @timed
     def finish(self) -> str:
-        """The final export; returns the run's last words: its file, or how to go on."""
+        """The final export; returns the run's last words: its file, or how to go on; which one to keep."""
         if self.evaluation.has_interval and self.state.step >= self.plan.total_steps:
             self.evaluate()
         end = self.files.finish(self.state, self.plan.total_steps)
         steps = [each.step for each in self.evaluation.history]
-        log_lines(logger, self.evaluation.best(self.files.files_after(steps, self.plan)))
+        advice = self.evaluation.best(self.files.files_after(steps, self.plan))
         self.accelerator.end_training()
-        return end
+        return "\n".join([end, *advice])
 
 
 def main() -> int:

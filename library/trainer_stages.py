@@ -311,6 +311,7 @@ class TrainerStages(CheckStages):
         kept = self.resumption.state.record() if self.resumption.state else None
         self.reporter.follow(self.files, kept)
         self.resumption.restore(parts, self.state, self.accelerator.process_index)
+        self.evaluation.begin_after(self.state.step)
         if self.resumption.state:
             self.files.last_state = self.resumption.state.folder
 

@@ -107,6 +107,10 @@ class Evaluation:
         """epoch counts from 1."""
         return _is_due(epoch, self.options.evaluate_every_n_epochs)
 
+    def begin_after(self, step: int) -> None:
+        """Forget what was found later than the step at which the run begins."""
+        self.history = [each for each in self.history if each.step <= step]
+
     def is_done(self, step: int) -> bool:
         """Whether there was an evaluation after this step."""
         return step in {self.last_step, *(each.step for each in self.history)}

@@ -62,6 +62,7 @@ def test_a_run_is_evaluated_when_asked_and_at_its_end(runs):
     best = min(rows, key=lambda row: row["eval/loss/held_out"])
     (said,) = trainer.evaluation.best(files)
     assert str(files[best["step"]]) in said and f"{best['eval/loss/held_out']:.5f}" in said
+    assert said.split(":")[0] in (folder / "out" / "run_report.html").read_text(encoding="utf-8")
 
 
 def test_training_does_not_see_it_and_a_resumed_run_goes_on(runs):

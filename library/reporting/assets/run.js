@@ -21,11 +21,16 @@ function lossLines() {
   return lines;
 }
 
-const KNOWN = ["loss/", "lr/", "gpu/", "host/", "norm/", "max_norm/", "time/", "alert/"];
+const KNOWN = ["loss/", "lr/", "gpu/", "host/", "norm/", "max_norm/", "time/", "alert/", "eval/", "drift/"];
+const dotted = (names) => names.map((name, i) => plain(name, word(name.split("/").pop()), i, {dots: true}));
 const CHARTS = [
   {key: "loss", title: "loss", lines: lossLines, marks: () => data.alerts.map(([step, text]) => ({step, text}))},
   {key: "sigma", title: "loss by sigma", lines: () => byPrefix("loss/sigma_").map((name, i) => smoothed(name, name.slice(11), i))},
   {key: "validation", title: "validation loss", lines: () => byPrefix("loss/validation/").map((name, i) => plain(name, tail(tail(name)).replace("sigma_", "sigma "), i, {dots: true}))},
+  {key: "difference", title: "loss beside the base", always: true, lines: () => dotted(byPrefix("eval/difference/").filter((name) => !name.includes("sigma_")))},
+  {key: "held out", title: "loss of held-out pictures", always: true, lines: () => dotted(byPrefix("eval/loss/"))},
+  {key: "auc", title: "AUC of trained and held-out pictures", lines: () => dotted(byPrefix("eval/auc"))},
+  {key: "drift", title: "drift from the base", always: true, lines: () => dotted(byPrefix("drift/"))},
   {key: "lr", title: "learning rate", always: true, lines: () => byPrefix("lr/").map((name, i) => plain(name, tail(name), i))},
   {key: "memory", title: "memory", unit: "GiB", always: true, lines: () => byPrefix("gpu/mem_", "host/mem_").filter((name) => name.endsWith("_mb")).map((name, i) => scaled(plain(name, name.replace("/mem_", " ").replace("_mb", "").replaceAll("_", " "), i), 1 / 1024))},
   {key: "norm", title: "gradient norm", lines: () => byPrefix("norm/", "max_norm/").map((name, i) => plain(name, name, i))},

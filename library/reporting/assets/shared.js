@@ -36,6 +36,10 @@ const WORDS = {
     "prepare_optimization": "准备优化器", "start_logs": "开始记录", "take_over": "接手",
     "run_epochs": "训练", "validate": "验证", "save files": "保存文件", "finish": "收尾",
     "sample": "预览", "draw_previews": "预览", "evaluate": "评估",
+    "loss beside the base": "损失减去基础模型的损失", "loss of held-out pictures": "留出图片的损失",
+    "AUC of trained and held-out pictures": "能否分辨训练过的图（AUC，0.5：不能）", "drift from the base": "偏离基础模型",
+    "trained": "训练过的图", "held_out": "留出的图", "base": "基础模型", "auc": "AUC",
+    "without_subject": "不含主题的提示词", "with_subject": "含主题的提示词",
   },
   en: {
     "step of": "step", "per step": "per step", "loss now": "loss now", "loss mean": "mean loss",
@@ -57,6 +61,9 @@ const WORDS = {
     "load_models": "load models", "prepare_model": "prepare the model", "attach_network": "attach adapters",
     "prepare_optimization": "make the optimizer", "start_logs": "start the logs", "take_over": "take over",
     "run_epochs": "training", "save files": "saving", "draw_previews": "previews",
+    "loss beside the base": "loss less that of the base", "AUC of trained and held-out pictures": "AUC (0.5: trained pictures cannot be told)",
+    "trained": "trained pictures", "held_out": "held-out pictures", "auc": "AUC",
+    "without_subject": "prompts without the subject", "with_subject": "with the subject",
   },
 };
 
