@@ -51,7 +51,7 @@ class NetworkTrainer(TrainerStages):
 
     @timed
     def run_epochs(self) -> None:
-        loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data)
+        loader = train_util.make_loader(self.dataset, self.sampler, self.cfg.data, self.ahead)
         goes_on = self.resumption.state is not None
         for due in self.previews.begin(self.state, self.plan.steps_per_epoch, goes_on=goes_on):
             self.draw(due, save=False)
@@ -97,7 +97,7 @@ class NetworkTrainer(TrainerStages):
                 train_util.seed_dropout(
                     self.seed, self.accelerator.process_index, self.state.step, micro_step
                 )
-                result = self.process_batch(batch.to(self.accelerator.device))
+                result = self.process_batch(self.ahead.take(batch))
                 self.accelerator.backward(result.loss / len(window))
             results.append(result)
             shares.append(result.loss.detach() / len(window))  # on the device: reading stalls
@@ -137,7 +137,7 @@ class NetworkTrainer(TrainerStages):
             assert batch.pixels is not None, "a batch has one of the two"
             latents = self.encode_images_to_latents(batch.pixels)
         prediction, noisy = self.get_noise_pred_and_target(
-            latents, self.get_conditioning(batch), batch.seeds, sigma
+            latents, self.get_conditioning(batch), batch, sigma
         )
         elements = losses.elementwise_loss(prediction, noisy.velocity, noisy.sigma, self.cfg.loss)
         per_sample = losses.reduce_to_samples(elements, batch.loss_mask)
@@ -154,6 +154,8 @@ class NetworkTrainer(TrainerStages):
 
     def get_conditioning(self, batch: Batch) -> Any:
         """Of the batch's captions; what is not cached is encoded now."""
+        if batch.conditioning is not None:
+            return batch.conditioning
         outputs = batch.texts or [self.texts.get(caption) for caption in batch.captions]
         return self.text_strategy.collate(outputs).to(self.accelerator.device)
 
@@ -161,11 +163,11 @@ class NetworkTrainer(TrainerStages):
         self,
         latents: Tensor,
         conditioning: Any,
-        seeds: tuple[int, ...],
+        batch: Batch,
         sigma: Tensor | None = None,
     ) -> tuple[Tensor, NoisyLatents]:
         """Draw sigma unless given, noise the latents, predict."""
-        noisy = self.noising.draw(latents, seeds, sigma)
+        noisy = self.noising.draw(latents, batch.seeds, sigma, batch.drawn)
         return self.call_unet(noisy, conditioning), noisy
 
     def after_step(self) -> None:

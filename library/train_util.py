@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from library.caching.latents_cache import Share
+from library.data.ahead import Ahead
 from library.data.batch_loader import BatchLoader
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.data_types import Batch, RunPosition
@@ -188,13 +189,16 @@ def make_noising(flow: FlowOptions) -> Noising:
 
 
 def make_loader(
-    dataset: TrainDataset, sampler: BucketBatchSampler, data: DataOptions
+    dataset: TrainDataset,
+    sampler: BucketBatchSampler,
+    data: DataOptions,
+    ahead: Ahead | None = None,
 ) -> BatchLoader:
     """Batches in the sampler's order. Cached latents are only read: one thread is ahead by one batch."""
     threads = min(data.max_data_loader_n_workers, os.cpu_count() or 1)
     if dataset.latents is not None:
         threads = min(threads, 1)
-    return BatchLoader(dataset, sampler, threads=threads, pin=torch.cuda.is_available())
+    return BatchLoader(dataset, sampler, threads=threads, pin=torch.cuda.is_available(), ahead=ahead)
 
 
 def windows(loader: Iterable[Batch], length: int) -> Generator[list[Batch], None, None]:

@@ -20,6 +20,8 @@ from torch import nn
 from library import train_util
 from library.caching.latents_cache import LatentsCache, Storing, cache_latents
 from library.caching.text_windows import RunTexts, TextNow, TextWindows
+from library.data.ahead import Ahead
+from library.data.data_types import Batch, Drawn
 from library.data.datasets import TrainDataset
 from library.memory.modes import SavesMemory, enable_modes, store_weights
 from library.memory.planning import MemoryChoice, choose_modes
@@ -80,6 +82,7 @@ class TrainerStages(CheckStages):
     prompts: PromptTexts
     texts: TextWindows | TextNow
     dataset: TrainDataset
+    ahead: Ahead
     # load_models
     base: nn.Module
     # attach_network
@@ -155,6 +158,22 @@ class TrainerStages(CheckStages):
         encoders = {"VAE": cache.cache_latents, "text encoder": cache.cache_text_encoder_outputs}
         for what in (name for name, is_cached in encoders.items() if not is_cached):
             logger.info("The %s stays in memory: its outputs are not cached.", what)
+        self.ahead = self.make_ahead()
+
+    def make_ahead(self) -> Ahead:
+        """What is prepared on the loader's thread, by the run's own noising whatever stands in for it."""
+        noising, strategy = self.noising, self.latents_strategy
+
+        def draw(batch: Batch) -> Drawn:
+            if batch.latents is not None:
+                shape = batch.latents.shape
+            else:
+                assert batch.pixels is not None, "a batch has one of the two"
+                count, _, height, width = batch.pixels.shape
+                shape = torch.Size(strategy.latents_shape(width, height, count))
+            return noising.draw_ahead(shape, batch.seeds)
+
+        return Ahead(self.accelerator.device, draw, self.text_strategy.collate)
 
     def make_dataset(self, **caches: Any) -> TrainDataset:
         return TrainDataset(

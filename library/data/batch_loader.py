@@ -19,6 +19,7 @@ from library.data.stored import UnfitFile
 from library.errors import UserError
 
 if TYPE_CHECKING:
+    from library.data.ahead import Ahead
     from library.data.bucket_sampler import BucketBatchSampler
     from library.data.data_types import Batch, Sample, SampleRequest
 
@@ -31,15 +32,23 @@ class BatchLoader:
 
     threads: how many make batches, and how many batches are made ahead; 0: each when asked for
     pin:     whether the batches lie in pinned memory, from where a GPU fetches them by itself
+    ahead:   what else is made of a batch where it is made
     """
 
     def __init__(
-        self, dataset: TrainDataset, sampler: BucketBatchSampler, *, threads: int, pin: bool = False
+        self,
+        dataset: TrainDataset,
+        sampler: BucketBatchSampler,
+        *,
+        threads: int,
+        pin: bool = False,
+        ahead: Ahead | None = None,
     ) -> None:
         self.dataset = dataset
         self.sampler = sampler
         self.threads = threads
         self.pin = pin
+        self.ahead = ahead
 
     def __iter__(self) -> Iterator[Batch]:
         """Raises what the making of a batch raised, in its turn; the batches before it come first."""
@@ -84,7 +93,11 @@ class BatchLoader:
                 raise CancelledError
             samples.append(self.load(request, rebuild))
         batch = collate(samples)
-        return batch.pin_memory() if self.pin else batch
+        if self.ahead:
+            batch = self.ahead.make(batch)
+        if self.pin:
+            batch = batch.pin_memory()
+        return self.ahead.send(batch) if self.ahead else batch
 
     def load(self, request: SampleRequest, rebuild: bool) -> Sample:
         try:

@@ -7,9 +7,9 @@ height and width. Latents are 4-D everywhere outside the models.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from library.data.buckets import CropPlan
 
@@ -98,11 +98,27 @@ class Sample:
     network_multiplier: float = 1.0
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn for the samples of a batch, on the CPU unless it was moved.
+
+    sigma: (B,), in [0, 1]; noise: (B, C, H, W), with its offset
+    extra: (B, C, H, W), added to the noise in the model's input alone; None where nothing is
+    """
+
+    sigma: Tensor
+    noise: Tensor
+    extra: Tensor | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples of one bucket. pixels (B, 3, 8H, 8W) or latents (B, C, H, W); loss_weight (B,).
 
     texts: the captions' encoder outputs, None where they are not cached
+    drawn, conditioning: made ahead of the step, None where they are made in it; conditioning is a
+           dataclass of tensors with `.to(device)`
+    sent:  the point of a lane at which its tensors are on the device; None where they were not sent
     """
 
     keys: tuple[str, ...]
@@ -114,10 +130,16 @@ class Batch:
     latents: Tensor | None = None
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
+    drawn: Drawn | None = None
+    conditioning: Any = None
+    sent: object = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
-        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+        moved = self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+        if self.conditioning is None:
+            return moved
+        return replace(moved, conditioning=self.conditioning.to(device))
 
     def pin_memory(self) -> Batch:
         """What a loader calls so that `to` need not wait for a GPU."""
@@ -127,13 +149,29 @@ class Batch:
         def changed(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else change(tensor)
 
+        drawn = self.drawn
         return replace(
             self,
             loss_weight=change(self.loss_weight),
             pixels=changed(self.pixels),
             latents=changed(self.latents),
             loss_mask=changed(self.loss_mask),
+            drawn=None
+            if drawn is None
+            else Drawn(change(drawn.sigma), change(drawn.noise), changed(drawn.extra)),
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads, those of its conditioning too."""
+        own = [self.loss_weight, self.pixels, self.latents, self.loss_mask]
+        parts = [part for part in (self.drawn, self.conditioning) if part is not None]
+        found = own + [value for part in parts for value in values_of(part)]
+        return [tensor for tensor in found if tensor is not None]
+
+
+def values_of(part: Any) -> list[Any]:
+    """The values of a dataclass, in order."""
+    return [getattr(part, field.name) for field in fields(part)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
@@ -13,7 +15,12 @@ Mark = object
 
 
 class Lane(Protocol):
-    """Copies in their order; the computation and they wait for each other only where they are told."""
+    """Copies in their order; the computation and they wait for each other only where they are told.
+
+    is_beside: copies go on while something is computed
+    """
+
+    is_beside: bool
 
     def now(self) -> Mark:
         """The point up to which the computation was ordered."""
@@ -27,9 +34,23 @@ class Lane(Protocol):
         """Let what is computed from here on begin once the lane is at `mark`."""
         ...
 
+    def beside(self) -> AbstractContextManager[None]:
+        """Within, on this thread: what is asked of the device is done by the lane, at once."""
+        ...
+
+    def reached(self) -> Mark:
+        """The point at which all is done that the lane was asked so far."""
+        ...
+
+    def receive(self, tensors: Iterable[Tensor]) -> None:
+        """Keep the memory of tensors made `beside` until what is computed with them is done."""
+        ...
+
 
 class AtOnce:
     """The lane of a device that computes in the order in which it is told."""
+
+    is_beside = False
 
     def now(self) -> Mark:
         return None
@@ -42,9 +63,20 @@ class AtOnce:
     def wait(self, mark: Mark) -> None:
         pass
 
+    def beside(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def reached(self) -> Mark:
+        return None
+
+    def receive(self, tensors: Iterable[Tensor]) -> None:
+        pass
+
 
 class CudaLane:
     """A stream. Copies overlap the computation where the memory on the CPU is pinned."""
+
+    is_beside = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -66,6 +98,17 @@ class CudaLane:
     def wait(self, mark: Mark) -> None:
         assert isinstance(mark, torch.cuda.Event)
         torch.cuda.current_stream(self.device).wait_event(mark)
+
+    def beside(self) -> AbstractContextManager[None]:
+        stream: AbstractContextManager[None] = torch.cuda.stream(self.stream)
+        return stream
+
+    def reached(self) -> Mark:
+        return self.stream.record_event()
+
+    def receive(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.record_stream(torch.cuda.current_stream(self.device))
 
 
 def lane_of(device: torch.device) -> Lane:

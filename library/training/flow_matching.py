@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from library.data.data_types import Drawn
 from library.device_utils import to_device
 from library.settings.run_config import TIMESTEP_SAMPLINGS, WEIGHTING_SCHEMES
 from library.utils import position_seed
@@ -98,14 +99,31 @@ class Noising:
     noise: NoiseSettings = NoiseSettings()
 
     def draw(
-        self, clean: Tensor, seeds: Sequence[int], sigma: Tensor | None = None
+        self,
+        clean: Tensor,
+        seeds: Sequence[int],
+        sigma: Tensor | None = None,
+        drawn: Drawn | None = None,
     ) -> NoisyLatents:
-        """Noise clean latents (B, C, H, W); sigma (B,) is drawn unless given."""
-        if sigma is None:
-            sigma = sample_sigma(seeds, (clean.shape[-2], clean.shape[-1]), self.sampling)
-        noise = offset_noise(noise_like(clean, seeds), seeds, self.noise)
-        extra = input_perturbation(noise, seeds, self.noise)
-        return add_noise(clean, noise, to_device(sigma, clean.device), input_extra=extra)
+        """Noise clean latents (B, C, H, W); sigma (B,) is drawn unless given.
+
+        drawn: what `draw_ahead` made for them, if it did
+        """
+        if drawn is None:
+            drawn = self.draw_ahead(clean.shape, seeds)
+        device, extra = clean.device, drawn.extra
+        return add_noise(
+            clean,
+            to_device(drawn.noise, device),
+            to_device(drawn.sigma if sigma is None else sigma, device),
+            input_extra=None if extra is None else to_device(extra, device),
+        )
+
+    def draw_ahead(self, shape: Sequence[int], seeds: Sequence[int]) -> Drawn:
+        """All that is drawn for latents of a shape (B, C, H, W), on the CPU."""
+        noise = offset_noise(noise_like(shape, seeds), seeds, self.noise)
+        sigma = sample_sigma(seeds, (shape[-2], shape[-1]), self.sampling)
+        return Drawn(sigma, noise, input_perturbation(noise, seeds, self.noise))
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
         """The weight (B,) of each sample's loss."""
@@ -169,12 +187,12 @@ def flux_shift(latent_size: tuple[int, int]) -> float:
     return math.exp(0.5 + (1.15 - 0.5) * (tokens - 256) / (4096 - 256))
 
 
-def noise_like(latents: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Gaussian noise (B, C, H, W), float32 on the device of `latents`, one draw per sample.
+def noise_like(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Gaussian noise for latents of a shape (B, C, H, W), float32 on the CPU, one draw per sample.
 
-    The same seed gives the same noise on any rank, in any batch, on any device.
+    The same seed gives the same noise on any rank, in any batch, for any device.
     """
-    return to_device(_normal_each(latents.shape[1:], seeds, "noise"), latents.device)
+    return _normal_each(shape[1:], seeds, "noise")
 
 
 def offset_noise(noise: Tensor, seeds: Sequence[int], settings: NoiseSettings) -> Tensor:
@@ -184,7 +202,7 @@ def offset_noise(noise: Tensor, seeds: Sequence[int], settings: NoiseSettings) -
     shape = (noise.shape[1], 1, 1)
     draw = _normal_each(shape, seeds, "offset")
     strength = _strengths(settings.offset, settings.random_offset, seeds, "offset strength")
-    return noise + to_device((strength * draw).to(noise.dtype), noise.device)
+    return noise + strength * draw
 
 
 def input_perturbation(
@@ -197,7 +215,7 @@ def input_perturbation(
     strength = _strengths(
         settings.perturbation, settings.random_perturbation, seeds, "perturbation strength"
     )
-    return to_device((strength * draw).to(noise.dtype), noise.device)
+    return strength * draw
 
 
 def _normal_each(shape: Sequence[int], seeds: Sequence[int], purpose: str) -> Tensor:

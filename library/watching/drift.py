@@ -77,7 +77,8 @@ class Drift:
         pair = number % (len(self.prompts) // 2)
         seeds = [position_seed(self.seed, "drift", pair)] * len(SIGMAS)
         clean = torch.zeros(len(SIGMAS), *shape, device=device)
-        return add_noise(clean, noise_like(clean, seeds), torch.tensor(SIGMAS, device=device))
+        noise = noise_like(clean.shape, seeds).to(device)
+        return add_noise(clean, noise, torch.tensor(SIGMAS, device=device))
 
     @torch.no_grad()
     def run(

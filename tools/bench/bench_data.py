@@ -29,6 +29,7 @@ from library.caching.latents_cache import Storing, cache_latents
 from library.caching.text_cache import TextCache
 from library.caching.text_windows import RunTexts, TextWindows
 from library.config_util import load_dataset_config
+from library.data.ahead import Ahead
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.catalogue import Catalogue
 from library.data.data_types import Layout, StoredTensor, TextOutputs
@@ -39,6 +40,7 @@ from library.strategy_anima import AnimaTextEncodingStrategy
 from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
 from library.system.program import run_main
 from library.train_util import make_loader
+from library.training.flow_matching import Noising
 
 SIDE = 128  # of the latents of a 1024 x 1024 picture
 TOKENS, T5_TOKENS, WIDTH, PADDED = 150, 170, 1024, 512  # of a description of 130 words
@@ -221,17 +223,21 @@ def cached(catalogue: Catalogue, *, to_disk: bool) -> TrainDataset:
 
 
 def waits(dataset: TrainDataset, options: DataOptions) -> float:
-    """The median wait for a batch and its conditioning, with steps of STEP seconds in between."""
-    batches = iter(make_loader(dataset, BucketBatchSampler(dataset.catalogue, seed=0), options))
-    collate = AnimaTextEncodingStrategy.collate
+    """The median wait for a batch, its draws and its conditioning, STEP seconds in between."""
+    shape = RandomLatents().latents_shape(8 * SIDE, 8 * SIDE)
+    ahead = Ahead(
+        torch.device("cpu"),
+        lambda batch: Noising().draw_ahead(shape, batch.seeds),
+        AnimaTextEncodingStrategy.collate,
+    )
+    sampler = BucketBatchSampler(dataset.catalogue, seed=0)
+    batches = iter(make_loader(dataset, sampler, options, ahead))
     times: list[float] = []
     while True:
         start = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             return 1e3 * statistics.median(times)
-        if batch.texts:
-            collate(batch.texts)
         times.append(time.perf_counter() - start)
         time.sleep(STEP)
 
