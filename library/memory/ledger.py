@@ -25,6 +25,7 @@ aten = torch.ops.aten
 CREATE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 ALIAS = {"_unsafe_view", "_reshape_alias", "lift_fresh", "set_"}
 GEMM = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "_scaled_mm", "_int_mm"}
+GEMM |= {"addmm_", "baddbmm_"}
 ATTENTION = "_scaled_dot_product_"
 ATTENTION_BACKWARD = 3
 """Kernels of an attention's backward on CUDA: row sums, the gradients, and the cast of q's."""
