@@ -51,10 +51,11 @@ class Anima(nn.Module):
         self.x_embedder = PatchEmbed(params)
         self.t_embedder = nn.Sequential(nn.Identity(), TimestepMLP(params.model_dim))
         self.t_embedding_norm = nn.RMSNorm(params.model_dim, eps=EPS)
-        self.blocks = nn.ModuleList(Block(params) for _ in range(params.num_blocks))
+        blocks = [Block(params) for _ in range(params.num_blocks)]
+        self.blocks = nn.ModuleList(blocks)
         self.final_layer = FinalLayer(params)
         self.llm_adapter = LLMAdapter(params.llm_adapter)
-        self.modulations = Modulations([m for block in self.blocks for m in block.modulations()])
+        self.modulations = Modulations([each for block in blocks for each in block.modulations()])
         self.recomputing = ["nothing"] * params.num_blocks  # or "cheap" or "block"
         self.keep_input: Way | None = None  # of a block of which nothing else is kept
         self.swap: Swap | None = None
@@ -210,7 +211,9 @@ class Anima(nn.Module):
         return {
             name: module
             for name, module in modules.items()
-            if isinstance(module, nn.Linear) and name.startswith(parts) and id(module) not in left_out
+            if isinstance(module, nn.Linear)
+            and name.startswith(parts)
+            and id(module) not in left_out
         }
 
     def leave_unshared(self, weights: Iterable[int]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
@@ -52,9 +54,38 @@ class PatchEmbed(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then x * scale + shift; in the dtype of shift."""
-    x = F.layer_norm(x, x.shape[-1:], eps=EPS).to(shift.dtype)
-    return torch.addcmul(shift, x, scale)
+    """LayerNorm without weights, then x * scale + shift; in the dtype of shift.
+
+    Of one sample they are the norm's own weight and bias: one kernel, rounded once.
+    """
+    width, in_one = x.shape[-1:], x.dtype == shift.dtype and not torch.compiler.is_compiling()
+    if in_one and len(shift) == 1:
+        return F.layer_norm(x, width, scale.flatten(), shift.flatten(), EPS).to(shift.dtype)
+    return torch.addcmul(shift, F.layer_norm(x, width, eps=EPS).to(shift.dtype), scale)
+
+
+class Gated(torch.autograd.Function):
+    """x + gate * y; x, y (B, L, D), gate (B, 1, D). Autograd's own scales each gate by 1 once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, y if gate.requires_grad else None)
+        return torch.addcmul(x, gate, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        gate, y = ctx.saved_tensors
+        of_gate = None if y is None else (grad * y).sum(1, keepdim=True)
+        return grad, of_gate, grad * gate
+
+
+def gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y in the dtype of x, the residual stream's."""
+    gate, y = gate.to(x), y.to(x)
+    if torch.compiler.is_compiling():
+        return torch.addcmul(x, gate, y)
+    return Gated.apply(x, gate, y)
 
 
 def heads(projected: Tensor, norm: nn.Module, rope: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -119,13 +150,13 @@ class Block(nn.Module):
         """
         shift, scale, gate, *others = self.modulated(time) if steered is None else steered.unbind()
         normed = cheap(modulate, x, shift, scale)
-        x = torch.addcmul(x, gate.to(x), self.self_attn(normed, normed, rope).to(x))
+        x = gated(x, gate, self.self_attn(normed, normed, rope))
         shift, scale, gate, *others = others
         normed = cheap(modulate, x, shift, scale)
-        x = torch.addcmul(x, gate.to(x), self.cross_attn(normed, context, None).to(x))
+        x = gated(x, gate, self.cross_attn(normed, context, None))
         shift, scale, gate = others
         normed = cheap(modulate, x, shift, scale)
-        return torch.addcmul(x, gate.to(x), self.mlp(normed).to(x))
+        return gated(x, gate, self.mlp(normed))
 
     def modulations(self) -> tuple[Modulation, ...]:
         """In the order in which they are used."""

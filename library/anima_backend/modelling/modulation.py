@@ -142,8 +142,9 @@ class Modulations:
         homes = {storage_key(each): home for each, home in zip(there, stack)}
 
         def way(kept: Kept) -> Kept:
-            home = homes.get(storage_key(kept)) if isinstance(kept, Tensor) else None
-            return kept if home is None else Waiting(home, kept.device, Layout.of(kept))
+            if not isinstance(kept, Tensor) or storage_key(kept) not in homes:
+                return kept
+            return Waiting(homes[storage_key(kept)], kept.device, Layout.of(kept))
 
         with keeping(way):
             yield there

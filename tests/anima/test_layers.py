@@ -1,0 +1,56 @@
+"""Parts of a block against their plain formulas: values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from library.anima_backend.modelling.layers import EPS, gated, modulate
+from library.anima_backend.modelling.rope import image_rope, rotate
+
+
+def randn(*shape, dtype=torch.float64):
+    draw = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype).requires_grad_()
+
+
+def assert_same_with_gradients(found, expected, inputs, **tolerances):
+    torch.testing.assert_close(found, expected, **tolerances)
+    direction = randn(*found.shape, 1)[..., 0].to(found.dtype).detach()
+    pairs = (torch.autograd.grad(out, inputs, direction) for out in (found, expected))
+    for pair in zip(*pairs):
+        torch.testing.assert_close(*pair, **tolerances)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_modulation_is_of_the_normalised_tokens(samples):
+    inputs = x, shift, scale = randn(samples, 5, 8), randn(samples, 1, 8), randn(samples, 1, 8)
+    assert_same_with_gradients(
+        modulate(*inputs), F.layer_norm(x, (8,), eps=EPS) * scale + shift, inputs
+    )
+
+
+@pytest.mark.parametrize("stream", [torch.float16, torch.float32])
+def test_of_one_sample_in_half_precision_the_dtype_is_that_of_the_shift(stream):
+    x, (shift, scale) = randn(1, 5, 8, dtype=stream), (randn(1, 1, 8, dtype=torch.float16),) * 2
+    found = modulate(x, shift, scale)
+    assert found.dtype == torch.float16
+    exact = modulate(x.double(), shift.double(), scale.double())
+    torch.testing.assert_close(found.double(), exact, rtol=2e-3, atol=2e-3)
+
+
+def test_a_gate_weighs_what_is_added():
+    inputs = x, gate, y = randn(2, 5, 8), randn(2, 1, 8), randn(2, 5, 9)[..., :8]
+    assert_same_with_gradients(gated(*inputs), x + gate * y, inputs)
+
+
+@pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+def test_a_turn_is_rounded_once_and_turned_back_by_its_gradient(dtype, limit):
+    """In bfloat16 the result is that of float32, rounded: at most its last bit differs."""
+    rope = cos, sin = image_rope(3, 4, 16, torch.device("cpu"))
+    x = randn(2, 12, 3, 16, dtype=dtype)
+    a, b = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    plain = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(dtype)
+    assert_same_with_gradients(rotate(x, rope), plain, [x], rtol=limit, atol=limit)
+    there, back = rotate(x, rope), (rope[0], -rope[1])
+    torch.testing.assert_close(rotate(there, back), x, rtol=4 * limit, atol=4 * limit)
