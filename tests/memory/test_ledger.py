@@ -189,8 +189,9 @@ def test_the_count_is_what_the_allocator_gives_out(kind, mode, changes):
     real = make_step(settings, torch.device("cpu"))
     on_real_tensors = count_step(real, granule=1)
     measured = measured_peak(real)
-    # a CPU's bfloat16 product that adds to its output asks for scratch memory of its size
-    scratch = 0.04 if settings.dtype == torch.bfloat16 else 0
+    # a CPU's bfloat16 product that adds to its output asks for scratch memory of its size, and
+    # so does its sum in float32 that is rounded as it is written
+    scratch = 0.06 if settings.dtype == torch.bfloat16 else 0
     assert of_the_step(on_real_tensors) == pytest.approx(measured, rel=0.01 + scratch)
     assert of_the_step(counted) == pytest.approx(measured, rel=0.02 + scratch)
     for part in ("weights", "adapters", "states", "gradients", "left"):

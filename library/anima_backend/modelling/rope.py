@@ -5,8 +5,11 @@ A rotation turns element j of a head together with element j + head_dim/2. Table
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 THETA = 10000.0
 DIT_RATIOS = {"t": 1.0, "h": 4.0, "w": 4.0}
@@ -53,6 +56,38 @@ def image_rope(
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """x (B, L, heads, hd) turned by cos, sin (L, hd/2); computed in float32, returned in x's dtype."""
-    cos, sin = (table[None, :, None] for table in rope)
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    if torch.compiler.is_compiling():
+        cos, sin = (table[None, :, None] for table in rope)
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return Rotation.apply(x, *rope)
+
+
+class Rotation(torch.autograd.Function):
+    """Keeps the tables alone: its gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turned(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return turned(grad, cos, sin, -1), None, None
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    """x turned, or with way -1 turned back: a product in float32, and one sum for each half of a head.
+
+    The sums are rounded as they are written, so that nothing else is in float32.
+    """
+    cos, sin = cos[:, None], sin[:, None]
+    a, b = x.chunk(2, dim=-1)
+    by_cos = x.unflatten(-1, (2, -1)) * cos[:, :, None]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    halves = out.chunk(2, dim=-1)
+    for half, product, other, sign in zip(halves, by_cos.unbind(-2), (b, a), (-way, way)):
+        torch.addcmul(product, other, sin, value=sign, out=half)
+    return out
