@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from library.memory.quantised import Frozen, Quantised
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import base_gradient, base_product
 
+HALVES = (torch.float16, torch.bfloat16)
 NARROW = 16  # what has at most 1 / NARROW of the input's elements is kept
 
 
@@ -68,7 +70,7 @@ class Inside:
 
     def gradient(self, x: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
         rows = grad.reshape(-1, grad.shape[-1])
-        return (rows.t() @ x.reshape(-1, x.shape[-1])).to(dtype)
+        return wide_product(rows.t(), x.reshape(-1, x.shape[-1]), dtype)
 
 
 class Across:
@@ -126,7 +128,9 @@ class AddedChain(torch.autograd.Function):
             out.view(added.shape[0], -1).add_(added.flatten(1), alpha=chain.strength)
         kept = [b if b.numel() * NARROW <= x.numel() else None for b in between]
         ctx.count, ctx.dtype = len(used), factors[0].dtype
-        ctx.chain = replace(chain, masks=())  # masks are kept where recomputation can leave them out
+        ctx.chain = replace(
+            chain, masks=()
+        )  # masks are kept where recomputation can leave them out
         ctx.is_quantised = isinstance(weight, Quantised)
         stored = weight if isinstance(weight, Quantised) else (weight,)
         ctx.save_for_backward(x, *stored, *used, *kept, *chain.masks)
@@ -151,12 +155,36 @@ class AddedChain(torch.autograd.Function):
         for number in reversed(range(len(steps))):
             step = steps[number]
             change = _masked(change, masks[number], grad)
-            gradients.insert(0, step.gradient(inputs[number], change, ctx.dtype) * chain.strength)
+            gradient = step.gradient(inputs[number], change, ctx.dtype)
+            gradients.insert(0, gradient if chain.strength == 1 else gradient.mul_(chain.strength))
             if number:
                 change = step.back(change)
             elif d_input is not None:
                 step.add_back_to(d_input, change, chain.strength)
         return d_input, None, None, None, None, *_as_given(chain, gradients)
+
+
+def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a @ b in a wider dtype than theirs: straight from the sums where the device has such a product."""
+    if dtype == torch.float32 and a.dtype in HALVES and has_wide_product(a.device, a.dtype):
+        return torch.mm(a, b, out_dtype=dtype)
+    return (a @ b).to(dtype)
+
+
+@cache
+def has_wide_product(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of halves come in float32: tried with sums that the half cannot hold.
+
+    The meta device stands for CUDA, which has them.
+    """
+    if device.type == "meta":
+        return True
+    ones = torch.ones(16, 4097, dtype=dtype, device=device)
+    try:
+        found = torch.mm(ones, ones.t(), out_dtype=torch.float32)
+    except (NotImplementedError, RuntimeError, TypeError):  # of a device, a card, an older torch
+        return False
+    return bool((found == 4097).all())
 
 
 def _steps(chain: Chain, used: Sequence[Tensor]) -> list[Step]:

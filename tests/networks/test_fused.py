@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from library.memory.ledger import Ledger
 from networks.kinds.adapter import Dropout
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import base_product
-from networks.kinds.fused import Chain, add_chain
+from networks.kinds.fused import Chain, add_chain, has_wide_product, wide_product
 from networks.kinds.linear import AdaptedLinear
 from networks.kinds.lokr import LoKr, cheapest_mix, lokr_shape
 from networks.kinds.lora import LoRA
@@ -230,3 +231,15 @@ def test_a_deep_copy_copies_its_own_factors():
     assert not torch.equal(twin(x), before)
     assert torch.equal(model(x), before)
     assert twin.layers[0].adapter.copies is twin.copies
+
+
+def test_gradients_in_float32_are_rounded_once():
+    """Where a device has such products; the CPU has none, and the meta device stands for CUDA."""
+    halves = {"dtype": torch.bfloat16, "device": "cpu"}
+    a, b = torch.ones(3, 300, **halves), torch.full((300, 2), 1.0078125, **halves)
+    assert not has_wide_product(a.device, a.dtype)
+    assert torch.equal(wide_product(a, b, torch.float32), (a @ b).float())
+    with Ledger(torch.device("meta")) as ledger:
+        found = wide_product(a.to("meta"), b.to("meta"), torch.float32)
+    assert (found.dtype, found.shape) == (torch.float32, (3, 2))
+    assert ledger.kernels.launched == {"gemm": 1}
