@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from library.errors import AdapterFileError
 from networks.overlay import Overlay
 from tests.helpers.comfy_rules import weight_differences
-from tests.helpers.tiny import tiny_transformer
+from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
 from tests.helpers.written_adapters import (
     DOTTED,
     FLAT,
@@ -119,3 +119,27 @@ def test_what_does_not_fit_is_named_and_the_base_comes_back(tmp_path, model, bas
         overlay.lay([(saved(tmp_path, "b.safetensors", large), 1.0)])
     overlay.lay([])
     assert_is(model, base)
+
+
+def test_the_model_computes_with_what_is_laid_over_it(tmp_path, model, base, overlay):
+    """Modulations too, whose weights the model gathers in one piece when it is first called."""
+    vectors = golden_vectors()
+    inputs = [vectors[f"in.{name}"] for name in ("x.sq", "t.sq", "qwen_hidden.a", "t5_ids.a")]
+
+    @torch.no_grad()
+    def velocity(of):
+        return of(inputs[0].squeeze(2), *inputs[1:])
+
+    before = velocity(model)
+    paths = ("blocks.0.adaln_modulation_mlp.2", "blocks.1.adaln_modulation_self_attn.1")
+    changes = {path: torch.randn_like(base[f"{path}.weight"]) for path in paths}
+    tensors = {prefix("comfy", path) + "diff": change for path, change in changes.items()}
+    overlay.lay([(saved(tmp_path, "a.safetensors", tensors), 0.5)])
+    alone = tiny_transformer()
+    for path, change in changes.items():
+        weight = alone.get_parameter(f"{path}.weight")
+        weight.data = weight + 0.5 * change
+    assert rel_l2(velocity(model), velocity(alone)) < 1e-6
+    assert rel_l2(velocity(model), before) > 1e-3
+    overlay.lay([])
+    assert torch.equal(velocity(model), before)
