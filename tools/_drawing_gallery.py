@@ -26,7 +26,7 @@ class Gallery:
     """written: the files so far, in order"""
 
     def __init__(self, order: Order, plan: Plan) -> None:
-        """Makes the folder. Raises OutputError where that fails."""
+        """Makes the folders. Raises OutputError where that fails."""
         self.order, self.plan = order, plan
         output = Path(order.options.output)
         is_file = output.suffix.lower() == ".png"
@@ -36,6 +36,8 @@ class Gallery:
         self.only = output if is_file and count == 1 and not plan.rows else None
         with output_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if order.options.latents:
+                Path(order.options.latents).parent.mkdir(parents=True, exist_ok=True)
             self.next = 1 if order.options.overwrite else self.last_number() + 1
         self.written: list[Path] = []
         self.latents: dict[str, Tensor] = {}
@@ -105,10 +107,8 @@ class Gallery:
             self.tell(file)
         if self.order.options.latents:
             file = Path(self.order.options.latents)
-            with output_errors(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(file) as temporary:
-                    safetensors.torch.save_file(self.latents, temporary)
+            with output_errors(file), atomic_write(file) as temporary:
+                safetensors.torch.save_file(self.latents, temporary)
             self.tell(file)
 
     def tell(self, file: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -53,7 +52,6 @@ class Order:
     """Everything that is to be drawn, checked.
 
     prompts: with sizes and seeds; loras: files and strengths; compared: what these are multiplied with
-    rows: of latents that are decoded at a time; None: all
     """
 
     options: DrawingOptions
@@ -66,7 +64,6 @@ class Order:
     compared: tuple[float, ...]
     device: torch.device
     dtype: torch.dtype
-    rows: int | None
     notes: tuple[str, ...]
 
     @property
@@ -116,13 +113,8 @@ def read_order(argv: Sequence[str]) -> Order:
     notes += [of_sampler] if of_sampler else []
     return Order(
         options, train, anima, ModelFiles.of(train, anima), inspection.facts, prompts, loras,
-        compared, device, dtype_for(train, device), option(loaded, "vae_chunk_size"), tuple(notes),
+        compared, device, dtype_for(train, device), tuple(notes),
     )  # fmt: skip
-
-
-def option(loaded: LoadedConfig, name: str) -> Any:
-    """The value of an option, in whichever group it is."""
-    return next(vars(group)[name] for group in loaded.groups.values() if name in vars(group))
 
 
 def keep_what_counts(loaded: LoadedConfig) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from PIL import ImageOps
@@ -81,19 +82,12 @@ class Studio:
 
         Raises ConfigError where the device's memory is too short.
         """
-        drawing = self.drawing(prompt)
-        try:
+        with self.enough_memory("lower --width, --height or --batch"):
             if self.overlay.lay(adapters):
                 self.contexts.clear()
             negative = self.context(prompt.negative) if prompt.has_negative else None
             contexts = Contexts(self.context(prompt.prompt), negative)
-            return paint(self.model, drawing, contexts, on_step).cpu()
-        except torch.OutOfMemoryError as error:
-            message = (
-                f"the memory of {self.order.device} is too short for {prompt.width}x{prompt.height}. "
-                "Lower --width, --height or --batch, or use --mixed_precision bf16."
-            )
-            raise ConfigError(message) from error
+            return paint(self.model, self.drawing(prompt), contexts, on_step).cpu()
 
     def drawing(self, prompt: PreviewPrompt) -> Drawing:
         order, size = self.order, (prompt.width, prompt.height)
@@ -115,8 +109,21 @@ class Studio:
 
     def develop(self, latents: Tensor) -> Tensor:
         """(B, H, W, 3) uint8, of one picture after the other."""
-        rows, pictures = self.order.rows, latents.split(1)
-        return torch.cat([developed(self.latents_strategy, each, rows) for each in pictures])
+        rows = self.order.train.preview.vae_chunk_size
+        with self.enough_memory("decode fewer rows at a time, --vae_chunk_size 4"):
+            pictures = [developed(self.latents_strategy, one, rows) for one in latents.split(1)]
+        return torch.cat(pictures)
+
+    @contextmanager
+    def enough_memory(self, advice: str) -> Iterator[None]:
+        """Raises ConfigError with advice where the device's memory is too short inside."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            message = (
+                f"the memory of {self.order.device} is too short: {advice}, or use --device cpu."
+            )
+            raise ConfigError(message) from error
 
     def load_dit(self) -> Anima:
         files, order = self.order.files, self.order
