@@ -181,11 +181,15 @@ class Estimates:
             needs.append(SpaceNeed("text outputs", facts.folder, facts.new, note))
         trainer = self.trainer
         folder = trainer.checkpoints.folder
-        files = 2 if cfg.average.ema_decay else 1
-        kinds = ("adapter files", files * self.file_bytes()), ("states", self.state_bytes())
+        averaged = bool(cfg.average.ema_decay)
+        files = self.file_bytes() * (1 + averaged)
+        kinds = (
+            ("adapter files", files, "each with its average" if averaged else "each"),
+            ("states", self.state_bytes(), "each"),
+        )
         counts = files_of_run(trainer.checkpoints, trainer.plan, trainer.state.step)
-        for (what, each), kept in zip(kinds, counts):
-            note = f"{size_text(each)} each, {kept.most} at once, {kept.at_end} at the end"
+        for (what, each, words), kept in zip(kinds, counts):
+            note = f"{size_text(each)} {words}, {kept.most} at once, {kept.at_end} at the end"
             needs.append(SpaceNeed(what, folder, each * kept.most, note))
         return [need for need in needs if need.size or need.what != "states"]
 

@@ -62,6 +62,7 @@ def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
         "save_state": True,
         "save_last_n_steps_state": 2,
         "network_dim": 64,
+        "ema_decay": 0.9,
         "cache_latents_to_disk": True,
         "cache_text_encoder_outputs_to_disk": True,
     }
@@ -71,15 +72,17 @@ def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
     trainer = train(demo, run_folder, settings, **dataset)
     assert line_of(text, "steps in all") == f"steps in all {trainer.state.step}"
     files = sorted((run_folder / "out").glob("*.safetensors"))
-    assert f"{len(files)} at the end" in line_of(text, "adapter files")
-    size = run_report.size_text(sum(p.numel() * 4 for p in trainer.network.get_trainable_params()))
-    assert f"{size} each" in line_of(text, "adapter files")
+    assert f"{len(files) // 2} at the end" in line_of(text, "adapter files")
+    factors = sum(p.numel() * 4 for p in trainer.network.get_trainable_params())
+    size = run_report.size_text(2 * factors)
+    assert f"{size} each with its average" in line_of(text, "adapter files")
+    assert run_report.size_text(factors) in line_of(text, "average (EMA)")
     states = sorted((run_folder / "out").glob("*-state"))
     assert f"{len(states)} at the end" in line_of(text, "states")
-    factors = sum(p.numel() * 4 for p in trainer.network.get_trainable_params())
-    assert f"{run_report.size_text(3 * factors)} each" in line_of(text, "states")  # AdamW: two more
+    all_of_them = 4 * factors  # AdamW has two more, and there is the average
+    assert f"{run_report.size_text(all_of_them)} each" in line_of(text, "states")
     real = sum(file.stat().st_size for file in states[0].iterdir())
-    assert 3 * factors < real < 1.2 * 3 * factors
+    assert all_of_them < real < 1.2 * all_of_them
 
     stored = list((run_folder / "pictures/_cache").iterdir())
     captions = [file for file in stored if file.name.startswith("text_")]

@@ -242,9 +242,9 @@ FLAGS: dict[str, Case] = {
     "save_last_n_steps": Case(4, "saves", EVERY_STEPS, idle=({}, EPOCHS)),
     "save_model_as": shown("test_effects.test_files_that_can_run_code_are_refused"),
     "no_metadata": shown("test_training.test_no_metadata_leaves_what_other_tools_need"),
-    "ema_decay": shown("test_weight_average.test_a_run_saves_the_average_of_its_weights"),
+    "ema_decay": shown("test_which_file.test_a_run_saves_the_average_of_its_weights"),
     "ema_start_step": shown(
-        "test_weight_average.test_a_run_saves_the_average_of_its_weights", 2, {},
+        "test_which_file.test_a_run_saves_the_average_of_its_weights", 2, {},
         {"ema_decay": 0.9, "max_train_steps": 1},
     ),
     "save_state": Case(True, "saves"),
@@ -284,7 +284,7 @@ FLAGS: dict[str, Case] = {
         "test_effective_flags.test_validation_is_due_and_as_long_as_asked", 3, {}
     ),
     "evaluate_every_n_steps": shown(
-        "test_evaluation.test_a_run_is_evaluated_when_asked_and_at_its_end", 5, {},
+        "test_which_file.test_a_run_is_evaluated_when_asked_and_at_its_end", 5, {},
         {"validation_split": 0.5, "max_train_steps": 3},
     ),
     "evaluate_every_n_epochs": shown(
@@ -296,7 +296,7 @@ FLAGS: dict[str, Case] = {
         {"evaluate_every_n_steps": 1},
     ),
     "drift_prompts": shown(
-        "test_evaluation.test_a_run_is_evaluated_when_asked_and_at_its_end", "builtin", {}
+        "test_which_file.test_a_run_is_evaluated_when_asked_and_at_its_end", "builtin", {}
     ),
     "logging_dir": shown("test_trackers.test_the_root_is_the_first_of_three", "logs", SILENT),
     "live": shown("test_report.test_a_live_page_follows_a_run_and_its_button_saves"),

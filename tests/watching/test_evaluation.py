@@ -11,93 +11,9 @@ import torch
 from library.errors import ConfigError
 from library.settings.drift_prompts import MOST_PROMPTS, PROMPTS, read_drift_prompts
 from library.settings.run_config import EvaluationOptions
-from library.watching.drift import SIGMAS, Drift, with_subject
+from library.watching.drift import Drift, with_subject
 from library.watching.evaluation import Evaluated, Evaluation, auc
-from networks.network import replace_submodule
 from tests.helpers.dataset_files import catalogue_of, folder_of
-from tests.helpers.running import config_files, make_trainer, rows_of
-
-RUN = {
-    "max_train_steps": 5, "save_every_n_steps": 2, "save_state": True, "no_metadata": True,
-    "network_dropout": 0.2, "learning_rate": 1e-2,
-}  # fmt: skip
-EVALUATED = ["--evaluate_every_n_steps", "2", "--evaluation_pictures", "3"]
-
-
-@pytest.fixture(scope="module")
-def runs(demo, tmp_path_factory):
-    """A run that is evaluated, its trainer, its command line and what was said at its end."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    (folder / "pictures").symlink_to(demo / "pictures")
-    prompts = folder / "prompts.txt"
-    prompts.write_text("# of no picture\na red house\n\n2girls, dancing\n", encoding="utf-8")
-    argv = config_files(demo, folder, RUN, dataset="validation_split = 0.3")
-    evaluated = [*argv, *EVALUATED, "--drift_prompts", str(prompts)]
-    trainer = make_trainer(evaluated)
-    trainer.train()
-    return folder, trainer, argv, evaluated
-
-
-def evaluations(trainer):
-    return [row for row in rows_of(trainer) if "eval/auc" in row]
-
-
-def test_a_run_is_evaluated_when_asked_and_at_its_end(runs):
-    folder, trainer, *_ = runs
-    rows = evaluations(trainer)
-    assert [row["step"] for row in rows] == [2, 4, 5]
-    for row in rows:
-        assert 0 <= row["eval/auc"] <= 1
-        for kind in ("trained", "held_out"):
-            parts = [
-                row[f"eval/difference/{kind}/sigma_{sigma}"] for sigma in ("0.3", "0.5", "0.7")
-            ]
-            assert row[f"eval/difference/{kind}"] == pytest.approx(sum(parts) / 3, abs=1e-9)
-        held_out = row["eval/loss/held_out"] - row["eval/loss/base"]
-        assert held_out == pytest.approx(row["eval/difference/held_out"], abs=1e-6) != 0
-        assert row["drift/without_subject"] > 0 and row["drift/with_subject"] > 0
-    files = trainer.files.files_after([2, 4, 5], trainer.plan)
-    names = {2: "run-step00000002", 4: "run-step00000004", 5: "run"}
-    assert files == {step: folder / "out" / f"{name}.safetensors" for step, name in names.items()}
-    best = min(rows, key=lambda row: row["eval/loss/held_out"])
-    (said,) = trainer.evaluation.best(files)
-    assert str(files[best["step"]]) in said and f"{best['eval/loss/held_out']:.5f}" in said
-    assert said.split(":")[0] in (folder / "out" / "run_report.html").read_text(encoding="utf-8")
-
-
-def test_training_does_not_see_it_and_a_resumed_run_goes_on(runs):
-    folder, trainer, plain, evaluated = runs
-    final = folder / "out" / "run.safetensors"
-    expected = final.read_bytes()
-    make_trainer([*plain, "--output_dir", str(folder / "plain")]).train()
-    assert (folder / "plain" / "run.safetensors").read_bytes() == expected
-    resumed = make_trainer([*evaluated, "--resume", str(folder / "out" / "run-step00000002-state")])
-    resumed.train()
-    assert final.read_bytes() == expected
-    assert resumed.evaluation.history == trainer.evaluation.history
-    ours, whole = ([row for row in evaluations(t) if row["step"] > 2] for t in (resumed, trainer))
-    assert ours == whole
-
-
-def test_the_base_is_the_model_without_its_adapters(runs):
-    """Norms are trained here too. Last: it takes the adapters out of the run's model."""
-    _, trainer, *_ = runs
-    evaluation, drift, base = trainer.evaluation, trainer.drift, trainer.base
-    shape = drift.shape(trainer.latents_strategy.channels, trainer.latents_strategy.downscale)
-    noisy = drift.noisy(1, shape, torch.device("cpu"))
-    _, prompt = drift.prompts[1]
-    with trainer.as_used(), torch.no_grad():
-        now = trainer.predict_caption(noisy, prompt, 1.0)
-        for placement in trainer.network.placements:
-            adapted = base.get_submodule(placement.path)
-            replace_submodule(base, placement.path, adapted.release())
-        losses = evaluation.losses(trainer.process_batch, trainer.accelerator)
-        plain = trainer.predict_caption(noisy, prompt, 1.0)
-    assert any(placement.is_norm for placement in trainer.network.placements)
-    assert torch.equal(losses, evaluation.base)
-    assert torch.equal(plain, drift.base[1]) and not torch.equal(now, plain)
-    assert noisy.sigma.tolist() == pytest.approx(SIGMAS)
-    assert torch.allclose(noisy.latents[1] / SIGMAS[1], noisy.velocity[1])  # no picture behind it
 
 
 def test_it_is_due_and_looks_at_as_many_pictures_as_asked(tmp_path):

@@ -17,7 +17,6 @@ from library.watching.picture_ledger import (
     csv_text,
 )
 from library.watching.step_logs import StepRow, StepSamples
-from tests.helpers.running import config_files, make_trainer, rows_of
 
 STEPS = 400
 
@@ -106,24 +105,6 @@ def test_no_name_of_a_picture_is_a_formula_or_breaks_the_table(name):
     head, line = csv.reader(io.StringIO(text[1:]))
     assert tuple(head) == COLUMNS and ",".join(line[1:]) == "0.1,3,1.0,1.0,,,2.0,2.0,"
     assert line[0][0] not in "=+-@\t\r" and line[0].lstrip("'") in (name, "\\xe9.png")
-
-
-def test_a_run_writes_it_and_a_resumed_one_the_same(demo, run_folder):
-    settings = {"save_state": True, "save_every_n_steps": 3, "log_every_n_steps": 5}
-    argv = config_files(demo, run_folder, {**settings, "max_train_steps": 8})
-    whole = make_trainer(argv)
-    whole.train()
-    file = run_folder / "out" / "run_ledger.csv"
-    written = file.read_bytes()
-    file.unlink()
-    resumed = make_trainer([*argv, "--resume", str(run_folder / "out" / "run-step00000003-state")])
-    resumed.train()
-    assert file.read_bytes() == written
-    table = list(csv.DictReader(io.StringIO(written.decode("utf-8-sig"))))
-    assert sum(int(row["samples"]) for row in table) == whole.state.samples_seen
-    names = [row.key.partition("/")[2] for row in whole.files.ledger_rows]
-    assert names == [row["picture"] for row in table]
-    assert len(rows_of(whole)) == 8
 
 
 def test_other_pictures_do_not_take_over_a_ledger():
