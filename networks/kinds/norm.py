@@ -83,10 +83,16 @@ class NormDelta(Adapter):
 
     def weight(self, base: Tensor) -> Tensor:
         """The norm's weight with its difference added, in float32."""
-        return base.float() + self.multiplier * self.w_norm.float()
+        return self.added_to(base, self.w_norm)
 
     def bias(self, base: Tensor | None) -> Tensor | None:
-        return None if base is None else base.float() + self.multiplier * self.b_norm.float()
+        return None if base is None else self.added_to(base, self.b_norm)
+
+    def added_to(self, base: Tensor, change: Tensor) -> Tensor:
+        """One kernel: what is narrower than float32 is widened on the way."""
+        if base.dtype.itemsize > 2:
+            base = base.float()
+        return torch.add(base, change.float(), alpha=self.multiplier)
 
     def survivors(self, base: nn.Module) -> tuple[int, int]:
         """(changed entries, those of them that still differ after addition to a bf16 parameter)."""

@@ -236,6 +236,15 @@ def test_an_adapted_norm_starts_as_the_norm_and_equals_the_norm_with_merged_weig
     assert layer.release() is base
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_norms_weight_is_the_sum_in_float32(dtype):
+    layer, base = adopted_norm("layer", dtype)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        layer.adapter.w_norm.normal_()
+    assert torch.equal(layer.adapter.weight(base.weight), base.weight.float() + layer.adapter.w_norm)
+
+
 def test_a_norm_difference_too_small_for_bf16_still_acts_and_moves():
     layer, base = adopted_norm("layer", torch.bfloat16)
     before = base.weight.clone()
