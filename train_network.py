@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from library import train_util
 from library.data.batch_loader import BatchLoader
 from library.data.data_types import Batch, StepResult
 from library.errors import EXIT_USER_ERROR
+from library.memory.modes import SavesMemory
 from library.previews.schedule import Moment
 from library.reporting.stage_times import timed
 from library.saving.output_claim import outputs_claimed
@@ -91,16 +93,16 @@ class NetworkTrainer(TrainerStages):
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
-        last, shares, results = len(window) - 1, [], []
-        for micro_step, batch in enumerate(window):
-            with self.sync_gradients(micro_step == last):
-                train_util.seed_dropout(
-                    self.seed, self.accelerator.process_index, self.state.step, micro_step
-                )
-                result = self.process_batch(self.ahead.take(batch))
-                self.accelerator.backward(result.loss / len(window))
-            results.append(result)
-            shares.append(result.loss.detach() / len(window))  # on the device: reading stalls
+        try:
+            results = self.gradients_of(window)
+        except torch.OutOfMemoryError:
+            if not self.cheaper.is_there(self.state.step, len(self.plain_model.blocks)):
+                raise
+            results = []
+        if not results:  # by now nothing is kept of the pass that failed
+            self.step_down()
+            results = self.gradients_of(window)
+        shares = [result.loss.detach() / len(window) for result in results]
         with self.files.unsettled():
             norm = self.update()
             limited = self.limit_norms()
@@ -115,6 +117,35 @@ class NetworkTrainer(TrainerStages):
             self.optimization.rates.latest,
             results,
         )
+
+    def gradients_of(self, window: list[Batch]) -> list[StepResult]:
+        """Each micro-batch forward and backward; nothing is read from the device: that would stall."""
+        last, results = len(window) - 1, []
+        for micro_step, batch in enumerate(window):
+            with self.sync_gradients(micro_step == last):
+                train_util.seed_dropout(
+                    self.seed, self.accelerator.process_index, self.state.step, micro_step
+                )
+                self.between_buckets.before(batch.size)
+                result = self.process_batch(self.ahead.take(batch))
+                self.accelerator.backward(result.loss / len(window))
+            results.append(replace(result, loss=result.loss.detach()))
+        return results
+
+    def step_down(self) -> None:
+        """Let the model save more memory, in the first steps of a run with --vram_target."""
+        for parameter in self.network.get_trainable_params():
+            parameter.grad = None
+        told = self.cheaper.take(self.state.step, self.plain_model, self.accelerator.device)
+        self.memory_modes = self.cheaper.loop
+        saves = str(self.memory_modes.gradient_checkpointing)
+        self.metadata.entries["ss_gradient_checkpointing"] = saves
+        log_lines(logger, told, logging.WARNING)
+
+    @property
+    def plain_model(self) -> SavesMemory:
+        assert isinstance(self.base, SavesMemory), "every family's model does"
+        return self.base
 
     def update(self) -> Tensor:
         """One update, never with a gradient that is not finite; returns its norm, on the device."""

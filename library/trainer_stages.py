@@ -25,6 +25,7 @@ from library.data.data_types import Batch, Drawn
 from library.data.datasets import TrainDataset
 from library.memory.modes import SavesMemory, enable_modes, store_weights
 from library.memory.planning import MemoryChoice, choose_modes
+from library.memory.shortage import BetweenBuckets, StepDown
 from library.previews.album import Album
 from library.previews.prompt_texts import PromptFile, PromptTexts
 from library.previews.run_previews import Previews, Studio, Usual
@@ -78,6 +79,8 @@ class TrainerStages(CheckStages):
     text_strategy: TextEncodingStrategy
     # plan_memory
     memory_modes: LoopOptions
+    cheaper: StepDown
+    between_buckets: BetweenBuckets
     # cache_inputs
     prompts: PromptTexts
     texts: TextWindows | TextNow
@@ -137,6 +140,9 @@ class TrainerStages(CheckStages):
         choice = self.choose_modes() if self.cfg.loop.vram_target else None
         self.memory_modes = choice.loop if choice else self.cfg.loop
         log_lines(logger, choice.describe() if choice else [])
+        alone = self.accelerator.num_processes == 1
+        self.cheaper = StepDown(self.cfg, self.memory_modes, self.state.step, alone)
+        self.between_buckets = BetweenBuckets(self.accelerator.device)
 
     def choose_modes(self) -> MemoryChoice:
         model = self.empty_model()

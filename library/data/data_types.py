@@ -161,6 +161,13 @@ class Batch:
             else Drawn(change(drawn.sigma), change(drawn.noise), changed(drawn.extra)),
         )
 
+    @property
+    def size(self) -> tuple[int, ...]:
+        """The shape of what its pictures are, latents or pixels."""
+        pictures = self.pixels if self.latents is None else self.latents
+        assert pictures is not None, "a batch has one of the two"
+        return tuple(pictures.shape)
+
     def tensors(self) -> list[Tensor]:
         """All that a step reads, those of its conditioning too."""
         own = [self.loss_weight, self.pixels, self.latents, self.loss_mask]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class SavesMemory(Protocol):
-    """What a family's model offers, before its first forward."""
+    """What a family's model offers, before its first forward or between two steps."""
 
     @property
     def blocks(self) -> Sized: ...

@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 from anima_train_network import AnimaNetworkTrainer
 from library.errors import ConfigError, ResumeError
 from library.memory import planning
-from library.memory.modes import swap_lines
+from library.memory.modes import acting_modes, describe_modes, swap_lines
+from library.saving.stopping import OutOfMemory
+from library.settings.run_config import LoopOptions
 from tests.helpers.running import config_files, make_trainer, report, train
 
 MODES = {
@@ -119,6 +121,59 @@ def test_what_was_chosen_reaches_the_model_and_the_file(demo, run_folder, plain)
     trained, alike = load_file(file), load_file(plain / "out" / "run.safetensors")
     assert trained.keys() == alike.keys()
     assert all(torch.equal(trained[name], alike[name]) for name in trained)
+
+
+class Short(Large):
+    """A card on which the second micro-step of a run's step does not fit, so often."""
+
+    chosen = LoopOptions()
+    faults, at_step, passes = 1, 0, 0
+
+    def memory_counter(self):
+        wanted = acting_modes(self.chosen)
+        return lambda loop: (4 if acting_modes(loop) == wanted else 5) * planning.GIB
+
+    def call_unet(self, noisy, conditioning):
+        prediction = super().call_unet(noisy, conditioning)
+        self.passes += 1
+        if self.state.step == self.at_step and self.passes % 2 == 0 and self.faults:
+            self.faults -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return prediction
+
+
+def short(demo, folder, chosen, *, faults=1, at_step=0):
+    made = make_trainer(config_files(demo, folder, {**SETTINGS, "vram_target": 6}))
+    trainer = Short(made.cfg, made.datasets, made.anima)
+    trainer.chosen, trainer.faults, trainer.at_step = chosen, faults, at_step
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "chosen, at_step, then",
+    [
+        (LoopOptions(), 0, (["cheap", "cheap"], [])),
+        (LoopOptions(gradient_checkpointing=True), 1, (["block", "block"], [])),
+    ],
+    ids=["none", "checkpointed"],
+)
+def test_memory_that_is_short_in_the_first_steps_is_saved_once(
+    demo, run_folder, plain, caplog, chosen, at_step, then
+):
+    """And the file is that of a run which began so."""
+    trainer = short(demo, run_folder, chosen, at_step=at_step)
+    assert written(run_folder) == written(plain)
+    assert (trainer.base.recomputing, trainer.base.swapped) == then
+    assert (trainer.base.keep_input is None) == (not trainer.memory_modes.offloads)
+    (told,) = (line for line in caplog.messages if "memory was too short" in line)
+    assert f"step {at_step + 1}: " in told and describe_modes(trainer.memory_modes) in told
+
+
+@pytest.mark.parametrize("faults, at_step", [(2, 0), (1, 3)], ids=["twice", "later"])
+def test_memory_that_is_short_again_or_later_ends_the_run(demo, run_folder, faults, at_step):
+    with pytest.raises(OutOfMemory):
+        short(demo, run_folder, LoopOptions(), faults=faults, at_step=at_step)
 
 
 def test_a_card_that_is_asked_for_has_to_be_there(demo, run_folder):
