@@ -90,6 +90,9 @@ class DrawingOptions:
             found.append(Problem(message, "prompt"))
         if problem := one_text("negative", self.negative):
             found.append(problem)
+        for name in ("lora", "compare", "matrix"):
+            if getattr(self, name) == ():
+                found.append(Problem("expected a value.", name))
         if self.compare and not (self.lora or self.matrix):
             message = "compares strengths of adapters: name them with --lora or --matrix."
             found.append(Problem(message, "compare"))

@@ -89,10 +89,13 @@ def read_order(argv: Sequence[str]) -> Order:
     keep_what_counts(loaded)
     options: DrawingOptions = loaded.groups[DrawingOptions]
     groups = {name: loaded.groups[group] for name, group in SHARED_GROUPS.items()}
-    train, anima, _ = adapt(
+    train, anima, contradictions = adapt(
         TrainConfig(**groups, explicit=loaded.explicit), loaded.groups[AnimaConfig], loaded.explicit
     )
-    anima = replace(anima, anima_transformer=options.dit or anima.anima_transformer)
+    if options.dit:
+        anima = replace(anima, anima_transformer=options.dit)
+    else:
+        loaded.add(p for p in contradictions if p.where in SHARED and p.where in loaded.given)
     inspection = inspect_models(train, anima)
     loaded.problems += [p for error in inspection.failures for p in error.problems]
     loaded.add(missing_models(train, anima))
@@ -105,16 +108,23 @@ def read_order(argv: Sequence[str]) -> Order:
         loaded.problems += adapter_problems(inspection.params, files)
     loaded.require()
     assert inspection.facts is not None, "else a problem was told"
-    _, of_sampler = resolve_sampler(options.sampler) or ("", "")
-    notes = [
-        note for note in loaded.notes if note.startswith("--")
-    ]  # typed; others are of training
+    notes = [note for note in loaded.notes if note.startswith("--")]  # the others are of training
     notes += [note for prompt in prompts for note in prompt.notes]
-    notes += [of_sampler] if of_sampler else []
     return Order(
         options, train, anima, ModelFiles.of(train, anima), inspection.facts, prompts, loras,
-        compared, device, dtype_for(train, device), tuple(notes),
+        compared, device, dtype_for(train, device), (*notes, *notes_of(options, train)),
     )  # fmt: skip
+
+
+def notes_of(options: DrawingOptions, train: TrainConfig) -> list[str]:
+    """What is drawn otherwise than the options may lead one to expect."""
+    _, of_sampler = resolve_sampler(options.sampler) or ("", "")
+    found = [of_sampler] if of_sampler else []
+    if files := train.network.base_weights:
+        found.append(
+            f"base_weights of the training file are not merged in: add --lora {' --lora '.join(files)}"
+        )
+    return found
 
 
 def keep_what_counts(loaded: LoadedConfig) -> None:
@@ -126,9 +136,7 @@ def keep_what_counts(loaded: LoadedConfig) -> None:
         if dest not in SHARED
         for name in (*flag_.names, f"--{dest}")
     }
-    ours = {name.removeprefix("--") for f in flags_of(DrawingOptions) for name in f.names} | {
-        *SHARED
-    }
+    ours = {*SHARED, *(flag_.dest for flag_ in flags_of(DrawingOptions))}
 
     def counts(problem: Problem) -> bool:
         words = re.findall(r"\w+", problem.where)
@@ -146,11 +154,10 @@ def missing_models(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
     advice = "Or take them from training: --config_file train_args.toml."
     named = {
         "dit": (anima.anima_transformer, "the DiT's .safetensors file"),
-        "qwen3": (anima.qwen, "the Qwen3-0.6B file or folder"),
         "vae": (train.paths.vae, "the VAE's .safetensors file"),
     }
     return [
-        Problem(f"is needed: {what}. {advice}", f"--{name}")
+        Problem(f"is needed: {what}. {advice}", name)
         for name, (path, what) in named.items()
         if not path
     ]

@@ -204,10 +204,27 @@ def test_all_that_is_wrong_is_told_at_once(scene):
 
 def test_what_is_needed_is_named():
     found = "\n".join(problems([]))
-    for name in ("--dit", "--qwen3", "--vae", "prompt"):
+    for name in ("dit", "qwen", "vae", "prompt"):
         assert f"{name}: " in found
-    assert "learning_rate" not in found
-    assert "output_dir" not in found
+    assert len(found.splitlines()) == 4
+
+
+def test_contradictions_of_a_training_file_are_told(tmp_path):
+    other = {"pretrained_model_name_or_path": "b", "xformers": True, "attn_mode": "flash"}
+    file = write_toml(tmp_path / "t.toml", {"anima_transformer": "a", **other})
+    found = "\n".join(problems(["--config_file", str(file), "--prompt", "x", "--lora"]))
+    assert "pretrained_model_name_or_path is b. Keep one." in found
+    assert "name different backends" in found
+    assert "--lora: expected a value" in found
+    assert "Keep one" not in "\n".join(problems(["--dit", "c", "--lora", "x", "--prompt", "x"]))
+
+
+def test_base_weights_of_a_training_file_are_named(scene, tmp_path):
+    settings = {**scene.models, "base_weights": [scene.file("lora.safetensors")]}
+    file = write_toml(tmp_path / "t.toml", settings)
+    notes = read_order(["--config_file", str(file), "--prompt", "x", "--sampler", "pndm"]).notes
+    assert any(f"--lora {scene.file('lora.safetensors')}" in note for note in notes)
+    assert any("lms is used instead" in note for note in notes)
 
 
 def test_an_adapter_that_is_not_there_is_named(scene):
