@@ -131,8 +131,7 @@ class RunRecord:
                 elif value and name != f"{ALERT}any" and len(self.alerts) < MOST_ALERTS:
                     self.alerts.append((step, name.removeprefix(ALERT)))
                     self.change("alert", self.alerts[-1])
-            shown = {n: rounded(v) for n, v in values.items() if not n.startswith(ALERT)}
-            self.change("values", [step, shown])
+            self.change("values", (step, dict(values)))
 
     def add_samples(self, step: int, samples: StepSamples) -> None:
         """The mean loss of one step's samples in each quarter of [0, 1] that they fall into."""
@@ -247,10 +246,11 @@ class RunRecord:
         with self.lock:
             if self.version == version:
                 self.lock.wait(seconds)
-            count = self.version - version
+            count, now = self.version - version, self.version
             if count < 0 or count > len(self.changes):
-                return self.version, None
-            return self.version, list(self.changes)[len(self.changes) - count :]
+                return now, None
+            changes = list(self.changes)[len(self.changes) - count :]
+        return now, [shown_change(change) for change in changes]
 
     def kept(self) -> dict[str, Any]:
         """What a state keeps, so that the run that goes on from it goes on in the same record."""
@@ -297,6 +297,15 @@ class RunRecord:
         if name not in self.series:
             self.series[name] = Series()
         return self.series[name]
+
+
+def shown_change(change: dict[str, Any]) -> dict[str, Any]:
+    """A change as a page takes it: numbers rounded, without what alerts have of their own."""
+    if "values" not in change:
+        return change
+    step, values = change["values"]
+    shown = {n: rounded(value) for n, value in values.items() if not n.startswith(ALERT)}
+    return {"values": (step, shown)}
 
 
 def cell(value: object) -> float | str | None:

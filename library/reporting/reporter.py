@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BUCKETS = ("dataset", "width", "height", "pictures", "with repeats", "batches")
-MEASUREMENTS = 40
+MEASUREMENTS = 24
 """How often in a run the adapters' strength is measured, beside at every saved file."""
 ELSEWHERE = ("SSH_CONNECTION", "SSH_TTY", "JPY_PARENT_PID", "COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE")
 """Variables of places whose user sits at another computer."""

@@ -180,8 +180,7 @@ class Handler(BaseHTTPRequestHandler):
             if changes is None:
                 self.say("event: again\ndata: {}\n\n")
                 return
-            for change in changes:
-                self.say(f"data: {json.dumps(change, allow_nan=False)}\n\n")
+            self.say("".join(f"data: {json.dumps(each, allow_nan=False)}\n\n" for each in changes))
             now = json.dumps(source.record.moment(source.step()), allow_nan=False)
             if changes or now != said or time.monotonic() - at > QUIET:
                 self.say(f"id: {version}\nevent: moment\ndata: {now}\n\n")
@@ -190,8 +189,9 @@ class Handler(BaseHTTPRequestHandler):
                 self.say("event: over\ndata: {}\n\n")
                 return
 
-    def say(self, event: str) -> None:
-        self.wfile.write(event.encode())
+    def say(self, events: str) -> None:
+        if events:
+            self.wfile.write(events.encode())
 
     def answer(self, content: str, kind: str) -> None:
         body = content.encode("utf-8", "replace")
