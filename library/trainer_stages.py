@@ -372,6 +372,9 @@ class TrainerStages(CheckStages):
         album = Album(Path(cfg.save.output_dir), cfg.save.output_name)
         schedule = Schedule(cfg.preview, self.plan.total_steps)
         self.previews = Previews(schedule, self.prompts, album, studio, usual)
+        if self.resumption.state:  # its pictures were drawn after the state was written
+            for each in album.drawn_at(self.state.step, self.plan.steps_per_epoch):
+                self.reporter.add_picture(each.step, each.number, each.prompt, each.seed, each.path)
 
     def adapters_at(self, moment: Moment, strength: float) -> list[tuple[str, float]]:
         """The adapter files that draw a moment's pictures again, with their strengths; the run's last.

@@ -20,6 +20,7 @@ FOLDER = "sample"
 MOST_ROWS = 40  # of the sheet
 WRITTEN = re.compile(r"(e?)(\d{6,})_(\d{2,})_(\d{14})_\d+\.png")
 """What follows the run's name: place, number of the prompt, time, seed."""
+ADAPTERS_AT_END = re.compile(r"( <lora:[^<>]*>)+$")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ def album_problems(options: SaveOptions) -> list[Problem]:
     assert options.output_dir, "SaveOptions asks for one"
     album = Album(Path(options.output_dir), options.output_name)
     return tried(album.longest_path(), f"output_dir = {options.output_dir}")
+
+
+def prompt_in(path: Path) -> str:
+    """The prompt that a picture of ours was drawn from; "" where it does not say."""
+    with contextlib.suppress(OSError, SyntaxError), Image.open(path) as picture:
+        text = picture.info.get("parameters")
+        if isinstance(text, str):
+            return ADAPTERS_AT_END.sub("", text.partition("\nNegative prompt: ")[0])
+    return ""
 
 
 class Album:
@@ -93,6 +103,16 @@ class Album:
             if moment.step <= step:
                 with contextlib.suppress(OSError, SyntaxError), Image.open(path) as picture:
                     self.keep(moment, number, picture)
+
+    def drawn_at(self, step: int, steps_per_epoch: int) -> list[DrawnPicture]:
+        """The pictures of one step that there are, as an earlier session drew them."""
+        found = []
+        for (name, number), path in sorted(self.find().items()):
+            count, epoch = int(name.lstrip("e")), int(name[1:]) if name[0] == "e" else None
+            if step == (count if epoch is None else count * steps_per_epoch):
+                seed, prompt = int(path.stem.rpartition("_")[2]), prompt_in(path)
+                found.append(DrawnPicture(step, epoch, number, prompt, seed, path))
+        return found
 
     def keep(self, moment: Moment, number: int, picture: Image.Image) -> None:
         """Keep a picture for the sheet. Of too many rows every second goes, never the newest."""

@@ -192,8 +192,8 @@ class Reporter:
 
     def add_picture(self, step: int, number: int, prompt: str, seed: int, path: Path) -> None:
         """Show a preview. number: of its prompt, from 0."""
-        if self.is_on:
-            file = os.path.relpath(path, self.folder)
+        file = os.path.relpath(path, self.folder)
+        if self.is_on and all(file != each.file for each in self.record.pictures):
             self.record.add_picture(Picture(step, number, prompt, seed, file, thumbnail(path)))
 
     def end(self, words: str) -> None:

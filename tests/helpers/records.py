@@ -58,7 +58,7 @@ def record_of(text: str = "", *, steps: int = 1000, total: int = 1600, blocks: i
                 "loss/validation/average": held,
                 **{f"loss/validation/sigma_{q}": held * (0.6 + n / 4) for n, q in enumerate(quarters)},
             })  # fmt: skip
-            record.add_values(step, {f"eval/auc{text}": 0.5 + step / 8000, "drift/without": step / 2e4})
+            record.add_values(step, {f"eval/auc{text}": 0.5 + step / 8000, "drift/without": step / 2e4, "eval/loss/base": 0.2})
             for number in range(2):
                 prompt = f"1girl, sylvie, red hair, standing in a field {text}"
                 record.add_picture(Picture(step, number, prompt, 42, f"sample/{step}{text}.png", drawn(step, number)))
@@ -75,8 +75,9 @@ def record_of(text: str = "", *, steps: int = 1000, total: int = 1600, blocks: i
     columns = ("picture", "dataset", "samples", "loss", "loss_1_of_4", "loss_2_of_4", "loss_3_of_4", "loss_4_of_4", "change", "verdict")
     record.add_table("ledger", columns, ledger)
     record.add_saved(500, f"sylvie-step00000500{text}.safetensors")
-    for stage, seconds in {"check": 3.1, "cache_inputs": 95.0, "load_models": 12.5, "run_epochs": 1.1 * steps, "validate": 60.0, "draw_previews": 170.0, "save": 9.0}.items():
+    for stage, seconds in {"check": 3.1, "cache_inputs": 95.0, "load_models": 12.5, "run_epochs": 1.1 * steps, "validate": 60.0, "draw": 170.0, "save": 9.0}.items():
         record.times.add(stage, seconds)
     if record.status == "done":
-        record.end("done", f"done: {steps} steps, /out/sylvie{text}.safetensors")
+        words = f"done: {steps} steps, /out/sylvie{text}.safetensors"
+        record.end("done", f"{words}\nKeep sylvie-step00000500.safetensors: its loss is the lowest.")
     return record

@@ -117,6 +117,7 @@ NOT_RUN = {
     "python -m tools.bench.ledger": "test_bench_ledger.py counts less",
     "python -m tools.bench.step": "test_bench_timed.py has small sizes",
     "python -m tools.bench.storage": "test_bench_timed.py has small sizes",
+    "python -m tools.bench.loop": "test_bench_timed.py has fewer steps",
     "python -m tools.bench.adapters": "test_bench_timed.py has small sizes",
     "python -m tools.bench.gpu": "test_bench_gpu.py has tiny sizes on the CPU",
     "python tools/make_flags_doc.py": "writes docs/flags.md, which test_flags.py compares",

@@ -4,6 +4,7 @@ from datetime import datetime
 
 import pytest
 from PIL import Image, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from library.previews.album import MOST_ROWS, Album, DrawnPicture
 from library.previews.contact_sheet import SIDE, fitting, laid_out
@@ -128,3 +129,14 @@ def test_titles_fit_their_columns_whatever_is_in_them():
     font = ImageFont.load_default(13)
     assert fitting("白い猫\n and a dog", font, 500) == "and a dog"
     assert font.getlength(fitting("x" * 100, font, 60)) <= 60
+
+
+def test_what_an_earlier_session_drew_at_a_step_is_told_with_its_prompt(tmp_path):
+    album = Album(tmp_path, "run")
+    album.folder.mkdir()
+    info = PngInfo()
+    info.add_itxt("parameters", "a cat, (red:1.2) <lora:run-step00000008:1>\nNegative prompt: bad\nSteps: 2")
+    for name in ("000008_00_20250101000000_7", "e000002_01_20250101000000_9", "000004_00_20250101000000_7"):
+        Image.new("RGB", (4, 4)).save(album.folder / f"run_{name}.png", pnginfo=info)
+    found = [(each.step, each.epoch, each.number, each.seed, each.prompt) for each in album.drawn_at(8, 4)]
+    assert found == [(8, None, 0, 7, "a cat, (red:1.2)"), (8, 2, 1, 9, "a cat, (red:1.2)")]

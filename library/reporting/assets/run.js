@@ -37,12 +37,16 @@ const CHARTS = [
   {key: "speed", title: "speed", unit: "s", lines: () => byPrefix("time/").map((name, i) => plain(name, word("per step"), i))},
 ];
 
-// Values of a prefix that no chart above knows: each prefix gets a chart of its own.
+// Values that no chart above knows, together by the first part of their names, or by the first two of longer ones.
 function otherCharts() {
-  const prefixes = new Set(Object.keys(data.series).filter((name) => !KNOWN.some((known) => name.startsWith(known))).map((name) => name.split("/")[0]));
-  return [...prefixes].sort().map((prefix) => ({
-    key: `other ${prefix}`, title: prefix, always: true,
-    lines: () => byPrefix(`${prefix}/`).concat(data.series[prefix] ? [prefix] : []).map((name, i) => plain(name, tail(name) || name, i, {dots: true})),
+  const groups = new Map();
+  for (const name of Object.keys(data.series).filter((each) => !KNOWN.some((known) => each.startsWith(known))).sort()) {
+    const parts = name.split("/"), group = parts.slice(0, parts.length > 2 ? 2 : 1).join("/");
+    groups.set(group, [...(groups.get(group) || []), name]);
+  }
+  return [...groups].map(([group, names]) => ({
+    key: `other ${group}`, title: group, always: true,
+    lines: () => names.map((name, i) => plain(name, name.slice(group.length + 1) || name, i, {dots: true})),
   }));
 }
 
@@ -84,6 +88,7 @@ function overview() {
   const figures = [figure(`${data.step} / ${outline.total_steps}`, word("step of")), figure(`${epoch} / ${outline.epochs}`, word("epoch"))];
   if (data.status === "running" && isLive) figures.push(figure(duration(data.seconds_left), word("time left")));
   if (data.status === "preparing") figures.push(figure(word(data.stage || "preparing"), word("stage")));
+  if (data.status === "running" && isLive && !["", "run_epochs"].includes(data.stage)) figures.push(figure(word(data.stage), word("stage")));
   if (last("time/step") !== undefined) figures.push(figure(duration(last("time/step")), word("per step")));
   figures.push(figure(duration(seconds), word("took")));
   if (last("loss/average") !== undefined) figures.push(figure(number(last("loss/average")), word("loss mean")));
