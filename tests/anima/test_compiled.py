@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.backends.registry import lookup_backend
 
 from library.settings.run_config import PrecisionOptions
-from library.training.compiling import settle
+from library.training.compiling import settle, uncompiled
 from tests.helpers.memory_modes import adapted, gradients, loss_of
 from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
 
@@ -112,4 +112,17 @@ def test_gradients_are_those_of_plain_training(kind, modes):
         model.enable_block_swap(modes["block_swap"], "cpu")
     graphs = compiled(model)
     assert worst(accumulated(model), expected) < BOUND
+    assert len(graphs) == 1
+
+
+def test_what_is_called_without_the_compiler_makes_no_graph():
+    """Pictures that are drawn while training have sizes of their own."""
+    model, _ = adapted("lora linears", blocks=1)
+    with torch.no_grad():
+        expected = loss_of(model)
+        graphs = compiled(model)
+        with uncompiled(model):
+            assert torch.equal(loss_of(model), expected)
+        assert graphs == []
+        loss_of(model)
     assert len(graphs) == 1
