@@ -6,10 +6,10 @@ import pytest
 from PIL import Image, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from library.previews.album import MOST_ROWS, Album, DrawnPicture
+from library.previews.album import MOST_ROWS, Album, DrawnPicture, album_problems
 from library.previews.contact_sheet import SIDE, fitting, laid_out
 from library.previews.schedule import Moment, Schedule
-from library.settings.run_config import PreviewOptions
+from library.settings.run_config import PreviewOptions, SaveOptions
 
 NOW = datetime(2026, 11, 23, 8, 5, 9)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -44,6 +44,14 @@ def test_nothing_is_due_without_prompts():
     assert not any(schedule.at_step(step) for step in range(1, 4))
     assert schedule.at_first(0) is None
     assert schedule.after_epoch(1, 3) is None
+
+
+def test_a_folder_in_which_no_picture_can_be_is_told_at_the_start(tmp_path):
+    options = SaveOptions(output_dir=str(tmp_path), output_name="run")
+    assert album_problems(options) == [] and not list(tmp_path.iterdir())
+    (tmp_path / "sample").touch()
+    (problem,) = album_problems(options)
+    assert "sample is a file, expected a folder" in problem.message
 
 
 def test_pictures_are_named_as_sd_scripts_names_them(tmp_path):

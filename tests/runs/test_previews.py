@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from anima_train_network import AnimaNetworkTrainer
+from library.errors import ConfigError
 from tests.helpers.processes import TRAINER, ended, start_ranks
 from tests.helpers.running import config_files, make_trainer, train
 
@@ -117,20 +118,25 @@ def test_the_pictures_are_those_of_the_file_that_is_saved(demo, runs, tmp_path):
     assert (pixels(first) != pixels(last[0].path)).any()
 
 
-@pytest.mark.parametrize("settings, is_shared", [
-    ({"cache_latents": False}, True),
-    ({"cache_latents": False, "sample_on_cpu_vae": True}, False),
-])  # fmt: skip
-def test_settings_of_the_decoder_reach_it(demo, run_folder, settings, is_shared):
-    """The VAE that training needs for uncached pictures decodes too, unless that is for the CPU."""
-    settings = {**settings, "vae_chunk_size": 2, "mixed_precision": "bf16", "log_with": "none"}
+def test_settings_of_the_decoder_reach_it(demo, run_folder):
+    settings = {
+        "cache_latents": False, "sample_on_cpu_vae": True, "vae_chunk_size": 2, "log_with": "none",
+        "mixed_precision": "bf16",
+    }  # fmt: skip
     trainer = make_trainer(config_files(demo, run_folder, settings))
     trainer.prepare()
     studio = trainer.previews.studio
-    assert studio.rows == 2 and studio.keeps_decoder is is_shared
-    assert (studio.decoder is trainer.latents_strategy) is is_shared
-    if not is_shared:
-        assert (studio.decoder.vae.device.type, studio.decoder.vae.dtype) == ("cpu", torch.float32)
+    assert studio.rows == 2 and not studio.keeps_decoder
+    assert studio.decoder is not trainer.latents_strategy
+    assert (studio.decoder.vae.device.type, studio.decoder.vae.dtype) == ("cpu", torch.float32)
+
+
+def test_mistakes_in_the_prompts_are_told_with_all_others(demo, run_folder):
+    settings = {**with_prompts(run_folder, "a --w 500\nb --ss eulr\n"), "learning_rte": 1}
+    with pytest.raises(ConfigError) as caught:
+        make_trainer(config_files(demo, run_folder, settings))
+    told = str(caught.value)
+    assert "learning_rte" in told and "line 1  --w 500" in told and "Did you mean euler?" in told
 
 
 class Eventful(AnimaNetworkTrainer):
@@ -225,8 +231,11 @@ def test_pictures_are_the_same_whatever_saves_memory_and_without_caches(runs, de
         "report": "none",
     }  # fmt: skip
     trainer = train(demo, run_folder, settings, **SIZES)
+    studio = trainer.previews.studio
+    assert studio.decoder is trainer.latents_strategy and studio.keeps_decoder
     for one, other in zip(trainer.previews.drawn, plain.previews.drawn[2:4], strict=True):
-        assert (pixels(one.path) == pixels(other.path)).all()
+        difference = pixels(one.path).astype(int) - pixels(other.path)
+        assert abs(difference).max() <= 1  # pictures encoded together round otherwise than one alone
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo as on Linux")
