@@ -31,7 +31,6 @@ from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.text_contexts import (
     TextContexts,
     adapts_text,
-    can_be_made_ahead,
     prompt_context,
 )
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
@@ -230,11 +229,13 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def finish_texts(self) -> None:
         """Text contexts, where the LLM adapter would make the same in every step; it then waits in RAM."""
-        adapted = [placement.path for placement in self.network.placements]
-        if not isinstance(self.texts, TextWindows) or not can_be_made_ahead(adapted, self.datasets):
+        if adapts_text([placement.path for placement in self.network.placements]):
             return
         assert isinstance(self.base, Anima)
         contexts = TextContexts(self.base)
+        if not isinstance(self.texts, TextWindows):
+            self.texts.change = contexts.make_now
+            return
         if made := self.texts.hold_changed(contexts.make):
             contexts.rest()
             logger.info("%d text contexts are made; the LLM adapter, not trained, is in RAM", made)

@@ -1,8 +1,7 @@
 """Text contexts made ahead: where the LLM adapter does not train, it need not run in every step.
 
-In a batch of several captions the shorter ones are padded, and the LLM adapter then rounds otherwise than
-for one caption alone. Hence contexts are made ahead only where every batch has one picture: there
-they are the same to the bit.
+It reads one caption at a time, with a cache and without. In a batch the shorter captions would be padded and
+rounded otherwise than alone, so that what a picture is trained with would depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from library.device_utils import clean_memory_on_device
 if TYPE_CHECKING:
     from library.anima_backend.modelling.dit import Anima
     from library.data.data_types import TextOutputs
-    from library.data.dataset_config import DatasetGroupConfig
 
 LLM_ADAPTER = "llm_adapter."
 
@@ -26,12 +24,6 @@ LLM_ADAPTER = "llm_adapter."
 def adapts_text(adapted: Iterable[str]) -> bool:
     """Whether the LLM adapter is among the modules at these paths, or has one of them."""
     return any(path.startswith(LLM_ADAPTER) for path in adapted)
-
-
-def can_be_made_ahead(adapted: Iterable[str], datasets: DatasetGroupConfig) -> bool:
-    """Whether every step would make the same context of a caption. adapted: paths of modules."""
-    is_alone = all(dataset.batch_size == 1 for dataset in datasets.datasets)
-    return is_alone and not adapts_text(adapted)
 
 
 @torch.no_grad()
@@ -56,16 +48,20 @@ class TextContexts:
     def __init__(self, model: Anima) -> None:
         self.model = model
 
-    @torch.no_grad()
     def make(self, outputs: TextOutputs) -> TextOutputs:
-        """context (T, X) of a caption's outputs, on the CPU, in the model's dtype."""
+        """What `make_now` does, on the CPU."""
+        return {"context": self.make_now(outputs)["context"].cpu().clone()}
+
+    @torch.no_grad()
+    def make_now(self, outputs: TextOutputs) -> TextOutputs:
+        """context (T, X) of a caption's outputs, in the model's dtype, where the model computes."""
         device = self.model.device
         self.model.llm_adapter.to(device)
         names = "qwen_hidden", "t5_ids", "t5_mask"
         hidden, ids, mask = (outputs[name][None].to(device) for name in names)
         real = torch.ones(hidden.shape[:2], dtype=torch.long, device=device)
         context = self.model.preprocess_text_embeds(hidden, ids, qwen_mask=real, t5_mask=mask)
-        return {"context": context[0, : ids.shape[1]].cpu().clone()}
+        return {"context": context[0, : ids.shape[1]]}
 
     def rest(self) -> None:
         if self.model.device.type != "cpu":

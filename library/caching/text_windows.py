@@ -196,14 +196,19 @@ class TextWindows:
 
 
 class TextNow:
-    """Text outputs that are not cached: encoded at every use, one at a time as a cache does."""
+    """Text outputs that are not cached: encoded at every use, one at a time as a cache does.
+
+    change: what else is made of each, as TextWindows.hold_changed has it
+    """
 
     def __init__(self, tokenize: TokenizeStrategy, encoding: TextEncodingStrategy) -> None:
         self.tokenize = tokenize
         self.encoding = encoding
+        self.change: Callable[[TextOutputs], TextOutputs] | None = None
 
     def get(self, caption: str) -> TextOutputs:
-        return self.encoding.encode_tokens(self.tokenize.tokenize(caption))
+        outputs = self.encoding.encode_tokens(self.tokenize.tokenize(caption))
+        return outputs if self.change is None else self.change(outputs)
 
     def prepare_epoch(self, epoch: int) -> None:
         """Nothing has to be prepared."""

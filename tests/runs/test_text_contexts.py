@@ -1,10 +1,11 @@
 """Text contexts made ahead train to the same bytes as the LLM adapter in every step."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import anima_train_network
-from library.anima_runtime.text_contexts import can_be_made_ahead
+from library.anima_runtime.text_contexts import adapts_text
 from library.utils import sha256_of_file
 from tests.helpers.running import config_files, make_trainer
 
@@ -61,13 +62,28 @@ def test_the_file_is_the_same_and_the_llm_adapter_runs_once_a_caption(modes, dem
     assert all("qwen_hidden" in load_file(file) for file in files), "as the encoder gave it"
 
 
-def test_what_trains_or_rounds_otherwise_keeps_the_llm_adapter_in_the_step(demo, run_folder):
-    argv = config_files(demo, run_folder, {}, batch_size=1)
-    datasets = make_trainer(argv).datasets
-    assert can_be_made_ahead(["blocks.0.mlp.layer1"], datasets)
-    assert not can_be_made_ahead(["llm_adapter.blocks.0.mlp.0"], datasets)
-    argv = config_files(demo, run_folder, {}, batch_size=2)
-    assert not can_be_made_ahead(["blocks.0.mlp.layer1"], make_trainer(argv).datasets)
+def test_in_batches_a_caption_is_read_alone_with_a_cache_and_without(demo, run_folder):
+    """The same bytes; the LLM adapter over a padded batch differs from that by rounding."""
+    modes = {"mixed_precision": "no", "max_train_epochs": 1, "text_cache_variants": 12}
+    batches = {"batch_size": 2}
+    ahead = train(Counting, demo, run_folder, modes, **batches)
+    now = {**modes, "output_name": "now", "cache_text_encoder_outputs": False}
+    train(Counting, demo, run_folder, {**now, "text_cache_variants": None}, **batches)
+    assert hash_of(run_folder) == hash_of(run_folder, "now")
+    texts = [text for text in ahead.run_texts().of_epoch(0, own=True)]
+    assert len(set(texts)) <= ahead.runs <= len(texts)
+    padded = train(EveryStep, demo, run_folder, {**modes, "output_name": "padded"}, **batches)
+    assert padded.runs > 0
+    ours, theirs = (
+        load_file(run_folder / "out" / f"{name}.safetensors") for name in ("run", "padded")
+    )
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_trains_keeps_the_llm_adapter_in_the_step():
+    assert not adapts_text(["blocks.0.mlp.layer1"])
+    assert adapts_text(["blocks.0.mlp.layer1", "llm_adapter.blocks.0.mlp.0"])
 
 
 def test_a_caption_that_was_not_foreseen_is_conditioned_on_its_context(demo, run_folder):
