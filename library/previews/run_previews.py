@@ -130,11 +130,10 @@ class Previews:
         return [moment for moment in found if moment]
 
     def draw(self, moment: Moment) -> list[DrawnPicture]:
-        """Draw, write and show the pictures of a moment, once for each step; returns them.
+        """Draw, write and show the pictures of a moment, once for each step.
 
-        All of them in the first process, none in the others.
-
-        Every process calls it at the same places, with the model as it is used: no dropout.
+        Returns all of them in the first process, none in the others. Every process calls it at the
+        same places, with the model as it is used: no dropout.
         """
         if moment.step == self.last_step:
             return []
