@@ -12,6 +12,7 @@ from library.utils import atomic_write
 SIDE = 192  # pixels, the longer side of a small picture
 GAP = 6
 LETTERS = 13  # pixels, their height
+LONGEST_TITLE = 100  # letters: more than there is room for
 PAPER, INK, EMPTY = (250, 250, 250), (40, 40, 40), (228, 228, 228)
 Row = Mapping[int, Image.Image]
 """Small pictures by number of the prompt."""
@@ -73,7 +74,8 @@ def largest(sizes: Iterable[int]) -> int:
 
 def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The start of a text, as much as there is room for; without letters that the font has not."""
-    shown = " ".join("".join(letter for letter in text if letter.isascii()).split())
+    words = " ".join(text[:LONGEST_TITLE].split())
+    shown = "".join(each for each in words if each.isascii() and each.isprintable()).strip()
     while shown and font.getlength(shown) > width:
         shown = shown[:-1]
     return shown

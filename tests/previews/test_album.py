@@ -135,7 +135,8 @@ def test_titles_fit_their_columns_whatever_is_in_them():
                      {0: "a long title", 1: "白い猫\n and\x1b[0m a dog"})  # fmt: skip
     assert sheet.height == 13 + 12 + 26
     font = ImageFont.load_default(13)
-    assert fitting("白い猫\n and a dog", font, 500) == "and a dog"
+    assert fitting("白い猫\n and\x1b a\x00 dog", font, 500) == "and a dog"
+    assert fitting("x " * 2_000_000, font, 9000).startswith("x x")  # at once
     assert font.getlength(fitting("x" * 100, font, 60)) <= 60
 
 
