@@ -173,6 +173,7 @@ class CheckStages(FamilyHooks):
         asked = options.drift_prompts if self.evaluation.has_interval else None
         prompts = read_drift_prompts(asked) if asked else ()
         self.drift = Drift(prompts, self.catalogue, seed)
+        log_lines(logger, self.evaluation.warnings(), logging.WARNING)
         log_lines(logger, [*self.evaluation.plan_lines(), *self.drift.plan_lines()])
 
     @timed

@@ -278,7 +278,7 @@ class RunFiles:
         if not self.accelerator.is_main_process:
             return
         for file in series.stale_files(number):
-            for each in (file, self.checkpoints.average_file(file)):
+            for each in (self.checkpoints.average_file(file), file):  # what is left tells of both
                 if remove_file(each):
                     logger.info("removed %s", each)
         for state in series.stale_states(number) if self.checkpoints.states.save_state else ():

@@ -121,6 +121,9 @@ class TrainingParts:
         self.restore_average(training.get("average"))
         self.restore_rank(state.rank(rank))
         self.restore_ledger(state, rank)
+        first = state.rank(0)  # also for a process that was not there before: all have found the same
+        if self.evaluation and "evaluations" in first:
+            self.evaluation.take_back(first["evaluations"])
 
     def restore_rank(self, kept: Mapping[str, Tensor]) -> None:
         """The opposite of `rank`; a process that was not there before keeps what it has."""
@@ -130,15 +133,15 @@ class TrainingParts:
         if self.progress.monitor:
             samples = map(tuple, kept["log.samples"].tolist())
             self.progress.monitor.history.samples.extend(samples)
-        if self.evaluation and "evaluations" in kept:
-            self.evaluation.take_back(kept["evaluations"])
         restore_random_states(kept)
 
     def restore_average(self, kept: Mapping[str, Any] | None) -> None:
-        if self.average and kept:
+        if self.average and kept and self.average.fits(kept):
             self.average.take_back(kept)
         elif self.average:
-            logger.warning("the average of the weights (EMA) begins here: the state has none.")
+            logger.warning(
+                "the average of the weights (EMA) begins here: the state has none of these tensors."
+            )
 
     def restore_ledger(self, state: SavedState, rank: int) -> None:
         """This process's own; the first takes those of processes that are there no more too."""

@@ -63,6 +63,11 @@ class WeightAverage:
         """For a state: plain values and tensors."""
         return {"updates": self.updates, "tensors": list(self.tensors)}
 
+    def fits(self, kept: Mapping[str, Any]) -> bool:
+        """Whether what was kept is of parameters like these."""
+        shapes = [parameter.shape for parameter in self.parameters]
+        return not kept["tensors"] or [tensor.shape for tensor in kept["tensors"]] == shapes
+
     def take_back(self, kept: Mapping[str, Any]) -> None:
         """The opposite of `kept`, of the same parameters."""
         self.updates = kept["updates"]

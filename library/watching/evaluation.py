@@ -115,12 +115,17 @@ class Evaluation:
         """Whether there was an evaluation after this step."""
         return step in {self.last_step, *(each.step for each in self.history)}
 
+    def warnings(self) -> list[str]:
+        """What was asked for and cannot be."""
+        asked = any(dataset.validation_split for dataset in self.catalogue.group.datasets)
+        if not (self.has_interval and asked) or self.compares:
+            return []
+        return ["evaluation: no picture was held out (validation_split), so no losses are compared."]
+
     def plan_lines(self) -> list[str]:
         """What will be looked at, for the log."""
-        if not self.has_interval:
-            return []
         if not self.compares:
-            return ["evaluation: no picture is held out, so that no losses are compared"]
+            return []
         held_out = len(self.catalogue.images) - self.trained
         sigmas = ", ".join(f"{sigma:g}" for sigma in SIGMAS)
         return [

@@ -112,6 +112,8 @@ def test_a_resumed_run_goes_on_with_all_of_it(demo, done):
     assert resumed.evaluation.history == trainer.evaluation.history
     ours, whole = ([row for row in evaluations(t) if row["step"] > 3] for t in (resumed, trainer))
     assert ours == whole
+    resumed.files.parts.restore(resumed.resumption.state, 1)  # a process that was not there before
+    assert [each.step for each in resumed.evaluation.history] == [2]  # skips what the first skips
 
 
 def test_the_base_is_the_model_without_its_adapters(done):

@@ -46,6 +46,8 @@ def test_an_update_reads_nothing_and_what_is_put_in_place_goes_again():
             moved(parameters, step)
             average.update(step)
     assert counter.reads == 0
+    assert average.fits(average.kept())
+    assert not WeightAverage(parameters[:1], 0.9, start_step=0).fits(average.kept())
     addresses = [parameter.data_ptr() for parameter in parameters]
     before = [parameter.detach().clone() for parameter in parameters]
     with pytest.raises(ZeroDivisionError), average.in_place():

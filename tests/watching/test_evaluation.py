@@ -17,7 +17,9 @@ from tests.helpers.dataset_files import catalogue_of, folder_of
 
 
 def test_it_is_due_and_looks_at_as_many_pictures_as_asked(tmp_path):
-    catalogue = catalogue_of(folder_of(tmp_path / "all", [(64, 64)] * 9))
+    split = "validation_split = 0.4"
+    catalogue = catalogue_of(folder_of(tmp_path / "all", [(64, 64)] * 9), dataset=split)
+    catalogue = replace(catalogue, images=catalogue.images + catalogue.held_out)
     catalogue = replace(catalogue, images=catalogue.images[:5], held_out=catalogue.images[5:])
     due = EvaluationOptions(evaluate_every_n_epochs=2, evaluation_pictures=3)
     evaluation = Evaluation(catalogue, due, seed=1)
@@ -31,7 +33,8 @@ def test_it_is_due_and_looks_at_as_many_pictures_as_asked(tmp_path):
     assert len(everything.numbers) == 9
     assert not Evaluation(catalogue, EvaluationOptions(), seed=1).numbers
     alone = Evaluation(replace(catalogue, held_out=()), due, seed=1)
-    assert not alone.compares and "no picture is held out" in alone.plan_lines()[0]
+    assert not alone.compares and "no picture was held out" in alone.warnings()[0]
+    assert not evaluation.warnings() and evaluation.plan_lines() and not alone.plan_lines()
 
 
 @pytest.mark.parametrize(
