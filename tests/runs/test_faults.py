@@ -47,12 +47,13 @@ def files_of(folder, pattern="*"):
 @linux
 def test_a_disk_that_is_full_at_a_checkpoint_leaves_earlier_files_and_says_so(demo, run_folder):
     train(demo, run_folder, {"max_train_steps": 2})
-    before = files_of(run_folder / "out")
+    before = files_of(run_folder / "out", "*.safetensors")
     settings = {"save_every_n_steps": 2, "network_dim": 16}  # larger than what was there
     argv = config_files(demo, run_folder, settings)
     message = told(run_limited(200_000, argv, TMPDIR=str(run_folder)))
     assert "step00000002" in message and "cannot be written" in message and "Make room" in message
-    assert files_of(run_folder / "out") == before
+    assert files_of(run_folder / "out", "*.safetensors") == before
+    assert '"status":"failed"' in (run_folder / "out" / "run_report.html").read_text(encoding="utf-8")
     assert not list(run_folder.glob("training-rescued*"))
 
 
