@@ -1,0 +1,79 @@
+"""What the report on a run expects in memory, against a count of the same step with its optimizer."""
+
+from dataclasses import replace
+
+import torch
+
+from library.anima_backend.modelling.dit import Anima
+from library.anima_doctor.anima_step import MODES, AnimaStep, Saving, count
+from library.anima_doctor.run_memory import RunMemory
+from library.memory.optimizer_states import state_bytes
+from networks.loading import load_network_module, make_network, quiet
+from tests.helpers.running import config_files, make_trainer
+from tools.bench.ledger import TRUE_SIZE, network_of
+
+PARAMS = replace(
+    TRUE_SIZE, num_blocks=1, llm_adapter=replace(TRUE_SIZE.llm_adapter, num_blocks=1)
+)  # true widths
+STEPS = {  # adapter, rank, mode, pixels, batch, more: the optimizers
+    ("lora", 16, "none", 512, 1): ("AdamW", "AdamW8bit", "Lion", "SGDNesterov"),
+    ("lora", 32, "checkpoint", 256, 2): ("AdamW", "Prodigy", "Adafactor"),
+    ("lora+norms", 16, "cheap", 256, 1): ("AdamW", "Lion"),
+    ("lora", 16, "fp8_checkpoint", 256, 1): ("AdamW", "AdamW8bit", "Lion"),
+    ("lokr_full", 16, "none", 256, 1): ("AdamW", "Adafactor"),
+    ("lokr", 8, "swap_all", 256, 1): ("AdamW", "Lion", "SGDNesterov"),
+    ("lora", 16, "offload", 256, 1): ("AdamW",),
+    ("lokr+text", 8, "int8_checkpoint", 256, 1): ("AdamW", "AdamW8bit"),
+}
+MORE = {
+    "cheap": {"trained_dtype": torch.bfloat16},
+    "swap_all": {"accumulates": True},
+    "offload": {"dtype": torch.float32},
+}
+
+
+def test_the_expected_memory_is_that_of_the_step_in_twenty_configurations(demo, run_folder):
+    trainer = make_trainer(config_files(demo, run_folder, {}))  # which caches what is encoded
+    found = {}
+    configurations = [(*step, optimizer) for step, named in STEPS.items() for optimizer in named]
+    for adapter, rank, mode, pixels, batch, optimizer in configurations:
+        network, arguments = network_of(adapter, rank, {})
+        more = MORE.get(mode, {})
+        cfg = options_of(trainer.cfg, network, mode, optimizer, more)
+        step = AnimaStep(
+            params=PARAMS, network=network, arguments=arguments, loss=cfg.loss,
+            memory=Saving(cfg.loop, cfg.precision), size=(pixels // 8, pixels // 8), batch=batch, **more,
+        )  # fmt: skip
+        adapters = adapters_of(step)
+        memory = RunMemory(
+            cfg, trainer.anima, PARAMS, adapters, arguments, (batch, pixels, pixels), step.tokens
+        )
+        counted = count(step)
+        misses = count.cache_info().misses
+        states = state_bytes(cfg.optimizer, adapters.get_trainable_params())
+        share = memory.total(cfg.loop) / (counted.peak - counted.states + states)
+        assert count.cache_info().misses == misses  # the report counted the same step
+        found[adapter, rank, mode, optimizer] = share
+    assert len(found) == 20
+    assert {key: share for key, share in found.items() if abs(share - 1) > 0.1} == {}
+
+
+def options_of(cfg, network, mode, optimizer, more):
+    saving, full = MODES[mode], "trained_dtype" in more
+    mixed = "no" if more.get("dtype") == torch.float32 else "bf16"
+    return replace(
+        cfg,
+        network=network,
+        optimizer=replace(cfg.optimizer, optimizer_type=optimizer),
+        precision=replace(saving.precision, mixed_precision=mixed, full_bf16=full),
+        loop=replace(saving.loop, gradient_accumulation_steps=1 + ("accumulates" in more)),
+    )
+
+
+def adapters_of(step):
+    """Without memory."""
+    with torch.device("meta"), quiet():
+        module = load_network_module(step.network.network_module)
+        network = make_network(module, step.network, dict(step.arguments), Anima(PARAMS))
+        network.cast_trainables(step.trained_dtype)
+    return network
