@@ -74,6 +74,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
 
     snapshot_schema = "anima_resume_snapshot/v2"
+    pixels_per_token = 16 * 16
 
     # check
     model_facts: ModelFacts

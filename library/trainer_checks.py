@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from library.data.dataset_config import DatasetGroupConfig
 from library.data.scan import scan
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
+from library.memory import int8_probe
 from library.memory.modes import SavesMemory, mode_problems
 from library.previews.album import album_problems
 from library.reporting.reporter import Reporter, check_page
@@ -113,6 +116,9 @@ class CheckStages(FamilyHooks):
         """Establish which state to go on from, if any, and the seed."""
         self.resumption = Resumption(self.cfg.resume, self.snapshot_schema)
         self.seed = train_util.choose_seed(self.resumption.seed_or(self.cfg.loop.seed))
+        if self.resumption.state is not None and self.cfg.precision.probes_int8:
+            had = bool(self.resumption.state.snapshot["critical"].get("int8_compute"))
+            self.settle_int8(had, "as in the state")
 
     @timed
     def check(self, device: torch.device | str | None = None) -> None:
@@ -194,6 +200,36 @@ class CheckStages(FamilyHooks):
         self.compilation = working_compilation(
             self.cfg.precision, self.catalogue, self.accelerator.device
         )
+
+    @timed
+    def check_products(self) -> None:
+        """Establish whether products are computed in int8, where that is left to how fast they are."""
+        if self.cfg.precision.probes_int8:
+            from accelerate.utils import broadcast_object_list
+
+            wrap = self.compilation.wrap if self.compilation else lambda function: function
+            device, is_main = self.accelerator.device, self.accelerator.is_main_process
+            given = self.frozen_products(), self.weight_dtype, device, wrap
+            (reason,) = broadcast_object_list([int8_probe.why_not(*given) if is_main else None])
+            self.settle_int8(reason is None, reason or "faster here")
+
+    def frozen_products(self) -> int8_probe.Products:
+        """Of the largest batch, taken to have a row for each token; texts have fewer."""
+        model, datasets = self.empty_model(), self.catalogue.group.datasets
+        assert isinstance(model, SavesMemory), "every family's model does"
+        pixels = max(
+            datasets[number].batch_size * width * height
+            for number, (width, height) in self.catalogue.buckets()
+        )
+        linears = model.linears_to_store(llm_adapter=False).values()
+        shapes = Counter((linear.out_features, linear.in_features) for linear in linears)
+        return int8_probe.Products(pixels // self.pixels_per_token, shapes)
+
+    def settle_int8(self, is_on: bool, why: str) -> None:
+        """Say and note what becomes of int8_compute = auto."""
+        logger.info("int8_compute is %s: %s", "on" if is_on else "off", why)
+        settled = replace(self.cfg.precision, int8_compute="always" if is_on else None)
+        self.cfg = replace(self.cfg, precision=settled)
 
     def build_resume_snapshot(self) -> dict[str, Any]:
         """The settings of this run that a state keeps."""

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 class FamilyHooks(ABC):
     """Names are sd-scripts'; what they take and return is typed.
 
-    snapshot_schema: of the snapshots that a family writes and takes
+    snapshot_schema:  of the snapshots that a family writes and takes
+    pixels_per_token: of a picture, in the blocks
     """
 
     cfg: TrainConfig
     snapshot_schema = "resume_snapshot/v2"
+    pixels_per_token: int
 
     @property
     def strict_resume(self) -> bool:

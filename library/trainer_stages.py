@@ -116,6 +116,7 @@ class TrainerStages(CheckStages):
         self.check_optimization()
         self.check_resume()
         self.check_compile()
+        self.check_products()
         self.prepare_strategies()
         self.plan_memory()
         self.cache_inputs()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from library.errors import Problem
@@ -10,6 +10,7 @@ from library.memory.swapping import BUFFERS
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from library.settings.run_config import LoopOptions, PrecisionOptions
 
@@ -20,6 +21,8 @@ class SavesMemory(Protocol):
 
     @property
     def blocks(self) -> Sized: ...
+
+    def linears_to_store(self, *, llm_adapter: bool) -> Mapping[str, nn.Linear]: ...
 
     def quantise(self, form: str, device: torch.device, *, llm_adapter: bool) -> None: ...
 
@@ -49,7 +52,8 @@ def store_weights(
     whole = not precision.stores_unet_only
     model.quantise(form, device, llm_adapter=whole)
     where = "the blocks and the LLM adapter" if whole else "the blocks"
-    return [f"{form}: frozen matrices of {where} are stored in 8 bits, with a scale for each row"]
+    lines = [f"{form}: frozen matrices of {where} are stored in 8 bits, with a scale for each row"]
+    return lines + ["int8_compute: their products are computed in int8"] * (form == "int8_rotated")
 
 
 def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) -> list[str]:

@@ -1,7 +1,8 @@
 """Frozen Linears of which 8 bits a weight are stored, with one float32 scale for each row.
 
-The weight is made again at each use, in the dtype of what it is applied to; autograd keeps the stored
-form alone. Norms, biases and whatever is no Linear stay as they are.
+The weight is made again at each use, in the dtype of what it is applied to, or what it is applied to is
+rounded to 8 bits too; autograd keeps the stored form alone. Norms, biases and whatever is no Linear stay
+as they are.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FORMS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+from library.memory.rotation import SMALLEST_SCALE, integer_product, rotated
+
+FORMS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "int8_rotated": torch.int8}
 """The stored forms by name; every value of each is exact in bfloat16 and float16."""
-SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+FEWEST_ROWS = 32
+"""Of an integer product: cuBLAS needs more than 16."""
 
 
 class Quantised(NamedTuple):
@@ -40,59 +44,115 @@ class Quantised(NamedTuple):
         """The weight that the codes stand for, rounded once."""
         return self.codes.to(dtype).mul_(self.scale)
 
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The Linear's output."""
+        return F.linear(x, self.dense(x.dtype), bias)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Of the Linear's input, for that of its output."""
+        return grad @ self.dense(grad.dtype)
+
+
+class Rotated(Quantised):
+    """Of a weight turned over its inputs and over its outputs. Products are computed in int8.
+
+    Forward and backward are alike: the rows are turned and rounded, and what comes out is turned back.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, weight: Tensor, form: str) -> Rotated:
+        turned = rotated(rotated(weight.detach().float()).t()).t()
+        return cls(*Quantised.of(turned, form))
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        return rotated(rotated(super().dense(torch.float32)).t()).t().to(dtype)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) < FEWEST_ROWS:
+            return super().product(x, bias)
+        sums = integer_product(rotated(rows), self.codes.t()).mul_(self.scale.t())
+        out = rotated(sums.to(x.dtype)).view(*x.shape[:-1], -1)
+        return out if bias is None else out.add_(bias)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        rows = grad.reshape(-1, grad.shape[-1])
+        if len(rows) < FEWEST_ROWS:
+            return super().gradient(grad)
+        sums = integer_product(rotated(rows) * self.scale.t(), self.codes)
+        return rotated(sums.to(grad.dtype)).view(*grad.shape[:-1], -1)
+
 
 Frozen = Tensor | Quantised
 
 
+def kind_of(form: str) -> type[Quantised]:
+    return Rotated if form == "int8_rotated" else Quantised
+
+
 class QuantisedProduct(torch.autograd.Function):
-    """F.linear of an input and a stored weight, of which the weight as it was used is not kept."""
+    """The output of a Linear with a stored weight, of which the weight as it was used is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, is_rotated: bool
+    ) -> Tensor:
         ctx.save_for_backward(codes, scale)
-        return F.linear(x, Quantised(codes, scale).dense(x.dtype), bias)
+        ctx.is_rotated = is_rotated
+        return (Rotated if is_rotated else Quantised)(codes, scale).product(x, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None]:
-        weight = Quantised(*ctx.saved_tensors)
-        return grad @ weight.dense(grad.dtype), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        weight = (Rotated if ctx.is_rotated else Quantised)(*ctx.saved_tensors)
+        return weight.gradient(grad), None, None, None, None
+
+
+def quantised_product(x: Tensor, weight: Quantised, bias: Tensor | None = None) -> Tensor:
+    return QuantisedProduct.apply(x, *weight, bias, isinstance(weight, Rotated))
 
 
 class QuantisedLinear(nn.Linear):
     """A frozen Linear with `weight` in a stored form and `weight_scale`; the keys a file has too."""
 
     weight_scale: nn.Parameter
+    kind: type[Quantised]
 
     @classmethod
     def of(cls, base: nn.Linear, form: str, device: torch.device) -> QuantisedLinear:
         """Computed on `device`, stored where `base` is, whose bias it takes over."""
-        stored, home = Quantised.of(base.weight.to(device), form), base.weight.device
-        return cls.holding(base, Quantised(stored.codes.to(home), stored.scale.to(home)))
+        stored, home = kind_of(form).of(base.weight.to(device), form), base.weight.device
+        return cls.holding(base, type(stored)(stored.codes.to(home), stored.scale.to(home)))
 
     @classmethod
     def empty(cls, base: nn.Linear, form: str) -> QuantisedLinear:
         """As `of` makes it of a Linear without memory."""
         codes = torch.empty_like(base.weight, dtype=FORMS[form])
         scale = torch.empty_like(base.weight[:, :1], dtype=torch.float32)
-        return cls.holding(base, Quantised(codes, scale))
+        return cls.holding(base, kind_of(form)(codes, scale))
 
     @classmethod
     def holding(cls, base: nn.Linear, stored: Quantised) -> QuantisedLinear:
         self = cls(base.in_features, base.out_features, bias=False, device="meta")
         self.weight = nn.Parameter(stored.codes, requires_grad=False)
         self.weight_scale = nn.Parameter(stored.scale, requires_grad=False)
-        self.bias = base.bias
+        self.bias, self.kind = base.bias, type(stored)
         return self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return QuantisedProduct.apply(x, self.weight, self.weight_scale, self.bias)
+        return quantised_product(x, self.kind(self.weight, self.weight_scale), self.bias)
 
 
 def frozen_weight(linear: nn.Linear) -> Frozen:
     """The weight of a Linear, or of what took its place, as products take it."""
     scale = getattr(linear, "weight_scale", None)
-    return linear.weight if scale is None else Quantised(linear.weight, scale)
+    if scale is None:
+        return linear.weight
+    base = getattr(linear, "original", linear)
+    assert isinstance(base, QuantisedLinear), "nothing else has scales"
+    return base.kind(linear.weight, scale)
 
 
 def quantise_linears(

@@ -102,7 +102,11 @@ OPTIONS = {
 }
 """Always written, from an option: entry -> group.option."""
 
-WHERE_SET = {"fp8_base_unet": "precision.fp8_base_unet", "int8_base": "precision.int8_base"}
+WHERE_SET = {
+    "fp8_base_unet": "precision.fp8_base_unet",
+    "int8_base": "precision.int8_base",
+    "int8_compute": "precision.int8_compute",
+}
 """Written where the option is set."""
 
 FACTS: dict[str, Callable[[RunFacts], object]] = {

@@ -40,7 +40,7 @@ DEFAULTS = {
     name: flag.default
     for name, flag in all_flags(GROUPS.values()).items()
     if flag.default is not None
-}
+} | {"int8_compute": False}
 """What an option was that a state does not name: there was none, or it had no effect."""
 
 
@@ -78,6 +78,7 @@ def run_fields(
         "fp8_base": cfg.precision.fp8_base,
         "fp8_base_unet": cfg.precision.fp8_base_unet and not cfg.precision.fp8_base,
         "int8_base": cfg.precision.int8_base,
+        "int8_compute": cfg.precision.stored_form == "int8_rotated",
         "no_half_vae": cfg.cache.no_half_vae,
         **flags(cfg.flow, idle),
         **flags(cfg.loss, idle),

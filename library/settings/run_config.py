@@ -619,6 +619,13 @@ class PrecisionOptions:
         idle=(Idle(lambda o: o.fp8_base, "fp8_base stores the blocks so as well"),),
     )  # fmt: skip
     int8_base: bool = flag(False, "as fp8_base, in int8: a third of its error")
+    int8_compute: str | None = flag(
+        None,
+        "products with these matrices in int8 too, rotated: where that is faster than without "
+        "int8_base (auto), or wherever it works (always)",
+        choices=("auto", "always"),
+        idle=(needs(lambda o: o.int8_base, "only int8_base has matrices in int8"),),
+    )
     cuda_allow_tf32: bool = flag(False, "allow TF32 products")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
     deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
@@ -672,8 +679,13 @@ class PrecisionOptions:
     def stored_form(self) -> str | None:
         """How frozen matrices are stored; None: as mixed_precision says."""
         if self.int8_base:
-            return "int8"
+            return "int8_rotated" if self.int8_compute else "int8"
         return "fp8" if self.fp8_base or self.fp8_base_unet else None
+
+    @property
+    def probes_int8(self) -> bool:
+        """Whether int8_compute is left to how fast it is."""
+        return self.int8_base and self.int8_compute == "auto"
 
     @property
     def stores_unet_only(self) -> bool:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from library.errors import ConfigError, Problem
 
@@ -41,6 +41,9 @@ class Compilation:
 
     any_size: bool
     options: dict[str, Any]
+
+    def wrap(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return torch.compile(function, **self.options)
 
     def describe(self) -> list[str]:
         """Lines for the log."""

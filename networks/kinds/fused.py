@@ -131,7 +131,7 @@ class AddedChain(torch.autograd.Function):
         ctx.chain = replace(
             chain, masks=()
         )  # masks are kept where recomputation can leave them out
-        ctx.is_quantised = isinstance(weight, Quantised)
+        ctx.kind = type(weight) if isinstance(weight, Quantised) else None
         stored = weight if isinstance(weight, Quantised) else (weight,)
         ctx.save_for_backward(x, *stored, *used, *kept, *chain.masks)
         return out
@@ -141,8 +141,8 @@ class AddedChain(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         chain, count = ctx.chain, ctx.count
         x, weight, *rest = ctx.saved_tensors
-        if ctx.is_quantised:
-            weight = Quantised(weight, rest.pop(0))
+        if ctx.kind is not None:
+            weight = ctx.kind(weight, rest.pop(0))
         used, kept, masks = rest[:count], rest[count : 2 * count - 1], rest[2 * count - 1 :]
         steps = _steps(chain, used)
         inputs = [x.reshape(-1, chain.groups, x.shape[-1] // chain.groups)]

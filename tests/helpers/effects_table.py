@@ -180,6 +180,7 @@ FLAGS: dict[str, Case] = {
     "fp8_base": Case(True, "", HALF, STORED),
     "fp8_base_unet": Case(True, "", HALF, STORED, idle=({**HALF, "fp8_base": True},)),
     "int8_base": Case(True, "", HALF, STORED),
+    "int8_compute": Case("always", "", {**HALF, "int8_base": True}, STORED, idle=(HALF,)),
     "full_bf16": shown(SETTINGS),
     "cuda_allow_tf32": shown(PROCESS),
     "cuda_cudnn_benchmark": shown(PROCESS),

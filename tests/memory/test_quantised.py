@@ -15,6 +15,7 @@ from tests.helpers.memory_modes import (
 )
 
 CPU = torch.device("cpu")
+DENSE = [form for form in FORMS if form != "int8_rotated"]  # whose products are those of floats
 MODES = [None, {"mode": "cheap"}, {"mode": "block"}, {"cpu_offload": True}]
 OF_A_VALUE = {"fp8": 2**-4, "int8": 0.5 / 127}  # of the value itself, of its row's largest
 
@@ -51,7 +52,7 @@ def make_dense(model, dtype):
                 setattr(module, name, plain)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", DENSE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_each_value_is_near_and_a_row_has_its_own_scale(form, dtype):
     torch.manual_seed(0)
@@ -70,7 +71,7 @@ def test_each_value_is_near_and_a_row_has_its_own_scale(form, dtype):
     assert torch.equal(stored.dense(dtype), found.to(dtype))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", DENSE)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", ["lora dropouts", "lokr full", "lokr low", "norms"])
 def test_gradients_are_those_of_the_dense_weight(kind, mode, form):

@@ -62,24 +62,29 @@ STORED = {
     "fp8_base": (torch.float8_e4m3fn, True),
     "fp8_base_unet": (torch.float8_e4m3fn, False),
     "int8_base": (torch.int8, True),
+    "int8_compute": (torch.int8, True),
 }
 
 
 @pytest.mark.parametrize("option", STORED)
 def test_stored_weights_train_and_go_on_to_the_same_bytes(demo, run_folder, option):
     settings = {**SETTINGS, "mixed_precision": "bf16", "no_metadata": False}
-    trainer = train(demo, run_folder, {**settings, option: True})
+    value, shown = True, "True"
+    if option == "int8_compute":
+        settings, value, shown = {**settings, "int8_base": True}, "always", "always"
+    again = "auto" if value == "always" else value  # which is then as in the state
+    trainer = train(demo, run_folder, {**settings, option: value})
     model = trainer.accelerator.unwrap_model(trainer.model)
     form, whole = STORED[option]
     assert model.blocks[1].mlp.layer1.weight.dtype == form
     assert (model.llm_adapter.blocks[0].mlp[0].weight.dtype == form) is whole
     whole_run = run_folder / "out" / "run.safetensors"
     with safe_open(whole_run, "pt") as file:
-        assert file.metadata()[f"ss_{option}"] == "True"
+        assert file.metadata()[f"ss_{option}"] == shown
     expected = load_file(whole_run)
     state = str(run_folder / "out" / "run-step00000002-state")
     settings |= {"output_name": "again", "resume": state}
-    train(demo, run_folder, {**settings, option: True, "blocks_to_swap": 2, "recompute": "cheap"})
+    train(demo, run_folder, {**settings, option: again, "blocks_to_swap": 2, "recompute": "cheap"})
     found = load_file(run_folder / "out" / "again.safetensors")
     assert found.keys() == expected.keys()
     assert [name for name in found if not torch.equal(found[name], expected[name])] == []
@@ -189,3 +194,15 @@ def test_what_a_model_of_two_blocks_cannot_do_is_said(demo, run_folder):
     asked, room = swap_lines(18, 2)[1:]
     assert "has 2 blocks, all are swapped" in asked and "saves no memory" in room
     assert len(swap_lines(18, 18)) == 1
+
+
+def test_products_in_int8_are_timed_and_what_was_decided_is_said(demo, run_folder, caplog):
+    settings = {"max_train_steps": 1, "mixed_precision": "bf16", "int8_base": True}
+    with caplog.at_level("INFO"):
+        trainer = train(demo, run_folder, {**settings, "int8_compute": "auto"})
+    (told,) = (line for line in caplog.messages if line.startswith("int8_compute is "))
+    is_on = trainer.cfg.precision.int8_compute == "always"
+    assert told.startswith(f"int8_compute is {'on: faster here' if is_on else 'off: they take '}")
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    kind = model.blocks[0].mlp.layer1.original.kind
+    assert (kind.__name__ == "Rotated") is is_on

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
 from library.memory.modes import store_weights
-from library.memory.quantised import Quantised
+from library.memory.quantised import kind_of
 from library.settings.run_config import PrecisionOptions
 from library.system.program import run_main
 from networks import lora_anima
@@ -38,6 +38,7 @@ STORED = {
     "fp8_base_unet": PrecisionOptions(fp8_base_unet=True),
     "fp8_base": PrecisionOptions(fp8_base=True),
     "int8_base": PrecisionOptions(int8_base=True),
+    "int8_compute": PrecisionOptions(int8_base=True, int8_compute="always"),
 }
 TOKENS = 150
 FACTOR_STD = 0.02
@@ -90,7 +91,7 @@ def error_of(form: str | None) -> float:
         return 0.0
     torch.manual_seed(2)
     weight = torch.randn(TRUE_SIZE.model_dim, TRUE_SIZE.model_dim)
-    return relative_distance(Quantised.of(weight, form).dense(torch.float32), weight)
+    return relative_distance(kind_of(form).of(weight, form).dense(torch.float32), weight)
 
 
 def measure(options: argparse.Namespace) -> list[Figures]:
