@@ -135,6 +135,7 @@ def test_a_run_of_two_writes_once_and_logs_the_loss_of_both(demo, run_folder, on
     assert [name for name in written if not name.startswith("logs/")] == [
         "run.safetensors",
         "run_ledger.csv",
+        "run_report.html",
     ]
     assert sum(name.endswith("loss.jsonl") for name in written) == 1
     (log,) = (run_folder / "out").rglob("loss.jsonl")
