@@ -52,6 +52,26 @@ TRUE_QWEN = QwenSize(
     width=1024, layers=28, head=128, heads=16, kv_heads=8, hidden=3072, rows=151936
 )
 TRUE_VAE_WIDTH = 96
+TINY_VAE_WIDTH = 8
+
+
+def tiny_qwen(rows: int) -> QwenSize:
+    """The demo's text encoder, for so many ids."""
+    return QwenSize(width=64, layers=2, head=32, heads=4, kv_heads=2, hidden=160, rows=rows)
+
+
+def tiny_dit(width: int, blocks: int, t5_rows: int) -> DiTSize:
+    """A DiT of the demo, for its text encoder and so many T5 ids."""
+    return DiTSize(
+        width=width,
+        blocks=blocks,
+        head=32,
+        modulation=32,
+        context=64,
+        adapter_blocks=2,
+        adapter_head=32,
+        t5_rows=t5_rows,
+    )
 
 
 def dit_shapes(size: DiTSize) -> Shapes:

@@ -183,6 +183,23 @@ PLACES = {
 }
 
 
+def lavender(c: Canvas) -> None:
+    c.sky((70, 196, 186), (250, 246, 196))
+    c.land(0.5, 0.05, 1.0, (112, 168, 150))
+    c.land(0.58, 0.02, 1.4, (96, 60, 150))
+    for row in range(5):
+        c.land(0.64 + 0.075 * row, 0.008, 2.0, ((150, 96, 206), (116, 66, 176))[row % 2])
+    for _ in range(60):
+        c.disc((c.rng.random(), c.rng.uniform(0.68, 0.99)), 0.008, (214, 170, 246))
+
+
+NEW_PLACE = "lavender"
+NEW_PLACES = {NEW_PLACE: (lavender, "outdoors, lavender field, purple flower, hill, green sky")}
+"""What the base that draws has never seen."""
+KNOWN_CAPTIONS = {place: f"scenery, no humans, {tags}" for place, (_, tags) in PLACES.items()}
+NEW_CAPTION = f"scenery, no humans, {NEW_PLACES[NEW_PLACE][1]}"
+
+
 class Figure:
     """The character, from the chest up; `unit` is the radius of the head in pixels."""
 

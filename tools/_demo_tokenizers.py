@@ -21,10 +21,24 @@ white background scenery landscape horizon wind rain winter spring summer autumn
 jumping over highly detailed line art sketch watercolor anime style"""
 
 
+def _json(value: Mapping[str, object]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+QWEN_SETTINGS = {
+    "tokenizer_config.json": _json(
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "pad_token": "<|endoftext|>",
+            "eos_token": "<|endoftext|>",
+        }
+    )
+}
+
+
 def train_t5(captions: Sequence[str]) -> dict[str, bytes]:
     """Files of a small SentencePiece tokenizer with T5's special tokens, by name."""
     import sentencepiece
-    from transformers import T5Tokenizer
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -41,12 +55,19 @@ def train_t5(captions: Sequence[str]) -> dict[str, bytes]:
         num_threads=1,
         minloglevel=2,
     )
+    return t5_files(model.getvalue())
+
+
+def t5_files(model: bytes) -> dict[str, bytes]:
+    """All files of the tokenizer whose SentencePiece model this is."""
+    from transformers import T5Tokenizer
+
     with tempfile.TemporaryDirectory() as work:
         spiece = Path(work) / "spiece.model"
-        spiece.write_bytes(model.getvalue())
+        spiece.write_bytes(model)
         tokenizer = T5Tokenizer.from_pretrained(work, local_files_only=True)
         tokenizer.backend_tokenizer.save(str(Path(work) / "tokenizer.json"))
-        files = {spiece.name: spiece.read_bytes()}
+        files = {spiece.name: model}
         files["tokenizer.json"] = (Path(work) / "tokenizer.json").read_bytes()
     config = {
         "model_type": "t5",
@@ -75,12 +96,7 @@ def train_qwen(captions: Sequence[str]) -> dict[str, bytes]:
     bpe.train_from_iterator(_corpus(captions), trainer)
     with tempfile.TemporaryDirectory() as work:
         files = {Path(name).name: Path(name).read_bytes() for name in bpe.model.save(work)}
-    config = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "pad_token": "<|endoftext|>",
-        "eos_token": "<|endoftext|>",
-    }
-    return files | {"tokenizer_config.json": _json(config)}
+    return files | QWEN_SETTINGS
 
 
 def _corpus(captions: Sequence[str]) -> list[str]:
@@ -89,7 +105,3 @@ def _corpus(captions: Sequence[str]) -> list[str]:
     pairs = [f"{a} {b}, {b}" for a, b in pairwise(words)]
     letters = " ".join(chr(i) for i in range(33, 127))
     return [*captions, *pairs, ", ".join(words), letters]
-
-
-def _json(value: Mapping[str, object]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,9 +1,12 @@
 """Make a demo: three small model files of true layout, two tokenizers, and captioned pictures.
 
 python tools/make_demo.py [--output demo] [--seed 0] [--tokenizers DIR] [--size true] [--only dit]
+python tools/make_demo.py --base drawing [--output demo] [--seed 0]
+python tools/make_demo.py --learn [--seed 0]
 
-The weights are random: they show that training works, they draw no real pictures. The same seed
-gives the same bytes.
+The weights are random, which shows that training works, or, with --base drawing, those of a base that
+draws six places at 128 pixels. --learn learns that base anew into tools/demo_base. The same seed gives
+the same bytes.
 """
 
 import sys
@@ -16,54 +19,142 @@ if (
     sys.exit(_launch.as_module(__file__))
 
 import argparse
+import io
 import json
+import random
 import shutil
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+import torch
+
 from library.anima_runtime import tokenizer_assets
 from library.errors import ConfigError, UserError
 from library.system.program import run_main
 from library.utils import atomic_write
+from tools import _demo_base
 from tools import _demo_layouts as layouts
 from tools import _demo_weights as weights
-from tools._demo_pictures import SCENES, draw_scene
+from tools._demo_pictures import KNOWN_CAPTIONS, NEW_CAPTION, NEW_PLACE, SCENES, draw_scene
 from tools._demo_tokenizers import train_qwen, train_t5
+from tools._demo_variations import varied_picture
 
-FILES = {
-    "dit": "anima_dit.safetensors",
-    "qwen": "qwen_3_06b.safetensors",
-    "vae": "qwen_image_vae.safetensors",
-}
+FILES = {"dit": _demo_base.DIT, "qwen": _demo_base.QWEN, "vae": _demo_base.VAE}
 SCALES = {"dit": weights.dit_scale, "qwen": weights.qwen_scale, "vae": weights.vae_scale}
 TOKENIZER_FOLDERS = {"qwen": ("qwen3", "qwen_tokenizer"), "t5": ("t5", "t5_tokenizer")}
 TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "spiece.model", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "config.json"),
 )
+RANDOM, DRAWING = "random", "drawing"
+NEW_PICTURES, KNOWN_PICTURES = 8, 2  # of each place
 README = """\
 Demo files of the Anima trainer, made by tools/make_demo.py
 ===========================================================
-The model files in models/ have the true layout and RANDOM weights. They show that training runs;
-they draw no real pictures, and a LoRA trained on them is of no use with the real Anima.
+{english}
 The pictures in pictures/ are drawn by the same tool. Everything here may be deleted and made again.
 
 Anima 训练器的演示文件，由 tools/make_demo.py 生成
 ===================================================
-models/ 里的模型文件结构与真实模型一致，但权重是随机的：只用来确认训练流程能跑通，
-画不出真正的图片；用它们训练出的 LoRA 也不能用于真正的 Anima。
+{chinese}
 pictures/ 里的图片由同一个工具绘制。这里的所有文件都可以删除并重新生成。
 """
+OF_BASE = {
+    RANDOM: {
+        "english": """\
+The model files in models/ have the true layout and RANDOM weights. They show that training runs;
+they draw no real pictures, and a LoRA trained on them is of no use with the real Anima.""",
+        "chinese": """\
+models/ 里的模型文件结构与真实模型一致，但权重是随机的：只用来确认训练流程能跑通，
+画不出真正的图片；用它们训练出的 LoRA 也不能用于真正的 Anima。""",
+    },
+    DRAWING: {
+        "english": """\
+The model files in models/ have the true layout and tiny sizes. They draw six places at 128 pixels:
+meadow, night, beach, mountain, city, cherry blossoms. A LoRA trained on them is of no use with the
+real Anima. new_pictures/ shows a place that they cannot draw yet, known_pictures/ those that they
+can, which keeps training from forgetting them.""",
+        "chinese": """\
+models/ 里的模型文件结构与真实模型一致，尺寸很小，能以 128 像素画出六个场景：
+草地、夜空、海滩、雪山、城市、樱花。用它们训练出的 LoRA 不能用于真正的 Anima。
+new_pictures/ 里是它们还不会画的场景；known_pictures/ 里是已经会画的，训练时用来防止遗忘。""",
+    },
+}
+CONFIGS = {
+    RANDOM: ("configs/smoke/anima_10steps_train_args.toml", "configs/smoke/anima_dataset.toml"),
+    DRAWING: ("configs/quickstart/anima_train_args.toml", "configs/quickstart/anima_dataset.toml"),
+}
+SUMMARY = {
+    RANDOM: "The weights are random: they show that training works, they draw no real pictures.",
+    DRAWING: "The weights draw six places at 128 pixels: meadow, night, beach, mountain, city, blossoms.",
+}
 
 
 def main() -> None:
     """Make what the command line asks for."""
     args = setup_parser().parse_args()
+    check(args)
+    if args.learn:
+        learn_base(args.seed)
+        return
     is_true = args.size == "true"
     output = Path(args.output or ("demo/true_size" if is_true else "demo"))
     models = output / "models"
     make_folder(models)
+    if args.base == DRAWING:
+        write_tokenizers(models, _demo_base.tokenizer_files())
+        for name, content in _demo_base.model_files().items():
+            write_file(models / name, content)
+    else:
+        write_random_models(args, models)
+    if not is_true and not args.only:
+        write_pictures(output / "pictures", args.seed)
+    if args.base == DRAWING:
+        write_places(output / "new_pictures", {NEW_PLACE: NEW_CAPTION}, NEW_PICTURES, args.seed)
+        write_places(output / "known_pictures", KNOWN_CAPTIONS, KNOWN_PICTURES, args.seed)
+    write_file(output / "README.txt", README.format(**OF_BASE[args.base]).encode())
+    print_summary(output, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options that do not go together."""
+    if not args.learn and args.base == RANDOM:
+        return
+    given = [
+        name
+        for name, is_given in (
+            ("--tokenizers", args.tokenizers),
+            ("--size true", args.size == "true"),
+            ("--only", args.only),
+            ("--output", args.learn and args.output),
+            ("--base", args.learn and args.base == DRAWING),
+        )
+        if is_given
+    ]
+    if given:
+        own = "--learn" if args.learn else f"--base {DRAWING}"
+        raise ConfigError(
+            f"{own} does not go with {', '.join(given)}: the base that draws has its own tokenizers"
+            f" and sizes, and --learn writes to tools/demo_base. Leave {given[0]} out."
+        )
+
+
+def learn_base(seed: int) -> None:
+    """Learn the base that draws anew and keep it where --base drawing finds it."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UserError(f"--learn needs torch 2.9 or newer; this is {torch.__version__}.")
+    tokenizers = tokenizer_files(None)
+    rows = table_rows(None, tokenizers)
+    make_folder(_demo_base.FOLDER)
+    for name, content in _demo_base.learn(tokenizers, rows, seed).items():
+        write_file(_demo_base.FOLDER / name, content)
+    print(f"Learned into {_demo_base.FOLDER}. Next: python tools/make_demo.py --base {DRAWING}")
+
+
+def write_random_models(args: argparse.Namespace, models: Path) -> None:
+    """Write models of random weights, and tokenizers."""
+    is_true = args.size == "true"
     rows = {"qwen": layouts.TRUE_QWEN.rows, "t5": layouts.TRUE_DIT.t5_rows}
     if args.tokenizers or not is_true:
         files = tokenizer_files(args.tokenizers)
@@ -73,10 +164,6 @@ def main() -> None:
     shapes = model_shapes(is_true, rows)
     for kind in [args.only] if args.only else list(FILES):
         write_weights(kind, models / FILES[kind], shapes[kind], args.seed)
-    if not is_true and not args.only:
-        write_pictures(output / "pictures", args.seed)
-    write_file(output / "README.txt", README.encode())
-    print_summary(output, is_true, args.only)
 
 
 def setup_parser() -> argparse.ArgumentParser:
@@ -94,6 +181,17 @@ def setup_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", choices=tuple(FILES), help="write this model file and nothing else"
     )
+    parser.add_argument(
+        "--base",
+        choices=(RANDOM, DRAWING),
+        default=RANDOM,
+        help="random weights, or those of a base that draws",
+    )
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="learn the base that draws anew, on the CPU, into tools/demo_base; takes many minutes",
+    )
     return parser
 
 
@@ -102,20 +200,9 @@ def model_shapes(is_true: bool, rows: Mapping[str, int]) -> dict[str, layouts.Sh
     if is_true:
         dit, qwen, vae_width = layouts.TRUE_DIT, layouts.TRUE_QWEN, layouts.TRUE_VAE_WIDTH
     else:
-        vae_width = 8
-        dit = layouts.DiTSize(
-            width=128,
-            blocks=2,
-            head=32,
-            modulation=32,
-            context=64,
-            adapter_blocks=2,
-            adapter_head=32,
-            t5_rows=rows["t5"],
-        )
-        qwen = layouts.QwenSize(
-            width=64, layers=2, head=32, heads=4, kv_heads=2, hidden=160, rows=rows["qwen"]
-        )
+        vae_width = layouts.TINY_VAE_WIDTH
+        dit = layouts.tiny_dit(128, 2, rows["t5"])
+        qwen = layouts.tiny_qwen(rows["qwen"])
     return {
         "dit": layouts.dit_shapes(dit),
         "qwen": layouts.qwen_shapes(qwen),
@@ -206,6 +293,19 @@ def write_pictures(folder: Path, seed: int) -> None:
         write_file((folder / scene.file).with_suffix(".txt"), (scene.caption + "\n").encode())
 
 
+def write_places(folder: Path, places: Mapping[str, str], count: int, seed: int) -> None:
+    """Draw each place so many times; places: name to caption."""
+    make_folder(folder)
+    for place, caption in places.items():
+        for number in range(1, count + 1):
+            name = f"{place}_{number}"
+            image = varied_picture(place, random.Random(f"{seed}/{name}"), size=(256, 256))
+            content = io.BytesIO()
+            image.save(content, "PNG")
+            write_file(folder / f"{name}.png", content.getvalue())
+            write_file(folder / f"{name}.txt", (caption + "\n").encode())
+
+
 def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,8 +327,9 @@ def cannot_write(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: cannot be written ({reason}). Choose another folder with --output.")
 
 
-def print_summary(output: Path, is_true: bool, only: str | None) -> None:
+def print_summary(output: Path, args: argparse.Namespace) -> None:
     """What was made, what it is not, and the next command."""
+    is_true, only = args.size == "true", args.only
     made = [FILES[only]] if only else list(FILES.values())
     print(f"Made in {output}:")
     for name in made:
@@ -237,13 +338,16 @@ def print_summary(output: Path, is_true: bool, only: str | None) -> None:
         print("  models/qwen_tokenizer/, models/t5_tokenizer/")
     if not only and not is_true:
         print(f"  pictures/: {len(SCENES)} pictures with captions")
-    print("The weights are random: they show that training works, they draw no real pictures.")
+    if args.base == DRAWING:
+        print(f"  new_pictures/: {NEW_PICTURES} pictures of what the base cannot draw yet")
+        print("  known_pictures/: what it can draw, for regularisation")
+    print(SUMMARY[args.base])
     if only or is_true:
         return
+    configs = CONFIGS[args.base]
     print("Next:")
     print("  accelerate launch anima_train_network.py", end=" ")
-    print("--config_file configs/smoke/anima_10steps_train_args.toml", end=" ")
-    print("--dataset_config configs/smoke/anima_dataset.toml")
+    print(f"--config_file {configs[0]} --dataset_config {configs[1]}")
     if output.resolve() != Path("demo").resolve():
         print(f"  (with the paths of those two files changed from demo/ to {output}/)")
 

@@ -122,6 +122,8 @@ NOT_RUN = {
     "python -m tools.bench.loop": "test_bench_timed.py has fewer steps",
     "python -m tools.bench.adapters": "test_bench_timed.py has small sizes",
     "python -m tools.bench.gpu": "test_bench_gpu.py has tiny sizes on the CPU",
+    "python tools/make_demo.py --base drawing": "test_demo_draws.py does",
+    "python tools/make_demo.py --learn": "takes many minutes; test_demo_draws.py learns little",
     "python tools/make_flags_doc.py": "writes docs/flags.md, which test_flags.py compares",
     "source .venv/bin/activate": "a shell's own",
     ".venv\\Scripts\\activate": "a shell's own",
