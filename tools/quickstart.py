@@ -1,4 +1,4 @@
-"""One command to a first result: install, make the demo, train a LoKr for ten steps, check the file.
+"""One command to a first result: install, make the demo, train a LoKr on it, show what it draws.
 
 The work is in _quickstart.py; this file is one that every Python can read.
 """

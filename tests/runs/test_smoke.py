@@ -13,26 +13,30 @@ from tests.helpers.running import config_files, model_paths
 from tools import _environment as environment
 from tools import _quickstart as quickstart
 
+CONFIG = ROOT / "configs/smoke/anima_10steps_train_args.toml"
+DATASET = ROOT / "configs/smoke/anima_dataset.toml"
+NAME = "anima_smoke"
+
 
 def test_ten_steps_end_with_a_file_comfyui_reads(demo, run_folder):
-    dataset = (ROOT / quickstart.DATASET_CONFIG).read_text(encoding="utf-8")
+    dataset = DATASET.read_text(encoding="utf-8")
     dataset_file = run_folder / "dataset.toml"
     dataset_file.write_text(dataset.replace("demo/pictures", str(run_folder / "pictures")))
     here = {**model_paths(demo), "output_dir": str(run_folder / "out")}
     arguments = [word for name, value in here.items() for word in (f"--{name}", value)]
     done = subprocess.run(
         [*map(str, environment.accelerate(Path(sys.executable))), "launch", TRAINER,
-         "--config_file", quickstart.TRAIN_CONFIG, "--dataset_config", str(dataset_file), *arguments],
+         "--config_file", str(CONFIG), "--dataset_config", str(dataset_file), *arguments],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out = run_folder / "out"
-    final = out / f"{quickstart.NAME}.safetensors"
-    summary = quickstart.check_result(final, out / f"{quickstart.NAME}-step00000010.safetensors")
+    final = out / f"{NAME}.safetensors"
+    summary = quickstart.check_result(final, out / f"{NAME}-step00000010.safetensors")
     assert "all 40 layers have learned" in summary
     for word in ("epoch 1/1", "10/10", "loss=", "mean=", "lr=", "s/step"):
         assert word in done.stderr
-    (events,) = (out / "logs").glob(f"{quickstart.NAME}_*/network_train")
+    (events,) = (out / "logs").glob(f"{NAME}_*/network_train")
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     assert {"loss/current", "loss/average", "norm/grad", "lr/unet"} <= set(
