@@ -60,8 +60,9 @@ def learn_dit(dit: Anima, lesson: Lesson, seed: int) -> None:
     """Train `dit`, whose weights are random, in place."""
     dit.requires_grad_(True)
     dit.final_layer.linear.weight.data.zero_()
-    for block in dit.blocks:
-        block.cross_attn.forward = partial(attend_to_few, block.cross_attn)
+    for name, part in dit.named_modules():
+        if isinstance(part, Attention) and name.endswith("cross_attn"):
+            vars(part)["forward"] = partial(attend_to_few, part)
     learning = Learning(dit, falling_slowly(RATE, 400))
     for number in tqdm(range(STEPS), "DiT"):
         rng = random.Random(f"{seed}/batch {number}")

@@ -37,7 +37,8 @@ class Learning:
     def __init__(self, network: nn.Module, rate_at: Callable[[int], float]) -> None:
         self.weights = [weight for weight in network.parameters() if weight.requires_grad]
         self.average = [weight.detach().clone() for weight in self.weights]
-        matrices, others = [], []
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, weight in network.named_parameters():
             is_matrix = weight.ndim == 2 and not name.endswith("embed.weight")
             (matrices if is_matrix else others).append(weight)

@@ -30,10 +30,10 @@ def check_result(final: Path, step_file: Path) -> str:
     foreign = [key for key in header if not key.startswith("diffusion_model.")]
     if foreign:
         raise StepFailed(f"{final}: {len(foreign)} keys ComfyUI would not read, e.g. {foreign[0]}")
-    second = [key for key in header if key.endswith(".lokr_w2_b")]
+    second = [key for key in header if key.endswith((".lokr_w2_b", ".lokr_w2"))]
     still_zero = [key for key in second if not any(data[slice(*header[key]["data_offsets"])])]
     if not second or still_zero:
-        raise StepFailed(f"{final}: {len(still_zero)} of {len(second)} lokr_w2_b are still zero.")
+        raise StepFailed(f"{final}: {len(still_zero)} of {len(second)} second matrices are still zero.")
     _, step_data = read_safetensors(step_file)
     if step_data != data:
         raise StepFailed(f"{step_file} and {final} should hold the same weights and do not.")

@@ -55,6 +55,9 @@ def taught(drawing_demo, tmp_path_factory):
     ]
     trainer = make_trainer([*files, *half, "--output_dir", str(folder / "out"), "--report", "none"])
     trainer.train()
+    final = folder / "out" / f"{quickstart.NAME}.safetensors"
+    step_file = final.with_name(f"{quickstart.NAME}-step{quickstart.STEPS // 2:08}.safetensors")
+    assert "layers have learned" in quickstart.check_result(final, step_file)
     return trainer
 
 

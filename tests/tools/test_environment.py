@@ -56,8 +56,10 @@ def lokr_file(path, *, key="diffusion_model.a.lokr_w2_b", value=1.0):
     return path
 
 
-def test_a_good_result_is_described(tmp_path):
-    final, step = lokr_file(tmp_path / "a.safetensors"), lokr_file(tmp_path / "b.safetensors")
+@pytest.mark.parametrize("name", ["lokr_w2_b", "lokr_w2"])
+def test_a_good_result_is_described(tmp_path, name):
+    files = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    final, step = (lokr_file(file, key=f"diffusion_model.a.{name}") for file in files)
     assert "2 tensors" in quickstart.check_result(final, step)
 
 
