@@ -130,7 +130,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             size = 4 * sum(parameter.numel() for parameter in self.empty_model().parameters()) / 1e9
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         # weights that are swapped or stored otherwise never lie on the device all at once
-        waits = self.memory_modes.blocks_to_swap or self.cfg.precision.stored_form
+        waits = self.memory_modes.blocks_to_swap or self.precision.stored_form
         return model_loading.load_transformer(
             self.model_files.transformer,
             device="cpu" if waits else self.accelerator.device,
@@ -139,7 +139,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             attention_backend=self.anima.attention_backend,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
             # what --base_weights are merged into has to be whole
-            stored=None if self.cfg.network.base_weights else self.cfg.precision,
+            stored=None if self.cfg.network.base_weights else self.precision,
         )
 
     def vae_on(self, device: torch.device, dtype: torch.dtype) -> LoadedOnUse:

@@ -34,7 +34,7 @@ from library.saving.resumption import Resumption
 from library.saving.snapshot import Snapshot
 from library.saving.state_contents import first_position
 from library.settings.drift_prompts import read_drift_prompts
-from library.settings.run_config import TrainConfig
+from library.settings.run_config import PrecisionOptions, TrainConfig
 from library.system.program import is_first_process
 from library.trainer_hooks import FamilyHooks
 from library.training.compiling import Compilation, working_compilation
@@ -85,6 +85,8 @@ class CheckStages(FamilyHooks):
     drift: Drift
     # check_compile
     compilation: Compilation | None
+    # check_products
+    precision: PrecisionOptions
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
         """Both checked, each by itself."""
@@ -116,9 +118,6 @@ class CheckStages(FamilyHooks):
         """Establish which state to go on from, if any, and the seed."""
         self.resumption = Resumption(self.cfg.resume, self.snapshot_schema)
         self.seed = train_util.choose_seed(self.resumption.seed_or(self.cfg.loop.seed))
-        if self.resumption.state is not None and self.cfg.precision.probes_int8:
-            had = bool(self.resumption.state.snapshot["critical"].get("int8_compute"))
-            self.settle_int8(had, "as in the state")
 
     @timed
     def check(self, device: torch.device | str | None = None) -> None:
@@ -189,12 +188,6 @@ class CheckStages(FamilyHooks):
         check_optimization(self.cfg, self.outline, self.plan.total_steps, device)
 
     @timed
-    def check_resume(self) -> None:
-        """That the state fits this run, before anything heavy is loaded."""
-        is_main = self.accelerator.is_main_process
-        self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
-
-    @timed
     def check_compile(self) -> None:
         """Establish how blocks are compiled, if that is asked for and works here."""
         self.compilation = working_compilation(
@@ -203,15 +196,32 @@ class CheckStages(FamilyHooks):
 
     @timed
     def check_products(self) -> None:
-        """Establish whether products are computed in int8, where that is left to how fast they are."""
-        if self.cfg.precision.probes_int8:
-            from accelerate.utils import broadcast_object_list
+        """Establish the precision, whose int8_compute = auto is what the state says or a trial."""
+        self.precision, state = self.cfg.precision, self.resumption.state
+        if not self.precision.probes_int8:
+            return
+        if state is not None:
+            is_on, why = bool(state.snapshot["critical"].get("int8_compute")), "as in the state"
+        else:
+            reason = self.try_products()
+            is_on, why = reason is None, reason or "faster here"
+        logger.info("int8_compute is %s: %s", "on" if is_on else "off", why)
+        self.precision = replace(self.precision, int8_compute="always" if is_on else None)
 
-            wrap = self.compilation.wrap if self.compilation else lambda function: function
-            device, is_main = self.accelerator.device, self.accelerator.is_main_process
-            given = self.frozen_products(), self.weight_dtype, device, wrap
-            (reason,) = broadcast_object_list([int8_probe.why_not(*given) if is_main else None])
-            self.settle_int8(reason is None, reason or "faster here")
+    def try_products(self) -> str | None:
+        """Why the run's products are not computed in int8; None if they are to be."""
+        from accelerate.utils import broadcast_object_list
+
+        wrap = self.compilation.wrap if self.compilation else lambda function: function
+        device, is_main = self.accelerator.device, self.accelerator.is_main_process
+        given = self.frozen_products(), self.weight_dtype, device, wrap
+        return broadcast_object_list([int8_probe.why_not(*given) if is_main else None])[0]
+
+    @timed
+    def check_resume(self) -> None:
+        """That the state fits this run, before anything heavy is loaded."""
+        is_main = self.accelerator.is_main_process
+        self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
 
     def frozen_products(self) -> int8_probe.Products:
         """Of the largest batch, taken to have a row for each token; texts have fewer."""
@@ -225,21 +235,16 @@ class CheckStages(FamilyHooks):
         shapes = Counter((linear.out_features, linear.in_features) for linear in linears)
         return int8_probe.Products(pixels // self.pixels_per_token, shapes)
 
-    def settle_int8(self, is_on: bool, why: str) -> None:
-        """Say and note what becomes of int8_compute = auto."""
-        logger.info("int8_compute is %s: %s", "on" if is_on else "off", why)
-        settled = replace(self.cfg.precision, int8_compute="always" if is_on else None)
-        self.cfg = replace(self.cfg, precision=settled)
-
     def build_resume_snapshot(self) -> dict[str, Any]:
         """The settings of this run that a state keeps."""
         return self.snapshot().document(self.snapshot_schema)
 
     def snapshot(self) -> Snapshot:
         """The same by kind; a family adds its own."""
+        cfg = replace(self.cfg, precision=self.precision)
         processes = self.accelerator.num_processes
         return snapshot.run_fields(
-            self.cfg, self.catalogue, self.outline, seed=self.seed, processes=processes
+            cfg, self.catalogue, self.outline, seed=self.seed, processes=processes
         )
 
     def validate_resume_snapshot(self, saved: Mapping[str, Any]) -> list[Problem]:

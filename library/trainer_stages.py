@@ -114,9 +114,9 @@ class TrainerStages(CheckStages):
         log_lines(logger, self.differences())
         self.prepare_data()
         self.check_optimization()
-        self.check_resume()
         self.check_compile()
         self.check_products()
+        self.check_resume()
         self.prepare_strategies()
         self.plan_memory()
         self.cache_inputs()
@@ -249,7 +249,7 @@ class TrainerStages(CheckStages):
         """Establish where the model's weights and activations are kept, and how it is called."""
         assert isinstance(self.base, SavesMemory), "every family's model does"
         device = self.accelerator.device
-        log_lines(logger, store_weights(self.cfg.precision, self.base, device))
+        log_lines(logger, store_weights(self.precision, self.base, device))
         if not self.memory_modes.blocks_to_swap:
             self.base.to(device)
         log_lines(logger, enable_modes(self.memory_modes, self.base, device))
@@ -291,7 +291,8 @@ class TrainerStages(CheckStages):
     @timed
     def start_logs(self) -> None:
         """Establish trackers and metadata, and say what is about to run."""
-        cfg, plan = replace(self.cfg, loop=self.memory_modes), self.plan
+        plan = self.plan
+        cfg = replace(self.cfg, loop=self.memory_modes, precision=self.precision)
         is_main = self.accelerator.is_main_process
         self.monitor = Monitor(cfg.monitor, self.make_guard(), self.accelerator.device)
         optimizer = describe_optimizer(self.optimization.inner, cfg.optimizer)

@@ -71,6 +71,14 @@ def logging_as_before_the_module():
         yield
 
 
+@pytest.fixture(autouse=True)
+def precision_of_products_as_before():
+    """--cuda_allow_tf32 sets what a CPU's products obey too."""
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+
+
 @pytest.fixture
 def compiler_left_alone():
     """torch's compiler: its settings afterwards as before, and nothing that was compiled."""

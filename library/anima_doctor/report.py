@@ -187,6 +187,8 @@ class Check:
                 self.catalogue = scan(trainer.datasets)
         if "check" in self.passed and self.plan:
             with self.stage("resuming"):
+                if trainer.resumption.state is not None:
+                    trainer.check_products()  # as the state has them: nothing is tried
                 trainer.check_resume()
 
     def look_at_each_part(self, schema: str) -> None:
