@@ -56,7 +56,7 @@ def write_toml(path: Path, settings: dict[str, Any]) -> Path:
     return path
 
 
-def write_dataset(folder: Path, *, batch_size=2, resolution=128, dataset="", **subset: Any) -> Path:
+def write_dataset(folder: Path, *, batch_size=2, resolution=64, dataset="", **subset: Any) -> Path:
     """dataset.toml for the pictures in folder/pictures; `subset` are keys of the subset."""
     subset = {"image_dir": str(folder / "pictures"), **subset}
     lines = [f"{key} = {toml_value(value)}" for key, value in subset.items()]

@@ -117,6 +117,7 @@ def start(demo, folder, settings):
     trainer.prepare_data()
     trainer.check_compile()
     trainer.plan_memory()
+    trainer.check_products()
     trainer.load_models()
     trainer.prepare_model()
     trainer.attach_network()

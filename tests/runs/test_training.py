@@ -145,7 +145,8 @@ def test_training_continues_from_network_weights(demo, run_folder):
 
 
 def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
-    argv = config_files(demo, run_folder, {"max_train_steps": None, "max_train_epochs": 1})
+    settings = {"max_train_steps": None, "max_train_epochs": 1}
+    argv = config_files(demo, run_folder, settings, resolution=128)
     more = run_folder / "more"
     more.mkdir()
     for picture in list((run_folder / "pictures").glob("0[12]_*")):

@@ -91,7 +91,7 @@ def test_masked_training_is_the_same_cached_and_uncached(demo, run_folder):
     masks = masks_for(run_folder, left_half)
     results = []
     for settings in ({"cache_latents_to_disk": True}, {"cache_latents": True}, UNCACHED):
-        trainer = train(demo, run_folder, settings, mask_path=masks, flip_aug=True)
+        trainer = train(demo, run_folder, settings, resolution=128, mask_path=masks, flip_aug=True)
         results.append((losses_of(trainer), exported(run_folder)))
     for losses, weights in results[1:]:
         assert losses == pytest.approx(results[0][0], rel=1e-5)

@@ -58,7 +58,8 @@ def test_the_file_of_a_plain_run_has_every_entry_of_the_table(demo, run_folder):
         "max_train_steps": 1, "gradient_accumulation_steps": 3, "scale_weight_norms": 1.5,
         "optimizer_type": "SGDNesterov", "optimizer_args": ["weight_decay=0.25"],
     }  # fmt: skip
-    train(demo, run_folder, settings, shuffle_caption=True, keep_tokens=1, num_repeats=2)
+    dataset = {"resolution": 128, "shuffle_caption": True, "keep_tokens": 1, "num_repeats": 2}
+    train(demo, run_folder, settings, **dataset)
     found = metadata_of(run_folder / "out" / "run.safetensors")
     assert entries(found, "ss_") == ALWAYS | {*OF_DATASETS, *OF_SUBSETS, TOTAL}
     assert entries(found, "modelspec.") == MODELSPEC

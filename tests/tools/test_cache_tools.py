@@ -148,7 +148,7 @@ CAUSES = {  # name -> (what is done to the folder and the models, flags, dataset
     "Qwen's length": (None, {"qwen3_max_token_length": 500}, {}, (0, 3)),
     "T5's length": (None, {"t5_max_token_length": 500}, {}, (0, 3)),
     "empty_caption": (None, {"empty_caption": "zeros"}, {}, (0, 3)),
-    "resolution": (None, {}, {"resolution": 64}, (3, 0)),
+    "resolution": (None, {}, {"resolution": 128}, (3, 0)),
     "flips": (None, {}, {"flip_aug": True}, (3, 0)),
     "kernel": (None, {}, {"resize_interpolation": "nearest"}, (3, 0)),
     "what is no part of it": (

@@ -106,7 +106,7 @@ def write_run(demo, folder, row, **more) -> list[str]:
     datasets = [
         f"[[datasets]]\nresolution = {resolution}\nbatch_size = {size}\nenable_bucket = true\n"
         "min_bucket_reso = 64\nmax_bucket_reso = 256\n[[datasets.subsets]]\n" + "\n".join(lines)
-        for resolution, size in ((128, 2), (192, 3))[: chosen["datasets"]]
+        for resolution, size in ((64, 2), (128, 3))[: chosen["datasets"]]
     ]
     dataset = folder / "dataset.toml"
     dataset.write_text("\n".join(datasets) + "\n", encoding="utf-8")
