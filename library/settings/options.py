@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -196,6 +196,7 @@ port = Reading(read_port, "true, false or a port from 1 to 65535")
 number_or_word = Reading(read_number_or_word, "a whole number, or text in quotes")
 
 
+@cache
 def flags_of(group: type) -> tuple[Flag, ...]:
     """The flags of a group of options, in order."""
     hints = typing.get_type_hints(group)
