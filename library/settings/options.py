@@ -196,9 +196,13 @@ port = Reading(read_port, "true, false or a port from 1 to 65535")
 number_or_word = Reading(read_number_or_word, "a whole number, or text in quotes")
 
 
-@cache
 def flags_of(group: type) -> tuple[Flag, ...]:
     """The flags of a group of options, in order."""
+    return _declared(group)
+
+
+@cache  # type hints are slow to read
+def _declared(group: type) -> tuple[Flag, ...]:
     hints = typing.get_type_hints(group)
     found = []
     for field in dataclasses.fields(group):
