@@ -50,9 +50,7 @@ FLOORS = [
     ("tools/_*", "what tools share"),
     ("tools/[!_]* tools/bench/*", "command-line tools"),
 ]
-PLACES_KEPT = {  # rooms that are planned: their floors are known, their files are not there yet
-    "networks/workshop/*",
-}
+PLACES_KEPT: set[str] = set()  # of rooms that are planned: files are not there yet
 FAMILY = ("library/anima_backend/*", "library/anima_runtime/*", "library/anima_doctor/*")
 DECLARATIONS = ("library/settings/*", "library/data/dataset_*", "library/config_util")
 
