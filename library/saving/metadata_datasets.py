@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -13,7 +14,10 @@ from library.data.catalogue import Catalogue
 from library.data.data_types import ImageInfo
 from library.data.dataset_config import DatasetConfig, SubsetConfig
 
-SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
+SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
+CLOSING_MARKS = "\"'”’»)]）】」』 "
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]{1,2}|[^\s\u3040-\u30ff\u3400-\u9fff]+")
+"""Two letters of Chinese or Japanese, which put no spaces between words, are taken for one word."""
 LONGEST_TAG = 4
 """In words."""
 PATHS = ("image_dir", "metadata_file", "mask_path", "conditioning_data_dir")
@@ -121,9 +125,16 @@ def tags_of(image: ImageInfo) -> list[str]:
 
 
 def is_prose(line: str, pieces: Sequence[str]) -> bool:
-    """Whether a line ends like a sentence, and a piece of it is longer than tags are."""
-    ends = line.rstrip("\"' ").endswith(SENTENCE_ENDS)
-    return ends and max((len(piece.split()) for piece in pieces), default=0) > LONGEST_TAG
+    """Whether a line ends like a sentence and has a piece longer than tags are, or all of it is so long.
+
+    The second is for sentences without a full stop; a few long names among tags do not make one.
+    """
+    lengths = [len(WORD.findall(piece)) for piece in pieces]
+    if not lengths:
+        return False
+    if line.rstrip(CLOSING_MARKS).endswith(SENTENCE_ENDS):
+        return max(lengths) > LONGEST_TAG
+    return sum(lengths) > LONGEST_TAG * len(lengths) and lengths[0] > LONGEST_TAG
 
 
 def bucket_info(images: Sequence[ImageInfo]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from library.settings.run_config import TrainConfig
     from library.train_util import StepPlan
     from networks.network import AdapterNetwork
+
+
+BLOCK = re.compile(r"(.*?)\bblocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ FACTS: dict[str, Callable[[RunFacts], object]] = {
     "network_args": lambda run: json.dumps(run.network.network_args),
     "network_weights": lambda run: file_name(run.cfg.network.network_weights),
     "base_weights": lambda run: names(run.cfg.network.base_weights),
+    "num_blocks": lambda run: len(blocks_of(run.network)),
+    "adapted_parts": lambda run: json.dumps(adapted_parts(run.network)),
     "num_train_images": lambda run: samples(run, is_reg=False),
     "num_reg_images": lambda run: samples(run, is_reg=True),
     "num_validation_images": lambda run: len(run.catalogue.held_out),
@@ -197,6 +204,21 @@ def common(entries: dict[str, str], owners: Iterable[object]) -> dict[str, objec
 def samples(run: RunFacts, *, is_reg: bool) -> int:
     """Pictures x repeats."""
     return sum(image.repeats for image in run.catalogue.images if image.subset.is_reg is is_reg)
+
+
+def blocks_of(network: AdapterNetwork) -> set[str]:
+    """The numbers of the model's own blocks; those inside its parts do not count."""
+    found = (BLOCK.match(path) for path in network.settings.paths)
+    return {match[2] for match in found if match and not match[1]}
+
+
+def adapted_parts(network: AdapterNetwork) -> dict[str, int]:
+    """How many modules of each name are adapted; of blocks the number is left out.
+
+    E.g. {"blocks.*.mlp.layer1": 28}.
+    """
+    counts = Counter(BLOCK.sub(r"\1blocks.*.", placement.path) for placement in network.exported())
+    return dict(sorted(counts.items()))
 
 
 def names(files: Iterable[str] | None) -> str | None:

@@ -1,11 +1,13 @@
 """What a file says of its making: the table of its entries against the files of real runs."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from library.data.dataset_config import SubsetConfig
 from library.saving.metadata import minimum, start_entries
@@ -81,6 +83,18 @@ def test_the_file_of_a_plain_run_has_every_entry_of_the_table(demo, run_folder):
     assert (subset["img_count"], subset["num_repeats"], subset["is_reg"]) == (12, 2, False)
     assert subset["image_dir"] == "pictures" and str(run_folder) not in str(found)
     assert len(found["ss_vae_hash"]) == len(found["ss_sd_model_hash"]) == 8
+    assert_parts_are_named(found, load_file(run_folder / "out" / "run.safetensors"))
+
+
+def assert_parts_are_named(found, tensors):
+    """The model's blocks are counted, and every adapted module is told by a name of its part."""
+    paths = {re.sub(r"\.(lora_.*|alpha|._norm)$", "", key).removeprefix("diffusion_model.") for key in tensors}
+    own = {path.split(".")[1] for path in paths if path.startswith("blocks.")}
+    parts = json.loads(found["ss_adapted_parts"])
+    assert found["ss_num_blocks"] == str(len(own)) and sum(parts.values()) == len(paths)
+    for path in paths:
+        assert re.sub(r"blocks\.\d+\.", "blocks.*.", path) in parts
+    assert parts["blocks.*.mlp.layer1"] == len(own) and "llm_adapter.norm" in parts
 
 
 def test_no_metadata_keeps_the_modelspec_and_the_minimum(demo, run_folder):
@@ -191,6 +205,12 @@ def test_folders_named_by_flags_are_told_as_sd_scripts_does(demo, run_folder):
         ("1girl, solo\nA girl stands in the pouring rain, wet and cold.",
          ["1girl", "solo", "A girl stands in the pouring rain, wet and cold."]),
         ("tag with many words in it, another", ["tag with many words in it", "another"]),
+        ("一个女孩站在海边,她的头发在风中飘动。", None),
+        ("蓝色长发, 微笑, 看向镜头", ["蓝色长发", "微笑", "看向镜头"]),
+        ("She walks alone through the rain (and sings, too).)", None),
+        ("a girl with long hair stands on the beach, looking at the sea", None),
+        ("1girl, a girl with long hair stands on the beach",
+         ["1girl", "a girl with long hair stands on the beach"]),
     ],
 )  # fmt: skip
 def test_sentences_are_not_cut_into_tags(caption, tags):
