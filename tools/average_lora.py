@@ -27,8 +27,7 @@ from pathlib import Path
 from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.averaging import average, open_files, write_average
-
-EXTENSION = ".safetensors"
+from tools._adapter_outputs import output_problems
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,15 +68,7 @@ def problems(options: argparse.Namespace) -> list[Problem]:
         found.append(Problem(message, "--weights"))
     if not all(0 < weight < math.inf for weight in options.weights):
         found.append(Problem("expected numbers above 0.", "--weights"))
-    if options.output.suffix != EXTENSION:
-        found.append(
-            Problem(f"expected a name that ends in {EXTENSION}.", f"--output {options.output}")
-        )
-    elif os.path.lexists(options.output) and not options.overwrite:
-        message = "is there already. Choose another name, or use --overwrite."
-        found.append(Problem(message, f"--output {options.output}"))
-    elif not options.output.parent.is_dir():
-        found.append(Problem("no such folder. Make it first.", str(options.output.parent)))
+    found += output_problems(options.output, (), overwrite=options.overwrite)
     return found
 
 

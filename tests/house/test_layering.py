@@ -46,12 +46,13 @@ FLOORS = [
     ("library/strategy_anima library/anima_models", "the family under sd-scripts' names"),
     ("networks/_anima_* networks/lora_anima networks/lokr_anima", "its entry modules"),
     ("library/anima_doctor/*", "the report on a run that is not started"),
+    ("library/anima_workshop/*", "adapter files checked, compared and made anew"),
     ("anima_train_network", "the family's trainer"),
     ("tools/_*", "what tools share"),
     ("tools/[!_]* tools/bench/*", "command-line tools"),
 ]
 PLACES_KEPT: set[str] = set()  # of rooms that are planned: files are not there yet
-FAMILY = ("library/anima_backend/*", "library/anima_runtime/*", "library/anima_doctor/*")
+FAMILY = ("library/anima_backend/*", "library/anima_runtime/*", "library/anima_doctor/*", "library/anima_workshop/*")
 DECLARATIONS = ("library/settings/*", "library/data/dataset_*", "library/config_util")
 
 # Imported where they are used, so that --help and configuration errors do not wait for them.

@@ -5,25 +5,16 @@ import torch
 from torch import nn
 
 from library.anima_backend.modelling.dit import Anima
-from library.anima_backend.modelling.params import DiTParams, LLMAdapterParams
+from library.anima_backend.modelling.params import PUBLISHED
 from library.errors import ConfigError
 from networks import lokr_anima, lora_anima
 from networks.contract import REQUIRED_NAMES, check_network_module
-
-LLM = LLMAdapterParams(
-    vocab=32128, source_dim=1024, target_dim=1024, model_dim=1024, head_dim=64, mlp_dim=4096,
-    num_blocks=6,
-)  # fmt: skip
-TRUE_SIZE = DiTParams(
-    channels=16, patch=2, model_dim=2048, head_dim=128, text_dim=1024, adaln_dim=256, mlp_dim=8192,
-    num_blocks=28, llm_adapter=LLM,
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model():
     with torch.device("meta"):
-        model = Anima(TRUE_SIZE)
+        model = Anima(PUBLISHED)
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_091_068_928
     return model
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from library.anima_backend.modelling.params import DiTParams, LLMAdapterParams
+from library.anima_backend.modelling.params import PUBLISHED
 from library.anima_doctor.anima_step import MODES, AnimaStep, count
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
@@ -27,14 +27,6 @@ from library.settings.run_config import NetworkOptions, OptimizerOptions
 from library.system.program import run_main
 from networks.arguments import parse_network_args
 
-TRUE_SIZE = DiTParams(
-    channels=16, patch=2, model_dim=2048, head_dim=128, text_dim=1024, adaln_dim=256, mlp_dim=8192,
-    num_blocks=28,
-    llm_adapter=LLMAdapterParams(
-        vocab=32128, source_dim=1024, target_dim=1024, model_dim=1024, head_dim=64, mlp_dim=4096,
-        num_blocks=6,
-    ),
-)  # fmt: skip
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "lora": ("networks.lora_anima", {}),
     "lokr": ("networks.lokr_anima", {"lokr_factor": "8"}),
@@ -137,7 +129,7 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, AnimaStep]]:
         yield (
             adapter,
             AnimaStep(
-                params=replace(TRUE_SIZE, num_blocks=options.blocks),
+                params=replace(PUBLISHED, num_blocks=options.blocks),
                 network=network,
                 arguments=arguments,
                 optimizer=OptimizerOptions(optimizer_type=optimizer, learning_rate=1.0),
@@ -176,7 +168,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--optimizers", nargs="+", default=["AdamW"])
     add("--precisions", nargs="+", choices=("bf16", "fp16", "no"), default=["bf16"])
     add("--caption", type=int, default=160, help="tokens of a caption")
-    add("--blocks", type=int, default=TRUE_SIZE.num_blocks, help="of the DiT")
+    add("--blocks", type=int, default=PUBLISHED.num_blocks, help="of the DiT")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser
 

@@ -104,3 +104,25 @@ def check_sizes(params: LLMAdapterParams | DiTParams) -> None:
         wrong.append(f"heads of {params.head_dim} in a width of {params.model_dim}")
     if wrong:
         raise ValueError(", ".join(wrong))
+
+
+PUBLISHED = DiTParams(
+    channels=16,
+    patch=2,
+    model_dim=2048,
+    head_dim=128,
+    text_dim=1024,
+    adaln_dim=256,
+    mlp_dim=8192,
+    num_blocks=28,
+    llm_adapter=LLMAdapterParams(
+        vocab=32128,
+        source_dim=1024,
+        target_dim=1024,
+        model_dim=1024,
+        head_dim=64,
+        mlp_dim=4096,
+        num_blocks=6,
+    ),
+)
+"""The sizes of the published files."""

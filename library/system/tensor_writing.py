@@ -1,0 +1,129 @@
+"""Safetensors files written a tensor at a time: what is in memory is one of them, however large the file.
+
+What will be written is planned first, by name, so that the header is known and each tensor has its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from library.system.tensor_files import READABLE
+
+CHUNK = 2**20
+DTYPES = {dtype: name for name, dtype in READABLE.items()}
+LEGACY = slice(0x100000, 0x110000)
+"""The bytes that AUTOMATIC1111's old hash covers."""
+HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
+"""sd-scripts' hashes, by what stands in the header until all data is there."""
+
+
+class Planned(NamedTuple):
+    """A tensor that will be written. dtype: as headers spell it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        numbers = torch.Size(self.shape).numel()
+        return numbers * READABLE[self.dtype].itemsize
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Planned:
+        return cls(DTYPES[tensor.dtype], tuple(tensor.shape))
+
+
+class TensorWriter:
+    """Writes the planned tensors, in any order. Leaving the block without all of them is a mistake.
+
+    hashed: the metadata gets sd-scripts' hashes of the data. Raises OSError.
+    """
+
+    def __init__(
+        self, path: Path, plan: Mapping[str, Planned], metadata: Mapping[str, str], *, hashed: bool
+    ) -> None:
+        self.metadata = {**metadata, **HASHES} if hashed else dict(metadata)
+        self.hashed, self.plan = hashed, plan
+        self.header = header_of(plan, self.metadata)
+        self.places = dict(offsets(plan))
+        self.waiting = set(plan)
+        self.file = open(path, "wb+")  # noqa: SIM115  closed by __exit__
+        self.file.write(self.header)
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        with self.file:
+            if kind is None:
+                assert not self.waiting, f"planned and not written: {sorted(self.waiting)[:5]}"
+                if self.hashed:
+                    self.put_hashes()
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor, in its planned dtype."""
+        planned, (begin, end) = self.plan[name], self.places[name]
+        assert Planned.of(tensor) == planned, f"{name}: {Planned.of(tensor)}, planned {planned}"
+        data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        self.file.seek(len(self.header) + begin)
+        self.file.write(data.numpy().data)
+        self.waiting.discard(name)
+
+    def put_hashes(self) -> None:
+        """Of the data alone, and of a stretch of the file as it would be with only its ss_* metadata."""
+        own = {name: text for name, text in self.metadata.items() if name.startswith("ss_")}
+        shorter = header_of(self.plan, own)
+        whole, legacy = hashlib.sha256(), hashlib.sha256(shorter[LEGACY])
+        position = len(shorter)  # of the next byte in that shorter file
+        self.file.seek(len(self.header))
+        while data := self.file.read(CHUNK):
+            whole.update(data)
+            first, last = (
+                min(max(at - position, 0), len(data)) for at in (LEGACY.start, LEGACY.stop)
+            )
+            legacy.update(data[first:last])
+            position += len(data)
+        hashes = dict(zip(HASHES, (whole.hexdigest(), legacy.hexdigest()[:8])))
+        header = header_of(self.plan, {**self.metadata, **hashes})
+        assert len(header) == len(self.header), "the same number of digits"
+        self.file.seek(0)
+        self.file.write(header)
+
+
+def ordered(plan: Mapping[str, Planned]) -> list[str]:
+    """Wide numbers first, as readers that map a file need it; then by name."""
+    return sorted(plan, key=lambda name: (-READABLE[plan[name].dtype].itemsize, name))
+
+
+def offsets(plan: Mapping[str, Planned]) -> Iterable[tuple[str, tuple[int, int]]]:
+    """Where each tensor begins and ends in the data."""
+    begin = 0
+    for name in ordered(plan):
+        end = begin + plan[name].size
+        yield name, (begin, end)
+        begin = end
+
+
+def header_of(plan: Mapping[str, Planned], metadata: Mapping[str, str]) -> bytes:
+    """The bytes before the data: their number, and JSON padded to a multiple of 8."""
+    places: dict[str, object] = {}
+    if metadata:
+        places["__metadata__"] = dict(sorted(metadata.items()))
+    for name, place in offsets(plan):
+        dtype, shape = plan[name]
+        places[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": list(place)}
+    text = json.dumps(places, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-len(text) % 8 + len(text))
+    return len(text).to_bytes(8, "little") + text
