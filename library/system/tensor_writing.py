@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,39 +42,34 @@ class Planned(NamedTuple):
         return cls(DTYPES[tensor.dtype], tuple(tensor.shape))
 
 
-class TensorWriter:
-    """Writes the planned tensors, in any order. Leaving the block without all of them is a mistake.
+@contextmanager
+def tensor_writer(
+    path: Path, plan: Mapping[str, Planned], metadata: Mapping[str, str], *, hashed: bool
+) -> Iterator[TensorWriter]:
+    """Within: put every planned tensor. hashed: the metadata gets sd-scripts' hashes of the data."""
+    with open(path, "wb+") as file:
+        writer = TensorWriter(file, plan, {**metadata, **HASHES} if hashed else metadata)
+        yield writer
+        assert not writer.waiting, f"planned and not written: {sorted(writer.waiting)[:5]}"
+        if hashed:
+            writer.put_hashes()
 
-    hashed: the metadata gets sd-scripts' hashes of the data. Raises OSError.
-    """
+
+class TensorWriter:
+    """Writes the planned tensors into an open file, in any order. Raises OSError."""
 
     def __init__(
-        self, path: Path, plan: Mapping[str, Planned], metadata: Mapping[str, str], *, hashed: bool
+        self, file: BinaryIO, plan: Mapping[str, Planned], metadata: Mapping[str, str]
     ) -> None:
-        self.metadata = {**metadata, **HASHES} if hashed else dict(metadata)
-        self.hashed, self.plan = hashed, plan
-        self.header = header_of(plan, self.metadata)
-        self.places = dict(offsets(plan))
+        self.file, self.plan, self.metadata = file, plan, metadata
+        self.header = header_of(plan, metadata)
+        self.starts = {name: begin for name, (begin, _) in offsets(plan)}
         self.waiting = set(plan)
-        self.file = open(path, "wb+")  # noqa: SIM115  closed by __exit__
         self.file.write(self.header)
-
-    def __enter__(self) -> TensorWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
-        with self.file:
-            if kind is None:
-                assert not self.waiting, f"planned and not written: {sorted(self.waiting)[:5]}"
-                if self.hashed:
-                    self.put_hashes()
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write a tensor, in its planned dtype."""
-        planned, (begin, end) = self.plan[name], self.places[name]
+        planned, begin = self.plan[name], self.starts[name]
         assert Planned.of(tensor) == planned, f"{name}: {Planned.of(tensor)}, planned {planned}"
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         self.file.seek(len(self.header) + begin)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from library.errors import AdapterFileError, Problem
 from library.system.system_errors import output_errors
-from library.system.tensor_writing import Planned, TensorWriter
+from library.system.tensor_writing import Planned, TensorWriter, tensor_writer
 from library.utils import atomic_write
 from networks.kinds.stored import is_finite
 
@@ -38,9 +38,12 @@ def adapter_writer(
     path: Path, plan: Mapping[str, Planned], metadata: Mapping[str, str]
 ) -> Iterator[AdapterWriter]:
     """Within: put every planned tensor. After: the file is there, with sd-scripts' hashes."""
-    with output_errors(path), atomic_write(path) as temporary:
-        with TensorWriter(temporary, plan, metadata, hashed=True) as writer:
-            yield AdapterWriter(writer, path)
+    with (
+        output_errors(path),
+        atomic_write(path) as temporary,
+        tensor_writer(temporary, plan, metadata, hashed=True) as writer,
+    ):
+        yield AdapterWriter(writer, path)
 
 
 def derived(

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.errors import ConfigError
 from tests.helpers.tiny import golden
 from tools.bench import ledger
@@ -18,7 +18,7 @@ def test_the_true_size_is_that_of_the_official_file():
         count, _, after = rest.partition("}")
         for number in range(int(count or 1)):
             shapes[f"{before}{number}{after}" if brace else name] = tuple(shape)
-    assert DiTParams.from_state_shapes(shapes) == ledger.TRUE_SIZE
+    assert DiTParams.from_state_shapes(shapes) == PUBLISHED
 
 
 def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch, capsys):
