@@ -5,15 +5,16 @@ from dataclasses import replace
 import torch
 
 from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import PUBLISHED
 from library.anima_doctor.anima_step import MODES, AnimaStep, Saving, count
 from library.anima_doctor.run_memory import RunMemory
 from library.memory.optimizer_states import state_bytes
 from networks.loading import load_network_module, make_network, quiet
 from tests.helpers.running import config_files, make_trainer
-from tools.bench.ledger import TRUE_SIZE, network_of
+from tools.bench.ledger import network_of
 
 PARAMS = replace(
-    TRUE_SIZE, num_blocks=1, llm_adapter=replace(TRUE_SIZE.llm_adapter, num_blocks=1)
+    PUBLISHED, num_blocks=1, llm_adapter=replace(PUBLISHED.llm_adapter, num_blocks=1)
 )  # true widths
 STEPS = {  # adapter, rank, mode, pixels, batch, more: the optimizers
     ("lora", 16, "none", 512, 1): ("AdamW", "AdamW8bit", "Lion", "SGDNesterov"),

@@ -162,7 +162,7 @@ def test_the_trainers_loop_is_timed_apart_from_the_model(run, demo):
 
 
 def test_storage_is_compared_with_the_base_as_it_is(run, monkeypatch):
-    monkeypatch.setattr(storage, "TRUE_SIZE", gpu_parts.TINY)
+    monkeypatch.setattr(storage, "PUBLISHED", gpu_parts.TINY)
     options = ["--blocks", "2", "--pixels", "64", "--rank", "2"]
     _, exact = run(storage, *options, "--precision", "no")
     rows = {row.pop("storage"): {name: float(v) for name, v in row.items()} for row in exact["rows"]}

@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from library.anima_backend.modelling.attention import FUNCTIONS, PACKAGED
-from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
 from library.anima_models import load_anima_transformer, load_anima_vae
 from library.memory.step_count import Step
-from tools.bench.ledger import GIB, TRUE_SIZE, network_of
+from tools.bench.ledger import GIB, network_of
 from tools.bench.measuring import Figures, relative_distance, seconds_of
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
@@ -33,9 +33,9 @@ LIMITS = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
 STEP_MODES = ("none", "cheap", "checkpoint", "checkpoint_swap_all", "fp8_checkpoint")
 FULL = 0.92  # of the card's memory: with more, desktops and drivers get in the way
 TINY = replace(
-    TRUE_SIZE, model_dim=64, head_dim=32, text_dim=32, adaln_dim=8, mlp_dim=128, num_blocks=2,
+    PUBLISHED, model_dim=64, head_dim=32, text_dim=32, adaln_dim=8, mlp_dim=128, num_blocks=2,
     llm_adapter=replace(
-        TRUE_SIZE.llm_adapter, vocab=16, source_dim=32, target_dim=32, model_dim=32, head_dim=16,
+        PUBLISHED.llm_adapter, vocab=16, source_dim=32, target_dim=32, model_dim=32, head_dim=16,
         mlp_dim=32, num_blocks=1,
     ),
 )  # fmt: skip
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def params(self) -> DiTParams:
-        return TINY if self.tiny else TRUE_SIZE
+        return TINY if self.tiny else PUBLISHED
 
     @property
     def pixels(self) -> tuple[int, ...]:

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import MIN_CONTEXT
-from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
 from library.errors import ConfigError
 from library.settings.run_config import OptimizerOptions
 from library.system.program import run_main
 from tools.bench import peers
-from tools.bench.ledger import TRUE_SIZE, network_of
+from tools.bench.ledger import network_of
 from tools.bench.measuring import (
     Work,
     add_precision,
@@ -51,15 +51,15 @@ class Inputs:
 def params_of(options: argparse.Namespace) -> DiTParams:
     """The true proportions at another width and depth; the text's width stays."""
     width = options.width
-    if width % (2 * TRUE_SIZE.head_dim) and width > 2 * TRUE_SIZE.head_dim:
-        raise ConfigError(f"--width {width}: expected a multiple of {2 * TRUE_SIZE.head_dim}.")
+    if width % (2 * PUBLISHED.head_dim) and width > 2 * PUBLISHED.head_dim:
+        raise ConfigError(f"--width {width}: expected a multiple of {2 * PUBLISHED.head_dim}.")
     return replace(
-        TRUE_SIZE,
+        PUBLISHED,
         model_dim=width,
-        head_dim=min(TRUE_SIZE.head_dim, width // 2),
+        head_dim=min(PUBLISHED.head_dim, width // 2),
         mlp_dim=4 * width,
         num_blocks=options.blocks,
-        llm_adapter=replace(TRUE_SIZE.llm_adapter, vocab=8, num_blocks=1),  # not run here
+        llm_adapter=replace(PUBLISHED.llm_adapter, vocab=8, num_blocks=1),  # not run here
     )
 
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.params import PUBLISHED
 from library.memory.modes import store_weights
 from library.memory.quantised import kind_of
 from library.settings.run_config import PrecisionOptions
 from library.system.program import run_main
 from networks import lora_anima
 from networks.loading import quiet
-from tools.bench.ledger import TRUE_SIZE
 from tools.bench.measuring import (
     Figures,
     add_precision,
@@ -53,7 +53,7 @@ class Found(NamedTuple):
 
 def step(options: argparse.Namespace, precision: PrecisionOptions, dtype: torch.dtype) -> Found:
     """The same weights, adapters and batch whatever the storage and the dtype."""
-    params = replace(TRUE_SIZE, num_blocks=options.blocks)
+    params = replace(PUBLISHED, num_blocks=options.blocks)
     torch.manual_seed(0)
     with options.device:
         model = Anima(params).requires_grad_(False)
@@ -90,7 +90,7 @@ def error_of(form: str | None) -> float:
     if form is None:
         return 0.0
     torch.manual_seed(2)
-    weight = torch.randn(TRUE_SIZE.model_dim, TRUE_SIZE.model_dim)
+    weight = torch.randn(PUBLISHED.model_dim, PUBLISHED.model_dim)
     return relative_distance(kind_of(form).of(weight, form).dense(torch.float32), weight)
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=1)
     add_precision(parser)
     add = parser.add_argument
-    add("--blocks", type=int, default=4, help=f"of the DiT; the true model has {TRUE_SIZE.num_blocks}")
+    add("--blocks", type=int, default=4, help=f"of the DiT; the true model has {PUBLISHED.num_blocks}")
     add("--pixels", type=int, default=256, help="edge of a square picture")
     add("--rank", type=int, default=16)
     options = settle(parser)
