@@ -17,18 +17,18 @@ BLOCK = re.compile(r"(.*?\b\w*(?:blocks?|layers?)\.\d+)\.(.+)")
 
 
 def places_of(placements: Sequence[Placement]) -> list[tuple[str, str]]:
-    """(block, kind of layer) of each: "blocks.3.attn.q" is layer attn.q of blocks.3.
+    return [place_of(placement.path) for placement in placements]
+
+
+def place_of(path: str) -> tuple[str, str]:
+    """(block, kind of layer) of a module: "blocks.3.attn.q" is layer attn.q of blocks.3.
 
     What is in no numbered block has the module that holds it in its place.
     """
-    found = []
-    for placement in placements:
-        if inside := BLOCK.fullmatch(placement.path):
-            found.append((inside[1], inside[2]))
-        else:
-            block, _, kind = placement.path.rpartition(".")
-            found.append((block, kind))
-    return found
+    if inside := BLOCK.fullmatch(path):
+        return inside[1], inside[2]
+    block, _, kind = path.rpartition(".")
+    return block, kind
 
 
 @torch.no_grad()

@@ -1,5 +1,5 @@
 "use strict";
-// Line charts in SVG: axes with units, a legend, and the values under the pointer.
+// Line charts in SVG (axes with units, a legend, the values under the pointer) and heat maps.
 
 const EDGE = {left: 52, right: 20, top: 8, bottom: 34}, COLOURS = 8;
 
@@ -158,4 +158,19 @@ function smooth(mean, weight) {
     mass = weight * mass + (1 - weight);
     return sum / mass;
   });
+}
+
+// Values by block and kind of layer; the deepest colour is for `most`, values below 0 have another.
+function heatTable(places, values, most, nameOf) {
+  const blocks = [...new Set(places.map(([block]) => block))], kinds = [...new Set(places.map(([, kind]) => kind))];
+  const at = new Map(places.map(([block, kind], i) => [`${block}\n${kind}`, i]));
+  const rows = blocks.map((block) => el("tr", {}, el("th", {}, nameOf(block)), kinds.map((kind) => {
+    const value = values[at.get(`${block}\n${kind}`)] ?? null, made = el("td");
+    if (value === null) return made;
+    made.title = `${block ? `${block}.` : ""}${kind}: ${number(value)}`;
+    const depth = Math.min(1, Math.abs(value) / most);
+    made.style.background = `rgba(var(--${value < 0 ? "cold" : "heat"}), ${(0.06 + 0.94 * depth).toFixed(3)})`;
+    return made;
+  })));
+  return el("div", {class: "scroll whole"}, el("table", {class: "heat"}, el("tr", {}, el("th"), kinds.map((kind) => el("th", {class: "turned", title: kind}, kind))), rows));
 }

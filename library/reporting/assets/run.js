@@ -142,8 +142,6 @@ function strength() {
   if (!data.strengths.length || !data.places.length) return [];
   const steps = data.strengths.map((each) => each.step), kinds = [...new Set(data.places.map(([, kind]) => kind))];
   const blocks = [...new Set(data.places.map(([block]) => block))];
-  const places = new Map();
-  data.places.forEach(([block, kind], i) => places.set(`${block}\n${kind}`, i));
   const sum = (each, chosen) => together(each.norms.filter((_, i) => chosen(data.places[i])));
   const families = [...new Set(blocks.map((block) => block.replace(/\.?\d+$/, "")))];
   const groups = families.length > 1 && families.length <= 8 ? families.map((family) => [family, ([block]) => block.replace(/\.?\d+$/, "") === family])
@@ -161,14 +159,7 @@ function strength() {
     const chosen = Math.min(state.at ?? steps.length - 1, steps.length - 1), norms = data.strengths[chosen].norms;
     const most = Math.max(...data.strengths.at(-1).norms.map((norm) => norm ?? 0), ...norms.map((norm) => norm ?? 0), 1e-30);
     shownStep.textContent = `${word("step")} ${steps[chosen]} `;
-    const rows = blocks.map((block) => el("tr", {}, el("th", {}, block || word("other")), kinds.map((kind) => {
-      const i = places.get(`${block}\n${kind}`), made = el("td");
-      if (i === undefined || norms[i] === null) return made;
-      made.title = `${block ? `${block}.` : ""}${kind}: ${number(norms[i])}`;
-      made.style.background = `rgba(var(--heat), ${(0.06 + 0.94 * norms[i] / most).toFixed(3)})`;
-      return made;
-    })));
-    box.replaceChildren(el("div", {class: "scroll whole"}, el("table", {class: "heat"}, el("tr", {}, el("th"), kinds.map((kind) => el("th", {class: "turned", title: kind}, kind))), rows)));
+    box.replaceChildren(heatTable(data.places, norms, most, (block) => block || word("other")));
   }
   heat();
   return [
