@@ -9,6 +9,7 @@ from library.reporting.index import SUMMARY, summary, write_index
 from library.reporting.page import page
 from library.reporting.server import Source, start
 from tests.helpers import browser
+from tests.helpers.adapter_pages import page_of
 from tests.helpers.records import HOSTILE, record_of
 
 PROGRAM = browser.installed()
@@ -125,3 +126,21 @@ def test_the_live_page_follows_and_its_buttons_ask(tab, tmp_path):
         server.close()
     assert tab.run("document.querySelectorAll('button.main').length") == 0
     assert tab.errors == []
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_page_about_adapters_shows_all_in_both_languages(tab, tmp_path, width):
+    file = tmp_path / "adapters.html"
+    file.write_text(page_of(HOSTILE).html(), encoding="utf-8")
+    tab.open(file.as_uri(), width, phone=width < 500)
+    english = check(tab)
+    assert english.count(HOSTILE) > 20 and "（中文）" not in english
+    tab.until("document.querySelectorAll('.plot svg').length === 1")
+    cells = "[...document.querySelector('section:has(table.heat)').querySelectorAll('td')].map((each) => each.title).join('|')"
+    first = tab.run(cells)
+    assert "blocks.0.mlp.layer1: 0.25" in first.split("|")
+    tab.run("document.querySelectorAll('section .tools button')[1].click()")
+    assert "blocks.0.mlp.layer1: 0.5" in tab.run(cells).split("|")
+    tab.run("document.querySelector('header .tools button').click()")
+    assert "（中文）" in check(tab) and "more places" not in check(tab)
+    tab.run("localStorage.clear()")
