@@ -104,7 +104,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return start_notes.Start(self.cfg, self.anima, self.outline)
 
     def warnings(self) -> list[str]:
-        return start_notes.rate_notes(self.start)
+        return [*super().warnings(), *start_notes.rate_notes(self.start)]
 
     def warnings_of_length(self) -> list[str]:
         arguments = self.cfg, self.anima, self.cfg.explicit, self.datasets

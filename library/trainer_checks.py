@@ -29,6 +29,7 @@ from library.reporting.reporter import Reporter, check_page
 from library.reporting.stage_times import timed
 from library.saving import snapshot
 from library.saving.checkpoints import Checkpoints
+from library.saving.exporting import export_notes, export_problems
 from library.saving.output_checks import check_outputs
 from library.saving.resumption import Resumption
 from library.saving.snapshot import Snapshot
@@ -143,6 +144,11 @@ class CheckStages(FamilyHooks):
                 raise ConfigError(problems)
             merge_base_weights(net, model)
             self.outline = make_network(module, net, kwargs, model)
+        if problems := export_problems(self.cfg.save, self.outline):
+            raise ConfigError(problems)
+
+    def warnings(self) -> list[str]:
+        return export_notes(self.cfg.save, self.outline)
 
     @timed
     def prepare_data(self) -> None:

@@ -25,9 +25,9 @@ from library.anima_runtime.model_facts import ModelFiles
 from library.caching import latents_files
 from library.caching.text_cache import text_path
 from library.data.captions import variants
-from library.device_utils import precision_dtype
 from library.memory.planning import choose_modes
 from library.saving.checkpoints import files_of_run
+from library.saving.exporting import bytes_of_save
 from library.strategy_anima import AnimaTokenizeStrategy
 from networks.network import AdapterNetwork
 
@@ -182,7 +182,7 @@ class Estimates:
         trainer = self.trainer
         folder = trainer.checkpoints.folder
         averaged = bool(cfg.average.ema_decay)
-        files = self.file_bytes() * (1 + averaged)
+        files = bytes_of_save(cfg.save, self.network) * (1 + averaged)
         kinds = (
             ("adapter files", files, "each with its average" if averaged else "each"),
             ("states", self.state_bytes(), "each"),
@@ -199,13 +199,6 @@ class Estimates:
         state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
         averaged = trained * torch.float32.itemsize if self.trainer.cfg.average.ema_decay else 0
         return trained * self.memory.trained_dtype.itemsize + state + averaged
-
-    def file_bytes(self) -> int:
-        """Of one adapter file, its metadata left out."""
-        kept = self.network.exported()
-        factors = [factor for p in kept for factor in p.adapter.factors().values()]
-        dtype = precision_dtype(self.trainer.cfg.save.save_precision or "float")
-        return sum(factor.numel() for factor in factors) * dtype.itemsize
 
     @cached_property
     def memory(self) -> RunMemory:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 EXTENSION, STATE = ".safetensors", "-state"
+AVERAGE, UNIVERSAL = "-ema", "-universal"
+"""At the end of a name: of averaged weights; in the universal form, beside the usual one."""
 
 
 def output_name(options: SaveOptions, default: str) -> str:
@@ -125,10 +127,6 @@ class Checkpoints:
     def final_file(self) -> Path:
         return self.folder / f"{output_name(self.options, 'last')}{EXTENSION}"
 
-    def average_file(self, file: Path) -> Path:
-        """The file of the averaged weights that goes with an adapter file."""
-        return file.with_name(f"{file.name.removesuffix(EXTENSION)}-ema{EXTENSION}")
-
     def ledger_file(self) -> Path:
         """The table of the pictures' losses."""
         return self.folder / f"{output_name(self.options, 'last')}_ledger.csv"
@@ -149,6 +147,26 @@ class Checkpoints:
         """The file to write after epoch `epoch`, or None; the last epoch is the final file's."""
         is_due = self.by_epoch.is_due(epoch) and epoch < self.epochs
         return self.epoch_file(epoch) if is_due else None
+
+
+def files_of_save(file: Path) -> list[Path]:
+    """All that may have been written with an adapter file, and last the file itself."""
+    averaged = average_file(file)
+    return [universal_file(averaged), averaged, universal_file(file), file]
+
+
+def average_file(file: Path) -> Path:
+    """The file of the averaged weights that goes with an adapter file."""
+    return _companion(file, AVERAGE)
+
+
+def universal_file(file: Path) -> Path:
+    """The file of the universal form that goes with an adapter file."""
+    return _companion(file, UNIVERSAL)
+
+
+def _companion(file: Path, ending: str) -> Path:
+    return file.with_name(f"{file.name.removesuffix(EXTENSION)}{ending}{EXTENSION}")
 
 
 def write_or_rescue(write: Callable[[Path], None], file: Path) -> Path:

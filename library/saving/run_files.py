@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.device_utils import precision_dtype
 from library.errors import UserError
-from library.saving.checkpoints import write_or_rescue
+from library.saving.checkpoints import average_file, files_of_save
+from library.saving.exporting import Exporter
 from library.saving.metadata import of_session
 from library.saving.state_folder import StateContents, remove_state, write_state
 from library.system.files import remove_file
@@ -50,6 +50,7 @@ class StateFacts:
 class RunFiles:
     """Writes the files of a run, on the first process; every process calls it at the same steps.
 
+    exporter:   writes the adapter files
     facts:      of the run, for its states, with the metadata of its session added
     last_file:  (step, adapter file) that was written last
     last_state: the newest state that was written, or that the run came from
@@ -70,6 +71,7 @@ class RunFiles:
     ) -> None:
         self.checkpoints, self.accelerator = checkpoints, accelerator
         self.parts, self.metadata = parts, metadata
+        self.exporter = Exporter(checkpoints.options, parts.network)
         self.facts = {**facts.run, "metadata": of_session(metadata.entries)}
         self.snapshot = functools.cache(facts.snapshot)  # the pictures are hashed for it
         self.last_file: tuple[int, Path] | None = None
@@ -138,25 +140,14 @@ class RunFiles:
         """Write the weights, and their average where one is kept; returns the file of the weights."""
         metadata = self.metadata.at(position)
         with optimizer_eval_mode(self.parts.optimizer):
-            file = self.write_weights(file, metadata)
+            file = self.exporter.write(file, metadata)
         self.last_file = position.step, file
         average = self.parts.average
         if average and average.tensors:
             with average.in_place():
-                self.write_weights(self.checkpoints.average_file(file), self.averaged(metadata))
+                self.exporter.write(average_file(file), self.averaged(metadata))
         if self.on_export:
             self.on_export(position.step, file)
-        return file
-
-    def write_weights(self, file: Path, metadata: Mapping[str, str]) -> Path:
-        """As the adapters hold them now; returns the file that was written."""
-        dtype = precision_dtype(self.checkpoints.options.save_precision or "float")
-
-        def write(path: Path) -> None:
-            self.parts.network.save_weights(str(path), dtype, metadata)
-
-        file = write_or_rescue(write, file)
-        logger.info("saved %s", file)
         return file
 
     def averaged(self, metadata: Mapping[str, str]) -> dict[str, str]:
@@ -278,7 +269,7 @@ class RunFiles:
         if not self.accelerator.is_main_process:
             return
         for file in series.stale_files(number):
-            for each in (self.checkpoints.average_file(file), file):  # what is left tells of both
+            for each in files_of_save(file):  # what is left tells of all
                 if remove_file(each):
                     logger.info("removed %s", each)
         for state in series.stale_states(number) if self.checkpoints.states.save_state else ():

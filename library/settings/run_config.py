@@ -865,6 +865,21 @@ class SaveOptions:
             ("ckpt", "pt"), "only safetensors is written: such files can run code when they are opened"
         ),
     )  # fmt: skip
+    export_format: str = flag(
+        "comfy",
+        "comfy: all that was trained; universal: a LoRA without alpha and norms, which diffusers reads "
+        "too; both: the second beside it as <name>-universal",
+        choices=("comfy", "universal", "both"),
+    )
+    export_rank: int | None = flag(
+        None,
+        "rank of the universal LoRA that stands in place of a LoKr; 64 if not given",
+        check=at_least(1),
+        idle=(needs(lambda o: o.export_format != "comfy", "export_format is comfy"),),
+    )
+    verify_export: bool = flag(
+        True, "read each file again and compare it with the adapters in memory"
+    )
     no_metadata: bool = flag(False, "write only modelspec.* and the metadata other tools need")
     huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
     huggingface_repo_type: str | None = flag(None, "its type", ignored=LATER)

@@ -40,7 +40,7 @@ def remove(path: Path) -> bool:
 
 def clear_temporary(folder: Path, names: Collection[str]) -> None:
     """Delete the unfinished adapter files of earlier runs of these names, which this run has claimed."""
-    own = re.compile(rf"({'|'.join(map(re.escape, names))})(-step\d+|-\d+)?\.safetensors")
+    own = re.compile(rf"({'|'.join(map(re.escape, names))})(-step\d+|-\d+)?(-ema)?(-universal)?\.safetensors")
     for path in folder.iterdir() if folder.is_dir() else ():
         if found := ATOMIC_WRITE_NAME.fullmatch(path.name):
             name, process = found[1], int(found[2])

@@ -242,6 +242,9 @@ FLAGS: dict[str, Case] = {
     "save_last_n_epochs": Case(1, "saves", EPOCHS, idle=({}, EVERY_STEPS)),
     "save_last_n_steps": Case(4, "saves", EVERY_STEPS, idle=({}, EPOCHS)),
     "save_model_as": shown("test_effects.test_files_that_can_run_code_are_refused"),
+    "export_format": shown("test_exporting.test_a_run_writes_both_forms_and_removes_both"),
+    "export_rank": shown("test_exporting.test_a_lokr_becomes_the_best_lora_of_the_rank", 8, {}),
+    "verify_export": shown("test_exporting.test_files_are_compared_unless_that_is_off"),
     "no_metadata": shown("test_training.test_no_metadata_leaves_what_other_tools_need"),
     "ema_decay": shown("test_which_file.test_a_run_saves_the_average_of_its_weights"),
     "ema_start_step": shown(

@@ -24,6 +24,8 @@ WRITING_ALL = {
     "save_every_n_epochs": 1,
     "save_state": True,
     "ema_decay": 0.9,
+    "network_module": "networks.lokr_anima",
+    "export_format": "both",
     "cache_latents_to_disk": True,
     "cache_text_encoder_outputs_to_disk": True,
 }
@@ -107,8 +109,10 @@ def test_the_files_of_a_run_and_their_metadata_are_those_of_the_tables(demo, run
     patterns = [pattern_of(quoted(row[0])[0]) for row in rows(FORMATS, FILES)]
     assert [name for name in written if not any(re.fullmatch(p, name) for p in patterns)] == []
     assert [p for p in patterns if not any(re.fullmatch(p, name) for name in written)] == []
-    with safe_open(run_folder / "out/run.safetensors", "pt") as file:
-        keys = list(file.metadata())
+    keys = set()
+    for name in ("run", "run-universal"):
+        with safe_open(run_folder / f"out/{name}.safetensors", "pt") as file:
+            keys |= file.metadata().keys()
     groups = [pattern_of(key) for row in rows(FORMATS, METADATA) for key in quoted(row[0])]
     assert [key for key in keys if not any(re.fullmatch(group, key) for group in groups)] == []
     assert [group for group in groups if not any(re.fullmatch(group, key) for key in keys)] == []

@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from library.errors import AdapterFileError
-from networks import lokr_anima, lora_anima
 from networks.codec import KeyStyle, encode
 from networks.kinds.adapter import merged_parameters
 from networks.kinds.norm import NormDelta
@@ -15,33 +14,10 @@ from networks.network import AdapterNetwork, NetworkSettings
 from networks.placements import Placement
 from tests.helpers.comfy_rules import weight_differences
 from tests.helpers.tiny import rel_l2, tiny_transformer
+from tests.helpers.trained_networks import MODULES, OPTIONS, trained
 from tests.helpers.written_adapters import live_differences
 
-MODULES = {"lora": lora_anima, "lokr": lokr_anima}
-OPTIONS = {
-    "lora": ("lora", {}),
-    "lokr low": ("lokr", {"lokr_factor": 4}),
-    "lokr full": ("lokr", {"lokr_full_matrix": "true"}),
-    "lokr both": ("lokr", {"lokr_decompose_both": 1, "factor": -1}),
-    "lokr sentinel": ("lokr", {"network_dim": 100_000}),
-}
 ALPHAS = [0, 1, 3, 100_000]
-
-
-def trained(name="lora", alpha=1, model=None, scale=0.05, **kwargs):
-    """A network on the tiny model whose every factor is random, as after training."""
-    kind, options = OPTIONS[name]
-    options = {"network_dim": 3, **options, **kwargs}
-    model = model or tiny_transformer()
-    network = MODULES[kind].create_network(
-        1.0, options.pop("network_dim"), alpha, None, None, model, **options
-    )
-    network.apply_to(None, model)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in network.get_trainable_params():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return network
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -354,7 +330,7 @@ def test_a_norms_bias_is_exported_as_b_norm_and_reloads(tmp_path):
 def test_merging_adds_in_float32_at_the_given_strength(tmp_path, dtype):
     trained("lokr low").save_weights(tmp_path / "a.safetensors", None, None)
     model, before = tiny_transformer(dtype), tiny_transformer(dtype).state_dict()
-    network, tensors = lokr_anima.create_network_from_weights(
+    network, tensors = MODULES["lokr"].create_network_from_weights(
         0.5, str(tmp_path / "a.safetensors"), None, None, model, for_inference=True
     )
     network.merge_to(None, model, tensors)
@@ -371,7 +347,7 @@ def test_a_merge_that_is_not_finite_changes_nothing():
     tensors = network.export_tensors(torch.float32)
     tensors["diffusion_model.llm_adapter.norm.w_norm"][0] = 1e38
     model, before = tiny_transformer(), tiny_transformer().state_dict()
-    merging, _ = lora_anima.create_network_from_weights(
+    merging, _ = MODULES["lora"].create_network_from_weights(
         1e3, None, None, None, model, weights_sd=tensors
     )
     with pytest.raises(AdapterFileError, match=r"llm_adapter.norm.weight.*NaN"):
