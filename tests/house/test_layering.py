@@ -49,6 +49,7 @@ FLOORS = [
     ("library/anima_workshop/*", "adapter files checked, compared and made anew"),
     ("anima_train_network", "the family's trainer"),
     ("tools/_*", "what tools share"),
+    ("tools/importers/*", "other trainers' configurations as tables"),
     ("tools/[!_]* tools/bench/*", "command-line tools"),
 ]
 PLACES_KEPT: set[str] = set()  # of rooms that are planned: files are not there yet

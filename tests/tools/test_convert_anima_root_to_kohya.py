@@ -10,8 +10,8 @@ from tests.helpers import warm
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import python
 from tests.helpers.running import model_paths, toml_value
-from tools import _root_style as root_style
 from tools.convert_anima_root_to_kohya import SHIFT_LINES, run
+from tools.importers import root_style
 
 try:
     import tomllib

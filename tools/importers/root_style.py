@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
-def text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    raise ValueError("expected text in quotes")
-
-
-def whole(value: Any) -> int:
-    if type(value) is int:
-        return value
-    raise ValueError("expected a whole number")
-
-
-def number(value: Any) -> float:
-    if type(value) in (int, float) and math.isfinite(value):
-        return value
-    raise ValueError("expected a number")
-
-
-def switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ValueError("expected true or false")
+from library.errors import Problem
+from library.settings.run_config import OptimizerOptions
+from library.training.optimizers import is_schedule_free
+from tools.importers.draft import Draft, Leaf
+from tools.importers.machine import Source
+from tools.importers.rules import Rule, lost, number, size, switch, text, whole
 
 
 def switch_or_text(value: Any) -> bool:
@@ -48,14 +29,6 @@ def repeats(value: Any) -> int:
     return whole(value) or 1
 
 
-def size(value: Any) -> int | list[int]:
-    if type(value) is int:
-        return value
-    if isinstance(value, list) and len(value) == 2 and all(type(edge) is int for edge in value):
-        return value
-    raise ValueError("expected a whole number or [width, height]")
-
-
 def targets(value: Any) -> str:
     """A text, or a list of texts as network_args has lists."""
     if isinstance(value, list) and value and all(isinstance(each, str) for each in value):
@@ -69,20 +42,6 @@ def network_type(value: Any) -> str:
     if name in modules:
         return modules[name]
     raise ValueError(f"{value!r} is unknown. Choose one of {', '.join(modules)}")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How one key is read, and where it goes.
-
-    target:  "train.x", "general.x", "datasets.x", "subsets.x", "network.x" and "optimizer.x" for
-             network_args and optimizer_args, "special.x" for what depends on other keys
-    is_path: relative ones count from the configuration file
-    """
-
-    target: str
-    read: Callable[[Any], Any]
-    is_path: bool = False
 
 
 RULES = {
@@ -132,7 +91,7 @@ RULES = {
     "optimizer.beta1": Rule("special.beta1", number),
     "optimizer.beta2": Rule("special.beta2", number),
     "dataset.data_dir": Rule("subsets.image_dir", text, is_path=True),
-    "dataset.repeats": Rule("subsets.num_repeats", repeats),
+    "dataset.repeats": Rule("subsets.num_repeats", repeats, blank=True),
     "dataset.resolution": Rule("datasets.resolution", size),
     "dataset.enable_bucket": Rule("datasets.enable_bucket", switch),
     "dataset.min_reso": Rule("datasets.min_bucket_reso", whole),
@@ -170,9 +129,97 @@ UNSUPPORTED_SECTIONS = {
 SECTIONS = ("model", "dataset", "training", "optimizer", "lora", "output")
 
 
-def resolved(path: str, folder: Path) -> str:
+ALL_RULES = RULES | {name: lost(f"use {instead}") for name, instead in UNSUPPORTED.items()}
+
+
+def resolved(path: str, folders: Sequence[Path]) -> str:
     """A path that holds from anywhere, with / on every system."""
     windows = len(path) > 2 and path[1] == ":" and path[2] in "\\/"
     if windows:  # absolute already, though perhaps not on this system
         return path.replace("\\", "/")
-    return (folder / Path(path).expanduser()).resolve().as_posix()
+    return (folders[0] / Path(path).expanduser()).resolve().as_posix()
+
+
+def settle(draft: Draft) -> None:
+    """What depends on several keys, and what has to be there."""
+    for name, what in REQUIRED.items():
+        table, _, key = RULES[name].target.partition(".")
+        told = any(problem.where == name for problem in draft.problems)
+        if key not in draft.table(table) and not told:
+            draft.problems.append(Problem(f"is missing: {what}.", name))
+    first_of(draft, ("t5_dir", "t5_path"), "train.t5_tokenizer_dir")
+    if "t5_tokenizer_dir" not in draft.train:
+        message = "both missing: the folder of the T5 tokenizer. Set one."
+        where = "model.t5_tokenizer_dir, model.t5_tokenizer_path"
+        draft.problems.append(Problem(message, where))
+    if "anima_transformer" in draft.train:
+        draft.train["pretrained_model_name_or_path"] = draft.train["anima_transformer"]
+    if (given := draft.take("lora_name")) and "output_name" in draft.train:
+        draft.lose(given.leaf, "output.output_name is set")
+    elif given:
+        draft.put(given.leaf, "train.output_name", given.value)
+    settle_length(draft)
+    datasets = draft.table("datasets")
+    if {"min_bucket_reso", "max_bucket_reso", "bucket_reso_steps"} & datasets.keys():
+        datasets.setdefault("enable_bucket", True)
+    settle_optimizer(draft)
+
+
+def first_of(draft: Draft, names: Sequence[str], target: str) -> None:
+    """The first of the keys that was given, into one place."""
+    for waiting in filter(None, [draft.take(name) for name in names]):
+        if target.partition(".")[2] in draft.train:
+            draft.lose(waiting.leaf, f"{target.partition('.')[2]} is set already")
+        else:
+            draft.put(waiting.leaf, target, waiting.value)
+
+
+def settle_length(draft: Draft) -> None:
+    """Steps, where there are any; else epochs."""
+    steps, epochs = draft.take("max_steps"), draft.take("epochs")
+    if steps and steps.value > 0:
+        draft.put(steps.leaf, "train.max_train_steps", steps.value)
+    if epochs and "max_train_steps" not in draft.train:
+        draft.put(epochs.leaf, "train.max_train_epochs", epochs.value)
+
+
+def settle_optimizer(draft: Draft) -> None:
+    """The betas, and the schedule as far as the optimizer allows one."""
+    first, second = draft.take("beta1"), draft.take("beta2")
+    if first and second:
+        betas = f"({first.value!r},{second.value!r})"
+        draft.put(first.leaf, "optimizer.betas", betas)
+        draft.put(second.leaf, "optimizer.betas", betas)
+    elif first or second:
+        message = "optimizer.beta1 and optimizer.beta2 go together. Set both or neither."
+        draft.problems.append(Problem(message, "optimizer"))
+    schedule, ratio = draft.take("lr_scheduler"), draft.take("lr_min_ratio")
+    if is_schedule_free(OptimizerOptions(optimizer_type=draft.train.get("optimizer_type", ""))):
+        no_schedule(draft, schedule.value if schedule else None, ratio.value if ratio else 0)
+        return
+    name = schedule.value if schedule else None
+    if schedule and name == "cosine" and ratio and ratio.value > 0:
+        draft.put(schedule.leaf, "train.lr_scheduler", "cosine_with_min_lr")
+        draft.put(ratio.leaf, "train.lr_scheduler_min_lr_ratio", ratio.value)
+    elif schedule:
+        draft.put(schedule.leaf, "train.lr_scheduler", name)
+    if ratio and ratio.value > 0 and name != "cosine":
+        message = 'use lr_scheduler = "cosine_with_min_lr"; other schedules go to zero or stay'
+        draft.lose(Leaf("", f"training.lr_min_ratio with {name}", ratio.value), message)
+    first_of(draft, ("lr_warmup_steps", "lr_warmup_ratio"), "train.lr_warmup_steps")
+
+
+def no_schedule(draft: Draft, schedule: str | None, ratio: float) -> None:
+    """An optimizer that schedules itself: what was asked for beside it is told."""
+    warmup = [draft.take(name) for name in ("lr_warmup_steps", "lr_warmup_ratio")]
+    given = next((each.value for each in warmup if each), None)
+    if schedule not in (None, "constant") or given or ratio > 0:
+        message = (
+            f"{draft.train['optimizer_type']} schedules itself and takes none; "
+            'lr_scheduler = "constant" is written'
+        )
+        draft.lose(Leaf("", "training.lr_scheduler, lr_min_ratio and warm-up", schedule), message)
+    draft.train["lr_scheduler"] = "constant"
+
+
+SOURCE = Source("the earlier trainer", ALL_RULES, settle, paths=resolved)

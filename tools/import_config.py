@@ -1,0 +1,147 @@
+"""Turn a configuration of another trainer into train_args.toml and dataset.toml.
+
+python tools/import_config.py FILE [--output_dir DIR] [--dataset_file FILE] [--source NAME]
+       [--dry_run] [--overwrite] [--keep_secrets]
+
+FILE is a TOML, JSON or YAML file, or a start script (.sh, .bat, .ps1), which is read and never run.
+What became of every key is told: kept, renamed, converted, lost, unknown. Both files are written, or
+neither; tokens and keys of accounts are left out.
+把其他训练器的配置转换成 train_args.toml 和 dataset.toml，并逐键说明结果；令牌和密钥默认不写入。
+"""
+
+import sys
+
+if (
+    __name__ == "__main__" and not __package__
+):  # run by path: start again, so that library/ is found
+    import _launch
+
+    sys.exit(_launch.as_module(__file__))
+
+import argparse
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from anima_train_network import load_run
+from library.errors import ConfigError, Problem, UserError
+from library.system.program import run_main
+from tools.importers.draft import Draft
+from tools.importers.files import folders_near
+from tools.importers.machine import Nearby, convert
+from tools.importers.recognition import PROGRAMS, read_any, source_of
+from tools.importers.report import report
+from tools.importers.writing import check_free, dataset_file, train_args, write_all
+
+TRAIN, DATASET = "train_args.toml", "dataset.toml"
+MODELS = {
+    "pretrained_model_name_or_path": "DIT.safetensors",
+    "vae": "VAE.safetensors",
+    "qwen3": "QWEN3.safetensors",
+    "output_dir": "OUTPUT_FOLDER",
+}
+SAME = {"anima_transformer": "pretrained_model_name_or_path", "qwen": "qwen3"}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="import_config.py", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("file", metavar="FILE", help="the other program's file")
+    parser.add_argument("--output_dir", help="default: <name>_imported beside the file")
+    parser.add_argument(
+        "--dataset_file",
+        help="the file with the pictures, where FILE's own name for it is not found",
+    )
+    parser.add_argument(
+        "--source", choices=list(PROGRAMS), help="whose file it is, where it is not recognised"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="write nothing, tell all")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--keep_secrets", action="store_true", help="write tokens and keys of accounts too"
+    )
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str]) -> dict[Path, str]:
+    """Import, report, and return the files' contents. Raises UserError with everything that is wrong."""
+    own = parse(argv)
+    path = Path(own.file)
+    document = read_any(path)
+    source = source_of(document, path, own.source or "")
+    dataset = Path(own.dataset_file) if own.dataset_file else None
+    nearby = Nearby(list(folders_near(path)), read_any, dataset)
+    try:
+        draft = convert(source, document, nearby, keep_secrets=own.keep_secrets)
+    except ConfigError as error:
+        raise ConfigError(error.problems, source=str(path)) from None
+    if draft.problems:
+        raise ConfigError(draft.problems, source=str(path))
+    folder = Path(own.output_dir) if own.output_dir else path.parent / f"{path.stem}_imported"
+    contents = {
+        folder / TRAIN: train_args(draft, path),
+        folder / DATASET: dataset_file(draft, path),
+    }
+    contents = {target: text for target, text in contents.items() if text}
+    if path.resolve() in {target.resolve() for target in contents}:
+        raise ConfigError("would be replaced itself. Name another --output_dir.", source=str(path))
+    remarks = check(contents)
+    if not own.dry_run:
+        check_free(list(contents), own.overwrite)
+        write_all(contents)
+    tell(draft, source.name, contents, remarks, written=not own.dry_run)
+    return contents
+
+
+def check(contents: dict[Path, str]) -> list[Problem]:
+    """What the trainer will say of the files: folders that are not there, models that are not named."""
+    with tempfile.TemporaryDirectory() as name:
+        words = []
+        for option, target in zip(("--config_file", "--dataset_config"), contents):
+            copy = Path(name) / target.name
+            copy.write_text(contents[target], encoding="utf-8")
+            words += [option, str(copy)]
+        try:
+            load_run(words)
+        except UserError as error:
+            return [
+                Problem(
+                    p.message,
+                    p.where,
+                    Path(p.source).name if p.source.startswith(name) else p.source,
+                )
+                for p in error.problems
+            ]
+    return []
+
+
+def tell(
+    draft: Draft, program: str, contents: dict[Path, str], remarks: list[Problem], *, written: bool
+) -> None:
+    """The report, what the trainer will ask for, and the next command."""
+    print("\n".join(report(draft, program)))
+    if remarks:
+        print("\nbefore it starts / 启动前:")
+        print("\n".join(f"  {p.source or 'the run'}: {p.where}  {p.message}" for p in remarks))
+    print()
+    for path in contents:
+        print(f"{'written' if written else 'would be written'}: {path}")
+    words = []
+    for option, path in zip(("--config_file", "--dataset_config"), contents):
+        words += [option, str(path)]
+    given = {SAME.get(name, name) for name in draft.train}
+    for name, value in MODELS.items():
+        words += [] if name in given else [f"--{name}", value]
+    print(f"\nnext / 下一步:\n  accelerate launch anima_train_network.py {shlex.join(words)}")
+
+
+def main() -> int:
+    run(sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

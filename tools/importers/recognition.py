@@ -1,0 +1,64 @@
+"""Whose file it is: the program by what only its files have, and its table of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from library.anima_runtime.foreign_files import (
+    is_diffusion_pipe,
+    is_diffusion_pipe_dataset,
+    is_onetrainer_concepts,
+)  # fmt: skip
+from library.errors import ConfigError
+from library.system.text_files import TextFileError
+from tools.importers import diffusion_pipe, sd_scripts
+from tools.importers.files import SCRIPTS, parse, read_limited
+from tools.importers.machine import Source
+from tools.importers.shell_words import read_script
+
+
+class Known(NamedTuple):
+    """A program by the name that --source takes. is_it: recognises its document"""
+
+    source: Source
+    is_it: Callable[[Any], bool]
+
+
+PROGRAMS = {
+    "diffusion-pipe": Known(diffusion_pipe.SOURCE, is_diffusion_pipe),
+    "sd-scripts": Known(sd_scripts.SOURCE, sd_scripts.knows),
+}
+"""In the order in which files are tried: what could be two programs' is the first one's."""
+
+
+def read_any(path: Path) -> Any:
+    """The document of a configuration or of a start script. Raises ConfigError."""
+    text = read_limited(path)
+    try:
+        return (
+            read_script(text, path)
+            if path.suffix.lower() in SCRIPTS
+            else parse(text, path.suffix.lower())
+        )
+    except TextFileError as error:
+        raise ConfigError(str(error), source=str(path)) from error
+    except ConfigError as error:
+        raise ConfigError(error.problems, source=str(path)) from error
+
+
+def source_of(document: Any, path: Path, named: str = "") -> Source:
+    """The program whose file it is, or the one that the user names. Raises ConfigError."""
+    if named:
+        return PROGRAMS[named].source
+    if is_diffusion_pipe_dataset(document) or is_onetrainer_concepts(document):
+        message = "holds the pictures only. Import the file that names it; --dataset_file says where this one is."
+        raise ConfigError(message, source=str(path))
+    for known in PROGRAMS.values():
+        if known.is_it(document):
+            return known.source
+    message = (
+        f"is not known as a configuration of {', '.join(PROGRAMS)}. Name its program: --source NAME"
+    )
+    raise ConfigError(message, source=str(path))

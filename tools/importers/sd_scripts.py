@@ -1,0 +1,120 @@
+"""sd-scripts and its forks: options of train_args.toml or a command line, and the dataset file.
+
+What official sd-scripts takes without effect on this model is left out, since it would act here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from library.errors import ConfigError
+from tools.importers.draft import Draft, Leaf
+from tools.importers.machine import Document, Nearby, Source
+from tools.importers.rules import Rule, lost, many
+from tools.importers.shared import (
+    BY_NAME,
+    OFFICIAL_IGNORES,
+    THERE_IDLE,
+    dataset_rule,
+    settle_shared,
+    shared_rule,
+    spread_arguments,
+)
+
+DATASET = "dataset_config."
+LAUNCHER = lost("it belongs to accelerate launch: give it there")
+UNRESOLVED = lost("it needs a value that the file does not hold")
+RULES = {
+    **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
+    "train_data_dir": Rule("special.train_data_dir", is_path=True),
+    "reg_data_dir": Rule("special.reg_data_dir", is_path=True),
+    "dataset_config": Rule(
+        "train.dataset_config", is_path=True, why="the file is not found from here"
+    ),
+    "config_file": lost("the file is not found from here"),
+}
+
+
+def prepare(document: Document, nearby: Nearby) -> Document:
+    """The options of the file that a command line names beneath those that are typed, and the dataset."""
+    document = one_value_each(document)
+    found = nearby.find(document.get("config_file")) or nearby.find(
+        f"{document.get('config_file')}.toml"
+    )
+    if found:
+        beneath = spread_arguments(flat(nearby.read(found)))
+        document = {**beneath, **{k: v for k, v in document.items() if k != "config_file"}}
+    document = spread_arguments(document)
+    return with_dataset(document, nearby)
+
+
+def flat(document: Any) -> Document:
+    """The keys of all sections on one level, as sd-scripts reads them."""
+    if not isinstance(document, dict):
+        raise ConfigError("holds no options: expected name = value.")
+    level: Document = {}
+    for key, value in document.items():
+        level |= (
+            value
+            if isinstance(value, dict) and key not in ("network_args", "optimizer_args")
+            else {key: value}
+        )
+    return level
+
+
+def with_dataset(document: Document, nearby: Nearby) -> Document:
+    """The document with the dataset file's content in the place of its name, where it is found."""
+    for key, value in document.items():
+        if isinstance(value, dict):
+            document = {**document, key: with_dataset(value, nearby)}
+        elif key == "dataset_config" and (path := nearby.dataset or nearby.find(value)):
+            document = {**document, key: nearby.read(path)}
+    return document
+
+
+def other(leaf: Leaf) -> Rule | None:
+    """The rule of any option, and of any key of the dataset file in its place there."""
+    if leaf.name.startswith(("launcher.", "unresolved.")):
+        return LAUNCHER if leaf.name.startswith("launcher.") else UNRESOLVED
+    if DATASET not in leaf.name:
+        return shared_rule(leaf)
+    section, _, key = leaf.name.partition(DATASET)[2].rpartition(".")
+    table = {"general": "general", "datasets[]": "datasets", "datasets[].subsets[]": "subsets"}.get(
+        section
+    )
+    return dataset_rule(key, table) if table else None
+
+
+def settle(draft: Draft) -> None:
+    """The folders of pictures, the adapter, and what sd-scripts does unasked."""
+    settle_folders(draft)
+    settle_shared(draft)
+
+
+def settle_folders(draft: Draft) -> None:
+    """Folders that options name: the options stay, since the trainer reads them as sd-scripts does."""
+    for name in ("train_data_dir", "reg_data_dir"):
+        waiting = draft.take(name)
+        if waiting and draft.subsets:
+            draft.lose(waiting.leaf, "the dataset file names the folders")
+        elif waiting:
+            draft.put(waiting.leaf, f"train.{name}", waiting.value)
+
+
+def knows(document: Any) -> bool:
+    """Whether a document has options of sd-scripts: at least three, on any level."""
+    keys = [key for key in flat(document)] if isinstance(document, dict) else []
+    return sum(shared_rule(Leaf(str(key), str(key), None)) is not None for key in keys) >= 3
+
+
+def one_value_each(document: Document) -> Document:
+    """Options of a command line: of one that takes a single value and is given again the last counts."""
+    return {
+        key: value[-1]
+        if isinstance(value, list) and key in BY_NAME and not BY_NAME[key].many
+        else value
+        for key, value in document.items()
+    }
+
+
+SOURCE = Source("sd-scripts", RULES, settle, prepare, other, flat=True)

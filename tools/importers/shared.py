@@ -1,0 +1,279 @@
+"""What programs around sd-scripts have in common: its options, and its lists of arguments.
+
+Any option of the trainer is a rule. What stands elsewhere here, or is called otherwise, is known by
+the tables that the trainer's own messages are made of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from anima_train_network import GROUPS
+from library.anima_runtime.family import ANIMA
+from library.errors import Problem
+from library.settings.dataset_keys import KEYS
+from library.settings.foreign_names import (
+    CLASSES,
+    DATASET_KEYS,
+    FLAGS,
+    KINDS,
+    LYCORIS_ONLY,
+    NETWORK_ARGS,
+    OPTIMIZER_ARGS,
+    OWN,
+    VALUES,
+)
+from library.settings.moved_keys import ALGORITHMS
+from library.settings.optimizer_names import ALIASES, OPTIMIZERS
+from library.settings.options import Flag, all_flags, convert, value_problem
+from library.settings.user_classes import is_installed, separate_assignments
+from networks._anima_arguments import AdapterArguments
+from networks.arguments import unquoted
+from tools.importers.draft import Draft, Leaf
+from tools.importers.rules import Rule, loosely, lost, number
+
+BY_DEST = all_flags(GROUPS)
+BY_NAME = {name.removeprefix("--"): flag for flag in BY_DEST.values() for name in flag.names}
+LISTS = {"network_args": "network", "optimizer_args": "optimizer", "lr_scheduler_args": "scheduler"}
+ADAPTER_WORDS = {field.name for field in dataclasses.fields(AdapterArguments)} | set(NETWORK_ARGS)
+PATHS = ("pretrained_model_name_or_path", "dataset_config")
+MODULES = {
+    "networks.lora": "lora", "networks.lora_anima": "lora", "networks.lokr": "lokr",
+    "networks.lokr_anima": "lokr", "networks.loha": "loha", "lycoris.kohya": "",
+}  # fmt: skip
+OFFICIAL_IGNORES = (
+    "noise_offset adaptive_noise_scale min_timestep max_timestep min_snr_gamma llm_adapter_lr "
+    "self_attn_lr cross_attn_lr mlp_lr mod_lr"
+)
+THERE_IDLE = lost(
+    "official sd-scripts takes it without effect on this model, where it would have one here"
+)
+OWN_MEMORY = lost("by it the program remembers something of its own")
+
+
+def flag_rule(name: str) -> Rule | None:
+    """The rule for an option of the trainer, by any of its names; None where there is none."""
+    flag = BY_NAME.get(name)
+    if flag is None:
+        return None
+    if flag.dest in ("config_file", "output_config"):
+        return lost("it belongs on the command line")
+    if flag.ignored or flag.refused:
+        return lost(flag.ignored or flag.refused, *off_values(flag))
+    secret = flag.dest in ("wandb_api_key", "huggingface_token")
+    is_path = flag.path or flag.dest in PATHS
+    target = f"special.{flag.dest}" if flag.dest in SETTLED else f"train.{name}"
+    return Rule(target, lambda value: read_flag(flag, value), is_path=is_path, secret=secret)
+
+
+def off_values(flag: Flag) -> tuple[Any, ...]:
+    return (flag.default, str(flag.default), *flag.off)
+
+
+SETTLED = ("network_module", "optimizer_type", "text_encoder_lr")
+
+
+def read_flag(flag: Flag, value: Any) -> Any:
+    """The value of an option in its type, also of text and in other programs' words."""
+    if flag.many and isinstance(value, str):
+        value = separate_assignments(value) if flag.type is str else value.replace(",", " ").split()
+    if flag.choices and isinstance(value, str) and value not in flag.choices:
+        meant = VALUES.get(value.strip().lower(), ())
+        value = next((word for word in meant if word in flag.choices), value)
+    is_text = isinstance(value, str) or (flag.many and flag.type is not str)
+    try:
+        made = convert(flag, value, is_text)
+    except ValueError as error:
+        raise ValueError(f"expected {error}") from error
+    if problem := value_problem(flag, made):
+        raise ValueError(problem)
+    return list(made) if isinstance(made, tuple) else made
+
+
+def shared_rule(leaf: Leaf) -> Rule | None:
+    """The rule for a key of sd-scripts, wherever it stands; None where it is unknown."""
+    section, _, key = leaf.name.rpartition(".")
+    parent = section.rpartition(".")[2]
+    if parent in LISTS:
+        return argument_rule(LISTS[parent], key)
+    if key in KINDS:
+        return Rule(f"special.{key}")
+    if rule := flag_rule(key) or flag_rule(FLAGS.get(key, "")):
+        return rule
+    if key in OWN:
+        return OWN_MEMORY
+    if key in ADAPTER_WORDS or key in LYCORIS_ONLY:
+        return argument_rule("network", key)
+    if key in OPTIMIZER_ARGS:
+        return argument_rule("optimizer", OPTIMIZER_ARGS[key])
+    return dataset_rule(key, "general")
+
+
+def argument_rule(table: str, key: str) -> Rule | None:
+    """The rule for an item of network_args, optimizer_args or lr_scheduler_args."""
+    if table != "network":
+        return Rule(f"{table}.{key}", literal)
+    if key in ("algo", *KINDS):
+        return Rule(f"special.{key}")
+    if key in LYCORIS_ONLY:
+        return lost("LyCORIS's own, without counterpart", 1, "full", "1")
+    if key == "dropout":
+        return Rule("train.network_dropout", loosely(number))
+    if key in ADAPTER_WORDS:
+        return Rule(f"network.{NETWORK_ARGS.get(key, key)}", argument)
+    return None
+
+
+def argument(value: Any) -> Any:
+    """A value of network_args: texts without quotes of their own, true and false in small letters."""
+    if isinstance(value, list):
+        return ",".join(str(argument(each)) for each in value)
+    value = unquoted(value) if isinstance(value, str) else value
+    return value.lower() if isinstance(value, str) and value.lower() in ("true", "false") else value
+
+
+def literal(value: Any) -> Any:
+    """A value of optimizer_args, which are read as Python's."""
+    value = unquoted(value) if isinstance(value, str) else value
+    return (
+        value.capitalize()
+        if isinstance(value, str) and value.lower() in ("true", "false", "none")
+        else value
+    )
+
+
+def dataset_rule(key: str, table: str) -> Rule | None:
+    """The rule for a key of the dataset file, under its name here or elsewhere."""
+    name = key if key in KEYS else DATASET_KEYS.get(key)
+    if name is None:
+        return None
+    if KEYS[name].ignored:
+        return lost(KEYS[name].ignored)
+    return Rule(f"{table}.{name}", is_path=KEYS[name].kind == "path")
+
+
+def spread_arguments(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with its lists of "key=value" as tables, at every depth."""
+    spread: dict[str, Any] = {}
+    for key, value in document.items():
+        if key in LISTS and isinstance(value, (list, str)):
+            items = separate_assignments(value) if isinstance(value, str) else value
+            value = {name: words if equals else None for name, equals, words in map(parts, items)}
+        elif isinstance(value, dict):
+            value = spread_arguments(value)
+        spread[key] = value
+    return spread
+
+
+def parts(item: Any) -> tuple[str, str, str]:
+    name, equals, words = str(item).partition("=")
+    return name.strip(), equals, words.strip()
+
+
+def settle_shared(draft: Draft, *, unet_only: bool = False) -> None:
+    """Adapter, optimizer and what sd-scripts does unasked. unet_only: no text encoder trains there."""
+    settle_adapter(draft)
+    settle_optimizer(draft)
+    if unet_only:
+        draft.add("train.network_train_unet_only", True, "the text encoder does not train there")
+    settle_text_encoder(draft)
+
+
+def settle_text_encoder(draft: Draft) -> None:
+    """Whether the text encoder trains: there unless it is told not to."""
+    rate = draft.take("text_encoder_lr")
+    trains = not draft.train.get("network_train_unet_only")
+    if rate and BY_DEST["text_encoder_lr"].ignored:
+        draft.lose(rate.leaf, BY_DEST["text_encoder_lr"].ignored)
+    elif rate:
+        draft.put(rate.leaf, "train.text_encoder_lr", rate.value)
+    if trains and BY_DEST["text_encoder_lr"].ignored:
+        draft.notes.append(
+            "network_train_unet_only is not set: there the text encoder trains too; here it never changes."
+        )
+
+
+def kind_of(draft: Draft) -> str:
+    """The adapter that is asked for, in small letters."""
+    module = str(draft.value("network_module", ""))
+    words = [str(draft.value(name)).lower() for name in ("algo", *KINDS) if draft.has(name)
+             and draft.value(name) not in (True, False, 0, 1)]  # fmt: skip
+    words += [name.removeprefix("use_") for name in KINDS if draft.value(name) in (True, "true", 1)]
+    known = MODULES.get(module, module)
+    asked = next((word for word in words if word not in ("lora", "locon", "lycoris")), None)
+    return asked or known or "lora"
+
+
+def module_of(kind: str) -> str | None:
+    """The --network_module that trains a kind of adapter; None where there is none."""
+    known = {name.lower(): module for name, module in ANIMA.modules.items()}
+    return known.get(ALGORITHMS.get(kind, kind).lower())
+
+
+def settle_adapter(draft: Draft) -> None:
+    """The module, and the arguments that differ where they are not given."""
+    kind = kind_of(draft)
+    module = module_of(kind)
+    asking = [w for name in ("network_module", "algo", *KINDS) if (w := draft.take(name))]
+    if module is None:
+        known = " and ".join(ANIMA.modules)
+        message = f"{kind} does not exist here, only {known}. Write one of these there, and import it again."
+        draft.problems.append(Problem(message, asking[0].leaf.shown))
+        return
+    for waiting in asking:
+        draft.put(waiting.leaf, "train.network_module", module)
+    draft.add("train.network_module", module, "what is trained there")
+    untrained(draft)
+    if module == module_of("lokr"):
+        draft.add("network.lokr_factor", -1, "the default there")
+        return
+    for name in [name for name in draft.table("network") if name.startswith("lokr_")]:
+        draft.revoke("network", name, "it belongs to LoKr, and another adapter is trained")
+
+
+def untrained(draft: Draft, *, llm_adapter: bool = False) -> None:
+    """Norms and the LLM adapter train here unless they are told not to."""
+    draft.add("network.train_llm_adapter", llm_adapter, "the default there")
+    if "train_norm" not in draft.train:
+        draft.add("network.train_norm", False, "the default there")
+
+
+OPTIMIZER_WORDS = {
+    "adamw_optimi": ("AdamW", "without Kahan summation"),
+    "adamw8bitkahan": ("AdamW8bit", "without Kahan summation"),
+    "adamw_8bit": ("AdamW8bit", ""),
+    "adamw8bit": ("AdamW8bit", ""),
+    "adamw_adv": ("AdamW", "without what the other adds"),
+    "prodigy": ("Prodigy", ""),
+    "schedule_free_adamw": ("AdamWScheduleFree", ""),
+    "schedule_free_sgd": ("SGDScheduleFree", ""),
+    "lion": ("Lion", ""),
+    "lion_8bit": ("Lion8bit", ""),
+    "adagrad": ("torch.optim.Adagrad", ""),
+    "adam": ("torch.optim.Adam", ""),
+    "sgd": ("torch.optim.SGD", ""),
+}
+"""Other programs' names of optimizers, in small letters -> the name here, and what is lost."""
+
+
+def optimizer_name(written: str) -> tuple[str, str]:
+    """The optimizer by its name here, and what of the other one is lost."""
+    folded = {name.lower(): name for name in OPTIMIZERS} | ALIASES
+    low = written.strip().lower()
+    if low in folded or "." in written:
+        return folded.get(low, written), ""
+    return OPTIMIZER_WORDS.get(low) or (CLASSES.get(low, written), "")
+
+
+def settle_optimizer(draft: Draft) -> None:
+    """The optimizer by its name here; a class of a program of its own only where it can be imported."""
+    waiting = draft.take("optimizer_type")
+    if waiting is None:
+        return
+    name, missing = optimizer_name(str(waiting.value))
+    draft.put(waiting.leaf, "train.optimizer_type", name, missing)
+    package = name.partition(".")[0] if "." in name else ""
+    if package and not is_installed(package):
+        draft.notes.append(f"optimizer_type = {name}: its package is not installed here.")
