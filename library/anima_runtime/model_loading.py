@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from library.anima_backend.modelling.dit import Anima
@@ -160,6 +161,22 @@ def shapes_of(network: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
+class Undrawn(TorchFunctionMode):
+    """Parameters are not drawn: without memory the first draw would load torch's compiler, for seconds."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in (nn.init.normal_, nn.init.kaiming_uniform_):
+            return kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def shapes_of_dit(params: DiTParams) -> Shapes:
+    """Of every parameter and buffer of a DiT of these sizes."""
+    with torch.device("meta"), Undrawn():
+        return shapes_of(Anima(params))
+
+
 DIT = "Anima's DiT, e.g. anima-base-v1.0.safetensors"
 ADAPTER = "an LLM adapter"
 
@@ -189,8 +206,7 @@ def inspect_transformer(
     if params.channels != CHANNELS:
         message = f"reads latents of {params.channels} channels; Anima's have {CHANNELS}."
         raise ModelFileError(message, source=str(path))
-    with torch.device("meta"):
-        check_entries(path, shapes_of(Anima(params)), found)
+    check_entries(path, shapes_of_dit(params), found)
     return params, prefix
 
 

@@ -8,11 +8,8 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import torch
-
-from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import MAX_BLOCKS, PUBLISHED, DiTParams
-from library.anima_runtime.model_loading import inspect_transformer, shapes_of
+from library.anima_runtime.model_loading import inspect_transformer, shapes_of_dit
 from library.errors import AdapterFileError
 from networks._anima_arguments import DIT_TARGETS, LLM_ADAPTER_TARGETS
 from networks.targets import matches_target
@@ -73,8 +70,7 @@ def published(blocks: int) -> Modules:
 
 def modules_of(params: DiTParams, *, is_exact: bool) -> Modules:
     """The modules of a DiT of these sizes, and those of its text encoder."""
-    with torch.device("meta"):
-        shapes = shapes_of(Anima(params))
+    shapes = shapes_of_dit(params)
     weights = {name.removesuffix(".weight"): shape for name, shape in shapes.items()
                if name.endswith(".weight")}  # fmt: skip
     targets = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS)
