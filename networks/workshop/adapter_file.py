@@ -130,6 +130,8 @@ class AdapterFile:
         for name in BIASES:
             if name in factors:
                 bias = factors.pop(name)
+                if base is not None and "bias" not in base:
+                    raise ValueError("has a bias, which the base model's module has not")
                 if name in entry.whole:
                     assert base is not None, "needs_base"
                     bias = difference(bias, base["bias"], is_whole=True)

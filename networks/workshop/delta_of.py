@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from networks.kinds.full import DIFF
 from networks.kinds.kind import Kinds
 from networks.kinds.loha import PAIRS
+from networks.kinds.lokr import FACTORS as LOKR_FACTORS
 from networks.kinds.lokr import lokr_shape_of, product
 from networks.kinds.lora import LORA_DOWN, LORA_UP, lora_rank
 from networks.kinds.norm import W_NORM
 from networks.kinds.stored import ALPHA, Factors, check_shape, matrix, sizes_of, stored_scale
 from networks.workshop.deltas import Delta, Dense, Kronecker, LowRank
+
+LOHA_FACTORS = {name for pair in PAIRS for name in pair}
+LARGEST = 2**29
+"""Numbers of a weight: a file of a stranger could else ask for any memory. The largest matrix of a
+published model, a text encoder's table of words, has 0.16e9."""
 
 
 def delta_of(factors: Factors, weight: Tensor | None, kinds: Kinds) -> Delta:
@@ -24,6 +32,8 @@ def delta_of(factors: Factors, weight: Tensor | None, kinds: Kinds) -> Delta:
     if extra := factors.keys() - kind.factors.keys() - {ALPHA}:
         raise ValueError(f"has {', '.join(sorted(extra))} beside the factors of a {kind.name}")
     shape = weight_shape(factors) if weight is None else tuple(weight.shape)
+    if math.prod(shape) > LARGEST:
+        raise ValueError(f"has factors of a weight of shape {shape}; no model has one so large")
     if kind.of_matrices and len(shape) != 2:
         raise ValueError(f"has the factors of a {kind.name}, but is not a matrix")
     if LORA_DOWN in factors or LORA_UP in factors:
@@ -39,11 +49,25 @@ def delta_of(factors: Factors, weight: Tensor | None, kinds: Kinds) -> Delta:
     return Dense(change)
 
 
+def rank_of(factors: Factors) -> int | None:
+    """The rank that alpha is divided by; None for what has none. Only sizes are looked at.
+
+    Raises ValueError for factors that do not fit one another.
+    """
+    if LORA_DOWN in factors or LORA_UP in factors:
+        return lora_rank(factors, weight_shape(factors))
+    if factors.keys() & set(LOKR_FACTORS):
+        return lokr_shape_of(factors, weight_shape(factors)).rank
+    if factors.keys() & LOHA_FACTORS:
+        return sizes_of(factors, *PAIRS[0])[1]
+    return None
+
+
 def weight_shape(factors: Factors) -> tuple[int, ...]:
     """The shape of the weight that factors are for. Raises ValueError."""
     if LORA_DOWN in factors or LORA_UP in factors:
         return len(matrix(factors, LORA_UP)), matrix(factors, LORA_DOWN).shape[1]
-    if PAIRS[0][0] in factors:
+    if factors.keys() & LOHA_FACTORS:
         rows, _, columns = sizes_of(factors, *PAIRS[0])
         return rows, columns
     for name in (W_NORM, DIFF):

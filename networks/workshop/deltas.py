@@ -41,7 +41,7 @@ class Delta(ABC):
 
     @abstractmethod
     def applied(self, x: Tensor) -> Tensor:
-        """D @ x for x (in, n)."""
+        """D @ x for x (in, n), in the numbers of x."""
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -75,7 +75,7 @@ class LowRank(Delta):
         return math.sqrt(max(self.inner(self), 0.0))
 
     def applied(self, x: Tensor) -> Tensor:
-        return self.up @ (self.down @ x)
+        return self.up.to(x) @ (self.down.to(x) @ x)
 
     def dense(self) -> Tensor:
         return self.up @ self.down
@@ -95,7 +95,7 @@ class LowRank(Delta):
         if isinstance(other, LowRank):
             return frobenius(self.up.T.double() @ other.up.double(),
                              self.down.double() @ other.down.T.double())  # fmt: skip
-        return frobenius(other.applied(self.down.T), self.up)
+        return frobenius(other.applied(self.down.T.double()), self.up)
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class Kronecker(Delta):
 
     def applied(self, x: Tensor) -> Tensor:
         (l, m), (k, n) = self.first.shape, self.second.shape
-        mixed = torch.einsum("lm,mnx->lnx", self.first, x.reshape(m, n, -1))
-        return torch.einsum("kn,lnx->lkx", self.second, mixed).reshape(l * k, -1)
+        mixed = torch.einsum("lm,mnx->lnx", self.first.to(x), x.reshape(m, n, -1))
+        return torch.einsum("kn,lnx->lkx", self.second.to(x), mixed).reshape(l * k, -1)
 
     def dense(self) -> Tensor:
         return torch.kron(self.first, self.second)
@@ -137,11 +137,21 @@ class Kronecker(Delta):
         return Svd(left, values[:rank], right, rest)
 
     def inner(self, other: Delta) -> float:
-        if isinstance(other, Kronecker) and self.first.shape == other.first.shape:
-            return frobenius(self.first, other.first) * frobenius(self.second, other.second)
+        if isinstance(other, Kronecker):
+            nested = nested_inner(self, other)
+            return super().inner(other) if nested is None else nested
         if isinstance(other, LowRank):
             return other.inner(self)
-        return super().inner(other)
+        return self.inner_of_matrix(other.dense())
+
+    def inner_of_matrix(self, matrix: Tensor) -> float:
+        """One row of `first` at a time, so that the product is never built."""
+        (l, m), (k, n) = self.first.shape, self.second.shape
+        blocks = matrix.reshape(l, k, m, n)
+        return sum(
+            frobenius(torch.einsum("kmn,m->kn", block.double(), row.double()), self.second)
+            for block, row in zip(blocks, self.first)
+        )
 
 
 @dataclass(frozen=True)
@@ -159,10 +169,10 @@ class Dense(Delta):
         return self.matrix.reshape(len(self.matrix), -1)
 
     def norm(self) -> float:
-        return float(self.matrix.double().norm())
+        return float(torch.linalg.vector_norm(self.matrix, dtype=torch.float64))
 
     def applied(self, x: Tensor) -> Tensor:
-        return self.columns @ x
+        return self.columns.to(x) @ x
 
     def dense(self) -> Tensor:
         return self.matrix
@@ -176,7 +186,42 @@ class Dense(Delta):
         return Svd(left[:, :rank], values[:rank], right[:rank], rest)
 
     def inner(self, other: Delta) -> float:
-        return other.inner(self) if isinstance(other, LowRank) else super().inner(other)
+        return super().inner(other) if isinstance(other, Dense) else other.inner(self)
+
+
+def nested_inner(one: Kronecker, other: Kronecker) -> float | None:
+    """The inner product by the factors, whose own sizes may differ as long as one of a kind divides the
+    other: of a row's number the coarse part belongs to both `first`, the fine one to both `second`, and
+    what is between to `first` of the one and `second` of the other. Columns likewise. None else.
+    """
+    axes = [
+        axis_parts(one.first.shape[axis], other.first.shape[axis], one.shape[axis])
+        for axis in (0, 1)
+    ]
+    firsts, seconds = [], []
+    for side, delta in enumerate((one, other)):
+        sizes = [parts[side] for parts in axes if parts]
+        if len(sizes) < len(axes):
+            return None
+        (c, x, inner_x, f), (d, y, inner_y, g) = sizes
+        firsts.append(delta.first.double().reshape(c, x, d, y))
+        seconds.append(delta.second.double().reshape(inner_x, f, inner_y, g))
+    shared = torch.einsum("cxdy,cxdy->xy", *firsts)
+    return float((shared * torch.einsum("xfyg,xfyg->xy", *seconds)).sum())
+
+
+Parts = tuple[int, int, int, int]
+"""(coarse, between in first, between in second, fine) of one axis of a Kronecker product."""
+
+
+def axis_parts(one: int, other: int, whole: int) -> tuple[Parts, Parts] | None:
+    """How an axis of `whole` numbers is split between the factors, `one` and `other` of them in `first`."""
+    coarse, many = min(one, other), max(one, other)
+    if many % coarse:
+        return None
+    between, fine = many // coarse, whole // many
+    with_few, with_many = (coarse, 1, between, fine), (coarse, between, 1, fine)
+    return (with_few, with_many) if one == coarse else (with_many, with_few)
 
 
 def frobenius(one: Tensor, other: Tensor) -> float:

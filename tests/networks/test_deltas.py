@@ -17,6 +17,9 @@ def made():
         "wider than the matrix": LowRank(rand(OUT, 40), rand(40, IN)),
         "tall": Kronecker(rand(4, 2), rand(6, 6)),
         "flat": Kronecker(rand(2, 3), rand(12, 4)),
+        "nested in tall": Kronecker(rand(2, 1), rand(12, 12)),
+        "crossing": Kronecker(rand(12, 1), rand(2, 12)),
+        "not nested": Kronecker(rand(3, 4), rand(8, 3)),
         "dense": Dense(rand(OUT, IN)),
         "zero": LowRank(torch.zeros(OUT, 2), rand(2, IN)),
     }
