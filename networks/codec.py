@@ -89,13 +89,16 @@ class KeyDecoder:
 
     norms:   the paths among them that are norms
     merging: factors that can only be merged are read as well
+    tools:   and those that only tools read
     """
 
     def __init__(
         self, paths: Iterable[str], *, norms: Iterable[str] = (), merging: bool = False,
-        kinds: Kinds = KINDS,
+        tools: bool = False, kinds: Kinds = KINDS,
     ) -> None:  # fmt: skip
-        self.paths, self.norms, self.merging, self.kinds = set(paths), set(norms), merging, kinds
+        self.paths, self.norms, self.kinds = set(paths), set(norms), kinds
+        merged_only = {} if merging or tools else kinds.merged_only
+        self.unread = merged_only | ({} if tools else kinds.tools_only)
         self.flat: dict[str, list[str]] = {}
         for path in sorted(self.paths):
             self.flat.setdefault(path.replace(".", "_"), []).append(path)
@@ -123,8 +126,8 @@ class KeyDecoder:
             return FileKey(path, *OF_NORMS.get(factor, (factor, False)))
         if factor in (WEIGHT, BIAS):
             return f"a whole {factor}; {UNKNOWN_FACTOR}"
-        if factor in self.kinds.merged_only and not self.merging:
-            return self.kinds.merged_only[factor]
+        if factor in self.unread:
+            return self.unread[factor]
         return FileKey(path, factor)
 
     def _candidates(self, name: str) -> list[str]:

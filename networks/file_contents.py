@@ -11,7 +11,7 @@ from enum import Enum
 from functools import cached_property
 
 from networks.codec import TEXT_ENCODER_PREFIXES, KeyStyle, split_factor
-from networks.kinds.stored import ALPHA
+from networks.kinds.stored import ALPHA, DORA_SCALE, MAGNITUDE
 from networks.kinds.table import KINDS
 
 
@@ -59,7 +59,8 @@ class Entry:
 
     @property
     def is_factor(self) -> bool:
-        return self.factor not in ("", ALPHA)
+        """Whether it says something alone."""
+        return self.factor not in ("", ALPHA, DORA_SCALE, MAGNITUDE)
 
 
 @dataclass(frozen=True)

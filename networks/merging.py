@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from library.errors import AdapterFileError, Problem
 from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_adapter
-from networks.kinds.dora import decomposed
+from networks.kinds.dora import MAGNITUDES, with_magnitude
 from networks.kinds.kind import Kinds
 from networks.kinds.norm import B_NORM, is_adaptable_norm
 from networks.kinds.stored import (
     ALPHA,
     DIFF_B,
-    DORA_SCALE,
     Factors,
     check_shape,
     difference,
@@ -99,7 +98,7 @@ def changes_of(file: DecodedFile, path: str, module: nn.Module, kinds: Kinds) ->
 def weight_change(factors: Factors, weight: Tensor, whole: Collection[str], kinds: Kinds) -> Tensor:
     """whole: the factors that hold the weight itself"""
     kind = kinds.kind_of(factors)
-    beside = {ALPHA, DORA_SCALE} if kind.of_matrices else {ALPHA}
+    beside = {ALPHA, *MAGNITUDES} if kind.of_matrices else {ALPHA}
     if extra := factors.keys() - kind.factors.keys() - beside:
         raise ValueError(f"has {', '.join(sorted(extra))} beside the factors of a {kind.name}")
     if kind.of_matrices and weight.dim() != 2:
@@ -107,4 +106,4 @@ def weight_change(factors: Factors, weight: Tensor, whole: Collection[str], kind
     parts = {n: difference(t, weight, True) if n in whole else t for n, t in factors.items()}
     change = kind.change(parts, weight)
     check_shape(change.shape, weight.shape)
-    return decomposed(change, weight, factors[DORA_SCALE]) if DORA_SCALE in factors else change
+    return with_magnitude(change, weight, factors)

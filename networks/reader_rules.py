@@ -16,9 +16,8 @@ from networks.file_contents import Contents, Entry, Place
 from networks.kinds.full import DIFF, SET_WEIGHT
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.kinds.norm import B_NORM, W_NORM
-from networks.kinds.stored import ALPHA, BIAS, DIFF_B, DORA_SCALE, WEIGHT
+from networks.kinds.stored import ALPHA, BIAS, DIFF_B, DORA_SCALE, MAGNITUDE, WEIGHT
 
-MAGNITUDE = "lora_magnitude_vector"
 DOWN_UP = ("lora_down.weight", "lora_up.weight")
 A_B = ("lora_A.weight", "lora_B.weight")
 LOKR = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
@@ -81,7 +80,7 @@ def is_of(place: Place) -> Callable[[Entry, Contents], bool]:
 
 
 def is_unknown(entry: Entry, contents: Contents) -> bool:
-    return not entry.factor and entry.ending != MAGNITUDE
+    return not entry.factor
 
 
 def is_half(entry: Entry, contents: Contents) -> bool:
@@ -153,7 +152,7 @@ COMFY_RULES = (
     Rule("up_alone", REFUSES, "a lora_up without its lora_down", is_up_alone),
     HALVES,
     Rule("magnitude", DROPS, "DoRA's magnitudes as PEFT spells them (it applies the LoRA beside)",
-         has_ending(MAGNITUDE)),
+         has_factor(MAGNITUDE)),
     Rule("norm_biases", DROPS, "differences of the norms' biases, which the norms do not have",
          has_factor(B_NORM)),
     WHOLE,
@@ -287,12 +286,13 @@ DIFFUSERS_RULES = (
     Rule("no_lora", REFUSES, 'keys without "lora" in them', has_no_lora_in_it),
     Rule("names", DROPS, "names that do not begin with diffusion_model.",
          lambda entry, _: not is_loaded_by_diffusers(entry), CONVERT),
-    Rule("embeddings", REFUSES, "a LoRA of an embedding", is_of_embedding),
     Rule("down_up", REFUSES, "lora_down and lora_up",
          has_ending(*DOWN_UP, "lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
          UNIVERSAL),
-    Rule("spelling", SPOILS, "lora_A and lora_B without .weight or with a name before it, "
-         "and halves of a LoRA: it fills their layers with anything",
+    Rule("embeddings", SPOILS, "a LoRA of an embedding: its layer stays without values",
+         is_of_embedding),
+    Rule("spelling", SPOILS, "lora_A and lora_B without .weight or with a name before it, and one "
+         "without the other: their layers stay without values",
          lambda entry, contents: is_half(entry, contents)
          or entry.ending in ("lora_A", "lora_B", "lora_A.default.weight", "lora_B.default.weight"),
          UNIVERSAL),

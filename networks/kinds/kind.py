@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from library.errors import Problem
 from networks.kinds.adapter import Dropout
 from networks.kinds.linear import LinearAdapter
-from networks.kinds.stored import ALPHA, BIAS, DIFF_B, DORA_SCALE, WEIGHT, Factors
+from networks.kinds.stored import ALPHA, BIAS, DIFF_B, DORA_SCALE, MAGNITUDE, WEIGHT, Factors
 
 FULL_MATRIX_DIM = 100_000
 
@@ -19,6 +19,7 @@ FULL_MATRIX_DIM = 100_000
 COMMON_FACTORS: Mapping[str, Sequence[str]] = {
     ALPHA: ("alpha",),
     DORA_SCALE: ("dora_scale",),
+    MAGNITUDE: (MAGNITUDE, f"{MAGNITUDE}.weight", f"{MAGNITUDE}.default.weight"),
     DIFF_B: ("diff_b", "bias.diff"),
     WEIGHT: ("weight",),
     BIAS: ("bias",),
@@ -27,6 +28,9 @@ _MERGE = "not trained here; --base_weights can merge it"
 COMMON_MERGED_ONLY = {
     DORA_SCALE: f"DoRA, {_MERGE}",
     DIFF_B: f"a difference of full rank, {_MERGE}",
+}
+COMMON_TOOLS_ONLY = {
+    MAGNITUDE: "PEFT's DoRA, which ComfyUI applies without this; neither trained nor merged here",
 }
 
 
@@ -127,6 +131,7 @@ class Kinds(Mapping[str, Kind]):
     endings:     ending of a key -> factor
     written:     factor -> the ending that is written
     merged_only: factor -> why it is no start for training
+    tools_only:  factor -> why only tools that look at files read it
     refused:     last word of a key -> why it is not read
     """
 
@@ -135,6 +140,7 @@ class Kinds(Mapping[str, Kind]):
         self.endings: dict[str, str] = {}
         self.written: dict[str, str] = {}
         self.merged_only = dict(COMMON_MERGED_ONLY)
+        self.tools_only = dict(COMMON_TOOLS_ONLY)
         self.refused: dict[str, str] = {}
         for factors in (COMMON_FACTORS, *(kind.factors for kind in kinds)):
             self._add(factors)

@@ -125,5 +125,4 @@ KIND = Kind(
     },
     change=lora_change,
     training=Training("lora", LoRAArguments, LoRA.as_file, "2e-5 to 1e-4, most often 1e-4"),
-    refused={"lora_magnitude_vector": "PEFT's DoRA is not supported"},
 )  # fmt: skip

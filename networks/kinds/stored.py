@@ -15,6 +15,7 @@ from torch import Tensor
 Factors = Mapping[str, Tensor]
 
 ALPHA, DORA_SCALE, DIFF_B, WEIGHT, BIAS = "alpha", "dora_scale", "diff_b", "weight", "bias"
+MAGNITUDE = "lora_magnitude_vector"
 
 
 def training_alpha(alpha: float | None, rank: int) -> float:

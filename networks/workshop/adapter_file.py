@@ -6,6 +6,7 @@ be read, or that holds no adapter, is an error.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,13 +26,13 @@ from library.system.tensor_files import (
     read_tensors,
 )
 from networks.codec import KeyDecoder, is_adapter_key, split_factor
-from networks.kinds.dora import decomposed
+from networks.kinds.dora import MAGNITUDES, with_magnitude
 from networks.kinds.kind import Kinds
 from networks.kinds.norm import B_NORM
 from networks.kinds.stored import (
     ALPHA,
     DIFF_B,
-    DORA_SCALE,
+    MAGNITUDE,
     Factors,
     difference,
     is_finite,
@@ -40,6 +41,8 @@ from networks.kinds.table import KINDS
 from networks.workshop.delta_of import delta_of
 from networks.workshop.deltas import Delta, Dense
 from networks.workshop.modules import Modules
+
+logger = logging.getLogger(__name__)
 
 BIASES = (B_NORM, DIFF_B)
 
@@ -58,7 +61,7 @@ class ModuleEntry:
 
     @property
     def needs_base(self) -> bool:
-        return bool(self.whole) or bool({DORA_SCALE, "set_weight"} & self.keys.keys())
+        return bool(self.whole) or bool({*MAGNITUDES, "set_weight"} & self.keys.keys())
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ class AdapterFile:
         if not factors:
             return "norm" if path in self.modules.norms else "difference"
         found = self.kinds.kind_of(dict.fromkeys(factors, torch.empty(0)))
-        return f"{found.name} with DoRA" if DORA_SCALE in factors else found.name
+        return f"{found.name} with DoRA" if {*MAGNITUDES} & {*factors} else found.name
 
     def factors(self, path: str) -> dict[str, Tensor]:
         """A module's factors, read now, as they are stored. Raises AdapterFileError."""
@@ -147,12 +150,12 @@ class AdapterFile:
                 name: difference(tensor, weight, True) if name in whole else tensor
                 for name, tensor in factors.items()
             }
-        plain = {name: tensor for name, tensor in factors.items() if name != DORA_SCALE}
+        plain = {name: tensor for name, tensor in factors.items() if name not in MAGNITUDES}
         delta = delta_of(plain, weight, self.kinds)
-        if DORA_SCALE not in factors:
+        if plain.keys() == factors.keys():
             return delta
         assert weight is not None, "needs_base"
-        return Dense(decomposed(delta.dense(), weight, factors[DORA_SCALE]))
+        return Dense(with_magnitude(delta.dense(), weight, factors))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -161,7 +164,7 @@ class AdapterFile:
 def open_adapter(path: str | Path, modules: Modules, kinds: Kinds = KINDS) -> AdapterFile:
     """A file by its header. Raises AdapterFileError when it holds no adapter or cannot be read."""
     header = adapter_header(path, kinds)
-    decoder = KeyDecoder(modules.shapes, norms=modules.norms, merging=True, kinds=kinds)
+    decoder = KeyDecoder(modules.shapes, norms=modules.norms, tools=True, kinds=kinds)
     found: dict[str, dict[str, str]] = {}
     whole: dict[str, set[str]] = {}
     left = {}
@@ -182,6 +185,9 @@ def open_adapter(path: str | Path, modules: Modules, kinds: Kinds = KINDS) -> Ad
         for path in modules.shapes
         if path in found
     }
+    if peft := [path for path, entry in entries.items() if MAGNITUDE in entry.keys]:
+        text = "%s: DoRA as PEFT writes it in %d modules: ComfyUI applies their LoRA without its %s"
+        logger.warning(text, path, len(peft), MAGNITUDE)
     return AdapterFile(Path(path), header, modules, entries, left, kinds)
 
 

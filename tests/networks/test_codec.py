@@ -30,6 +30,7 @@ PATHS = [
 NORMS = ["blocks.0.self_attn.q_norm"]
 DECODER = KeyDecoder(PATHS, norms=NORMS)
 MERGER = KeyDecoder(PATHS, norms=NORMS, merging=True)
+LOOKING = KeyDecoder(PATHS, norms=NORMS, tools=True)
 
 
 @pytest.mark.parametrize("style", KeyStyle)
@@ -37,11 +38,18 @@ MERGER = KeyDecoder(PATHS, norms=NORMS, merging=True)
 @pytest.mark.parametrize("factor", KINDS.written)
 def test_every_key_comes_back_as_what_it_was_written_for(style, path, factor):
     if path in NORMS:
-        assert MERGER.decode(encode(path, factor, style)).path == path
+        assert LOOKING.decode(encode(path, factor, style)).path == path
     elif factor in ("weight", "bias"):
-        assert "a whole" in MERGER.decode(encode(path, factor, style))
+        assert "a whole" in LOOKING.decode(encode(path, factor, style))
     else:
-        assert MERGER.decode(encode(path, factor, style)) == FileKey(path, factor)
+        assert LOOKING.decode(encode(path, factor, style)) == FileKey(path, factor)
+
+
+def test_what_comfyui_drops_is_for_tools_alone():
+    key = "diffusion_model.llm_adapter.out_proj.lora_magnitude_vector"
+    assert LOOKING.decode(key) == FileKey("llm_adapter.out_proj", "lora_magnitude_vector")
+    for decoder in (DECODER, MERGER):
+        assert "ComfyUI applies without this" in decoder.decode(key)
 
 
 def test_keys_are_spelled_as_the_programs_spell_them():

@@ -1,0 +1,165 @@
+"""diffusers' own loader, the authority for what diffusers takes of a file, and ours beside it."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from library.anima_runtime.family import ANIMA_FILES
+from networks import lokr_anima, lora_anima
+from networks.codec import DecodedFile, KeyDecoder, decode_tensors
+from networks.kinds.table import KINDS
+from networks.merging import changes_of, merge_module, weighted_modules
+from networks.reader_rules import Effect
+from networks.readers import verdicts
+from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
+
+PATHS = ("blocks.0.mlp.layer1", "blocks.1.cross_attn.k_proj", "llm_adapter.blocks.0.mlp.0")
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    pytest.importorskip("diffusers", "0.42", reason="diffusers reads these files from 0.42 on")
+    from tests.helpers.diffusers_reader import DiffusersReader
+
+    return DiffusersReader()
+
+
+@pytest.fixture(autouse=True)
+def clean(theirs):
+    theirs.unload()
+
+
+@torch.no_grad()
+def velocity(model):
+    vectors = golden_vectors()
+    return model(
+        vectors["in.x.sq"][:, :, 0], vectors["in.t.sq"], vectors["in.qwen_hidden.a"],
+        vectors["in.t5_ids.a"],
+    )  # fmt: skip
+
+
+def trained(module, **kwargs):
+    """A network attached to the tiny model, random as after training, with alpha unlike its rank."""
+    model = tiny_transformer()
+    network = module.create_network(1.0, 3, 2, None, None, model, **kwargs)
+    network.apply_to(None, model)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in network.get_trainable_params():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model, network
+
+
+def universal(network):
+    """A LoRA network's tensors as a universal file has them."""
+    tensors = {}
+    for placement in network.placements:
+        start = f"diffusion_model.{placement.path}"
+        tensors[f"{start}.lora_A.weight"] = placement.adapter.lora_down.detach()
+        tensors[f"{start}.lora_B.weight"] = (
+            placement.adapter.scale * placement.adapter.lora_up.detach()
+        )
+    return tensors
+
+
+def plain(names=("lora_A.weight", "lora_B.weight"), paths=PATHS, **more):
+    """A file for the tiny model. more: factor -> its value for the rows of a weight"""
+    weights, tensors = tiny_transformer().state_dict(), {}
+    generator = torch.Generator().manual_seed(3)
+    for path in paths:
+        out, width = weights[f"{path}.weight"].shape
+        for name, shape in zip(names, ((2, width), (out, 2))):
+            tensors[f"diffusion_model.{path}.{name}"] = torch.randn(*shape, generator=generator)
+        for name, value in more.items():
+            tensors[f"diffusion_model.{path}.{name}"] = value(out)
+    return tensors
+
+
+def merged(tensors):
+    """The tiny model with a file merged into it."""
+    model = tiny_transformer()
+    modules = weighted_modules(model)
+    file: DecodedFile = decode_tensors(tensors, KeyDecoder(modules, tools=True), "a file")
+    for path in file.modules:
+        merge_module(modules[path], changes_of(file, path, modules[path], KINDS), 1.0)
+    return model
+
+
+def test_the_models_agree_before_anything_is_loaded(theirs):
+    assert rel_l2(theirs.velocity(), velocity(tiny_transformer())) < 1e-5
+
+
+def test_a_universal_file_does_in_diffusers_what_was_trained(theirs, tmp_path):
+    model, network = trained(lora_anima, train_norm=False, target_modules="*")
+    save_file(universal(network), tmp_path / "a.safetensors")
+    before = theirs.velocity()
+    theirs.load(tmp_path / "a.safetensors")
+    assert len(theirs.factors()) == 2 * len(network.placements) > 80
+    assert rel_l2(before, velocity(model)) > 0.1
+    assert rel_l2(theirs.velocity(), velocity(model)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("module", "kwargs"), [(lora_anima, {}), (lora_anima, {"train_norm": False}), (lokr_anima, {})]
+)
+def test_a_file_for_comfyui_is_refused(theirs, module, kwargs):
+    _, network = trained(module, **kwargs)
+    with pytest.raises(ValueError, match="lora"):
+        theirs.load(network.export_tensors(torch.float32))
+
+
+def test_dora_of_peft_is_read_as_peft_applies_it(theirs):
+    tensors = plain(lora_magnitude_vector=lambda rows: torch.linspace(0.5, 2, rows))
+    theirs.load(tensors)
+    assert rel_l2(theirs.velocity(), velocity(merged(tensors))) < 1e-5
+    without = {k: t for k, t in tensors.items() if "magnitude" not in k}
+    assert rel_l2(theirs.velocity(), velocity(merged(without))) > 0.1
+
+
+ALPHA = {"alpha": lambda rows: torch.tensor(1.0)}
+FLAT = {"lora_unet_" + path.replace(".", "_"): f"diffusion_model.{path}" for path in PATHS}
+FILES = {
+    "universal": plain,
+    "with alpha": lambda: plain(**ALPHA),
+    "down and up": lambda: plain(("lora_down.weight", "lora_up.weight")),
+    "linear layer": lambda: plain(("lora_linear_layer.down.weight", "lora_linear_layer.up.weight")),
+    "lora.down": lambda: plain(("lora.down.weight", "lora.up.weight")),
+    "named by PEFT": lambda: plain(("lora_A.default.weight", "lora_B.default.weight")),
+    "without .weight": lambda: plain(("lora_A", "lora_B")),
+    "an embedding": lambda: plain(paths=("llm_adapter.embed",)),
+    "a norm": lambda: plain() | {"diffusion_model.llm_adapter.norm.w_norm": torch.ones(64)},
+    "PEFT's DoRA": lambda: plain(lora_magnitude_vector=torch.ones),
+    "DoRA": lambda: plain(dora_scale=lambda rows: torch.ones(rows, 1)),
+    "half": lambda: {k: t for k, t in plain().items() if "layer1.lora_B" not in k},
+    "flat": lambda: {
+        f"{flat}.{key.removeprefix(path + '.')}": tensor
+        for flat, path in FLAT.items()
+        for key, tensor in plain(("lora_down.weight", "lora_up.weight")).items()
+        if key.startswith(path + ".")
+    },
+    "no prefix": lambda: {k.removeprefix("diffusion_model."): t for k, t in plain().items()},
+    "text encoder": lambda: {
+        k.replace("diffusion_model", "text_encoders.qwen3_06b.transformer.model"): t
+        for k, t in plain().items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_verdict_on_diffusers_is_what_diffusers_does(theirs, name):
+    """Refused: it raises. Taken: the values stand in its models. Else they do not."""
+    tensors = FILES[name]()
+    (found,) = [v for v in verdicts(tensors, {}, ANIMA_FILES) if v.reader.id == "diffusers"]
+    effects = {finding.effect for finding in found.findings}
+    if Effect.REFUSES in effects:
+        with pytest.raises((ValueError, IndexError, RuntimeError)):
+            theirs.load(tensors)
+        return
+    theirs.load(tensors)
+    filled = [factor for factor in theirs.factors() if not factor.is_meta]
+    by_effect = {f.effect: f.keys for f in found.findings}
+    for key in tensors.keys() - {*by_effect.get(Effect.SPOILS, ())}:
+        stands = any(torch.equal(tensors[key], factor) for factor in filled)
+        assert stands is (key not in by_effect.get(Effect.DROPS, ())), key
+    assert (len(theirs.factors()) > len(filled)) is (Effect.SPOILS in effects)
+    assert bool(filled) is (found.taken > 0)
