@@ -170,8 +170,9 @@ class NetworkTrainer(TrainerStages):
         prediction, noisy = self.get_noise_pred_and_target(
             latents, self.get_conditioning(batch), batch, sigma
         )
-        elements = losses.elementwise_loss(prediction, noisy.velocity, noisy.sigma, self.cfg.loss)
-        per_sample = losses.reduce_to_samples(elements, batch.loss_mask)
+        per_sample = losses.sample_losses(
+            prediction, noisy.velocity, noisy.sigma, self.cfg.loss, batch.loss_mask
+        )
         weight = batch.loss_weight * self.noising.loss_weight(noisy.sigma)
         return StepResult(
             loss=(per_sample * weight).mean(),

@@ -218,10 +218,12 @@ class _DatasetFileReader:
         if not subsets or any(size.value is None for size in sizes):
             return []  # their problem is recorded
         fields = {name: entry.value for name, entry in values.items()}
+        counts = self.batch_sizes(values["batch_size"], [size.value for size in sizes])
         made = [
-            DatasetConfig(**{**fields, "resolution": size.value}, subsets=subsets, family=number)
-            for size in sizes
-        ]
+            DatasetConfig(**fields | {"resolution": size.value, "batch_size": count},
+                          subsets=subsets, family=number)
+            for size, count in zip(sizes, counts)
+        ]  # fmt: skip
         for dataset in made:
             self.tables.append(Table(chain, dataset))
             self.tables += [Table(c, dataset, subset) for c, subset in zip(chains, subsets)]
@@ -239,6 +241,20 @@ class _DatasetFileReader:
             if "resolution" in entries:
                 return [entries["resolution"]]
         return [Setting(None)]
+
+    def batch_sizes(self, entry: Setting, sizes: list[tuple[int, int]]) -> list[int]:
+        """Pictures per micro-step at each of the sizes."""
+        if not isinstance(entry.value, dict):
+            return [entry.value] * len(sizes)
+        for title, wrong in (
+            ("says nothing of", set(sizes) - entry.value.keys()),
+            ("names what is no resolution here,", entry.value.keys() - set(sizes)),
+        ):
+            if wrong:
+                shown = ", ".join(f"{w}" if w == h else f'"{w},{h}"' for w, h in sorted(wrong))
+                message = f"batch_size {title} {shown}. Give each resolution its number."
+                self.problem(message, entry.where)
+        return [entry.value.get(size, 1) for size in sizes]
 
     def subset(self, chain: list[Settings], path: tuple) -> SubsetConfig:
         """The subset of one table. chain: what is written for it, the innermost first."""

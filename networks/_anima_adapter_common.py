@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from library.errors import ConfigError, Problem
 from networks._anima_arguments import (
+    ADALN_TARGETS,
     DIT_TARGETS,
     LLM_ADAPTER_TARGETS,
     AdapterArguments,
@@ -176,7 +177,7 @@ class AnimaNetworks:
 
         placements = place_on_targets(selection, make, rates_of(plan.arguments))
         asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
-        default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS)
+        default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS, *ADALN_TARGETS)
         matches = {pattern: n for pattern, n in asked.items() if pattern not in default}
         settings = replace(self.settings(plan, model), dim=request.dim, matches=matches)
         return AdapterNetwork(placements, settings, multiplier)
@@ -269,6 +270,7 @@ def without_choices(plan: Plan, source: str) -> Plan:
     plain = replace(
         plan.arguments,
         target_modules=default.target_modules,
+        train_adaln=default.train_adaln,
         include_patterns=default.include_patterns,
         network_reg_dims=default.network_reg_dims,
         network_reg_alphas=default.network_reg_alphas,

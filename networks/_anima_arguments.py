@@ -24,6 +24,7 @@ LLM_ADAPTER_TARGETS = (
     r"re:^llm_adapter\.blocks\.\d+\.(self|cross)_attn\.(q|k|v|o)_proj$",
     r"re:^llm_adapter\.blocks\.\d+\.mlp\.[02]$",
 )
+ADALN_TARGETS = (r"re:^blocks\.\d+\.adaln_modulation_(self_attn|cross_attn|mlp)\.[12]$",)
 NO_LINEARS = ("none",)
 
 # Component -> how its modules are recognised, first match first. Its rate: <name>_lr.
@@ -41,11 +42,13 @@ class AdapterArguments:
     """network_args of every kind; the component rates come from their own flags as well.
 
     target_modules: None is the default list, ("none",) adapts no Linear (norms only)
+    train_adaln:    adapts the blocks' modulations by sigma too, beside target_modules
     *_lr:           of a component; 0 freezes it
     """
 
     target_modules: tuple[str, ...] | None = None
     train_llm_adapter: bool = True
+    train_adaln: bool = False
     train_norm: bool = True
     norm_export: str = "diff"
     exclude_patterns: tuple[str, ...] = ()
@@ -107,6 +110,7 @@ class AdapterArguments:
         targets = DIT_TARGETS + (LLM_ADAPTER_TARGETS if self.train_llm_adapter else ())
         if self.target_modules is not None:
             targets = () if self.target_modules == NO_LINEARS else self.target_modules
+        targets += ADALN_TARGETS if self.train_adaln else ()
         return TargetRules(
             targets,
             exclude=self.exclude_patterns,

@@ -124,5 +124,4 @@ def loss_of(
     """As the trainer makes it of a micro-batch, with unweighted samples."""
     noisy = make_noising(FlowOptions()).draw(latents, range(len(latents)))
     prediction = predict_velocity(model, noisy, conditioning)
-    elements = losses.elementwise_loss(prediction, noisy.velocity, noisy.sigma, settings.loss)
-    return losses.reduce_to_samples(elements).mean()
+    return losses.sample_losses(prediction, noisy.velocity, noisy.sigma, settings.loss).mean()

@@ -62,7 +62,7 @@ TAGS = needs(
 OTHER_MASK = "another mask of the subset is used"
 
 KEYS = {
-    "batch_size": Key("int", 1, "gd", low=1, flag="train_batch_size"),
+    "batch_size": Key("counts", 1, "gd", low=1, flag="train_batch_size"),
     "resolution": Key("size", None, "gd"),
     "enable_bucket": Key("bool", False, "gd"),
     "min_bucket_reso": Key("int", 256, "gd", low=1, idle=(BUCKETS, OWN_SIZES)),
@@ -156,6 +156,7 @@ EXPECTED = {
     "path": "text in quotes",
     "size": "a whole number or [width, height]",
     "sizes": "a list of sizes such as [512, 768, 1024]",
+    "counts": "a whole number, or one for each resolution such as {512 = 4, 1024 = 1}",
     "range": "two numbers, [min, max]",
     "table": "a table",
 }
@@ -182,6 +183,8 @@ def convert(key: Key, value: Any) -> Any:
         if not isinstance(value, list) or not value:
             raise ValueError(_type_message(key, value))
         return tuple(dict.fromkeys(_size(key, each) for each in value))
+    if key.kind == "counts":
+        return _counts(key, value)
     if key.kind == "range":
         return _range(key, value)
     if key.kind == "float" and type(value) is int:
@@ -214,6 +217,25 @@ def _size(key: Key, value: Any) -> tuple[int, int]:
     return edges[0], edges[1]
 
 
+def _counts(key: Key, value: Any) -> int | dict[tuple[int, int], int]:
+    """One number for all sizes, or a number for each: "512" or "512,768" (width, height) -> number."""
+    by_size = value if isinstance(value, dict) else {"1": value}
+    if not by_size:
+        raise ValueError(_type_message(key, value))
+    found = {}
+    for name, count in by_size.items():
+        if type(count) is not int:
+            raise ValueError(_type_message(key, count))
+        if count < key.low:
+            raise ValueError(f"{count} is out of range: expected at least {key.low:g}.")
+        try:
+            size = _size(key, split_numbers(str(name).replace("x", ",")))
+        except ValueError:
+            raise ValueError(f'{name!r} is no resolution. Write 512 or "512,768".') from None
+        found[size] = count
+    return found if isinstance(value, dict) else value
+
+
 def _range(key: Key, value: Any) -> tuple[float, float]:
     is_pair = isinstance(value, list) and len(value) == 2
     if not is_pair or not all(type(end) in (int, float) for end in value):
@@ -228,7 +250,7 @@ def _type_message(key: Key, value: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     names |= {list: "a list", dict: "a table"}
     message = f"expected {EXPECTED[key.kind]}, got {names.get(type(value), type(value).__name__)}."
-    if isinstance(value, str) and key.kind in ("bool", "int", "float", "size"):
+    if isinstance(value, str) and key.kind in ("bool", "int", "counts", "float", "size"):
         message += " Remove the quotes."
         if key.kind == "size" and "," in value:
             message += " Write [width, height]."

@@ -6,6 +6,7 @@ What an option does not do here is declared with it: `ignored` or `refused`, wit
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
@@ -51,6 +52,8 @@ OPTIMIZER_CHOICES = ", ".join(
     f"{name} (default)" if name == DEFAULT else name for name in OPTIMIZERS
 ) + ", or a dotted class path"
 LOSS_TYPES = ("l1", "l2", "huber", "smooth_l1")
+LARGE_SIDE = 0.9 * 1024
+"""Of a square as large as a picture, in pixels: from here multiscale_loss_weight acts. diffusion-pipe's number."""
 TIMESTEP_SAMPLINGS = ("sigma", "uniform", "sigmoid", "shift", "flux_shift")
 WEIGHTING_SCHEMES = ("sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform")
 VRAM_TARGETS = ("6", "8", "12", "16", "24", "auto")
@@ -799,6 +802,17 @@ class LossOptions:
     )
     huber_c: float = flag(0.1, "threshold of huber and smooth_l1", check=above(0), idle=(HUBER,))
     huber_scale: float = flag(1.0, "factor of the threshold", check=above(0), idle=(HUBER,))
+    multiscale_loss_weight: float = flag(
+        0.0,
+        "weight of the loss at half size, of pictures from 922 x 922 up",
+        check=at_least(0),
+        idle=(
+            needs_data(
+                lambda o: any(math.prod(d.resolution) >= LARGE_SIDE**2 for d in o.datasets),
+                "no dataset has a resolution of 922 or more",
+            ),
+        ),
+    )
     prior_loss_weight: float = flag(
         1.0,
         "weight of regularisation pictures",

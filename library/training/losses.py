@@ -13,7 +13,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from library.settings.run_config import LOSS_TYPES, LossOptions
+from library.settings.run_config import LARGE_SIDE, LOSS_TYPES, LossOptions
+
+COARSE_FROM = LARGE_SIDE / 8
+"""In latent cells."""
+
+
+def sample_losses(
+    prediction: Tensor,
+    target: Tensor,
+    sigma: Tensor,
+    options: LossOptions,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The loss of each sample, (B,), of latents (B, C, H, W); mask as for reduce_to_samples.
+
+    With multiscale_loss_weight w, of large pictures: (loss + w * loss at half size) / (1 + w), where both
+    latents are averaged over squares of four cells.
+    """
+    fine = reduce_to_samples(elementwise_loss(prediction, target, sigma, options), mask)
+    weight = options.multiscale_loss_weight
+    if not weight or math.sqrt(target.shape[-2] * target.shape[-1]) < COARSE_FROM:
+        return fine
+    halves = F.avg_pool2d(prediction, 2), F.avg_pool2d(target, 2)
+    coarse = reduce_to_samples(elementwise_loss(*halves, sigma, options), mask)
+    return (fine + weight * coarse) / (1 + weight)
 
 
 def elementwise_loss(

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from library.errors import DatasetError
+from library.errors import ConfigError, DatasetError
 from tests.helpers.dataset_files import (
     BUCKETS,
     catalogue_from,
@@ -123,6 +124,36 @@ def test_one_folder_at_several_sizes_has_no_picture_twice(tmp_path):
     looks = [(i.path, i.plan) for i in catalogue.images]
     assert len(looks) == len(set(looks)) == 5  # 40 x 40 is cut to 32 once, kept whole once
     assert any(note.startswith("1 picture too small for a larger") for note in catalogue.notes)
+
+
+def several_sizes(tmp_path, batch_size, sizes="[64, [64, 128], 96]"):
+    folder = folder_of(tmp_path / "set", [(64, 64)] * 6)
+    text = BUCKETS.replace("resolution = 64", f"resolutions = {sizes}")
+    return catalogue_of(folder, settings=text, dataset=f"batch_size = {batch_size}")
+
+
+def test_each_size_may_have_a_batch_size_of_its_own(tmp_path):
+    catalogue = several_sizes(tmp_path, '{64 = 4, "64,128" = 2, 96 = 1}')
+    sizes = {dataset.resolution: dataset.batch_size for dataset in catalogue.group.datasets}
+    assert sizes == {(64, 64): 4, (64, 128): 2, (96, 96): 1}
+    assert several_sizes(tmp_path / "one", "{64 = 3}", "[64]").group.datasets[0].batch_size == 3
+
+
+@pytest.mark.parametrize(
+    "batch_size, message",
+    [
+        ('{64 = 4, "64,128" = 2}', "batch_size says nothing of 96"),
+        ('{64 = 4, "64x128" = 2, 96 = 1, 512 = 1}', "batch_size names what is no resolution here, 512"),
+        ('{64 = 4, wide = 2, 96 = 1}', "'wide' is no resolution"),
+        ('{64 = 0, "64,128" = 2, 96 = 1}', "0 is out of range: expected at least 1"),
+        ("{}", "one for each resolution such as {512 = 4, 1024 = 1}, got a table"),
+        ('"4"', "got text. Remove the quotes"),
+        ("{64 = 1.5}", "got a number"),
+    ],
+)  # fmt: skip
+def test_batch_sizes_that_do_not_fit_the_sizes_are_named(tmp_path, batch_size, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        several_sizes(tmp_path, batch_size)
 
 
 def test_pictures_are_left_out_by_size_shape_and_caption(tmp_path):

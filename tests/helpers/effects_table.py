@@ -225,6 +225,9 @@ FLAGS: dict[str, Case] = {
     "huber_schedule": huber("constant"),
     "huber_c": huber(0.4),
     "huber_scale": huber(2.0),
+    "multiscale_loss_weight": shown(
+        "test_losses.test_large_pictures_count_at_half_size_too", 0.5, {}
+    ),
     "prior_loss_weight": shown(
         "test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss", 0.5, {}
     ),

@@ -43,6 +43,16 @@ def test_both_off_switches_leave_what_official_sd_scripts_trains(model):
     assert counts(created(model, target_modules="none")) == (0, 156)
 
 
+@pytest.mark.parametrize("module", [lora_anima, lokr_anima])
+def test_the_modulations_of_the_blocks_are_a_group_of_their_own(model, module):
+    network = created(model, module, train_adaln="true", train_llm_adapter="false", mod_lr=1e-5)
+    assert counts(network) == (280 + 28 * 3 * 2, 113)
+    own = [p for p in network.placements if "adaln_modulation" in p.path]
+    assert len(own) == 168 and {p.lr for p in own} == {1e-5}
+    assert network.network_args["train_adaln"] == "true"
+    assert counts(created(model, train_adaln=True, target_modules="mlp.layer1"))[0] == 28 + 168
+
+
 def test_what_an_inclusion_adds_to_the_default_is_said(model, caplog):
     caplog.set_level("INFO")
     network = created(model, include_patterns="llm_adapter.*")

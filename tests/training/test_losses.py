@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from library.training.losses import elementwise_loss, huber_threshold, reduce_to_samples
+from library.settings.run_config import LossOptions
+from library.training.losses import (
+    elementwise_loss,
+    huber_threshold,
+    reduce_to_samples,
+    sample_losses,
+)
 
 
 def settings(loss_type="l2", huber_schedule="constant", huber_c=0.1, huber_scale=1.0):
@@ -125,3 +131,31 @@ def test_a_mask_in_pixels_is_averaged_down_to_the_latents():
     pixels[..., 8:, 8:] = 1  # all of the last
     expected = (0.5 * elements[0, :, 0, 0] + elements[0, :, 1, 1]).mean() / 1.5
     torch.testing.assert_close(reduce_to_samples(elements, pixels)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "sides, is_large", [((116, 116), True), ((115, 115), False), ((104, 130), True)]
+)
+def test_large_pictures_count_at_half_size_too(sides, is_large):
+    x, y = pair(2, 4, *sides)
+    sigma, options = torch.full((2,), 0.5), LossOptions(multiscale_loss_weight=0.5)
+    fine = (x - y).square().mean((1, 2, 3))
+    found = sample_losses(x, y, sigma, options)
+    if not is_large:
+        torch.testing.assert_close(found, fine)
+        return
+    fours = (x - y).unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # (2, 4, h, 2, w, 2)
+    coarse = fours.mean((-1, -3)).square().mean((1, 2, 3))
+    torch.testing.assert_close(found, (fine + 0.5 * coarse) / 1.5)
+
+
+def test_at_half_size_the_mask_still_holds():
+    x, y = pair(2, 4, 120, 120)
+    mask = torch.zeros(2, 120, 120)
+    mask[:, 20:60, 40:80] = 1
+    options = LossOptions(multiscale_loss_weight=1.0)
+    inside = sample_losses(x, y, SIGMA[:2], options, mask)
+    cut = (slice(None), slice(None), slice(20, 60), slice(40, 80))
+    error = (x - y)[cut]
+    coarse = torch.nn.functional.avg_pool2d(error, 2).square().mean((1, 2, 3))
+    torch.testing.assert_close(inside, (error.square().mean((1, 2, 3)) + coarse) / 2)
