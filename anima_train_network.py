@@ -25,7 +25,7 @@ from library.anima_doctor import report as doctor
 from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
 from library.anima_runtime import model_loading, start_notes, tokenizer_loading
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
-from library.anima_runtime.family import ANIMA
+from library.anima_runtime.family import ANIMA, ANIMA_FILES
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.text_contexts import (
@@ -73,6 +73,7 @@ GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
 class AnimaNetworkTrainer(NetworkTrainer):
     """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
 
+    family_files = ANIMA_FILES
     snapshot_schema = "anima_resume_snapshot/v2"
     pixels_per_token = 16 * 16
 

@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from library.memory.planning import Count
     from library.settings.run_config import TrainConfig
     from library.training.flow_matching import NoisyLatents
+    from networks.file_contents import FamilyFiles
 
 
 class FamilyHooks(ABC):
     """Names are sd-scripts'; what they take and return is typed.
 
+    family_files:     what programs know the family's adapter files by; None: nothing is said of them
     snapshot_schema:  of the snapshots that a family writes and takes
     pixels_per_token: of a picture, in the blocks
     """
 
     cfg: TrainConfig
+    family_files: FamilyFiles | None = None
     snapshot_schema = "resume_snapshot/v2"
     pixels_per_token: int
 

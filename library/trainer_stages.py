@@ -334,6 +334,7 @@ class TrainerStages(CheckStages):
         run = {"seed": self.seed, "num_processes": self.accelerator.num_processes}
         facts = StateFacts(run, self.build_resume_snapshot)
         self.files = RunFiles(self.checkpoints, self.accelerator, parts, self.metadata, facts)
+        self.files.exporter.family = self.family_files
         self.stops = StopRequests(self.checkpoints.folder, self.accelerator)
         kept = self.resumption.state.record() if self.resumption.state else None
         self.reporter.follow(self.files, kept)
@@ -372,6 +373,7 @@ class TrainerStages(CheckStages):
         usual = Usual(self.seed, size, self.model_file_names(), self.adapters_at)
         assert cfg.save.output_dir, "SaveOptions asks for one"
         album = Album(Path(cfg.save.output_dir), cfg.save.output_name)
+        self.metadata.cover = None if cfg.metadata.metadata_thumbnail else album.cover
         schedule = Schedule(cfg.preview, self.plan.total_steps)
         self.previews = Previews(schedule, self.prompts, album, studio, usual)
         if self.resumption.state:  # its pictures were drawn after the state was written

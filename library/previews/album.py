@@ -12,12 +12,14 @@ from PIL import Image
 
 from library.errors import Problem
 from library.previews import contact_sheet
+from library.previews.pictures import small_jpeg
 from library.previews.schedule import Moment
 from library.saving.output_checks import tried
 from library.settings.run_config import SaveOptions
 
 FOLDER = "sample"
 MOST_ROWS = 40  # of the sheet
+COVER_SIDE = 256  # pixels, as the model metadata wants thumbnails
 WRITTEN = re.compile(r"(e?)(\d{6,})_(\d{2,})_(\d{14})_\d+\.png")
 """What follows the run's name: place, number of the prompt, time, seed."""
 ADAPTERS_AT_END = re.compile(r"( <lora:[^<>]*>)+$")
@@ -61,6 +63,7 @@ class Album:
 
     drawn:   what this run drew, in order; for whoever shows pictures
     folder, name: where the files are, and with what their names begin
+    newest: picture of the first prompt that was drawn, after its place in the run
     """
 
     def __init__(self, output_dir: Path, output_name: str | None) -> None:
@@ -69,6 +72,11 @@ class Album:
         self.drawn: list[DrawnPicture] = []
         self.rows: dict[Moment, dict[int, Image.Image]] = {}
         self.titles: dict[int, str] = {}
+        self.newest: tuple[tuple[int, int, int], Path] | None = None
+
+    def cover(self) -> str | None:
+        """The newest picture of the first prompt, small, as a data: URL; None if there is none."""
+        return (small_jpeg(self.newest[1], COVER_SIDE) or None) if self.newest else None
 
     @property
     def sheet(self) -> Path:
@@ -103,6 +111,13 @@ class Album:
             if moment.step <= step:
                 with contextlib.suppress(OSError, SyntaxError), Image.open(path) as picture:
                     self.keep(moment, number, picture)
+                self.look_at(moment, number, path)
+
+    def look_at(self, moment: Moment, number: int, path: Path) -> None:
+        """Of the newest moment the first prompt's picture stands for the run."""
+        place = (*moment.order, -number)
+        if self.newest is None or place >= self.newest[0]:
+            self.newest = place, path
 
     def drawn_at(self, step: int, steps_per_epoch: int) -> list[DrawnPicture]:
         """The pictures of one step that there are, as an earlier session drew them."""
@@ -125,7 +140,9 @@ class Album:
         """Take note of a picture that was written."""
         self.drawn.append(drawn)
         self.titles[drawn.number] = drawn.prompt
-        self.keep(Moment(drawn.step, drawn.epoch), drawn.number, picture)
+        moment = Moment(drawn.step, drawn.epoch)
+        self.keep(moment, drawn.number, picture)
+        self.look_at(moment, drawn.number, drawn.path)
 
     def write_sheet(self) -> None:
         """Anew, of all rows. Raises OSError."""

@@ -5,6 +5,8 @@ ComfyUI lays out a graph by itself when a picture holds only the API form of it,
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from torch import Tensor
 
 from library.previews.prompt_file import PreviewPrompt
 from library.utils import atomic_write
+
+JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,19 @@ class Drawn:
     batch: int = 1
     place: int = 0
     start: tuple[str, float] | None = None
+
+
+def small_jpeg(path: Path, side: int) -> str:
+    """The picture in a file as a data: URL, no side above `side`; "" where it cannot be read."""
+    try:
+        with Image.open(path) as opened:
+            opened.thumbnail((side, side))
+            small = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=JPEG_QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def save_png(path: str | Path, pixels: Tensor, drawn: Drawn) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
+from library.previews.pictures import small_jpeg
 
 LONG_SIDE = 384
-QUALITY = 82
 BUDGET = 12 * 2**20
 """Bytes of all the pictures in one page."""
 
@@ -30,15 +27,7 @@ class Picture:
 
 def thumbnail(path: Path) -> str:
     """The picture in a file, its long side 384 px at most; "" where it cannot be read."""
-    try:
-        with Image.open(path) as opened:
-            opened.thumbnail((LONG_SIDE, LONG_SIDE))
-            small = opened.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return ""
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return small_jpeg(path, LONG_SIDE)
 
 
 def within(pictures: Sequence[Picture], budget: int = BUDGET) -> list[Picture]:

@@ -16,8 +16,9 @@ from library.device_utils import precision_dtype
 from library.errors import OutputError, Problem, UserError
 from library.saving.checkpoints import EXTENSION, universal_file, write_or_rescue
 from library.system.files import free_name
-from library.system.tensor_files import read_header
+from library.system.tensor_files import TensorFileError, read_header
 from library.utils import log_lines
+from networks import readers
 from networks.codec import read_adapter, write_adapter
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
 from networks.network import NormExport
@@ -28,6 +29,7 @@ from networks.workshop.verifying import Written, differences
 
 if TYPE_CHECKING:
     from library.settings.run_config import SaveOptions
+    from networks.file_contents import FamilyFiles
     from networks.network import AdapterNetwork
 
 logger = logging.getLogger(__name__)
@@ -36,9 +38,6 @@ DEFAULT_RANK = 64
 """Of a LoRA in place of something else."""
 NAMED = 5
 """Of what is wrong with a file, at the most."""
-
-Describe = Callable[[Sequence[str], Mapping[str, str]], list[str]]
-"""(keys, metadata) of a file -> lines that say which programs take it."""
 
 
 class Form(ABC):
@@ -142,12 +141,14 @@ FORMS: dict[str, tuple[type[Form], ...]] = {
 
 
 class Exporter:
-    """Writes the files of each save. describe: says once of each form who reads it."""
+    """Writes the files of each save.
 
-    def __init__(
-        self, options: SaveOptions, network: AdapterNetwork, describe: Describe | None = None
-    ) -> None:
-        self.options, self.network, self.describe = options, network, describe
+    family: what programs know its files by; with it the first file of each form says who reads it
+    """
+
+    def __init__(self, options: SaveOptions, network: AdapterNetwork) -> None:
+        self.options, self.network = options, network
+        self.family: FamilyFiles | None = None
         self.forms = [form(options, network) for form in FORMS[options.export_format]]
         self.told: set[type[Form]] = set()
 
@@ -168,20 +169,26 @@ class Exporter:
 
         file = write_or_rescue(write, file)
         logger.info("saved %s", file)
-        told = [*form.remarks(), *self.said_once(form, file, entries)]
-        log_lines(logger, [f"{file.name}: {line}" for line in told])
+        log_lines(logger, [f"{file.name}: {line}" for line in form.remarks()])
+        log_lines(logger, self.said_once(form, file))
         if self.options.verify_export:
             file = self.verified(form, file, write)
         return file
 
-    def said_once(self, form: Form, file: Path, metadata: Mapping[str, str]) -> list[str]:
-        """What holds for all files of a form: what they lack, and who reads them."""
+    def said_once(self, form: Form, file: Path) -> list[str]:
+        """What holds for all files of a form: what they lack, and what each program makes of them."""
         if type(form) in self.told:
             return []
         self.told.add(type(form))
-        keys = list(read_header(file).entries) if self.describe else []
-        readers = self.describe(keys, metadata) if self.describe else []
-        return [*filter(None, [form.left_out()]), *readers]
+        lines = [f"{file.name}: {left_out}"] if (left_out := form.left_out()) else []
+        if self.family:
+            try:
+                header = read_header(file)
+            except TensorFileError:  # told where the file is compared
+                return lines
+            found = readers.verdicts(header.entries, header.metadata, self.family)
+            lines += [f"{file.name} in {line}" for line in readers.lines(found)]
+        return lines
 
     def verified(self, form: Form, file: Path, write: Callable[[Path], None]) -> Path:
         """`file`, if it holds what the adapters hold; else a second one beside it, if that one does."""

@@ -23,7 +23,7 @@ from PIL import Image
 from library.data.data_types import RunPosition
 from library.errors import ConfigError, ModelFileError, Problem
 from library.saving.metadata_table import MINIMUM, RunFacts, entries_of, text, timestamp
-from library.settings.run_config import MetadataOptions
+from library.settings.run_config import NO_THUMBNAIL, MetadataOptions
 from library.utils import sha256_of_file
 
 LARGEST_THUMBNAIL = 4_000_000  # bytes; readers take no header beyond 100 MB
@@ -112,7 +112,7 @@ def modelspec(
 
 def thumbnail(value: str | None) -> str | None:
     """A picture, or a data: URL of one, as a data: URL. Raises ConfigError for what is neither."""
-    if value is None:
+    if value is None or value == NO_THUMBNAIL:
         return None
     header, _, encoded = value.partition(",")
     try:
@@ -147,18 +147,22 @@ class RunMetadata:
         """entries: from start_entries and the family; minimal: --no_metadata.
 
         late: gives those that take long to find; asked once, for the first file that has them
+        cover, an attribute: gives a picture for modelspec.thumbnail, as a data: URL, if there is one yet
         """
         self.entries = dict(entries)
         self.minimal = minimal
+        self.cover: Callable[[], str | None] | None = None
         self.late = functools.cache(late)
 
     def at(self, position: RunPosition) -> dict[str, str]:
         """The metadata of a file written now."""
         if self.minimal:
             return minimum(self.entries)
+        picture = self.cover() if self.cover else None
         return {
             **self.entries,
             **self.late(),
+            **({"modelspec.thumbnail": picture} if picture else {}),
             "ss_steps": text(position.step),
             "ss_epoch": text(position.epoch + 1),
             "ss_training_finished_at": timestamp(),

@@ -78,6 +78,7 @@ DYNAMO = (
 )
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """The modes of compile that record them."""
+NO_THUMBNAIL = "none"
 OFFLOAD = ("cpu", "nvme", "None")
 
 
@@ -1233,7 +1234,7 @@ class MetadataOptions:
     metadata_license: str | None = flag(None, "licence", prose=True)
     metadata_tags: str | None = flag(None, "tags, separated by commas", prose=True)
     metadata_usage_hint: str | None = flag(None, "how to use it", prose=True)
-    metadata_thumbnail: str | None = flag(None, "picture file or data: URL", path=True)
+    metadata_thumbnail: str | None = flag(None, "picture file or data: URL; the newest preview if not given; none: no picture", path=True)
     metadata_merged_from: str | None = flag(None, "files it was merged from", prose=True)
     metadata_trigger_phrase: str | None = flag(None, "trigger words", prose=True)
     metadata_preprocessor: str | None = flag(None, "preprocessor", prose=True)
@@ -1243,7 +1244,9 @@ class MetadataOptions:
 
     def problems(self) -> list[Problem]:
         picture = self.metadata_thumbnail
-        if picture and not picture.startswith("data:") and not os.path.isfile(picture):
+        if picture in (None, "", NO_THUMBNAIL):
+            return []
+        if not picture.startswith("data:") and not os.path.isfile(picture):
             return [Problem("expected a picture file or a data: URL.", "metadata_thumbnail")]
         return []
 

@@ -113,6 +113,7 @@ def test_the_files_of_a_run_and_their_metadata_are_those_of_the_tables(demo, run
     for name in ("run", "run-universal"):
         with safe_open(run_folder / f"out/{name}.safetensors", "pt") as file:
             keys |= file.metadata().keys()
+    assert "modelspec.thumbnail" in keys  # of the pictures that were drawn
     groups = [pattern_of(key) for row in rows(FORMATS, METADATA) for key in quoted(row[0])]
     assert [key for key in keys if not any(re.fullmatch(group, key) for group in groups)] == []
     assert [group for group in groups if not any(re.fullmatch(group, key) for key in keys)] == []

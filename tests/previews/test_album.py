@@ -1,15 +1,19 @@
 """The pictures of a run: when they are due, their names, which there are, the sheet of all of them."""
 
+from base64 import b64decode
 from datetime import datetime
+from io import BytesIO
 
 import pytest
 from PIL import Image, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from library.data.data_types import RunPosition
 from library.previews.album import MOST_ROWS, Album, DrawnPicture, album_problems
 from library.previews.contact_sheet import SIDE, fitting, laid_out
 from library.previews.schedule import Moment, Schedule
-from library.settings.run_config import PreviewOptions, SaveOptions
+from library.saving.metadata import RunMetadata, thumbnail
+from library.settings.run_config import MetadataOptions, PreviewOptions, SaveOptions
 
 NOW = datetime(2026, 11, 23, 8, 5, 9)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -52,6 +56,32 @@ def test_a_folder_in_which_no_picture_can_be_is_told_at_the_start(tmp_path):
     (tmp_path / "sample").touch()
     (problem,) = album_problems(options)
     assert "sample is a file, expected a folder" in problem.message
+
+
+def test_the_newest_picture_of_the_first_prompt_stands_for_the_run(tmp_path):
+    album = Album(tmp_path, "run")
+    metadata = RunMetadata({"ss_seed": "1"}, minimal=False)
+    metadata.cover = album.cover
+    position = RunPosition()
+    assert "modelspec.thumbnail" not in metadata.at(position)
+    for step, number, color in ((1, 0, RED), (2, 1, BLUE), (2, 0, GREEN), (2, 2, BLUE)):
+        path = album.path(Moment(step), number, 42, NOW)
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (600, 300), color).save(path)
+        album.add(DrawnPicture(step, None, number, "", 42, path), Image.new("RGB", (8, 4)))
+    url = metadata.at(position)["modelspec.thumbnail"]
+    assert url == thumbnail(url) and url == album.cover()  # a picture that users could have given
+    with Image.open(BytesIO(b64decode(url.removeprefix("data:image/jpeg;base64,")))) as picture:
+        assert picture.size == (256, 128) and abs(picture.getpixel((9, 9))[1] - 255) < 4
+    later = Album(tmp_path, "run")  # of a run that goes on from step 1
+    later.take_over(1, 9)
+    assert later.newest[1] == album.path(Moment(1), 0, 42, NOW)
+    minimal = RunMetadata({"modelspec.title": "t"}, minimal=True)
+    minimal.cover = album.cover
+    assert minimal.at(position) == {"modelspec.title": "t"}
+    path.with_name(album.newest[1].name).unlink()
+    assert album.cover() is None and "modelspec.thumbnail" not in metadata.at(position)
+    assert MetadataOptions(metadata_thumbnail="none").problems() == [] and thumbnail("none") is None
 
 
 def test_pictures_are_named_as_sd_scripts_names_them(tmp_path):

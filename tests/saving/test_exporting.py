@@ -231,6 +231,11 @@ def test_a_run_writes_both_forms_and_removes_both(demo, run_folder, caplog):
     once = "run-step00000001-universal.safetensors: the 24 norms that were trained are not in it"
     assert sum("norms that were trained are not in it" in line for line in caplog.messages) == 1
     assert once in caplog.messages and "does not hold" not in caplog.text
+    step, every = "run-step00000001", "ComfyUI, Forge Neo, SD.Next, InvokeAI, diffusers, SwarmUI, "
+    assert f"{step}-universal.safetensors in {every}Lora Manager and Civitai: all of it" in caplog.text
+    refused = f"{step}.safetensors in diffusers: nothing of it; refuses the whole file for alpha"
+    assert refused in caplog.text and caplog.text.count(" in diffusers: ") == 1
+    assert f"{step}.safetensors in InvokeAI: nothing of it; refuses the whole file for diff" in caplog.text
 
 
 @pytest.mark.parametrize(
