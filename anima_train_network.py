@@ -38,7 +38,7 @@ from library.caching.text_windows import TextWindows
 from library.config_util import read_datasets
 from library.data.data_types import TextOutputs
 from library.data.dataset_config import DatasetGroupConfig
-from library.device_utils import LoadedOnUse
+from library.device_utils import LoadedOnUse, without_memory
 from library.errors import ConfigError, ModelFileError, Problem
 from library.memory.planning import Count
 from library.previews.prompt_texts import prompt_problems
@@ -116,7 +116,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return start_notes.differences(self.start)
 
     def empty_model(self) -> Anima:
-        with torch.device("meta"):
+        with without_memory():
             return Anima(self.model_facts.params)
 
     def option_groups(self) -> list[Any]:
@@ -128,7 +128,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.model_files.transformer)
         if self.weight_dtype == torch.float32:
-            size = 4 * sum(parameter.numel() for parameter in self.empty_model().parameters()) / 1e9
+            size = 4 * model_loading.parameter_count(self.model_facts.params) / 1e9
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         # weights that are swapped or stored otherwise never lie on the device all at once
         waits = self.memory_modes.blocks_to_swap or self.precision.stored_form

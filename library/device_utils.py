@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 PRECISIONS = {
     "no": torch.float32,
@@ -34,6 +36,29 @@ def clean_memory_on_device(device: torch.device | str) -> None:
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Within: what torch.nn.init would fill stays as it is."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Within: modules are made on the meta device.
+
+    Their initial values are left out: there is nothing to fill, it takes longer than the rest, and the
+    first of them would load torch's compiler, for seconds.
+    """
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 class LoadedOnUse:

@@ -20,7 +20,7 @@ from library.data.bucket_sampler import BucketBatchSampler
 from library.data.data_types import RunPosition
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.scan import scan
-from library.device_utils import precision_dtype
+from library.device_utils import precision_dtype, without_memory
 from library.errors import ConfigError, Problem
 from library.memory import int8_probe
 from library.memory.modes import SavesMemory, mode_problems
@@ -137,7 +137,7 @@ class CheckStages(FamilyHooks):
             like = torch.empty(0, device=self.accelerator.device if device is None else device)
             raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, like=like)])
         self.network_module, self.model_facts = module, facts
-        with torch.device("meta"), quiet():
+        with without_memory(), quiet():
             model = self.empty_model()
             assert isinstance(model, SavesMemory), "every family's model does"
             if problems := mode_problems(self.cfg.loop, model):

@@ -38,6 +38,7 @@ from library.config_util import read_datasets
 from library.data.catalogue import Catalogue
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.scan import scan
+from library.device_utils import without_memory
 from library.errors import ConfigError, OutputError, Problem, UserError, visible
 from library.saving.checkpoints import output_names
 from library.saving.output_checks import check_outputs
@@ -292,7 +293,7 @@ class Check:
         """The network without memory, --base_weights tried on it, and its optimizer."""
         options, kwargs = self.train.network, trainer.network_kwargs()
         assert options.network_module, "the configuration is sound"
-        with torch.device("meta"):
+        with without_memory():
             model = Anima(params)
             model.set_attention_backend(self.anima.attention_backend)
             module = load_network_module(options.network_module)

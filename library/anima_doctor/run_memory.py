@@ -8,7 +8,6 @@ from math import prod
 
 import torch
 
-from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import anima_step
 from library.anima_doctor.page import optimizer_state
@@ -105,8 +104,7 @@ class RunMemory:
         return [(name, count * dtype.itemsize, f"{count:,} {how}") for name, count, dtype in kept]
 
     def how_stored(self, loop: LoopOptions) -> str:
-        with torch.device("meta"):
-            weights = sum(parameter.numel() for parameter in Anima(self.params).parameters())
+        weights = model_loading.parameter_count(self.params)
         precise = f"{self.cfg.precision.mixed_precision} ({self.weight_dtype})"
         away = "; of swapped blocks what passes through" if loop.blocks_to_swap else ""
         form = self.cfg.precision.stored_form

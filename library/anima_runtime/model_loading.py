@@ -8,15 +8,17 @@ of another kind is an error with names. Weights of 8 bits are made whole, or kep
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Container, Iterable, Mapping, MutableMapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from library.anima_backend.modelling.dit import Anima
@@ -32,6 +34,7 @@ from library.anima_runtime.model_settings import (
     refused_settings,
 )
 from library.anima_runtime.quantised_files import Layout, read_layout
+from library.device_utils import without_memory
 from library.errors import ModelFileError
 from library.system import tensor_files
 from library.system.tensor_files import CODES, FLOATS, TensorFileError
@@ -47,6 +50,7 @@ logger = logging.getLogger(__name__)
 NAMES_SHOWN = 8
 
 Shapes = dict[str, tuple[int, ...]]
+AnyShapes = Mapping[str, tuple[int, ...]]
 T = TypeVar("T")
 
 
@@ -112,7 +116,7 @@ def listed(names: list[str]) -> str:
     return first_few(names, NAMES_SHOWN)
 
 
-def check_entries(path: str | Path, wanted: Shapes, found: Shapes) -> None:
+def check_entries(path: str | Path, wanted: AnyShapes, found: Shapes) -> None:
     """Every wanted tensor, nothing else, and the right shapes; one error names all that is off."""
     missing = sorted(wanted.keys() - found.keys())
     unexpected = sorted(found.keys() - wanted.keys())
@@ -161,20 +165,15 @@ def shapes_of(network: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
-class Undrawn(TorchFunctionMode):
-    """Parameters are not drawn: without memory the first draw would load torch's compiler, for seconds."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (nn.init.normal_, nn.init.kaiming_uniform_):
-            return kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def shapes_of_dit(params: DiTParams) -> Shapes:
+@lru_cache(maxsize=4)
+def shapes_of_dit(params: DiTParams) -> AnyShapes:
     """Of every parameter and buffer of a DiT of these sizes."""
-    with torch.device("meta"), Undrawn():
-        return shapes_of(Anima(params))
+    with without_memory():
+        return MappingProxyType(shapes_of(Anima(params)))
+
+
+def parameter_count(params: DiTParams) -> int:
+    return sum(map(math.prod, shapes_of_dit(params).values()))
 
 
 DIT = "Anima's DiT, e.g. anima-base-v1.0.safetensors"
@@ -257,7 +256,7 @@ def load_transformer(
         keys = key_mapping.adapter_entries({key: key for key in shapes}).values()
         own = load_weights(llm_adapter_path, ADAPTER, keys, disable_mmap)
         tensors = replace_adapter(tensors, key_mapping.adapter_entries(own))
-    with torch.device("meta"):
+    with without_memory():
         network = Anima(params)
     keep_codes(network, tensors, dtype, stored)
     give_tensors(network, tensors, device, dtype)
@@ -292,7 +291,7 @@ def load_vae(
     shapes, _ = shapes_and_dtypes(file, VAE)
     found = vae_entries(path, shapes) if is_original else shapes
     try:
-        with torch.device("meta"):
+        with without_memory():
             network = AutoencoderKLQwenImage(base_dim=found[DIFFUSERS_MARK][0])
     except (IndexError, ValueError, RuntimeError, ArithmeticError) as error:
         message = f"has tensors of shapes that no VAE has; expected {VAE}."
@@ -365,7 +364,7 @@ def load_qwen(
     named = inspect_qwen(path)
     config = qwen_config(path, named)
     try:
-        with torch.device("meta"):
+        with without_memory():
             wanted = shapes_of(Qwen3Model(config))
     except Exception as error:  # of settings that only the network itself looks at
         raise refused_settings(path, error) from error

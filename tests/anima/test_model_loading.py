@@ -14,6 +14,7 @@ from library.anima_backend.modelling.params import DiTParams
 from library.anima_models import load_anima_qwen_model, load_anima_transformer, load_anima_vae
 from library.anima_runtime import key_mapping, model_loading
 from library.anima_runtime.key_mapping import PREFIXES
+from library.device_utils import without_memory
 from library.errors import ModelFileError
 from tests.helpers.processes import python, run_code
 from tests.helpers.tiny import golden, golden_vectors, rel_l2, tiny_transformer, tiny_vae
@@ -389,3 +390,24 @@ def test_others_can_rely_on_these_signatures(function, signature):
     parameters = inspect.signature(function).parameters.values()
     plain = [p.replace(annotation=p.empty, default=p.empty) for p in parameters]
     assert str(inspect.Signature(plain)) == signature
+
+
+def test_a_model_without_memory_is_the_real_one_but_for_its_values():
+    """And what is made afterwards has values again."""
+    params, _ = model_loading.inspect_transformer(DIT_FILE)
+    state = torch.get_rng_state()
+    with without_memory():
+        empty = Anima(params)
+    assert torch.equal(torch.get_rng_state(), state)
+    real = Anima(params)
+    assert {t.device.type for t in empty.state_dict().values()} == {"meta"}
+    assert model_loading.shapes_of(empty) == model_loading.shapes_of(real)
+    assert model_loading.shapes_of(real) == model_loading.shapes_of_dit(params)
+    count = sum(parameter.numel() for parameter in real.parameters())
+    assert model_loading.parameter_count(params) == count
+    torch.manual_seed(3)
+    made = torch.nn.Linear(8, 8)
+    torch.manual_seed(3)
+    drawn = torch.empty(8, 8)
+    torch.nn.init.kaiming_uniform_(drawn, a=5**0.5)
+    assert torch.equal(made.weight, drawn) and drawn.abs().max() > 0
