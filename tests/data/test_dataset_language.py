@@ -14,6 +14,7 @@ from tests.helpers.dataset_files import draw, folder_of
 WRONG = {
     "bool": 3,
     "int": 1.5,
+    "counts": 1.5,
     "float": "0.5",
     "text": 7,
     "path": 7,
@@ -25,6 +26,7 @@ WRONG = {
 FITTING = {
     "bool": True,
     "int": 64,
+    "counts": 64,
     "float": 0.5,
     "text": "|",
     "path": "|",
