@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from library.errors import Problem
+from networks.workshop.low_rank import RankRule
 
 EXTENSION = ".safetensors"
+PRECISIONS = ("float", "fp16", "bf16")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,36 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry_run", action="store_true", help="tell what would be written, and write nothing"
     )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """--save_precision."""
+    parser.add_argument(
+        "--save_precision", choices=PRECISIONS, help="of the file; as it was if not given"
+    )
+
+
+def add_rule(parser: argparse.ArgumentParser) -> None:
+    """--rank, --energy and --error."""
+    add = parser.add_argument
+    add("--rank", type=int, help="ranks kept of what becomes a LoRA, at most")
+    add("--energy", type=float, help="as few ranks as keep this share of the squared delta, e.g. 0.99")
+    add("--error", type=float, help="as few ranks as leave at most this relative error, e.g. 0.05")
+
+
+def rule_of(options: argparse.Namespace) -> RankRule | None:
+    """None where no rule is given."""
+    given = options.rank, options.energy, options.error
+    return None if given == (None, None, None) else RankRule(*given)
+
+
+def rule_problems(options: argparse.Namespace) -> Iterator[Problem]:
+    if options.rank is not None and options.rank < 1:
+        yield Problem("expected 1 or more.", f"--rank {options.rank}")
+    if options.energy is not None and not 0 < options.energy <= 1:
+        yield Problem("expected a share, above 0 and at most 1.", f"--energy {options.energy}")
+    if options.error is not None and not 0 <= options.error < 1:
+        yield Problem("expected a share, 0 or more and below 1.", f"--error {options.error}")
 
 
 def output_problems(output: Path, inputs: Sequence[Path], *, overwrite: bool) -> Iterator[Problem]:

@@ -104,6 +104,15 @@ class AdapterFile:
         found = self.kinds.kind_of(dict.fromkeys(factors, torch.empty(0)))
         return f"{found.name} with DoRA" if {*MAGNITUDES} & {*factors} else found.name
 
+    def key_for(self, path: str, factor: str) -> str:
+        """The key of a module's factor, spelled as the file spells the module."""
+        keys = self.entries[path].keys
+        if factor in keys:
+            return keys[factor]
+        split = split_factor(next(iter(keys.values())), self.kinds)
+        assert split, "its keys were read"
+        return f"{split[0]}.{self.kinds.written[factor]}"
+
     def factors(self, path: str) -> dict[str, Tensor]:
         """A module's factors, read now, as they are stored. Raises AdapterFileError."""
         keys = self.entries[path].keys

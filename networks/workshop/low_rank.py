@@ -52,6 +52,10 @@ class Approximation(NamedTuple):
     error: float
 
     @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
     def delta(self) -> LowRank:
         return LowRank(self.up, self.down)
 

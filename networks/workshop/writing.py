@@ -9,13 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from library.errors import AdapterFileError, Problem
+from library.errors import AdapterFileError, Problem, as_utf8
 from library.system.system_errors import output_errors
 from library.system.tensor_writing import Planned, TensorWriter, tensor_writer
 from library.utils import atomic_write
 from networks.kinds.stored import is_finite
 
-HASHES = "sshs_"
+HASHES = ("sshs_", "modelspec.hash")
 MADE_FROM = "ss_made_from"
 """The tool and its files, as JSON."""
 
@@ -54,7 +54,7 @@ def derived(
     changes: ss_* entries by their names without ss_; None removes one
     """
     kept = {name: text for name, text in metadata.items() if not name.startswith(HASHES)}
-    made_from = {"tool": tool, "files": [file.name for file in files]}
+    made_from = {"tool": tool, "files": [as_utf8(file.name) for file in files]}
     kept[MADE_FROM] = json.dumps(made_from, ensure_ascii=False)
     for name, value in changes.items():
         kept.pop(f"ss_{name}", None)

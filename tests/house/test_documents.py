@@ -94,6 +94,8 @@ BY_ANOTHER_TEST = {
     "python tools/average_lora.py my_lora-000003.safetensors my_lora-000004.safetensors "
     "--output average.safetensors":
         "tools.test_average_lora.test_the_command_writes_the_average",
+    "python tools/resize_lora.py my_lora.safetensors --output smaller.safetensors --rank 8":
+        "tools.test_resize_lora.test_the_command_writes_a_smaller_file",
     f"python tools/verify_resume.py {PAIR}":
         "tools.test_verify_resume.test_the_command_shows_it_of_runs_that_share_nothing",
 }  # fmt: skip

@@ -14,7 +14,8 @@ from networks.merging import changes_of, read_for, weighted_modules
 from networks.workshop.adapter_file import NeedsBase
 from networks.workshop.writing import adapter_writer
 from tests.helpers.tiny import golden, tiny_transformer
-from tests.helpers.written_adapters import LINEARS
+from tests.helpers.workshop import of_every_kind
+from tests.helpers.written_adapters import random
 
 BASE = golden("anima_tiny_dit.safetensors")
 
@@ -27,42 +28,6 @@ def model():
 @pytest.fixture(scope="module")
 def base():
     return open_base(BASE)
-
-
-def random(*shape):
-    return 0.1 * torch.randn(*shape)
-
-
-def of_every_kind(model):
-    """One file with a module of each kind that ComfyUI reads."""
-    weights = {path: module.weight for path, module in weighted_modules(model).items()}
-    first, second, third = LINEARS
-    out, width = weights[first].shape
-    more = "blocks.0.cross_attn.q_proj", "blocks.1.self_attn.v_proj", "blocks.1.mlp.layer2"
-    loha_out, loha_in = weights[third].shape
-    tensors = {
-        f"diffusion_model.{first}.lora_down.weight": random(4, width),
-        f"diffusion_model.{first}.lora_up.weight": random(out, 4),
-        f"diffusion_model.{first}.alpha": torch.tensor(2.0),
-        f"diffusion_model.{second}.lokr_w1": random(4, 4),
-        f"diffusion_model.{second}.lokr_w2_a": random(weights[second].shape[0] // 4, 2),
-        f"diffusion_model.{second}.lokr_w2_b": random(2, weights[second].shape[1] // 4),
-        f"diffusion_model.{second}.alpha": torch.tensor(1.0),
-        f"lora_unet_{third.replace('.', '_')}.hada_w1_a": random(loha_out, 2),
-        f"lora_unet_{third.replace('.', '_')}.hada_w1_b": random(2, loha_in),
-        f"lora_unet_{third.replace('.', '_')}.hada_w2_a": random(loha_out, 3),
-        f"lora_unet_{third.replace('.', '_')}.hada_w2_b": random(3, loha_in),
-        "diffusion_model.t_embedding_norm.w_norm": random(*weights["t_embedding_norm"].shape),
-        f"diffusion_model.{more[0]}.diff": random(*weights[more[0]].shape),
-        f"diffusion_model.{more[1]}.set_weight": random(*weights[more[1]].shape),
-        f"diffusion_model.{more[2]}.lora_A.weight": random(4, weights[more[2]].shape[1]),
-        f"diffusion_model.{more[2]}.lora_B.weight": random(weights[more[2]].shape[0], 4),
-        f"diffusion_model.{more[2]}.dora_scale": random(weights[more[2]].shape[0], 1) + 1,
-        "diffusion_model.llm_adapter.out_proj.diff_b": random(
-            *model.llm_adapter.out_proj.bias.shape
-        ),
-    }
-    return {key: tensor.clone() for key, tensor in tensors.items()}
 
 
 def test_every_kind_adds_what_merging_it_adds(model, base, tmp_path):
