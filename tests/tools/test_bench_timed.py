@@ -16,6 +16,7 @@ from tools.bench import (
     loop,
     measuring,
     peers,
+    saving,
     step,
     storage,
     update,
@@ -159,6 +160,14 @@ def test_the_trainers_loop_is_timed_apart_from_the_model(run, demo):
     _, figures = run(loop, "--steps", "2", "--demo", str(demo))
     assert [row["part"] for row in figures["rows"]] == ["loop without the model", *loop.PARTS]
     assert figures["note"].startswith("2 steps")
+
+
+def test_a_save_is_timed_in_its_parts(run):
+    _, figures = run(saving, "--blocks", "1", "--rank", "2", "--rounds", "1", "--adapters", "lora+norms")
+    rows = {row["form"]: row for row in figures["rows"]}
+    assert set(rows) == {"comfy", "universal"} and rows["comfy"]["MiB"] > 0.1
+    for row in rows.values():
+        assert row["2 % of s"] == pytest.approx(50 * row["check s"], abs=0.1)
 
 
 def test_storage_is_compared_with_the_base_as_it_is(run, monkeypatch):
