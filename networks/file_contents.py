@@ -103,7 +103,12 @@ def entries_of(keys: Iterable[str]) -> Iterator[Entry]:
         yield Entry(key, name, place, path, key[len(name) + 1 :], factor)
 
 
+NO_PROGRAM_READS = "lora_unet_net_"  # nor leads to a module, though it begins as flat names do
+
+
 def _place_of(name: str) -> tuple[Place, str]:
+    if name.startswith(NO_PROGRAM_READS):
+        return Place.ELSEWHERE, name
     for style, place in ((KeyStyle.COMFY, Place.DOTTED), (KeyStyle.KOHYA, Place.FLAT)):
         if name.startswith(style.value):
             return place, name.removeprefix(style.value)
