@@ -25,7 +25,7 @@ from library.anima_doctor import report as doctor
 from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
 from library.anima_runtime import model_loading, start_notes, tokenizer_loading
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
-from library.anima_runtime.family import ANIMA, ANIMA_FILES
+from library.anima_runtime.family import ANIMA, ANIMA_FILES, ANIMA_METADATA
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.text_contexts import (
@@ -266,11 +266,10 @@ class AnimaNetworkTrainer(NetworkTrainer):
             if Path(path).is_file():
                 entries[f"ss_{role}_hash"] = legacy_hash(path)
         entries.update({
-            "ss_base_model_version": "anima",
+            **ANIMA_METADATA,
             "ss_qwen3_max_token_length": str(anima.qwen_max_length),
             "ss_t5_max_token_length": str(anima.t5_max_length),
             "ss_empty_caption": anima.empty_caption,
-            "modelspec.architecture": "anima/lora",
             "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
         })  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""ANIMA and ANIMA_FILES: what agnostic code needs to know of this family by name."""
+"""ANIMA, ANIMA_FILES, ANIMA_METADATA: what agnostic code needs to know of this family by name."""
 
 from __future__ import annotations
 
@@ -19,3 +19,6 @@ ANIMA_FILES = FamilyFiles(
     text_encoder="qwen3_06b",
 )
 """What other programs know adapter files of it by."""
+
+ANIMA_METADATA = {"ss_base_model_version": "anima", "modelspec.architecture": "anima/lora"}
+"""What adapter files of it say of themselves."""

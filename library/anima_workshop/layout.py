@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,28 @@ from networks.workshop.modules import Modules, Shape
 
 NUMBERED = re.compile(r"(?:^|[._])blocks[._](\d{1,6})[._]")
 LLM_ADAPTER_NUMBERED = re.compile(r"llm_adapter[._]blocks[._]\d+")
+
+DIFFUSERS_PARTS = {"llm_adapter.": "text_conditioner.", "": "transformer."}
+DIFFUSERS_WORDS = (
+    ("final_layer.adaln_modulation.", "norm_out.linear_"),
+    ("final_layer.linear", "proj_out"),
+    ("blocks.", "transformer_blocks."),
+    ("adaln_modulation_self_attn.", "norm1.linear_"),
+    ("adaln_modulation_cross_attn.", "norm2.linear_"),
+    ("adaln_modulation_mlp.", "norm3.linear_"),
+    ("self_attn.output_proj", "attn1.to_out.0"),
+    ("cross_attn.output_proj", "attn2.to_out.0"),
+    ("self_attn.", "attn1."),
+    ("cross_attn.", "attn2."),
+    ("q_proj", "to_q"),
+    ("k_proj", "to_k"),
+    ("v_proj", "to_v"),
+    ("mlp.layer1", "ff.net.0.proj"),
+    ("mlp.layer2", "ff.net.2"),
+    ("t_embedder.1.", "time_embed.t_embedder."),
+    ("x_embedder.proj.1", "patch_embed.proj"),
+)
+"""What diffusers calls the DiT's Linears; those of the LLM adapter it calls as they are."""
 
 QWEN = "text_encoders.qwen3_06b.transformer.model."
 """What ComfyUI calls the text encoder; adapters of it are no start for training here."""
@@ -79,7 +101,7 @@ def modules_of(params: DiTParams, *, is_exact: bool) -> Modules:
         shapes={**weights, **text},
         biases=frozenset(n.removesuffix(".bias") for n in shapes if n.endswith(".bias")),
         targets=frozenset(p for p in weights if any(matches_target(t, p) for t in targets)),
-        aliases=dict(text_encoder_names(text)),
+        aliases={**dict(text_encoder_names(text)), **diffusers_names(weights)},
         is_exact=is_exact,
     )
 
@@ -100,3 +122,16 @@ def text_encoder_names(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
         name = path.removeprefix(QWEN)
         yield dotted + name, path
         yield flat + name.replace(".", "_"), path
+
+
+def diffusers_names(weights: Mapping[str, Shape]) -> dict[str, str]:
+    """What diffusers calls the matrices -> path."""
+    found = {}
+    for path, shape in weights.items():
+        start = next(start for start in DIFFUSERS_PARTS if path.startswith(start))
+        name = path.removeprefix(start)
+        for ours, theirs in DIFFUSERS_WORDS if not start else ():
+            name = name.replace(ours, theirs)
+        if len(shape) == 2:
+            found[DIFFUSERS_PARTS[start] + name] = path
+    return found

@@ -129,7 +129,7 @@ FACTS: dict[str, Callable[[RunFacts], object]] = {
     "network_weights": lambda run: file_name(run.cfg.network.network_weights),
     "base_weights": lambda run: names(run.cfg.network.base_weights),
     "num_blocks": lambda run: len(blocks_of(run.network)),
-    "adapted_parts": lambda run: json.dumps(adapted_parts(run.network)),
+    "adapted_parts": lambda run: json.dumps(adapted_parts(p.path for p in run.network.exported())),
     "num_train_images": lambda run: samples(run, is_reg=False),
     "num_reg_images": lambda run: samples(run, is_reg=True),
     "num_validation_images": lambda run: len(run.catalogue.held_out),
@@ -212,13 +212,12 @@ def blocks_of(network: AdapterNetwork) -> set[str]:
     return {match[2] for match in found if match and not match[1]}
 
 
-def adapted_parts(network: AdapterNetwork) -> dict[str, int]:
-    """How many modules of each name are adapted; of blocks the number is left out.
+def adapted_parts(paths: Iterable[str]) -> dict[str, int]:
+    """How many modules there are of each name; of blocks the number is left out.
 
     E.g. {"blocks.*.mlp.layer1": 28}.
     """
-    counts = Counter(BLOCK.sub(r"\1blocks.*.", placement.path) for placement in network.exported())
-    return dict(sorted(counts.items()))
+    return dict(sorted(Counter(BLOCK.sub(r"\1blocks.*.", path) for path in paths).items()))
 
 
 def names(files: Iterable[str] | None) -> str | None:

@@ -58,3 +58,9 @@ def decomposed_as_peft(change: Tensor, weight: Tensor, magnitude: Tensor) -> Ten
     total = weight + change
     norm = total.norm(dim=1) + torch.finfo(weight.dtype).eps
     return total * (magnitude / norm)[:, None] - weight
+
+
+def as_dora_scale(change: Tensor, weight: Tensor, magnitude: Tensor) -> Tensor:
+    """The dora_scale (out, 1) that does what PEFT's magnitude (out,) does with this change."""
+    weight, magnitude = weight.float(), magnitude.to(weight.device, torch.float32)
+    return (magnitude * weight.norm(dim=1) / (weight + change).norm(dim=1))[:, None]

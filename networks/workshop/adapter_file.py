@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from library.system.tensor_files import (
 )
 from networks.codec import KeyDecoder, is_adapter_key, split_factor
 from networks.kinds.dora import MAGNITUDES, with_magnitude
+from networks.kinds.full import SET_WEIGHT
 from networks.kinds.kind import Kinds
 from networks.kinds.norm import B_NORM
 from networks.kinds.stored import (
@@ -61,7 +62,11 @@ class ModuleEntry:
 
     @property
     def needs_base(self) -> bool:
-        return bool(self.whole) or bool({*MAGNITUDES, "set_weight"} & self.keys.keys())
+        return self.needs(self.keys)
+
+    def needs(self, factors: Iterable[str]) -> bool:
+        """Whether what these factors add depends on the base's weight."""
+        return not self.whole.union((*MAGNITUDES, SET_WEIGHT)).isdisjoint(factors)
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,13 @@ class AdapterFile:
         """A module's factors as the header describes them."""
         return {f: self.header.entries[key] for f, key in self.entries[path].keys.items()}
 
-    def kind_of(self, path: str) -> str:
-        """The name of a module's kind, e.g. LoRA, with DoRA beside it; raises ValueError for none."""
-        factors = [f for f in self.entries[path].keys if f not in (ALPHA, *BIASES)]
+    def kind_of(self, path: str, only: Collection[str] | None = None) -> str:
+        """The name of a module's kind, e.g. LoRA, with DoRA beside it; raises ValueError for none.
+
+        only: as if it had no other factors
+        """
+        names = self.entries[path].keys if only is None else only
+        factors = [name for name in names if name not in (ALPHA, *BIASES)]
         if not factors:
             return "norm" if path in self.modules.norms else "difference"
         found = self.kinds.kind_of(dict.fromkeys(factors, torch.empty(0)))
@@ -126,17 +135,21 @@ class AdapterFile:
             raise AdapterFileError(f"{error}.", source=str(self.path)) from error
         return [found[key] for key in keys]
 
-    def deltas(self, path: str, base: Mapping[str, Tensor] | None = None) -> dict[str, Delta]:
+    def deltas(
+        self, path: str, base: Mapping[str, Tensor] | None = None, factors: Factors | None = None
+    ) -> dict[str, Delta]:
         """What the file adds to a module's weight and bias at strength 1.
 
-        base: the module's own weight and bias, which some kinds need: NeedsBase without. Raises
-        ValueError, as the rest of a sentence about the module, for factors that do not fit.
+        base: the module's own weight and bias, which some kinds need: NeedsBase without; factors: to be
+        taken for those that the file has. Raises ValueError, as the rest of a sentence about the
+        module, for factors that do not fit.
         """
-        entry, factors = self.entries[path], self.factors(path)
+        entry = self.entries[path]
+        factors = dict(self.factors(path) if factors is None else factors)
         broken = [name for name, t in factors.items() if name != ALPHA and not is_finite(t)]
         if broken:
             raise ValueError(f"holds NaN or infinity in {', '.join(broken)}")
-        if entry.needs_base and base is None:
+        if base is None and entry.needs(factors):
             raise NeedsBase("adds what depends on the base model's weight")
         found: dict[str, Delta] = {}
         for name in BIASES:

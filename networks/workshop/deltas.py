@@ -233,3 +233,8 @@ def cosine(one: Delta, other: Delta) -> float:
     """Of two deltas of one shape; 0 where one of them is zero."""
     size = one.norm() * other.norm()
     return one.inner(other) / size if size else 0.0
+
+
+def distance(one: Delta, other: Delta) -> float:
+    """|one - other|, for two deltas of one form; what is below 1e-8 of them is rounding."""
+    return math.sqrt(max(one.inner(one) - 2 * one.inner(other) + other.inner(other), 0.0))

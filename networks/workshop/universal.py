@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from networks.codec import PEFT_SPELLINGS, KeyStyle
 from networks.kinds.linear import AdditiveAdapter
 from networks.kinds.lokr import product
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.workshop.deltas import Delta, Kronecker, LowRank
 from networks.workshop.low_rank import RankRule, approximate
+from networks.workshop.spelling import UNIVERSAL
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Universal:
 
 def universal_key(path: str, factor: str) -> str:
     """The key of a LoRA's factor, e.g. diffusion_model.blocks.0.mlp.layer1.lora_A.weight."""
-    return f"{KeyStyle.COMFY.value}{path}.{PEFT_SPELLINGS[factor]}"
+    return f"{UNIVERSAL.prefix}{path}.{UNIVERSAL.ending(factor)}"
 
 
 @torch.no_grad()

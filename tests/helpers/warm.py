@@ -35,6 +35,7 @@ MODULES = (
     "tools.cache_latents",
     "tools.cache_text_encoder_outputs",
     "tools.convert_anima_root_to_kohya",
+    "tools.convert_lora_format",
     "tools.import_config",
     "tools.doctor",
     "tools.generate",
