@@ -238,8 +238,8 @@ def export_problems(options: SaveOptions, network: AdapterNetwork) -> list[Probl
     norms = sum(placement.is_norm for placement in kept)
     if norms and options.export_format == "universal":
         message = (
-            f"has no place for the {norms} norms that are trained. Train none with --no-train_norm; or "
-            "write both, of which the comfy file has them; or, to lose them knowingly, set "
+            f"has no place for the {norms} norms that are trained. Train none with --no-train_norm; or set "
+            "export_format = both, of which the comfy file has them; or, to lose them knowingly, "
             "norm_export = omit_trained."
         )
         return [Problem(message, where)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import Problem, UserError
-from library.saving.checkpoints import Checkpoints, average_file, universal_file
+from library.saving.checkpoints import Checkpoints
 from library.saving.metadata import thumbnail
 from library.saving.state_folder import longest_path
 from library.system.system_errors import system_fault
@@ -25,10 +25,7 @@ def check_outputs(cfg: TrainConfig) -> list[Problem]:
     """What the run could not write or put into its files, told by the option that asks for it."""
     checkpoints = Checkpoints(cfg.save, epochs=1)
     longest = longest_path(checkpoints.state_folder(checkpoints.step_file(MOST_STEPS)))
-    where = f"output_dir = {cfg.save.output_dir}"
-    problems = tried(longest, where)
-    if not problems:
-        problems = tried(longest_of_save(cfg, checkpoints.step_file(MOST_STEPS)), where)
+    problems = tried(longest, f"output_dir = {cfg.save.output_dir}")
     logs = longest_log_path(cfg.logging, cfg.save.output_dir, cfg.save.output_name)
     folder = checkpoints.folder
     if logs and not (problems and folder in logs.parents):  # else the same is said twice
@@ -39,13 +36,6 @@ def check_outputs(cfg: TrainConfig) -> list[Problem]:
         except UserError as error:
             problems += error.problems
     return problems
-
-
-def longest_of_save(cfg: TrainConfig, file: Path) -> Path:
-    """Of the files that are written with an adapter file."""
-    if cfg.average.ema_decay:
-        file = average_file(file)
-    return universal_file(file) if cfg.save.export_format == "both" else file
 
 
 def check_console_log(options: LoggingOptions) -> list[Problem]:

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from library.saving.exporting import ComfyForm, Exporter, bytes_of_save
 from library.settings.run_config import SaveOptions
 from tests.helpers.running import config_files, make_trainer, report
-from tests.helpers.tiny import rel_l2
-from tests.helpers.trained_networks import OPTIONS, trained
+from tests.helpers.tiny import rel_l2, tiny_transformer
+from tests.helpers.trained_networks import MODULES, OPTIONS, trained
 from tests.helpers.written_adapters import live_differences
 
 PREFIX, DOWN, UP = "diffusion_model.", ".lora_A.weight", ".lora_B.weight"
@@ -59,6 +59,11 @@ def test_a_lora_is_written_without_alpha_and_norms_and_stays_exact(networks, tmp
         assert rel_l2(theirs[path], delta) < 1e-6
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "3.0")
     assert metadata["ss_export_format"] == "universal" and "ss_export_error" not in metadata
+    again, _ = MODULES["lora"].create_network_from_weights(
+        1.0, str(tmp_path / "a.safetensors"), None, None, tiny_transformer(), for_inference=True
+    )
+    for placement in again.placements:  # as --network_weights reads it
+        assert rel_l2(placement.adapter.delta(), mine[placement.path]) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["lokr low", "lokr full", "lokr both"])

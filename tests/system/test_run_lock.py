@@ -116,6 +116,8 @@ def test_unfinished_files_go_when_they_are_of_ones_own_dead_runs_or_old(tmp_path
     files = {
         dead: (False, tensors),
         f".run-step00000002.safetensors.99999999.{'a' * 8}.tmp": (False, tensors),
+        f".run-step00000002-ema.safetensors.99999999.{'a' * 8}.tmp": (False, tensors),
+        f".run-universal.safetensors.99999999.{'a' * 8}.tmp": (False, tensors),
         f".run-000002.safetensors.{other.pid}.{'c' * 8}.tmp": (True, tensors),
         ".tmpAbC123": (True, tensors),
     }  # fmt: skip
