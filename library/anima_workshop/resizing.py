@@ -82,7 +82,7 @@ def metadata_of(file: AdapterFile, made: Made) -> dict[str, str]:
     ranks = Counter(found.after for found in made.of_some_rank.values() if found.after)
     if ranks and any(found.factors for found in made.modules.values()):
         changes["network_dim"] = ranks.most_common(1)[0][0]
-        changes["network_alpha"] = f"{made.alphas.most_common(1)[0][0]:g}"
+        changes["network_alpha"] = float(made.alphas.most_common(1)[0][0])
     if any(found.was != found.now for found in made.modules.values()):
         changes |= {"network_module": LORA_MODULE, "network_args": None}
     return derived(file.metadata, TOOL, [file.path], **changes)

@@ -94,6 +94,9 @@ BY_ANOTHER_TEST = {
     "python tools/average_lora.py my_lora-000003.safetensors my_lora-000004.safetensors "
     "--output average.safetensors":
         "tools.test_average_lora.test_the_command_writes_the_average",
+    "python tools/edit_lora.py my_lora.safetensors --output edited.safetensors --strength blocks.0=0.5 "
+    "mlp=0.8 --drop norms --title Lavender":
+        "tools.test_edit_lora.test_the_command_writes_the_edited_file",
     "python tools/resize_lora.py my_lora.safetensors --output smaller.safetensors --rank 8":
         "tools.test_resize_lora.test_the_command_writes_a_smaller_file",
     f"python tools/verify_resume.py {PAIR}":
