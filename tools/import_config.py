@@ -22,6 +22,7 @@ import argparse
 import shlex
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from anima_train_network import load_run
@@ -81,11 +82,7 @@ def run(argv: Sequence[str]) -> dict[Path, str]:
     if draft.problems:
         raise ConfigError(draft.problems, source=str(path))
     folder = Path(own.output_dir) if own.output_dir else path.parent / f"{path.stem}_imported"
-    contents = {
-        folder / TRAIN: train_args(draft, path),
-        folder / DATASET: dataset_file(draft, path),
-    }
-    contents = {target: text for target, text in contents.items() if text}
+    contents = contents_of(draft, path, folder)
     if path.resolve() in {target.resolve() for target in contents}:
         raise ConfigError("would be replaced itself. Name another --output_dir.", source=str(path))
     remarks = check(contents)
@@ -96,26 +93,40 @@ def run(argv: Sequence[str]) -> dict[Path, str]:
     return contents
 
 
+def contents_of(draft: Draft, path: Path, folder: Path) -> dict[Path, str]:
+    """The files to write and their texts; dataset.toml where the old file names folders one by one."""
+    for option, (name, _) in draft.files.items():
+        draft.train[option] = (folder / name).resolve().as_posix()
+    contents = {
+        folder / TRAIN: train_args(draft, path),
+        folder / DATASET: dataset_file(draft, path),
+        **{folder / name: text for name, text in draft.files.values()},
+    }
+    return {target: text for target, text in contents.items() if text}
+
+
 def check(contents: dict[Path, str]) -> list[Problem]:
     """What the trainer will say of the files: folders that are not there, models that are not named."""
     with tempfile.TemporaryDirectory() as name:
-        words = []
-        for option, target in zip(("--config_file", "--dataset_config"), contents):
-            copy = Path(name) / target.name
-            copy.write_text(contents[target], encoding="utf-8")
-            words += [option, str(copy)]
+        copies = {target: Path(name) / target.name for target in contents}
+        for target, text in contents.items():
+            there = target.resolve().parent.as_posix()
+            copies[target].write_text(text.replace(there, Path(name).as_posix()), encoding="utf-8")
         try:
-            load_run(words)
+            load_run(command_words(list(copies.values())))
         except UserError as error:
+            here = [p.source.startswith(name) for p in error.problems]
             return [
-                Problem(
-                    p.message,
-                    p.where,
-                    Path(p.source).name if p.source.startswith(name) else p.source,
-                )
-                for p in error.problems
+                replace(p, source=Path(p.source).name if is_copy else p.source)
+                for p, is_copy in zip(error.problems, here)
             ]
     return []
+
+
+def command_words(paths: Sequence[Path]) -> list[str]:
+    """The options that name the two files."""
+    options = {TRAIN: "--config_file", DATASET: "--dataset_config"}
+    return [word for p in paths if p.name in options for word in (options[p.name], str(p))]
 
 
 def tell(
@@ -129,9 +140,7 @@ def tell(
     print()
     for path in contents:
         print(f"{'written' if written else 'would be written'}: {path}")
-    words = []
-    for option, path in zip(("--config_file", "--dataset_config"), contents):
-        words += [option, str(path)]
+    words = command_words(list(contents))
     given = {SAME.get(name, name) for name in draft.train}
     for name, value in MODELS.items():
         words += [] if name in given else [f"--{name}", value]

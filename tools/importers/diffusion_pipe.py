@@ -7,7 +7,9 @@ from typing import Any
 from library.errors import Problem
 from tools.importers.draft import KEPT, Draft, Leaf, Waiting
 from tools.importers.machine import Document, Nearby, Source
+from tools.importers.noise import ADALN
 from tools.importers.rules import (
+    NoCounterpart,
     Rule,
     as_it_is,
     choice,
@@ -23,7 +25,6 @@ from tools.importers.rules import (
 )  # fmt: skip
 from tools.importers.shared import optimizer_name, settle_shared
 
-ADALN = r"re:^blocks\.\d+\.adaln_modulation_(self_attn|cross_attn|mlp)\.[12]$"
 FULL_MATRIX = 100_000  # a rank beyond any matrix: the second factor of LoKr as it is
 SAVED = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
 TRAINED = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
@@ -37,7 +38,7 @@ ASPECTS = lost("there wider pictures are cropped to it, and here min_ar and max_
 def batch(value: Any) -> int:
     """One number; one for each resolution has no counterpart."""
     if isinstance(value, list):
-        raise ValueError("expected one batch size: write the smallest of them there")
+        raise NoCounterpart("all resolutions share one batch size here: set batch_size")
     return loosely(whole)(value)
 
 

@@ -58,7 +58,7 @@ class Draft:
     folders:  where relative paths of the old file may count from; the first where something is wins
     datasets: by the place of the dataset; subsets, of_subset: by dataset and subset
     notes:    what to know beside what became of keys
-    needed:   option -> what it is, of those that the old file cannot give
+    files:    other files to write beside the two: option that names it -> (its name, its text)
     """
 
     folders: Sequence[Path] = ()
@@ -70,7 +70,7 @@ class Draft:
     findings: list[Finding] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    needed: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def table(self, name: str, places: Sequence[int] = ()) -> dict[str, Any]:
         """The table of that name. places: of the dataset and the subset in it, or of the subset."""
@@ -124,6 +124,11 @@ class Draft:
         if key not in self.table(name):
             self.table(name)[key] = value
             self.findings.append(Finding(ADDED, "", None, became(name, key, value), why))
+
+    def write(self, leaf: Leaf, option: str, name: str, text: str) -> None:
+        """Write a file of its own beside the two; the option names it once its folder is known."""
+        self.files[option] = name, text
+        self.find(CONVERTED, leaf, f"{option} = {name}", "a file beside the two")
 
     def revoke(self, table: str, key: str, why: str) -> None:
         """Take back what was written of a key that has no use beside the others."""

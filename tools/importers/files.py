@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,13 @@ import yaml
 from library.errors import ConfigError
 from library.system.text_files import TextFileError, parse_json, parse_toml, read_text
 
-LARGEST = 4 * 2**20  # bytes; a configuration has thousands
+LARGEST = 2**20  # bytes; a configuration has thousands
+DEEPEST = 50  # tables and lists in each other
+OPENING = (
+    "FlowSequenceStartToken", "FlowMappingStartToken", "BlockSequenceStartToken",
+    "BlockMappingStartToken",
+)  # fmt: skip
+CLOSING = ("FlowSequenceEndToken", "FlowMappingEndToken", "BlockEndToken")
 SCRIPTS = (".sh", ".bat", ".cmd", ".ps1")
 
 
@@ -53,21 +59,28 @@ def parse_yaml(text: str) -> Any:
     Anchors and aliases are refused: a file of a few lines can stand for billions of values.
     """
     try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                line = token.start_mark.line + 1
-                raise TextFileError(
-                    f"has an alias (*name) in line {line}. Write the value out there."
-                )
+        check_tokens(yaml.scan(text, Loader=yaml.SafeLoader))
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise TextFileError(
-            f"is not valid YAML{where}: {getattr(error, 'problem', error)}."
-        ) from error
-    except (RecursionError, ValueError) as error:  # a date that does not exist, endless nesting
+        message = f"is not valid YAML{where}: {getattr(error, 'problem', error)}."
+        raise TextFileError(message) from error
+    except (RecursionError, ValueError) as error:  # a date that does not exist
         raise TextFileError(f"is not YAML that can be used ({error}).") from error
+
+
+def check_tokens(tokens: Iterable[yaml.Token]) -> None:
+    """Raise TextFileError at an alias, and where values are nested too deep to be a configuration."""
+    depth = 0
+    for token in tokens:
+        name, line = type(token).__name__, token.start_mark.line + 1
+        depth += name in OPENING
+        depth -= name in CLOSING
+        if name == "AliasToken":
+            raise TextFileError(f"has an alias (*name) in line {line}. Write the value out there.")
+        if depth > DEEPEST:
+            raise TextFileError(f"is no YAML of a configuration: {DEEPEST} levels in line {line}.")
 
 
 def folders_near(path: Path) -> Iterator[Path]:

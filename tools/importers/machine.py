@@ -11,7 +11,7 @@ from typing import Any
 from library.errors import ConfigError, Problem
 from library.utils import nearest_name
 from tools.importers.draft import LOST, SECRET, UNKNOWN, UNSET, Draft, Leaf, Waiting
-from tools.importers.rules import Rule, asks, empty
+from tools.importers.rules import NoCounterpart, Rule, asks, empty, is_one_of
 
 DEEPEST, MOST_KEYS = 12, 20_000
 SECRET_NAMES = re.compile(
@@ -43,6 +43,10 @@ class Source:
     other: Callable[[Leaf], Rule | None] | None = None
     flat: bool = False
     paths: Callable[[str, Sequence[Path]], str] | None = None
+
+    def whole(self, name: str) -> bool:
+        """Whether a table of that name is one value, by a rule of its own."""
+        return name in self.rules or (self.flat and name.rpartition(".")[2] in self.rules)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def convert(
     """The document by the source's rules. Problems are in the draft; ConfigError where it cannot begin."""
     draft = Draft(nearby.folders)
     document = source.prepare(document, nearby) if source.prepare else document
-    for leaf in leaves(document, source.rules):
+    for leaf in leaves(document, source.whole):
         if len(draft.findings) > MOST_KEYS:
             raise ConfigError(f"holds over {MOST_KEYS} keys: no configuration does.")
         take(draft, source, leaf, keep_secrets)
@@ -94,20 +98,22 @@ def convert(
 
 
 def leaves(
-    document: Mapping[Any, Any], rules: Mapping[str, Rule], prefix: tuple[str, str] = ("", ""),
+    document: Mapping[Any, Any],
+    whole: Callable[[str], bool],
+    prefix: tuple[str, str] = ("", ""),
     places: tuple[int, ...] = (),
-) -> Iterator[Leaf]:  # fmt: skip
-    """Every key that is no table, nor a list of tables, or that has a rule of its own."""
+) -> Iterator[Leaf]:
+    """Every key that is no table, nor a list of tables, or that has a rule as a whole."""
     if prefix[0].count(".") > DEEPEST:
         raise ConfigError(f"is nested deeper than {DEEPEST} tables: no configuration is.")
     for key, value in document.items():
         name, shown = (f"{each}{key}" for each in prefix)
-        if isinstance(value, dict) and value and name not in rules:
-            yield from leaves(value, rules, (f"{name}.", f"{shown}."), places)
-        elif isinstance(value, list) and value and name not in rules and _are_tables(value):
+        if isinstance(value, dict) and value and not whole(name):
+            yield from leaves(value, whole, (f"{name}.", f"{shown}."), places)
+        elif isinstance(value, list) and value and _are_tables(value) and not whole(name):
             for number, each in enumerate(value):
                 inner = f"{name}[].", f"{shown}[{number}]."
-                yield from leaves(each, rules, inner, (*places, number))
+                yield from leaves(each, whole, inner, (*places, number))
         else:
             yield Leaf(name, shown, value, places)
 
@@ -134,9 +140,11 @@ def take(draft: Draft, source: Source, leaf: Leaf, keep_secrets: bool) -> None:
         draft.find(SECRET, leaf)
     elif rule is None:
         draft.find(UNKNOWN, leaf, why=suggestion(source, leaf))
+    elif rule.idle:
+        draft.find(UNSET, leaf, why=rule.why)
     elif not rule.target:
         draft.find(LOST if asks(leaf.value, rule.asks_not) else UNSET, leaf, why=rule.why)
-    elif any(leaf.value == each for each in rule.asks_not):
+    elif is_one_of(leaf.value, rule.asks_not):
         draft.find(UNSET, leaf)
     else:
         place(draft, source, leaf, rule)
@@ -146,11 +154,17 @@ def place(draft: Draft, source: Source, leaf: Leaf, rule: Rule) -> None:
     """The value as the rule reads it, into the rule's place."""
     try:
         value = rule.read(leaf.value)
+    except NoCounterpart as error:
+        draft.lose(leaf, str(error))
+        return
     except (ValueError, TypeError, OverflowError) as error:
         message = str(error) if isinstance(error, ValueError) else "expected another kind of value"
         draft.problems.append(
             Problem(f"{message.rstrip('.')}, got {leaf.value!r:.60}.", leaf.shown)
         )
+        return
+    if value is None:  # an option's way to be off
+        draft.find(UNSET, leaf)
         return
     if rule.is_path and isinstance(value, str):
         value = (source.paths or found_path)(value, draft.folders)

@@ -9,11 +9,23 @@ from typing import Any, NamedTuple
 from library.anima_runtime.foreign_files import (
     is_diffusion_pipe,
     is_diffusion_pipe_dataset,
+    is_kohya_gui,
+    is_lets,
+    is_onetrainer,
     is_onetrainer_concepts,
-)  # fmt: skip
+)
 from library.errors import ConfigError
 from library.system.text_files import TextFileError
-from tools.importers import diffusion_pipe, sd_scripts
+from tools.importers import (
+    ai_toolkit,
+    anima_lora,
+    diffusion_pipe,
+    kohya_gui,
+    lets,
+    lora_scripts,
+    onetrainer,
+    sd_scripts,
+)
 from tools.importers.files import SCRIPTS, parse, read_limited
 from tools.importers.machine import Source
 from tools.importers.shell_words import read_script
@@ -27,7 +39,13 @@ class Known(NamedTuple):
 
 
 PROGRAMS = {
+    "lets": Known(lets.SOURCE, is_lets),
+    "ai-toolkit": Known(ai_toolkit.SOURCE, ai_toolkit.knows),
+    "onetrainer": Known(onetrainer.SOURCE, is_onetrainer),
+    "kohya-gui": Known(kohya_gui.SOURCE, is_kohya_gui),
     "diffusion-pipe": Known(diffusion_pipe.SOURCE, is_diffusion_pipe),
+    "lora-scripts": Known(lora_scripts.SOURCE, lora_scripts.knows),
+    "anima_lora": Known(anima_lora.SOURCE, anima_lora.knows),
     "sd-scripts": Known(sd_scripts.SOURCE, sd_scripts.knows),
 }
 """In the order in which files are tried: what could be two programs' is the first one's."""

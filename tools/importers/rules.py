@@ -13,6 +13,10 @@ from typing import Any
 Reader = Callable[[Any], Any]
 
 
+class NoCounterpart(ValueError):
+    """A value that the other program takes and that nothing here stands for: why, as lost() has it."""
+
+
 def as_it_is(value: Any) -> Any:
     return value
 
@@ -31,6 +35,7 @@ class Rule:
              either
     secret:  left out unless it is asked for
     blank:   an empty text is a value of it
+    idle:    it asks for nothing here, whatever its value
     """
 
     target: str = ""
@@ -40,11 +45,17 @@ class Rule:
     asks_not: tuple[Any, ...] = ()
     secret: bool = False
     blank: bool = False
+    idle: bool = False
 
 
 def lost(why: str, *asks_not: Any) -> Rule:
     """A key without counterpart. asks_not: its values that ask for nothing"""
     return Rule(why=why, asks_not=asks_not)
+
+
+def idle(why: str) -> Rule:
+    """A key that asks for nothing here, whatever its value: a part of another model, for instance."""
+    return Rule(why=why, idle=True)
 
 
 def path_to(target: str) -> Rule:
@@ -161,6 +172,12 @@ def empty(value: Any) -> bool:
 
 def asks(value: Any, asks_not: Iterable[Any]) -> bool:
     """Whether a value without counterpart asks for anything that would be missed."""
-    return not (empty(value) or value in (False, 0, "0", "false", "False", "none", "None")) and all(
-        value != each for each in asks_not
+    off = (False, 0, "0", "false", "False", "none", "None", *asks_not)
+    return not (empty(value) or is_one_of(value, off))
+
+
+def is_one_of(value: Any, others: Iterable[Any]) -> bool:
+    """Whether a value is among others; true is not 1."""
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in others
     )

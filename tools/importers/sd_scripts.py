@@ -23,14 +23,12 @@ from tools.importers.shared import (
 
 DATASET = "dataset_config."
 LAUNCHER = lost("it belongs to accelerate launch: give it there")
+ELSEWHERE = Rule("train.dataset_config", is_path=True, why="the file is not found from here")
 UNRESOLVED = lost("it needs a value that the file does not hold")
 RULES = {
     **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
     "train_data_dir": Rule("special.train_data_dir", is_path=True),
     "reg_data_dir": Rule("special.reg_data_dir", is_path=True),
-    "dataset_config": Rule(
-        "train.dataset_config", is_path=True, why="the file is not found from here"
-    ),
     "config_file": lost("the file is not found from here"),
 }
 
@@ -76,6 +74,8 @@ def other(leaf: Leaf) -> Rule | None:
     """The rule of any option, and of any key of the dataset file in its place there."""
     if leaf.name.startswith(("launcher.", "unresolved.")):
         return LAUNCHER if leaf.name.startswith("launcher.") else UNRESOLVED
+    if leaf.name.rpartition(".")[2] == "dataset_config":
+        return ELSEWHERE
     if DATASET not in leaf.name:
         return shared_rule(leaf)
     section, _, key = leaf.name.partition(DATASET)[2].rpartition(".")
@@ -111,7 +111,7 @@ def one_value_each(document: Document) -> Document:
     """Options of a command line: of one that takes a single value and is given again the last counts."""
     return {
         key: value[-1]
-        if isinstance(value, list) and key in BY_NAME and not BY_NAME[key].many
+        if isinstance(value, list) and value and key in BY_NAME and not BY_NAME[key].many
         else value
         for key, value in document.items()
     }

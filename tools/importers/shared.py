@@ -48,7 +48,8 @@ OFFICIAL_IGNORES = (
     "self_attn_lr cross_attn_lr mlp_lr mod_lr"
 )
 THERE_IDLE = lost(
-    "official sd-scripts takes it without effect on this model, where it would have one here"
+    "official sd-scripts takes it without effect on this model, where it would have one here",
+    1000,
 )
 OWN_MEMORY = lost("by it the program remembers something of its own")
 

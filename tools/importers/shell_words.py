@@ -114,6 +114,11 @@ def options_of(words: list[Word]) -> dict[str, Any]:
     return options | {name: table for name, table in extra.items() if table}
 
 
+def words_document(text: str) -> dict[str, Any]:
+    """The options in a text that stands at the end of a command line."""
+    return options_of([Word("train_network.py"), *split(text, POSIX, {})])
+
+
 def joined(before: Any, values: list[str]) -> Any:
     """The value of an option: true without a word, a text, or the list of all where it is given again."""
     if not values:

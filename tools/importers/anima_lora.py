@@ -1,0 +1,130 @@
+"""anima_lora: its flat TOML, a method's file over base.toml, with options of sd-scripts and its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tools.importers.draft import UNSET, Draft, Leaf
+from tools.importers.machine import Document, Nearby, Source
+from tools.importers.noise import ADALN, logit_normal
+from tools.importers.rules import (
+    Rule,
+    loosely,
+    lost,
+    many,
+    number,
+    path_to,
+    scaled,
+    sizes,
+    switch,
+    whole,
+)
+from tools.importers.sd_scripts import flat, with_dataset
+from tools.importers.sd_scripts import other as option
+from tools.importers.shared import settle_shared, spread_arguments
+
+FOLDERS = lost("pictures are read from source_image_dir and cached beside it")
+OTHER_ADAPTER = lost("it changes what the adapter is; a plain one is trained")
+OTHER_LOSS = lost("the loss has no such part here")
+SPEED = lost("speed and memory are told in other ways here: see vram_target")
+
+
+def edge(value: Any) -> int:
+    """The edge of a square of so many pixels."""
+    return math.ceil(math.sqrt(loosely(number)(value)))
+
+
+SHARED_RULES = {
+    "source_image_dir": path_to("subsets.image_dir"),
+    "target_res": Rule("datasets.resolutions", sizes),
+    **many(
+        "resized_image_dir lora_cache_dir cache_dir path_pattern sample_ratio custom_attributes",
+        lambda name: lost(FOLDERS.why, "*", 1),
+    ),
+    "train_adaln": Rule("special.adaln", loosely(switch)),
+    "adaln_rank": Rule("special.adaln_rank", loosely(whole)),
+    "t_min": Rule("train.min_timestep", scaled(1000), asks_not=(0,)),
+    "t_max": Rule("train.max_timestep", scaled(1000), asks_not=(1,)),
+    "sigmoid_bias": Rule("special.bias", loosely(number)),
+    "use_shuffled_caption_variants": Rule("train.shuffle_caption", loosely(switch)),
+    "validation_split_num": lost("a number of pictures there; validation_split is a share here"),
+    "min_pixels": Rule("general.skip_image_resolution", edge, asks_not=(0,)),
+    "checkpointing_epochs": Rule(
+        "train.save_state", lambda value: loosely(whole)(value) > 0, why="with each saved file"
+    ),
+    "use_vae_cache": Rule("train.cache_latents_to_disk", loosely(switch)),
+    "use_text_cache": Rule("train.cache_text_encoder_outputs_to_disk", loosely(switch)),
+    **many(
+        "use_timestep_mask min_rank alpha_rank_scale use_ortho use_dora use_hydra use_moe down_init "
+        "use_reft reft_dim reft_layers add_reft",
+        lambda name: lost(OTHER_ADAPTER.why, 1, 1.0, "kaiming"),
+    ),
+    **many("use_repa repa_mode repa_weight repa_layer repa_encoder use_cmmd", lambda n: OTHER_LOSS),
+    **many(
+        "static_token_count compile_dynamic_seq lora_fp32_accumulation cache_llm_adapter_outputs "
+        "caption_shuffle_variants use_custom_down_autograd",
+        lambda name: SPEED,
+    ),
+}
+RULES = SHARED_RULES
+
+
+def prepare(document: Document, nearby: Nearby) -> Document:
+    """The method's file over base.toml, which lies beside it or one folder above."""
+    base = Nearby(nearby.folders[:2], nearby.read).find("base.toml")
+    layers = {**flat(nearby.read(base)), **flat(document)} if base else document
+    if "source_image_dir" not in flat(layers):
+        layers = with_dataset(layers, nearby)
+    return spread_arguments(layers)
+
+
+def other(leaf: Leaf) -> Rule | None:
+    return option(leaf)
+
+
+def settle(draft: Draft) -> None:
+    """Noise, adaLN Linears, and what is trained there unasked."""
+    settle_noise(draft)
+    settle_adaln(draft)
+    if draft.subsets:
+        draft.add("general.enable_bucket", True, "buckets are always made there")
+    settle_shared(draft, unet_only=True)
+
+
+def settle_noise(draft: Draft) -> None:
+    """A bias moves sigma before it is squeezed into 0 to 1."""
+    bias = draft.take("bias")
+    if bias and bias.value:
+        shift = draft.train.pop("discrete_flow_shift", 1.0)
+        shifts = draft.train.get("timestep_sampling") == "shift"
+        scale = draft.train.pop("sigmoid_scale", 1.0)
+        draft.put(bias.leaf, logit_normal(scale, bias.value, shift if shifts else 1.0))
+    elif bias:
+        draft.find(UNSET, bias.leaf)
+
+
+def settle_adaln(draft: Draft) -> None:
+    """adaLN Linears, with a rank of their own."""
+    adaln, rank = draft.take("adaln"), draft.take("adaln_rank")
+    is_on = bool(adaln and adaln.value)
+    if adaln and is_on:
+        draft.put(adaln.leaf, "network.include_patterns", ADALN)
+    elif adaln:
+        draft.find(UNSET, adaln.leaf)
+    if rank and is_on:
+        draft.put(rank.leaf, "network.network_reg_dims", f"{ADALN}={rank.value}")
+    elif rank:
+        draft.find(UNSET, rank.leaf, why="adaLN is not trained")
+
+
+def knows(document: Any) -> bool:
+    """Whether a document has what this program alone writes."""
+    marks = {
+        "source_image_dir", "target_res", "use_shuffled_caption_variants", "resized_image_dir",
+        "lora_cache_dir", "use_timestep_mask", "static_token_count",
+    }  # fmt: skip
+    return isinstance(document, dict) and bool(marks & set(flat(document)))
+
+
+SOURCE = Source("anima_lora", RULES, settle, prepare, other, flat=True)
