@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from library.anima_runtime.family import ANIMA_FILES
-from networks import lokr_anima, lora_anima
+from library.saving.exporting import Exporter
+from library.settings.run_config import SaveOptions
 from networks.codec import DecodedFile, KeyDecoder, decode_tensors
 from networks.kinds.table import KINDS
 from networks.merging import changes_of, merge_module, weighted_modules
 from networks.reader_rules import Effect
 from networks.readers import verdicts
 from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
+from tests.helpers.trained_networks import trained
 
 PATHS = ("blocks.0.mlp.layer1", "blocks.1.cross_attn.k_proj", "llm_adapter.blocks.0.mlp.0")
 
@@ -38,28 +39,10 @@ def velocity(model):
     )  # fmt: skip
 
 
-def trained(module, **kwargs):
-    """A network attached to the tiny model, random as after training, with alpha unlike its rank."""
-    model = tiny_transformer()
-    network = module.create_network(1.0, 3, 2, None, None, model, **kwargs)
-    network.apply_to(None, model)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in network.get_trainable_params():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model, network
-
-
-def universal(network):
-    """A LoRA network's tensors as a universal file has them."""
-    tensors = {}
-    for placement in network.placements:
-        start = f"diffusion_model.{placement.path}"
-        tensors[f"{start}.lora_A.weight"] = placement.adapter.lora_down.detach()
-        tensors[f"{start}.lora_B.weight"] = (
-            placement.adapter.scale * placement.adapter.lora_up.detach()
-        )
-    return tensors
+def saved(network, folder, **options):
+    """The file that a run with these options writes."""
+    exporter = Exporter(SaveOptions(output_dir=str(folder), **options), network)
+    return exporter.write(folder / "a.safetensors", {})
 
 
 def plain(names=("lora_A.weight", "lora_B.weight"), paths=PATHS, **more):
@@ -89,23 +72,23 @@ def test_the_models_agree_before_anything_is_loaded(theirs):
     assert rel_l2(theirs.velocity(), velocity(tiny_transformer())) < 1e-5
 
 
-def test_a_universal_file_does_in_diffusers_what_was_trained(theirs, tmp_path):
-    model, network = trained(lora_anima, train_norm=False, target_modules="*")
-    save_file(universal(network), tmp_path / "a.safetensors")
-    before = theirs.velocity()
-    theirs.load(tmp_path / "a.safetensors")
+@pytest.mark.parametrize("name", ["lora", "lokr low"])
+def test_a_universal_file_does_in_diffusers_what_was_trained(theirs, tmp_path, name):
+    """A LoKr by singular values, of so many that nothing is cut away."""
+    model = tiny_transformer()
+    network = trained(name, 2, model, scale=0.1, train_norm=False, target_modules="*")
+    theirs.load(saved(network, tmp_path, export_format="universal", export_rank=1000))
     assert len(theirs.factors()) == 2 * len(network.placements) > 80
-    assert rel_l2(before, velocity(model)) > 0.1
+    assert rel_l2(velocity(tiny_transformer()), velocity(model)) > 0.1
     assert rel_l2(theirs.velocity(), velocity(model)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("module", "kwargs"), [(lora_anima, {}), (lora_anima, {"train_norm": False}), (lokr_anima, {})]
-)
-def test_a_file_for_comfyui_is_refused(theirs, module, kwargs):
-    _, network = trained(module, **kwargs)
+@pytest.mark.parametrize("name", ["lora", "lokr low"])
+@pytest.mark.parametrize("train_norm", [False, True])
+def test_a_file_for_comfyui_is_refused(theirs, tmp_path, name, train_norm):
+    file = saved(trained(name, train_norm=train_norm), tmp_path)
     with pytest.raises(ValueError, match="lora"):
-        theirs.load(network.export_tensors(torch.float32))
+        theirs.load(file)
 
 
 def test_dora_of_peft_is_read_as_peft_applies_it(theirs):

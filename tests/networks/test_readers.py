@@ -1,20 +1,23 @@
 """What other programs make of a file: the table against others, written apart, and hostile files."""
 
 import re
+from functools import partial
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from library.anima_runtime.family import ANIMA_FILES
-from networks import lokr_anima, lora_anima
+from library.saving.checkpoints import universal_file
+from library.saving.exporting import Exporter
+from library.settings.run_config import SaveOptions
+from library.system.tensor_files import read_header
 from networks.kinds.table import KINDS
 from networks.reader_rules import Effect
 from networks.readers import READERS, Answer, lines, verdicts
 from tests.helpers.hostile_files import examples
 from tests.helpers.reader_tables import PROGRAMS, fate
-from tests.helpers.tiny import tiny_transformer
+from tests.helpers.trained_networks import trained
 from tests.helpers.written_adapters import DOTTED, FLAT, prefix
 
 IDS = {reader.name: reader.id for reader in READERS}
@@ -27,26 +30,35 @@ GOOD = {
 }
 
 
-def exported(module, **kwargs):
-    network = module.create_network(1.0, 2, 1, None, None, tiny_transformer(), **kwargs)
-    return list(network.export_tensors(torch.float32))
+def written(folder, name, **options):
+    """The keys of the file that is saved of a network, and of its universal form."""
+    network = trained(name, **options)
+    form = "comfy" if options.get("train_norm", True) else "both"
+    settings = SaveOptions(output_dir=str(folder), export_format=form, verify_export=False)
+    file = Exporter(settings, network).write(folder / "a.safetensors", {})
+    return [
+        list(read_header(path).entries) for path in (file, universal_file(file)) if path.exists()
+    ]
 
 
 @pytest.fixture(scope="module")
-def files():
+def files(tmp_path_factory):
     """Keys of files: as we write them, and the same rewritten."""
-    lora, lokr = exported(lora_anima, train_norm=False), exported(lokr_anima, train_norm=False)
+    make = partial(written, tmp_path_factory.mktemp("files"))
+    (norms,), (lokr_norms,) = make("lora"), make("lokr low")
+    lora, universal = make("lora", train_norm=False)
+    lokr, universal_lokr = make("lokr low", train_norm=False)
     modules = [key.removesuffix(".alpha") for key in lora if key.endswith(".alpha")]
     found = {
         "lora": lora,
-        "lora with norms": exported(lora_anima),
+        "lora with norms": norms,
         "lokr": lokr,
-        "lokr with norms": exported(lokr_anima),
+        "lokr with norms": lokr_norms,
         "loha": [f"{m}.{factor}" for m in modules for factor in KINDS["LoHa"].factors],
         "no llm_adapter": [key for key in lora if "llm_adapter" not in key],
     }
     found |= {f"flat {name}": [flat(key) for key in keys] for name, keys in found.items()}
-    return found | {"universal": [f"{m}.lora_{half}.weight" for m in modules for half in "AB"]}
+    return found | {"universal": universal, "universal lokr": universal_lokr}
 
 
 def flat(key):
