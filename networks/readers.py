@@ -81,8 +81,13 @@ class Finding:
     @property
     def text(self) -> str:
         """E.g. drops differences of norms (156 keys of 156 modules)."""
+        return f"{self.effect.value} {self.object}"
+
+    @property
+    def object(self) -> str:
+        """What it is about, with how many there are."""
         count = f" ({_count(len(self.keys), 'key')} of {_count(self.modules, 'module')})"
-        return f"{self.effect.value} {self.what}{count if self.keys else ''}"
+        return f"{self.what}{count if self.keys else ''}"
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,11 @@ class Verdict:
     @property
     def text(self) -> str:
         """One line with all findings, e.g. InvokeAI: nothing of it; refuses the whole file for ..."""
-        told = [f"{self.reader.name}: {self.answer.value}", *(f.text for f in self.findings)]
-        return "; ".join(told)
+        told: dict[Effect, list[str]] = {}
+        for finding in self.findings:
+            told.setdefault(finding.effect, []).append(finding.object)
+        parts = [f"{effect.value} {', '.join(objects)}" for effect, objects in told.items()]
+        return "; ".join([f"{self.reader.name}: {self.answer.value}", *parts])
 
 
 def verdicts(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from library.anima_runtime.family import ANIMA_FILES
+from library.errors import UserError
 from library.saving.checkpoints import universal_file
 from library.saving.exporting import Exporter
 from library.settings.run_config import SaveOptions
@@ -15,7 +16,8 @@ from library.system.tensor_files import read_header
 from networks.kinds.table import KINDS
 from networks.reader_rules import Effect
 from networks.readers import READERS, Answer, lines, verdicts
-from tests.helpers.hostile_files import examples
+from networks.workshop.adapter_file import adapter_header
+from tests.helpers.hostile_files import examples, spoiled
 from tests.helpers.reader_tables import PROGRAMS, fate
 from tests.helpers.trained_networks import trained
 from tests.helpers.written_adapters import DOTTED, FLAT, prefix
@@ -68,6 +70,11 @@ def flat(key):
     return f"lora_unet_{path.replace('.', '_')}.{rest}"
 
 
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    return tmp_path_factory.mktemp("stranger") / "a.safetensors"
+
+
 def of(reader, keys, metadata=GOOD):
     (found,) = [v for v in verdicts(keys, metadata, ANIMA_FILES) if v.reader.name == reader]
     return found
@@ -97,6 +104,10 @@ def test_a_universal_file_loads_everywhere_and_a_file_for_comfyui_does_not(files
     assert norms["invokeai"].text == (
         "InvokeAI: nothing of it; refuses the whole file for differences of norms "
         "(24 keys of 24 modules)"
+    )
+    assert norms["diffusers"].text == (
+        "diffusers: nothing of it; refuses the whole file for alpha (40 keys of 40 modules), "
+        "differences of norms (24 keys of 24 modules), lora_down and lora_up (80 keys of 40 modules)"
     )
     assert [f.id for f in norms["diffusers"].findings] == [
         "diffusers.alpha",
@@ -240,3 +251,17 @@ def test_whatever_a_file_holds_each_program_has_a_verdict(keys, metadata):
     for verdict in found:
         told = [key for finding in verdict.findings for key in finding.keys]
         assert {*told} <= {*keys} and len(told) <= len(keys)
+
+
+SOUND = [(key, "F32", (2, 2)) for key in (*PLAIN, *FLAT_PLAIN, f"{LAYER}.lora_magnitude_vector")]
+
+
+@examples(60)
+@given(spoiled(SOUND))
+def test_a_file_from_a_stranger_has_verdicts_or_is_refused_in_words(stranger, content):
+    stranger.write_bytes(content)
+    try:
+        header = adapter_header(stranger)
+    except UserError:
+        return
+    assert len(verdicts(header.entries, header.metadata, ANIMA_FILES)) == len(READERS)
