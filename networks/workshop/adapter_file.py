@@ -208,7 +208,7 @@ def open_adapter(path: str | Path, modules: Modules, kinds: Kinds = KINDS) -> Ad
         if path in found
     }
     if peft := [path for path, entry in entries.items() if MAGNITUDE in entry.keys]:
-        text = "%s: DoRA as PEFT writes it in %d modules: ComfyUI applies their LoRA without its %s"
+        text = "%s: DoRA as PEFT writes it (modules: %d): ComfyUI applies their LoRA without %s"
         logger.warning(text, path, len(peft), MAGNITUDE)
     return AdapterFile(Path(path), header, modules, entries, left, kinds)
 

@@ -48,6 +48,50 @@ def test_every_kind_adds_what_merging_it_adds(model, base, tmp_path):
     assert seen == {"LoRA", "LoKr", "LoHa", "norm", "difference", "whole weight", "LoRA with DoRA"}
 
 
+def test_pefts_dora_is_read_with_the_warning_that_comfyui_drops_it(base, tmp_path, caplog):
+    path, file = "blocks.1.mlp.layer2", tmp_path / "peft.safetensors"
+    out, width = base.of_module(path)["weight"].shape
+    name, magnitude = f"base_model.model.{path}", torch.linspace(1, 2, out)
+    lora = {
+        f"{name}.lora_A.weight": torch.randn(3, width),
+        f"{name}.lora_B.weight": torch.randn(out, 3),
+    }
+    save_file(lora | {f"{name}.lora_magnitude_vector": magnitude}, file)
+    opened = open_anima_adapter(file)
+    assert "DoRA as PEFT writes it (modules: 1): ComfyUI applies their LoRA without" in caplog.text
+    assert opened.kind_of(path) == "LoRA with DoRA" and not opened.left
+    with pytest.raises(NeedsBase):
+        opened.deltas(path)
+    weight = base.of_module(path)["weight"].float()
+    total = weight + opened.deltas(path, base.of_module(path))["weight"].dense()
+    torch.testing.assert_close(total.norm(dim=1), magnitude)
+    wanted = weight + lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
+    torch.testing.assert_close(total, wanted * (magnitude / wanted.norm(dim=1))[:, None])
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"dora_scale": torch.ones(384, 1)}, "both dora_scale and lora_magnitude_vector"),
+        ({"lora_magnitude_vector": torch.ones(96)}, r"shape \(96,\), expected \(384,\)"),
+        ({"lora_up.weight": None, "lora_down.weight": None, "lokr_w1": torch.ones(4, 4),
+          "lokr_w2": torch.ones(96, 24)}, "beside no LoRA"),
+    ],
+)  # fmt: skip
+def test_a_magnitude_that_fits_nothing_is_refused(base, tmp_path, more, words):
+    path, file = "blocks.0.mlp.layer1", tmp_path / "peft.safetensors"
+    factors = {
+        "lora_down.weight": torch.ones(2, 96),
+        "lora_up.weight": torch.ones(384, 2),
+        "lora_magnitude_vector": torch.ones(384),
+        **more,
+    }
+    save_file({f"diffusion_model.{path}.{n}": t for n, t in factors.items() if t is not None}, file)
+    opened = open_anima_adapter(file)
+    with pytest.raises(ValueError, match=words):
+        opened.deltas(path, base.of_module(path))
+
+
 def test_what_depends_on_the_base_asks_for_it(model, tmp_path):
     file = tmp_path / "all.safetensors"
     save_file(of_every_kind(model), file)
