@@ -99,6 +99,8 @@ BY_ANOTHER_TEST = {
         "tools.test_edit_lora.test_the_command_writes_the_edited_file",
     "python tools/resize_lora.py my_lora.safetensors --output smaller.safetensors --rank 8":
         "tools.test_resize_lora.test_the_command_writes_a_smaller_file",
+    "python tools/check_lora.py my_lora.safetensors --base anima-base-v1.0.safetensors --html my_lora_check.html":
+        "tools.test_check_lora.test_the_command_ends_with_the_code_of_the_worst_finding",
     f"python tools/verify_resume.py {PAIR}":
         "tools.test_verify_resume.test_the_command_shows_it_of_runs_that_share_nothing",
 }  # fmt: skip

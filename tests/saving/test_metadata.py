@@ -9,6 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from library.anima_workshop.checked import look_at
+from library.anima_workshop.checkup import findings_of
+from library.anima_workshop.findings import Severity, worst
+from library.anima_workshop.metadata_checks import claims_of
 from library.data.dataset_config import SubsetConfig
 from library.saving.metadata import minimum, start_entries
 from library.saving.metadata_datasets import dataset_dirs, tag_frequency, tags_of
@@ -84,6 +88,7 @@ def test_the_file_of_a_plain_run_has_every_entry_of_the_table(demo, run_folder):
     assert subset["image_dir"] == "pictures" and str(run_folder) not in str(found)
     assert len(found["ss_vae_hash"]) == len(found["ss_sd_model_hash"]) == 8
     assert_parts_are_named(found, load_file(run_folder / "out" / "run.safetensors"))
+    assert_nothing_is_said_falsely(run_folder / "out" / "run.safetensors", demo)
 
 
 def assert_parts_are_named(found, tensors):
@@ -95,6 +100,14 @@ def assert_parts_are_named(found, tensors):
     for path in paths:
         assert re.sub(r"blocks\.\d+\.", "blocks.*.", path) in parts
     assert parts["blocks.*.mlp.layer1"] == len(own) and "llm_adapter.norm" in parts
+
+
+def assert_nothing_is_said_falsely(file, demo):
+    """Compared with the tensors, as tools/check_lora.py does; the file is healthy else too."""
+    checked = look_at(file, model_paths(demo)["anima_transformer"])
+    claims = {claim.entry: claim.is_true for claim in claims_of(checked)}
+    assert len(claims) == 11 and False not in claims.values() and claims["sshs_model_hash"]
+    assert worst(findings_of(checked)) is Severity.NOTE
 
 
 def test_no_metadata_keeps_the_modelspec_and_the_minimum(demo, run_folder):

@@ -54,7 +54,7 @@ function heat(part) {
     const numbered = block.match(/^(.*?)\.?\d+$/), family = numbered ? numbered[1] : "";
     families.set(family, [...(families.get(family) || []), i]);
   });
-  const draw = (chosen) => box.replaceChildren(...[...families].filter(([, own]) => own.some((i) => part.values[chosen][1][i] !== null)).map(([family, own]) => el("div", {},
+  const draw = (chosen) => box.replaceChildren(...[...families].sort(([one], [other]) => !one - !other).filter(([, own]) => own.some((i) => part.values[chosen][1][i] !== null)).map(([family, own]) => el("div", {},
     families.size > 1 || family ? el("div", {class: "prompt soft"}, family || word("other")) : null,
     heatTable(own.map((i) => part.places[i]), own.map((i) => part.values[chosen][1][i]), most, (block) => family && block.startsWith(family) ? block.slice(family.length).replace(".", "") : block))));
   draw(0);
@@ -78,7 +78,7 @@ function curves(part) {
 function rowsOf(part) {
   const made = table(part.columns.map(say), part.rows.map((row) => row.map(say)));
   const section = part.closed ? card(null, el("details", {}, el("summary", {}, `${say(part.title)} (${part.rows.length})`), made)) : card(say(part.title), made);
-  return part.columns.length > 4 || part.closed ? wide(section) : section;
+  return part.columns.length > 2 || part.closed ? wide(section) : section;
 }
 
 const DRAW = {heat, curves, table: rowsOf};
