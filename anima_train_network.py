@@ -45,9 +45,10 @@ from library.previews.prompt_texts import prompt_problems
 from library.saving.metadata import FileHashes, legacy_hash
 from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
-from library.settings.config_file import Parser, read_config, write_config
+from library.settings.config_file import Parser, read_config
 from library.settings.options import add_flags
 from library.settings.run_config import TrainConfig
+from library.settings.written_config import write_config
 from library.strategy_anima import (
     AnimaConditioning,
     AnimaContext,

@@ -24,6 +24,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import page as run_report
 from library.anima_doctor.estimates import Estimates
+from library.anima_doctor.exposures import exposure_rows, exposure_warnings
 from library.anima_doctor.file_rows import file_rows
 from library.anima_doctor.page import Page
 from library.anima_runtime import (
@@ -184,6 +185,8 @@ class Check:
                 trainer.prepare_data()
                 self.notes += trainer.warnings_of_length()
                 self.plan, self.catalogue = trainer.plan, trainer.catalogue
+                preset = self.train.files.preset
+                self.warnings += exposure_warnings(self.catalogue, self.plan, preset)
             else:
                 self.catalogue = scan(trainer.datasets)
         if "check" in self.passed and self.plan:
@@ -331,6 +334,7 @@ class Check:
         trainer, network, params = self.trainer, self.network, self.inspection.params
         if trainer and self.plan:
             run_report.length(page, self.train, self.plan, trainer.accelerator.num_processes)
+            page.table(exposure_rows(trainer.catalogue, self.plan, self.train.files.preset))
         if not (trainer and self.plan and network and params) or (
             len(self.tokenizers) < len(TOKENIZERS)
         ):

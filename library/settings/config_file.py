@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from library.errors import ConfigError, Problem, as_utf8
+from library.errors import ConfigError, Problem
 from library.settings.config_text import assignment, flatten, key_lines, misplaced, split_options
 from library.settings.family import Family, family_of
 from library.settings.foreign_names import OWN
@@ -27,14 +26,13 @@ from library.settings.options import (
     all_flags,
     build,
     convert,
-    flags_of,
     group_problems,
     value_problem,
 )
 from library.settings.paths import PathError, expand_path
+from library.settings.presets import preset_file, yields
 from library.settings.unknown_keys import explain_key, explain_typed, ignored_note
 from library.system.text_files import TextFileError, parse_json, parse_toml, read_text
-from library.utils import atomic_write
 
 COMMAND_LINE = "the command line"
 ONLY_TYPED = ("config_file", "output_config")
@@ -107,7 +105,7 @@ class LoadedConfig:
 
 
 def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> LoadedConfig:
-    """Defaults < TOML < command line. Nothing is raised: problems are in the result.
+    """Defaults < preset < TOML < command line. Nothing is raised: problems are in the result.
 
     --help is answered here. With --output_config the file is yet to be written, so it is not read.
     """
@@ -117,14 +115,16 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
     reader = ConfigReader(all_flags(groups), family_of(groups))
     typed = reader.read_command_line(argv)
     writes = "output_config" in typed and typed["output_config"].value != "false"
-    in_file = {}
+    in_file: dict[str, Given] = {}
     if "config_file" in typed and not writes:
         path = with_suffix(reader.path_of(typed["config_file"]))
         in_file = reader.read_file(path)
         reader.tell_moved({**in_file, **typed}, str(path))
         if reader.foreign:
             reader.notes.append(ignored_note(reader.foreign, str(path)))
-    given = {dest: item for dest, item in {**in_file, **typed}.items() if item.value != ""}
+    own = {**in_file, **typed}
+    given = {**reader.read_preset(own), **own}
+    given = {dest: item for dest, item in given.items() if item.value != ""}
     values = reader.convert_all(given)
     built: dict[type, Any] = {group: build(group, values) for group in groups}
     source = next((item.source for item in in_file.values()), COMMAND_LINE)
@@ -267,6 +267,18 @@ class ConfigReader:
                 del found[dest]
         return found
 
+    def read_preset(self, own: Mapping[str, Given]) -> dict[str, Given]:
+        """The values of --preset, less those that yield to what else is given."""
+        if "preset" not in own or not (name := own["preset"].value):
+            return {}
+        try:
+            path = preset_file(str(name))
+        except ValueError as error:
+            self.problem(str(error), *place(own["preset"]))
+            return {}
+        found = self.read_file(path)
+        return {dest: item for dest, item in found.items() if not yields(dest, own)}
+
     def is_list(self, name: str) -> bool:
         return name in self.by_name and self.by_name[name].many
 
@@ -286,7 +298,9 @@ class ConfigReader:
         self.unknown += 1
         if self.unknown > MOST_UNKNOWN:  # looking for the nearest name of each would take minutes
             if self.unknown == MOST_UNKNOWN + 1:
-                message = f"over {MOST_UNKNOWN} keys are no options here. Is it another program's file?"
+                message = (
+                    f"over {MOST_UNKNOWN} keys are no options here. Is it another program's file?"
+                )
                 self.problem(message, where, source)
         elif value == "":
             return  # not given
@@ -370,30 +384,3 @@ def place_of(key: Key) -> str:
 
 def place(item: Given) -> tuple[str, str, str]:
     return item.where, item.source, item.name
-
-
-def write_config(loaded: LoadedConfig) -> Path:
-    """--output_config: write what differs from the defaults to --config_file; never overwrites."""
-    import tomlkit
-
-    if "config_file" not in loaded.given:
-        raise ConfigError("--output_config: name the file to write with --config_file.")
-    target = with_suffix(loaded.given["config_file"].value)
-    if os.path.exists(target):
-        raise ConfigError(f"--output_config: {target} exists already. Name another --config_file.")
-    document = tomlkit.document()
-    for group, values in loaded.groups.items():
-        for flag_ in flags_of(group):
-            value = getattr(values, flag_.dest)
-            if value != flag_.default and flag_.dest not in ONLY_TYPED:
-                document[flag_.names[0].removeprefix("--")] = list(value) if flag_.many else value
-    text = tomlkit.dumps(document)
-    if as_utf8(text) != text:
-        message = "holds names that are not UTF-8, which TOML cannot. Rename them, or leave it out."
-        raise ConfigError(f"--output_config: the command line {message}")
-    try:
-        with atomic_write(target) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output_config: {target} cannot be written ({error}).") from error
-    return target

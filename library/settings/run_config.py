@@ -209,6 +209,9 @@ class ConfigOptions:
     output_config: bool = flag(
         False, "write what differs from the defaults to --config_file and exit"
     )
+    preset: str | None = flag(
+        None, "a configuration to begin with: a name such as style_lora_12gb, or a TOML file; all else wins"
+    )
     dataset_config: str | None = flag(None, "TOML or JSON file that describes the pictures", path=True)
     check_only: bool = flag(False, "report on the run, as tools/doctor.py does, and exit")
 

@@ -38,10 +38,23 @@ def test_a_good_run_is_described_and_would_start(demo, run_folder):
     assert "effective" in line_of(text, "network_dim")
     assert "no effect: loss_type is l2" in line_of(text, "huber_c")
     assert line_of(text, "steps in all") == "steps in all 20"
+    assert "12 pictures" in line_of(text, "looks at each picture")
+    assert "character_lora_6gb" in line_of(text, "a preset for these")
     assert "12 pictures, 24 with repeats" in text
     assert "an Anima DiT" in text and "a VAE" in text and "a Qwen3 text encoder" in text
     assert "24 different captions" not in text, "shuffled captions differ between epochs"
     assert f"torch {torch.__version__}" in text
+
+
+def test_looks_at_each_picture_that_are_unusual_for_the_preset_are_said(demo, run_folder):
+    settings = {"preset": "character_lora_8gb", "vram_target": "", "max_train_steps": 30}
+    text, code = report(config_files(demo, run_folder, settings, num_repeats=2))
+    assert code == 0, text
+    looks = line_of(text, "looks at each picture").split()[4]
+    assert float(looks) == pytest.approx(30 * 2 / 12, abs=0.01)  # two pictures an update
+    assert "each picture is seen 5 times; 30 to 300 are usual for a character" in text
+    assert "12 pictures; 15 to 50 are usual for a character" in text
+    assert "a preset for these" not in text
 
 
 def test_a_check_makes_nothing(demo, run_folder):

@@ -16,7 +16,8 @@ from library.data.picture_folders import KINDS
 from library.data.picture_sizes import read_headers
 from library.errors import ConfigError, DatasetError, ModelFileError, as_utf8, visible
 from library.saving.snapshot import content_hash
-from library.settings.config_file import read_config, write_config
+from library.settings.config_file import read_config
+from library.settings.written_config import write_config
 from library.system.text_files import json_text, parse_json
 from library.utils import VisibleFormatter, position_seed
 from tests.helpers.dataset_files import catalogue_of, draw, folder_of

@@ -82,6 +82,7 @@ SHARED = "test_processes.test_settings_of_ddp_reach_torch"
 
 FLAGS: dict[str, Case] = {
     "config_file": shown("test_config_file.test_sections_are_flattened_and_their_names_mean_nothing"),
+    "preset": shown("test_presets.test_a_preset_is_the_base_and_all_else_wins"),
     "output_config": shown("test_config_file.test_a_written_config_reads_back_the_same"),
     "dataset_config": shown(
         "test_config_file.test_flags_fill_what_the_dataset_file_leaves_open"

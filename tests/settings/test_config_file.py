@@ -10,7 +10,7 @@ import toml
 import anima_train_network
 from anima_train_network import load_run
 from library.errors import ConfigError, format_problems
-from library.settings.config_file import LoadedConfig, write_config
+from library.settings.config_file import LoadedConfig
 from library.settings.run_config import (
     CacheOptions,
     DataOptions,
@@ -18,6 +18,7 @@ from library.settings.run_config import (
     NetworkOptions,
     SaveOptions,
 )
+from library.settings.written_config import write_config
 from tests.helpers.configs import found, read
 from tests.helpers.processes import python
 from tests.helpers.running import model_paths, write_dataset, write_toml
