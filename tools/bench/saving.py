@@ -78,7 +78,7 @@ def measure(adapter: str, options: argparse.Namespace, folder: Path) -> list[Fig
         output_dir=str(folder), save_precision="bf16", export_format="both",
         export_rank=options.export_rank,
     )  # fmt: skip
-    exporter, rows = Exporter(saving, network), []
+    exporter, rows = Exporter(saving, network), list[Figures]()
     for name, form in zip(("comfy", "universal"), exporter.forms):
         figures = timed(exporter, form, folder / f"{name}.safetensors", options)
         rows.append({"adapter": adapter, "form": name, **figures})
