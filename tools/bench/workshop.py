@@ -40,6 +40,11 @@ TOOLS: dict[str, str] = {
     "universal": f"convert_lora_format {LORA} --format universal --drop norms",
     "lokr to lora": f"convert_lora_format {LOKR} --format universal --rank 64",
     "lokr by error": f"convert_lora_format {LOKR} --format comfy --error 0.5",
+    "resize": f"resize_lora {LORA} --rank 8",
+    "resize by error": f"resize_lora {LORA} --error 0.5",
+    "resize LoKr": f"resize_lora {LOKR} --rank 16",
+    "edit": f"edit_lora {LORA} --strength mlp=0.5 --drop norms",
+    "remap": f"remap_lora {LORA} --blocks 40",
 }
 """Command lines by the names of their rows; --output and --overwrite are added to those that write."""
 NOT_WRITING = ("check_lora", "compare_lora")
