@@ -18,6 +18,7 @@ from networks.reader_rules import Effect
 from networks.readers import READERS, Answer, lines, verdicts
 from networks.workshop.adapter_file import adapter_header
 from tests.helpers.hostile_files import examples, spoiled
+from tests.helpers.pages import FORMATS
 from tests.helpers.reader_tables import PROGRAMS, fate
 from tests.helpers.trained_networks import trained
 from tests.helpers.written_adapters import DOTTED, FLAT, prefix
@@ -175,6 +176,19 @@ def test_each_rule_is_about_the_keys_that_it_names(beside, id, keys):
     assert of(reader, PLAIN).findings == ()
     found = {f.id: f for f in of(reader, [*beside, *keys]).findings}
     assert keys[-1] in found[id].keys and not {*found[id].keys} & {*PLAIN, *FLAT_PLAIN} - {*keys}
+
+
+def test_the_documents_table_has_every_program():
+    section = FORMATS.read_text(encoding="utf-8").partition("| program | takes |")[2]
+    table = section.partition("\n\n")[0]
+    names = {
+        name
+        for line in table.splitlines()
+        for name in re.split(", ", line[1:].split("|")[0].strip())
+    }
+    for reader in READERS:
+        for name in reader.name.split(" and "):
+            assert any(cell.startswith(name) for cell in names), name
 
 
 def test_every_rule_has_an_example():
