@@ -125,7 +125,7 @@ RULES = {
     "monitoring.wandb_api_key": Rule("train.wandb_api_key", text, secret=True),
     "monitoring.wandb_tracker_name": Rule("train.log_tracker_name", text),
     "monitoring.wandb_run_name": Rule("train.wandb_run_name", text),
-    **many("pipeline_stages partition_method partition_split", lambda name: lost(MANY_CARDS.why, 1)),
+    **many("pipeline_stages partition_method partition_split", lambda name: lost(MANY_CARDS.why, 1, "parameters")),
     **many(
         "eval_datasets eval_every_n_epochs eval_every_n_steps eval_every_n_examples eval_before_first_step "
         "eval_micro_batch_size_per_gpu eval_gradient_accumulation_steps disable_block_swap_for_eval "
@@ -175,6 +175,10 @@ def settle(draft: Draft) -> None:
     settle_states(draft)
     if wandb := draft.take("wandb"):
         draft.put(wandb.leaf, "train.log_with", "wandb" if wandb.value else "tensorboard")
+    if {"max_train_epochs", "max_train_steps"} <= draft.train.keys():
+        draft.notes.append(
+            "there the run ends at epochs or max_steps, whichever is first; here at epochs."
+        )
     settle_shared(draft, unet_only=True)
 
 

@@ -5,10 +5,12 @@ What official sd-scripts takes without effect on this model is left out, since i
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from library.data.dataset_file import repeated_folders
 from library.errors import ConfigError
-from tools.importers.draft import Draft, Leaf
+from tools.importers.draft import CONVERTED, Draft, Leaf
 from tools.importers.machine import Document, Nearby, Source
 from tools.importers.rules import Rule, lost, many
 from tools.importers.shared import (
@@ -92,13 +94,39 @@ def settle(draft: Draft) -> None:
 
 
 def settle_folders(draft: Draft) -> None:
-    """Folders that options name: the options stay, since the trainer reads them as sd-scripts does."""
-    for name in ("train_data_dir", "reg_data_dir"):
-        waiting = draft.take(name)
-        if waiting and draft.subsets:
+    """The `<repeats>_<class>` folders in those that options name; the options where none is found."""
+    named = {
+        name: waiting
+        for name in ("train_data_dir", "reg_data_dir")
+        if (waiting := draft.take(name))
+    }
+    if draft.subsets:
+        for waiting in named.values():
             draft.lose(waiting.leaf, "the dataset file names the folders")
-        elif waiting:
+        return
+    listed = {name: folders_in(draft, f"--{name}", w.value) for name, w in named.items()}
+    for name, waiting in named.items():
+        if "in_json" in draft.train or not all(listed.values()):
             draft.put(waiting.leaf, f"train.{name}", waiting.value)
+            continue
+        for folder, repeats, class_name in listed[name]:
+            subset = draft.table("subsets", (len(draft.subsets),))
+            subset |= {"image_dir": folder.as_posix(), "num_repeats": repeats}
+            subset |= {"class_tokens": class_name} if class_name else {}
+            subset |= {"is_reg": True} if name == "reg_data_dir" else {}
+        names = ", ".join(f"image_dir = {folder.name}" for folder, _, _ in listed[name])
+        draft.find(CONVERTED, waiting.leaf, names, "its folders one by one")
+
+
+def folders_in(draft: Draft, option: str, parent: str) -> list[tuple[Path, int, str]]:
+    """(folder, repeats, class) of the folders that sd-scripts would read; none where it is not here."""
+    notes: list[str] = []
+    try:
+        found = repeated_folders(option, Path(parent), notes)
+    except ConfigError:
+        return []
+    draft.notes += notes
+    return found
 
 
 def knows(document: Any) -> bool:
