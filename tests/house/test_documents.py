@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,7 @@ HERE = {  # what is typed behind it, and what it says
     f"python tools/cache_latents.py {PAIR}": ((), "latents: 0 reused, 12 encoded"),
     f"python tools/cache_text_encoder_outputs.py {PAIR}": ((), "captions: 0 reused"),
     "python tools/convert_anima_root_to_kohya.py --input old.toml": ((), "accelerate launch"),
+    "python tools/import_config.py diffusion-pipe.toml": ((), "diffusion-pipe: "),
     'python tools/generate.py --config_file train_args.toml --prompt "1girl, smile"':
         (["--width", "64", "--height", "64", "--steps", "1"], "picture_0001.png"),
 }
@@ -119,6 +121,7 @@ TENSORBOARD = "tensorboard --logdir output/my_lora/logs"
 NOT_RUN = {
     "python tools/quickstart.py": "installs packages from the internet",
     "python tools/run_tests.py": "installs packages from the internet, then runs this",
+    "python tools/import_config.py": "test_import_config.py imports a file of each program",
     "python tools/generate.py": "test_generate.py draws smaller ones",
     "python -m mypy": ".ci/run does, once",
     "python -m ruff check": ".ci/run does, once",
@@ -159,6 +162,7 @@ network_type = "lora"
 [output]
 output_dir = "out"
 """
+FOREIGN_CONFIG = ROOT / "tests/tools/import_cases/diffusion_pipe/lokr.toml"
 PROGRAMS = "python|accelerate|pip|tensorboard|hf|modelscope|torchrun|source|[.]venv"
 
 
@@ -194,6 +198,7 @@ def test_a_command_is_what_the_test_starts_that_is_named_for_it(command):
 def test_a_command_as_it_stands_does_its_work(demo, run_folder, command):
     config_files(demo, run_folder, {"max_train_steps": 1})
     (run_folder / "old.toml").write_text(OLD_CONFIG, encoding="utf-8")
+    shutil.copy(FOREIGN_CONFIG, run_folder / "diffusion-pipe.toml")
     more, says = HERE[command]
     done = documented.run(command, run_folder, *more)
     assert done.returncode == 0 and says in done.stdout + done.stderr, done.stderr

@@ -266,7 +266,8 @@ def test_a_file_of_another_trainer_is_told_in_one_sentence(start, program):
     with pytest.raises(UserError) as caught:
         start(text, name, checked=False)
     (problem,) = caught.value.problems
-    assert f"is a file of {program}, which is not read here" in problem.message
+    assert f"is a file of {program}, which is not read here. Import it: python " in problem.message
+    assert problem.message.endswith(f"tools/import_config.py {problem.source}")
     start(by_hand)
 
 
