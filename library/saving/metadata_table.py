@@ -111,6 +111,7 @@ WHERE_SET = {
     "fp8_base_unet": "precision.fp8_base_unet",
     "int8_base": "precision.int8_base",
     "int8_compute": "precision.int8_compute",
+    "multiscale_loss_weight": "loss.multiscale_loss_weight",
 }
 """Written where the option is set."""
 

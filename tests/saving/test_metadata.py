@@ -24,6 +24,7 @@ from library.saving.metadata_table import (
     OF_SUBSETS,
     OPTIONS,
     TOTAL,
+    WHERE_SET,
     RunFacts,
 )
 from library.settings.options import all_flags
@@ -120,7 +121,8 @@ def test_no_metadata_keeps_the_modelspec_and_the_minimum(demo, run_folder):
 
 
 def test_every_option_that_decides_the_result_is_recorded():
-    recorded = {option.rpartition(".")[2] for option in OPTIONS.values()} | set(ELSEWHERE)
+    options = [*OPTIONS.values(), *WHERE_SET.values()]
+    recorded = {option.rpartition(".")[2] for option in options} | set(ELSEWHERE)
     flags = all_flags([GROUPS[name] for name in DECIDE_THE_RESULT])
     acting = {dest for dest, flag in flags.items() if not (flag.ignored or flag.refused)}
     assert acting <= recorded
