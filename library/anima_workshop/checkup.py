@@ -31,6 +31,7 @@ CHECKS: tuple[Callable[[Checked], Iterator[Finding]], ...] = (
     strength_checks.standing_out,
     strength_checks.beside_the_base,
     strength_checks.needing_base,
+    strength_checks.not_decomposed,
     coverage_checks.left,
     coverage_checks.missing,
     readers,

@@ -71,6 +71,21 @@ def needing_base(checked: Checked) -> Iterator[Finding]:
         )
 
 
+def not_decomposed(checked: Checked) -> Iterator[Finding]:
+    found = [m.path for m in checked.linears if len(m.shape) == 2 and m.effective_rank is None]
+    if found:
+        yield Finding(
+            "strength.not_decomposed",
+            Severity.NOTE,
+            Text(
+                f"Modules whose singular values were not computed, since their matrices are large: {len(found)}.",
+                f"因矩阵太大而没有计算奇异值的模块：{len(found)} 个。",
+            ),
+            None,
+            tuple(found),
+        )
+
+
 def standing_out(checked: Checked) -> Iterator[Finding]:
     """Linears, then norms: among their like."""
     zero = {key for keys in checked.survey.zero.values() for key in keys}

@@ -18,13 +18,13 @@ from networks.kinds.stored import ALPHA, Factors
 from networks.workshop.adapter_file import AdapterFile, NeedsBase
 from networks.workshop.comparing import WeightsOf
 from networks.workshop.delta_of import rank_of
-from networks.workshop.deltas import Delta, Dense
+from networks.workshop.deltas import Delta, Kronecker, LowRank
 from networks.workshop.number_range import NumberRange
 
 VALUES_KEPT = 128
 """Singular values of a module that are kept, the largest ones."""
-LARGEST_DENSE = 600
-"""Singular values of a matrix without factors take minutes where both sides are longer."""
+LARGEST = 600
+"""The shorter side of a matrix whose singular values are computed: larger ones take minutes for a file."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Measured:
     norm:     Frobenius norm of the delta, of weight and bias together; None where it is not known
     problem:  why it is not: the rest of a sentence about the module
     waits:    the reason is that there is no base
-    values:   singular values, descending, the VALUES_KEPT largest; empty for vectors and where it takes long
+    values:   singular values, descending, the VALUES_KEPT largest; empty for vectors and what is too large
     effective_rank: of all singular values, see effective_rank; None without them
     base:     norm of the base's own weight and bias; None without a base
     """
@@ -161,11 +161,19 @@ def with_figures(module: Measured, deltas: Mapping[str, Delta]) -> Measured:
 
 
 def singular_values(delta: Delta) -> Tensor:
-    """Descending; none for a vector, and for a large matrix without factors."""
-    is_slow = isinstance(delta, Dense) and min(delta.shape) > LARGEST_DENSE
-    if len(delta.shape) != 2 or is_slow:
+    """Descending; none for a vector, and for what is too large."""
+    if len(delta.shape) != 2 or decomposed(delta) > LARGEST:
         return torch.empty(0)
     return delta.values().clamp_min(0)
+
+
+def decomposed(delta: Delta) -> int:
+    """The shorter side of the largest matrix that has to be decomposed."""
+    if isinstance(delta, LowRank):
+        return min(delta.up.shape[1], *delta.shape)
+    if isinstance(delta, Kronecker):
+        return max(min(delta.first.shape), min(delta.second.shape))
+    return min(delta.shape)
 
 
 def effective_rank(values: Tensor) -> float:

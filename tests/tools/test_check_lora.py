@@ -212,6 +212,28 @@ def test_what_is_no_adapter_is_told_in_one_error(tmp_path):
             main([str(file)])
 
 
+def test_another_models_file_is_an_error_of_the_file(tmp_path):
+    names = ("lora_unet_down_blocks_0_attentions_0_proj_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1")
+    tensors = {f"{name}.lora_up.weight": torch.ones(4, 2) for name in names}
+    code, ids, document = check(tmp_path, tensors)
+    assert code == 3 and ids["error"] == {"keys.none"} and len(document["left"]) == 2
+
+
+def test_hostile_names_and_texts_are_shown_as_text(tmp_path, capsys):
+    deep = "[" * 50_000
+    odd = {entry: deep for entry in (*FALSE, "ss_tag_frequency", "ss_epoch")} | {
+        "ss_optimizer": "\x1b[2J</script><img src=x>", "ss_learning_rate": "\u202e9" * 9000,
+        "ss_steps": "9" * 5000, "ss_network_dim": "nan", "ss_network_alpha": "1e999",
+    }  # fmt: skip
+    tensors = {**tensors_of(), "\x1b[31m<b>.lora_up.weight": torch.ones(2, 2)}
+    page = tmp_path / "a.html"
+    code, ids, _ = check(tmp_path, tensors, odd, "--html", str(page))
+    assert code == 1 and {f"metadata.{entry}" for entry in ("ss_steps", "ss_network_dim")} <= ids["warning"]
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and "\u202e" not in told and max(map(len, told.splitlines())) < 400
+    assert "<b>" not in page.read_text(encoding="utf-8")
+
+
 def test_every_phrase_about_programs_has_its_chinese():
     phrases = {each.what for reader in READERS for each in (*reader.rules, *reader.wants)}
     assert phrases == PHRASES.keys() and set(Effect) == EFFECTS.keys()
@@ -224,4 +246,3 @@ def test_the_command_ends_with_the_code_of_the_worst_finding(tmp_path, command):
     done = documented.run(command, tmp_path)
     assert done.returncode == 1 and "written: my_lora_check.html" in done.stdout, done.stderr
     assert "Alpha is below 0" in done.stdout
-    assert documented.run(command, tmp_path).returncode == 2  # the page is there

@@ -35,6 +35,7 @@ from tools.bench.measuring import Figures, make_parser, report, settle
 RANK, FACTOR = 32, 8
 BLOCKS = layouts.TRUE_DIT.blocks
 LORA, LOKR, BASE, OUT = "lora.safetensors", "lokr.safetensors", "base.safetensors", "out.safetensors"
+PAGE = "page.html"
 TOOLS: dict[str, str] = {
     "kohya": f"convert_lora_format {LORA} --format kohya",
     "universal": f"convert_lora_format {LORA} --format universal --drop norms",
@@ -45,6 +46,9 @@ TOOLS: dict[str, str] = {
     "resize LoKr": f"resize_lora {LOKR} --rank 16",
     "edit": f"edit_lora {LORA} --strength mlp=0.5 --drop norms",
     "remap": f"remap_lora {LORA} --blocks 40",
+    "check lora": f"check_lora {LORA} --html {PAGE} --overwrite",
+    "check lokr": f"check_lora {LOKR} --html {PAGE} --overwrite",
+    "check beside base": f"check_lora {LORA} --base {BASE} --html {PAGE} --overwrite",
 }
 """Command lines by the names of their rows; --output and --overwrite are added to those that write."""
 NOT_WRITING = ("check_lora", "compare_lora")
