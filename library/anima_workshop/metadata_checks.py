@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from library.anima_runtime.family import ANIMA_FILES, MODULES
-from library.anima_workshop.checked import Checked, json_object, part_of, plain_kind
+from library.anima_workshop.checked import Checked, json_object, plain_kind
 from library.anima_workshop.findings import Finding, Severity, Text
 from library.anima_workshop.metadata_numbers import number_in
 from library.reporting.strength import place_of
+from library.saving.metadata_table import adapted_parts
 from networks.kinds.kind import FULL_MATRIX_DIM
 from networks.kinds.lokr import factorize
 
@@ -167,7 +167,7 @@ def parts_claim(checked: Checked, says: str) -> Answer:
     told = json_object(says)
     if told is None:
         return False, UNREAD
-    found = dict(Counter(map(part_of, checked.modules)))
+    found = adapted_parts(checked.modules)
     if told == found:
         return True, AS_SAID
     other = [name for name in sorted({*told, *found}) if told.get(name) != found.get(name)]
