@@ -90,7 +90,8 @@ class Table:
 class AdapterPage:
     """title: names of files; figures: what is told first, (name, value); parts: in their order
 
-    intro: a sentence or two under the figures
+    intro:   a sentence or two under the figures
+    verdict: what stands beside the title; how serious the findings are if None
     """
 
     title: str
@@ -98,6 +99,7 @@ class AdapterPage:
     findings: Sequence[Finding]
     parts: Sequence[HeatMap | Curves | Table]
     intro: Text | None = None
+    verdict: Text | None = None
 
     def html(self) -> str:
         return page(self.title, "adapters.js", {"adapters": self.data()})
@@ -107,7 +109,7 @@ class AdapterPage:
         verdict = SEVERITIES[severity] if severity else Text("healthy", "健康")
         return {
             "title": self.title,
-            "verdict": {**shown(verdict), "severity": int(severity)},
+            "verdict": {**shown(self.verdict or verdict), "severity": int(severity)},
             "figures": [[shown(name), shown(value)] for name, value in self.figures],
             "intro": shown(self.intro),
             "findings": list(map(finding_data, self.findings)),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from networks.workshop.adapter_file import AdapterFile, NeedsBase
-from networks.workshop.deltas import Delta
+from networks.workshop.deltas import Delta, Dense
 from networks.workshop.traits import Traits, traits_of
 
 WeightsOf = Callable[[str], Mapping[str, Tensor]]
@@ -67,13 +67,27 @@ class ModuleFigures:
     """What n files do to one module.
 
     traits: of each file; None where it has nothing for the module
-    base:   norm of the base model's own weight; None without a base
+    base:   norm of the base model's own weight and bias; None without a base
     """
 
     path: str
     products: Products
     traits: Sequence[Traits | None]
     base: float | None
+
+
+@dataclass(frozen=True)
+class RatioParts:
+    """A ratio of two norms as a product.
+
+    coverage: by modules that only one of the files has
+    scale:    by alpha / rank in the modules that both have, weighted as they are strong
+    factors:  by the factors there, as if all scales were 1
+    """
+
+    coverage: float
+    scale: float
+    factors: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,20 @@ class Comparison:
             if traits and traits.scale:
                 squares += module.products.inner(i, i) / traits.scale**2
         return math.sqrt(squares)
+
+    def parts_of_ratio(self, i: int, to: int) -> RatioParts | None:
+        """Why |i| / |to| is what it is; None where they have nothing in common, or one of it is zero."""
+        common = [module for module in self.modules if module.traits[i] and module.traits[to]]
+        whole, shared = self.total(), self.total(common)
+        unscaled = self.unscaled(i, common), self.unscaled(to, common)
+        if not all((shared.norm(i), shared.norm(to), *unscaled)):
+            return None
+        mine, theirs = shared.norm(i), shared.norm(to)
+        return RatioParts(
+            coverage=(whole.norm(i) / mine) / (whole.norm(to) / theirs),
+            scale=(mine / unscaled[0]) / (theirs / unscaled[1]),
+            factors=unscaled[0] / unscaled[1],
+        )
 
     def base_norm(self, modules: Iterable[ModuleFigures] | None = None) -> float | None:
         """Of the base model's weights together; None when one is not known."""
@@ -148,10 +176,11 @@ def compare_module(
     reasons |= other_shapes(deltas)
     if reasons:
         return None, reasons
-    base = None
-    if weights and "weight" in weights:
-        base = float(torch.linalg.vector_norm(weights["weight"], dtype=torch.float64))
-    return ModuleFigures(path, products_of(deltas), traits, base), {}
+    products = products_of(deltas)
+    if infinite := [n for n in range(len(files)) if not math.isfinite(products.inner(n, n))]:
+        return None, dict.fromkeys(infinite, "adds what is larger than float32 can hold")
+    base = math.hypot(*(Dense(tensor).norm() for tensor in weights.values())) if weights else None
+    return ModuleFigures(path, products, traits, base), {}
 
 
 def other_shapes(deltas: Sequence[Mapping[str, Delta]]) -> dict[int, str]:

@@ -102,6 +102,9 @@ BY_ANOTHER_TEST = {
         "tools.test_remap_lora.test_the_command_writes_a_file_for_40_blocks",
     "python tools/resize_lora.py my_lora.safetensors --output smaller.safetensors --rank 8":
         "tools.test_resize_lora.test_the_command_writes_a_smaller_file",
+    "python tools/compare_lora.py long.safetensors short.safetensors --base anima-base-v1.0.safetensors "
+    "--html compare.html":
+        "tools.test_compare_lora.test_the_command_writes_a_page",
     "python tools/check_lora.py my_lora.safetensors --base anima-base-v1.0.safetensors --html my_lora_check.html":
         "tools.test_check_lora.test_the_command_ends_with_the_code_of_the_worst_finding",
     f"python tools/verify_resume.py {PAIR}":

@@ -56,10 +56,10 @@ def test_figures_are_those_of_the_dense_deltas(weights, compared):
             cosine = float(one @ other / one.norm() / other.norm())
             assert total.cosine(i, j) == pytest.approx(cosine, abs=1e-6)
             assert total.distance(i, j) == pytest.approx(
-                float((one - other).norm() / other.norm()), abs=1e-6
+                float((one - other).norm() / other.norm()), rel=1e-5, abs=1e-6
             )
             nearest = float(one @ other / (one @ one))
-            assert total.nearest_strength(i, j) == pytest.approx(nearest, abs=1e-6)
+            assert total.nearest_strength(i, j) == pytest.approx(nearest, rel=1e-5, abs=1e-6)
 
 
 def test_one_delta_in_every_spelling_is_one_delta(weights, compared):

@@ -37,6 +37,7 @@ BLOCKS = layouts.TRUE_DIT.blocks
 LORA, LOKR, BASE, OUT = "lora.safetensors", "lokr.safetensors", "base.safetensors", "out.safetensors"
 PAGE = "page.html"
 TOOLS: dict[str, str] = {
+    "compare": f"compare_lora {LORA} {LOKR}",
     "kohya": f"convert_lora_format {LORA} --format kohya",
     "universal": f"convert_lora_format {LORA} --format universal --drop norms",
     "lokr to lora": f"convert_lora_format {LOKR} --format universal --rank 64",
