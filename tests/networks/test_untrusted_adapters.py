@@ -8,32 +8,12 @@ from hypothesis import strategies as st
 from library.errors import AdapterFileError, UserError
 from networks import lokr_anima, lora_anima
 from networks.codec import read_adapter
-from networks.kinds.table import KINDS
 from networks.merging import merge_file
-from tests.helpers.hostile_files import SIZES, examples, file_bytes, layout_of, spoiled
+from tests.helpers.hostile_adapters import files
+from tests.helpers.hostile_files import examples, file_bytes, layout_of
 from tests.helpers.tiny import tiny_transformer
-from tests.helpers.written_adapters import DOTTED, FLAT, prefix
 
 MODULES = {"LoRA": lora_anima, "LoKr": lokr_anima}
-PATHS = (
-    "blocks.0.mlp.layer1", "blocks.1.cross_attn.k_proj", "blocks.0.self_attn.q_norm",
-    "llm_adapter.out_proj", "final_layer.linear", "llm_adapter.embed", "no.such.module",
-)  # fmt: skip
-ENDINGS = sorted({*KINDS.endings, *KINDS.refused, "", "weight.weight", "alpha.alpha"})
-GROUPS = {
-    "lora": ("lora_down.weight", "lora_up.weight", "alpha"),
-    "peft": ("lora_A.weight", "lora_B.weight"),
-    "dora": ("lora_A.weight", "lora_B.weight", "dora_scale"),
-    "lokr": ("lokr_w1", "lokr_w2", "alpha"),
-    "low lokr": ("lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b", "alpha"),
-    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "alpha"),
-    "norm": ("w_norm",),
-    "differences": ("diff", "diff_b"),
-    "whole": ("set_weight",),
-}
-
-
-MIXTURES = (("lora",), ("peft",), ("lokr",), ("low lokr",), ("lora", "lokr"), tuple(GROUPS))
 
 
 @pytest.fixture(scope="module")
@@ -52,56 +32,6 @@ def networks(model):
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     return tmp_path_factory.mktemp("files") / "a.safetensors"
-
-
-WEIGHTS = {name: tuple(p.shape) for name, p in tiny_transformer().named_parameters()}
-
-
-def right_shape(path, ending, rank):
-    """The shape a factor of this module has in a sound file."""
-    weight = WEIGHTS.get(f"{path}.weight", (6, 4))
-    out, width = (weight * 2)[:2]
-    name = KINDS.endings.get(ending, "")
-    table = {
-        "lora_down": (rank, width), "lora_up": (out, rank), "alpha": (), "dora_scale": (out, 1),
-        "lokr_w1": (2, 2), "lokr_w2": (out // 2, width // 2), "lokr_w1_a": (2, rank),
-        "lokr_w1_b": (rank, 2), "lokr_w2_a": (out // 2, rank), "lokr_w2_b": (rank, width // 2),
-        "hada_w1_a": (out, rank), "hada_w1_b": (rank, width), "hada_w2_a": (out, rank),
-        "hada_w2_b": (rank, width), "diff_b": (out,), "b_norm": (out,), "bias": (out,),
-    }  # fmt: skip
-    return table.get(name, weight)
-
-
-@st.composite
-def adapters(draw):
-    """(key, dtype, shape) of an adapter that is sound, or has something odd somewhere."""
-    tensors = {}
-    style, odd = draw(st.sampled_from([*DOTTED, *FLAT])), draw(st.integers(0, 2)) == 0
-    kinds = draw(st.sampled_from(MIXTURES))
-    for path in draw(st.lists(st.sampled_from(PATHS[: 7 if odd else 5]), min_size=1, unique=True)):
-        kind = "norm" if path.endswith("norm") else draw(st.sampled_from(kinds))
-        endings, rank = GROUPS[kind], draw(st.integers(1, 3))
-        if odd and draw(st.booleans()):
-            endings = draw(st.lists(st.sampled_from(ENDINGS), max_size=5, unique=True))
-        for ending in endings:
-            dtype, shape = "F32", right_shape(path, ending, rank)
-            if odd and draw(st.integers(0, 5)) == 0:
-                shape = draw(st.lists(st.sampled_from([0, 1, 2, 3, 96]), max_size=4).map(tuple))
-            if draw(st.integers(0, 9)) == 0:
-                dtype = draw(st.sampled_from(sorted(SIZES)))
-            tensors[prefix(style, path) + ending] = (dtype, shape)
-    return [(key, dtype, shape) for key, (dtype, shape) in tensors.items()]
-
-
-files = st.one_of(
-    adapters().map(lambda tensors: sound_file(tensors)),
-    adapters().flatmap(spoiled),
-)
-
-
-def sound_file(tensors):
-    header, size = layout_of(tensors)
-    return file_bytes(header, b"\0\x3c" * (size // 2) + b"\0" * (size % 2))
 
 
 @examples(200)
