@@ -37,7 +37,8 @@ from tools._adapter_outputs import add_output, add_precision, output_problems
 ENTRIES = ("title", "author", "description", "tags", "trigger_phrase", "usage_hint", "license")
 
 
-def parser() -> argparse.ArgumentParser:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line by itself; what it says of the file is read with it."""
     made = argparse.ArgumentParser(
         prog="edit_lora.py",
         description=__doc__,
@@ -61,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_precision(made)
     add_output(made)
-    return made
+    return made.parse_args(argv)
 
 
 def read_strengths(options: argparse.Namespace, file: AdapterFile) -> tuple[dict[Choice, float], list[Problem]]:  # fmt: skip
@@ -132,7 +133,7 @@ def read(options: argparse.Namespace, file: AdapterFile) -> Edit:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    options = parser().parse_args(sys.argv[1:] if argv is None else argv)
+    options = parse(sys.argv[1:] if argv is None else argv)
     file = open_anima_adapter(options.file)
     for line in report(edit(file, read(options, file))):
         print(visible(line))
