@@ -32,6 +32,7 @@ from library.trainer_stages import TrainerStages
 from library.training import compiling, losses
 from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.training.optimizers import optimizer_eval_mode
+from library.training.prior import mixed_targets
 from library.utils import log_lines
 from library.watching import drift, evaluation, validation
 
@@ -120,16 +121,20 @@ class NetworkTrainer(TrainerStages):
 
     def gradients_of(self, window: list[Batch]) -> list[StepResult]:
         """Each micro-batch forward and backward; nothing is read from the device: that would stall."""
-        last, results = len(window) - 1, []
+        results = []
         for micro_step, batch in enumerate(window):
-            with self.sync_gradients(micro_step == last):
-                train_util.seed_dropout(
-                    self.seed, self.accelerator.process_index, self.state.step, micro_step
-                )
-                self.between_buckets.before(batch.size)
-                result = self.process_batch(self.ahead.take(batch))
-                self.accelerator.backward(result.loss / len(window))
-            results.append(replace(result, loss=result.loss.detach()))
+            self.between_buckets.before(batch.size)
+            passes = list(self.prior.passes(self.ahead.take(batch)))
+            for each in passes:
+                is_last = micro_step == len(window) - 1 and each is passes[-1]
+                with self.sync_gradients(is_last):
+                    train_util.seed_dropout(
+                        self.seed, self.accelerator.process_index, self.state.step, micro_step
+                    )
+                    result = self.process_batch(each)
+                    self.accelerator.backward(result.loss / len(window))
+                if each is passes[0]:
+                    results.append(replace(result, loss=result.loss.detach()))
         return results
 
     def step_down(self) -> None:
@@ -200,7 +205,22 @@ class NetworkTrainer(TrainerStages):
     ) -> tuple[Tensor, NoisyLatents]:
         """Draw sigma unless given, noise the latents, predict."""
         noisy = self.noising.draw(latents, batch.seeds, sigma, batch.drawn)
+        if self.prior.applies(batch):
+            target = mixed_targets(noisy.velocity, self.predict_base(noisy, conditioning), batch)
+            noisy = replace(noisy, velocity=target)
         return self.call_unet(noisy, conditioning), noisy
+
+    @torch.no_grad()
+    def predict_base(self, noisy: NoisyLatents, conditioning: Any) -> Tensor:
+        """The prediction without the adapters."""
+        model, strength = self.model, self.network.multiplier
+        self.model = self.base
+        self.network.set_multiplier(0.0)
+        try:
+            return self.call_unet(noisy, conditioning)
+        finally:
+            self.model = model
+            self.network.set_multiplier(strength)
 
     def after_step(self) -> None:
         step = self.state.step

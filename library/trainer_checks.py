@@ -42,6 +42,7 @@ from library.training.compiling import Compilation, working_compilation
 from library.training.flow_matching import Noising
 from library.training.optimization import check_optimization
 from library.training.optimizer_trial import try_optimizer
+from library.training.prior import Prior
 from library.utils import log_lines
 from library.watching.drift import Drift
 from library.watching.evaluation import Evaluation
@@ -84,6 +85,7 @@ class CheckStages(FamilyHooks):
     validation: Validation
     evaluation: Evaluation
     drift: Drift
+    prior: Prior
     # check_compile
     compilation: Compilation | None
     # check_products
@@ -173,6 +175,7 @@ class CheckStages(FamilyHooks):
         self.checkpoints = Checkpoints(self.cfg.save, self.plan.epochs, self.cfg.resume)
         self.validation = Validation(self.catalogue.validation(), self.cfg.validation)
         self.prepare_evaluation()
+        self.prior = Prior.of(self.cfg.loss, self.catalogue)
         log_lines(logger, [*self.catalogue.notes, *self.warnings_of_length()], logging.WARNING)
         log_lines(logger, self.catalogue.describe())
         self.reporter.begin(self.plan, self.catalogue, self.option_groups(), self.state)

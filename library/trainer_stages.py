@@ -188,7 +188,7 @@ class TrainerStages(CheckStages):
             seed=self.seed,
             max_train_steps=self.plan.total_steps,
             steps_per_epoch=self.plan.steps_per_epoch,
-            prior_loss_weight=self.cfg.loss.prior_loss_weight,
+            prior_loss_weight=self.cfg.loss.regularisation_weight,
             **caches,
         )
 
@@ -235,7 +235,7 @@ class TrainerStages(CheckStages):
     def run_texts(self) -> RunTexts:
         """Which texts the run uses when."""
         plan, always = self.plan, self.validation.captions()
-        always |= self.evaluation.captions() | self.drift.captions()
+        always |= self.evaluation.captions() | self.drift.captions() | self.prior.captions()
         return RunTexts(self.make_dataset(), self.sampler, plan.epochs, plan.last_batches, always)
 
     @timed

@@ -85,6 +85,7 @@ class Sample:
     seed:    from (seed, epoch, key, repeat); sigma and noise are drawn from it
     loss_mask: (H', W') >= 0 at latent or pixel size; None: every element counts
     network_multiplier: strength of the adapters for its dataset
+    of_prior: a regularisation picture
     """
 
     key: str
@@ -96,6 +97,7 @@ class Sample:
     loss_weight: float = 1.0
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
+    of_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Batch:
     latents: Tensor | None = None
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
+    of_prior: tuple[bool, ...] = ()
     drawn: Drawn | None = None
     conditioning: Any = None
     sent: object = None

@@ -83,6 +83,7 @@ class TrainDataset:
             network_multiplier=self.catalogue.group.datasets[
                 image.dataset_index
             ].network_multiplier,
+            of_prior=image.subset.is_reg,
         )
 
     def picture_of(self, request: SampleRequest) -> tuple[Tensor, Tensor | None]:
@@ -150,6 +151,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         latents=stack("latents"),
         loss_mask=stack_masks([sample.loss_mask for sample in samples]),
         network_multiplier=samples[0].network_multiplier,
+        of_prior=tuple(sample.of_prior for sample in samples),
     )
 
 

@@ -82,6 +82,7 @@ def run_fields(
         "no_half_vae": cfg.cache.no_half_vae,
         **flags(cfg.flow, idle),
         **flags(cfg.loss, idle),
+        "prior_preservation_prompts": list(cfg.loss.prior_prompts) or None,
         **dataset_fields(catalogue),
     }
     changeable = {

@@ -1,4 +1,4 @@
-"""The prompts by which it is measured how far training has moved the model: a file, or the list here."""
+"""Prompts without the trained subject, by which forgetting is measured or prevented: a file, or the list here."""
 
 from __future__ import annotations
 
@@ -42,32 +42,32 @@ SEVERAL = (
 PROMPTS = (*TAGS, *SENTENCES, *SEVERAL)
 
 
-def read_drift_prompts(given: str) -> tuple[str, ...]:
+def read_drift_prompts(given: str, option: str = "drift_prompts") -> tuple[str, ...]:
     """The list here for BUILTIN, else a file's lines; empty ones and those that begin with # are left out.
 
-    Raises ConfigError.
+    option: whose value it is. Raises ConfigError.
     """
     if given == BUILTIN:
         return PROMPTS
-    lines = [line.strip() for line in _text_of(given).splitlines()]
+    lines = [line.strip() for line in _text_of(given, option).splitlines()]
     prompts = tuple(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
     if not prompts:
-        raise _error(given, "holds no prompts. Write one on each line.")
+        raise _error(given, option, "holds no prompts. Write one on each line.")
     if len(prompts) > MOST_PROMPTS:
         message = f"holds {len(prompts)} prompts; at most {MOST_PROMPTS} are taken. Leave some out."
-        raise _error(given, message)
+        raise _error(given, option, message)
     return prompts
 
 
-def _text_of(path: str) -> str:
+def _text_of(path: str, option: str) -> str:
     try:
         return read_text(path)
     except FileNotFoundError as error:
         message = f"no such file. Write a text file with a prompt on each line, or {BUILTIN}."
-        raise _error(path, message) from error
+        raise _error(path, option, message) from error
     except TextFileError as error:
-        raise _error(path, str(error)) from error
+        raise _error(path, option, str(error)) from error
 
 
-def _error(given: str, message: str) -> ConfigError:
-    return ConfigError(Problem(message, f"drift_prompts = {given}"))
+def _error(given: str, option: str, message: str) -> ConfigError:
+    return ConfigError(Problem(message, f"{option} = {given}"))

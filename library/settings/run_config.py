@@ -822,11 +822,32 @@ class LossOptions:
         "weight of regularisation pictures",
         check=at_least(0),
         idle=(
+            loses_to(
+                lambda o: o.prior_preservation_weight, "prior_preservation_weight takes its place"
+            ),
             needs_data(
                 lambda o: any(s.is_reg for s in subsets_of(o)),
                 "there are no regularisation pictures",
             ),
         ),
+    )
+    prior_preservation_weight: float = flag(
+        0.0,
+        "weight of regularisation pictures and prompts for which the base's own prediction is learned",
+        check=at_least(0),
+        idle=(
+            needs_data(
+                lambda o: o.prior_preservation_prompts or any(s.is_reg for s in subsets_of(o)),
+                "there are no regularisation pictures and no prior_preservation_prompts",
+            ),
+        ),
+    )
+    prior_preservation_prompts: str | None = flag(
+        None,
+        f"file of prompts, one a line, for which each picture's noise gives the base's prediction too; "
+        f"{BUILTIN}: a list of {len(PROMPTS)}",
+        idle=(needs(lambda o: o.prior_preservation_weight, "prior_preservation_weight is 0"),),
+        path=True,
     )
     masked_loss: bool = flag(
         False,
@@ -841,6 +862,25 @@ class LossOptions:
     debiased_estimation_loss: bool = flag(False, "debiased estimation", ignored=FLOW)
     v_pred_like_loss: float | None = flag(None, "v-prediction weight", ignored=FLOW)
     scale_v_pred_loss_like_noise_pred: bool = flag(False, "scale v-prediction loss", ignored=FLOW)
+
+    @property
+    def regularisation_weight(self) -> float:
+        """Of the loss of regularisation pictures."""
+        return self.prior_preservation_weight or self.prior_loss_weight
+
+    @property
+    def prior_prompts(self) -> tuple[str, ...]:
+        """For which the base's prediction is learned. Raises ConfigError."""
+        given = self.prior_preservation_prompts if self.prior_preservation_weight else None
+        return read_drift_prompts(given, "prior_preservation_prompts") if given else ()
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the prompts."""
+        try:
+            _ = self.prior_prompts
+        except ConfigError as error:
+            return list(error.problems)
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

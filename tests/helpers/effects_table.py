@@ -230,7 +230,14 @@ FLAGS: dict[str, Case] = {
         "test_losses.test_large_pictures_count_at_half_size_too", 0.5, {}
     ),
     "prior_loss_weight": shown(
-        "test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss", 0.5, {}
+        "test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss", 0.5, {},
+        {"prior_preservation_weight": 1.0, "prior_preservation_prompts": "builtin"},
+    ),
+    "prior_preservation_weight": shown(
+        "test_prior.test_regularisation_pictures_learn_the_bases_own_prediction", 1.0, {}
+    ),
+    "prior_preservation_prompts": shown(
+        "test_prior.test_prompts_keep_what_the_base_predicts_for_them", "builtin", {}
     ),
     "masked_loss": shown(
         "test_dataset_language.test_masks_need_the_flag_only_when_sd_scripts_asks_for_it", True, {}

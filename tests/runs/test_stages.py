@@ -53,4 +53,4 @@ def test_each_stage_sets_what_is_declared_for_it_once(demo, run_folder):
 def test_every_attribute_of_a_stage_is_declared():
     wanted = set().union(*SETS.values())
     assert wanted <= declared(AnimaNetworkTrainer)
-    assert declared(TrainerStages) - wanted <= {*GIVEN.split(), "pixels_per_token"}
+    assert declared(TrainerStages) - wanted <= {*GIVEN.split(), "pixels_per_token", "family_files"}
