@@ -112,6 +112,8 @@ WHERE_SET = {
     "int8_base": "precision.int8_base",
     "int8_compute": "precision.int8_compute",
     "multiscale_loss_weight": "loss.multiscale_loss_weight",
+    "prior_preservation_weight": "loss.prior_preservation_weight",
+    "prior_preservation_prompts": "loss.prior_prompts_name",
 }
 """Written where the option is set."""
 
