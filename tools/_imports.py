@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 FOLDERS = ("library", "networks", "tools")
@@ -38,16 +37,9 @@ class Product:
             found += (root / folder).rglob("*.py")
         self.files = sorted(path.relative_to(root).as_posix() for path in found)
         self.known = frozenset(self.files)
-        self.trees: dict[str, ast.Module] = {}
 
     def source(self, path: str) -> str:
         return (self.root / path).read_text(encoding="utf-8")
-
-    def tree(self, path: str) -> ast.Module:
-        """The parsed source of a file; not to be changed."""
-        if path not in self.trees:
-            self.trees[path] = ast.parse(self.source(path))
-        return self.trees[path]
 
     def file_of(self, dotted: str, importer: str) -> str | None:
         """The file a dotted name stands for; a tool's bare name is one beside it."""
@@ -69,11 +61,8 @@ class Product:
         names = [f"{base}.{alias.name}" for alias in node.names]
         return [name if self.file_of(name, importer) else base for name in names]
 
-    def imports_of(self, path: str, tree: ast.Module | None = None) -> list[Import]:
-        """Every import in a file, those in functions and for types included.
-
-        tree: what the file at `path` holds, if not what is there
-        """
+    def imports_of(self, path: str, text: str) -> list[Import]:
+        """Every import in the text of a file at `path`, those in functions and for types included."""
         found: list[Import] = []
 
         def visit(node: ast.AST, in_function: bool, typing_only: bool) -> None:
@@ -86,18 +75,18 @@ class Product:
             for child in ast.iter_child_nodes(node):
                 visit(child, in_function, typing_only or child in guarded)
 
-        visit(tree or self.tree(path), False, False)
+        visit(ast.parse(text), False, False)
         return found
 
-    @cached_property
-    def all_imports(self) -> list[tuple[str, Import]]:
-        """Each import with the file that has it."""
-        return [(path, found) for path in self.files for found in self.imports_of(path)]
+    def all_imports(self) -> Iterator[tuple[str, Import]]:
+        for path in self.files:
+            for found in self.imports_of(path, self.source(path)):
+                yield path, found
 
     def arrows(self) -> dict[str, set[str]]:
         """File -> the project's files it imports."""
         arrows: dict[str, set[str]] = {path: set() for path in self.files}
-        for path, found in self.all_imports:
+        for path, found in self.all_imports():
             if found.is_project:
                 arrows[path].add(found.module)
         return arrows

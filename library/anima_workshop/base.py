@@ -35,9 +35,25 @@ class BaseFile:
         except TensorFileError as error:
             raise ModelFileError(f"{error}.", source=str(self.path)) from error
 
+    def raw(self, key: str) -> bytes:
+        """A tensor's bytes. Raises ModelFileError."""
+        entry = self.header.entries[key]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(entry.begin)
+                data = file.read(entry.end - entry.begin)
+        except OSError as error:
+            raise ModelFileError(f"cannot be read any more ({error}).", source=str(self.path)) from error
+        if len(data) != entry.end - entry.begin:
+            raise ModelFileError("was cut while it was read.", source=str(self.path))
+        return data
+
     def parameter(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """What a parameter stands for, by its name in the model."""
-        key = self.names[name]
+        return self.whole(self.names[name], dtype)
+
+    def whole(self, key: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """What a weight stands for, by its key."""
         how = self.layout.weights.get(key)
         keys = [key] if how is None or how.scale is None else [key, how.scale]
         return whole(coded({k: self.read(k) for k in keys}, self.layout)[key], "cpu", dtype)

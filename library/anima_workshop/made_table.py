@@ -23,7 +23,7 @@ def error_lines(rows: Sequence[Made]) -> Iterator[str]:
     """A table by kind of module, where any of them is off, and the error of all together."""
     off = [row for row in rows if row.error]
     if not off:
-        yield "Every module adds exactly what it did."
+        yield "Exact in every module."
         return
     groups: dict[str, list[Made]] = {}
     for row in rows:

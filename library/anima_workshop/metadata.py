@@ -9,10 +9,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from library.anima_runtime.family import ANIMA_METADATA, MODULES
+from library.errors import as_utf8
 from library.saving.metadata_table import adapted_parts
 from networks.kinds.table import KINDS
 from networks.workshop.converting import Made
-from networks.workshop.writing import derived
+from networks.workshop.sources import Sources
+from networks.workshop.writing import HASHES, MADE_FROM, derived
 
 PARTS = "ss_adapted_parts"
 
@@ -50,3 +52,22 @@ def arguments(text: str, kinds: set[str], rows: Sequence[Made]) -> str | None:
     if "train_norm" in found and not any(row.after == "norm" for row in rows):
         found["train_norm"] = "False"
     return json.dumps(found)
+
+
+def alike(sources: Sources) -> dict[str, str]:
+    """What the metadata of all files says alike."""
+    first, *others = (source.file.metadata for source in sources.files)
+    return {k: v for k, v in first.items() if all(other.get(k) == v for other in others)}
+
+
+def with_strengths(metadata: Mapping[str, str], tool: str, sources: Sources) -> dict[str, str]:
+    """With the files that it is merged of, and their strengths."""
+    strengths = [[as_utf8(s.file.path.name), s.strength] for s in sources.files]
+    made_from = json.dumps({"tool": tool, "files": strengths}, ensure_ascii=False)
+    return {**metadata, MADE_FROM: made_from}
+
+
+def of_merged_base(metadata: Mapping[str, str], tool: str, sources: Sources) -> dict[str, str]:
+    """A base model's, less hashes that are no more true."""
+    kept = {name: text for name, text in metadata.items() if not name.startswith(HASHES)}
+    return with_strengths(kept, tool, sources)

@@ -19,6 +19,9 @@ from library.system.tensor_files import READABLE
 
 CHUNK = 2**20
 DTYPES = {dtype: name for name, dtype in READABLE.items()}
+SIZES = {name: dtype.itemsize for name, dtype in READABLE.items()}
+SIZES |= {"BOOL": 1, "F8_E8M0": 1, "U16": 2, "U32": 4, "U64": 8, "C64": 8}
+"""Bytes of a number; those that are not read here too, which can be copied."""
 LEGACY = slice(0x100000, 0x110000)
 """The bytes that AUTOMATIC1111's old hash covers."""
 HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8}
@@ -34,8 +37,7 @@ class Planned(NamedTuple):
     @property
     def size(self) -> int:
         """In bytes."""
-        numbers = torch.Size(self.shape).numel()
-        return numbers * READABLE[self.dtype].itemsize
+        return torch.Size(self.shape).numel() * SIZES[self.dtype]
 
     @classmethod
     def of(cls, tensor: Tensor) -> Planned:
@@ -69,11 +71,16 @@ class TensorWriter:
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Write a tensor, in its planned dtype."""
-        planned, begin = self.plan[name], self.starts[name]
+        planned = self.plan[name]
         assert Planned.of(tensor) == planned, f"{name}: {Planned.of(tensor)}, planned {planned}"
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        self.file.seek(len(self.header) + begin)
-        self.file.write(data.numpy().data)
+        self.put_bytes(name, data.numpy().data)
+
+    def put_bytes(self, name: str, data: bytes | memoryview) -> None:
+        """Write a tensor by its bytes."""
+        self.file.seek(len(self.header) + self.starts[name])
+        written = self.file.write(data)
+        assert written == self.plan[name].size, f"{name}: {written} bytes"
         self.waiting.discard(name)
 
     def put_hashes(self) -> None:
@@ -99,7 +106,7 @@ class TensorWriter:
 
 def ordered(plan: Mapping[str, Planned]) -> list[str]:
     """Wide numbers first, as readers that map a file need it; then by name."""
-    return sorted(plan, key=lambda name: (-READABLE[plan[name].dtype].itemsize, name))
+    return sorted(plan, key=lambda name: (-SIZES[plan[name].dtype], name))
 
 
 def offsets(plan: Mapping[str, Planned]) -> Iterable[tuple[str, tuple[int, int]]]:

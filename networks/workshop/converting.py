@@ -77,6 +77,11 @@ class Made:
     error: float = 0.0
     rank: int | None = None
 
+    @property
+    def summary(self) -> Made:
+        """Less the factors."""
+        return replace(self, factors={})
+
 
 class Conversion:
     """A file in another format, a module at a time. Raises AdapterFileError for what stands in the way.
@@ -113,7 +118,7 @@ class Conversion:
         for made in self:
             for factor, tensor in made.factors.items():
                 spool.put(self.key(made.path, factor), tensor)
-            rows.append(replace(made, factors={}))
+            rows.append(made.summary)
         return rows
 
     def key(self, path: str, factor: str) -> str:
@@ -219,19 +224,17 @@ class Conversion:
             assert self.target.rule is not None, "an obstacle"
             wanted, error = (found := approximate(weight, self.target.rule)).delta, found.error
         up, down = (part.to(dtype).contiguous() for part in (wanted.up, wanted.down))
-        rounded = relative(distance(LowRank(up.float(), down.float()), wanted), wanted.norm())
+        off = relative(distance(LowRank(up.float(), down.float()), wanted), wanted.norm())
         made: dict[str, Tensor] = {LORA_DOWN: down, LORA_UP: up}
         if not self.target.spelling.is_bare:
             made[ALPHA] = torch.tensor(float(len(down)))
         if "bias" in deltas:
             made[DIFF_B] = deltas["bias"].dense().to(dtype)
-        return Made(
-            path, kind, "LoRA", made, weight.norm(), math.hypot(error, rounded), len(down)
-        )
+        return Made(path, kind, "LoRA", made, weight.norm(), math.hypot(error, off), len(down))
 
     def as_it_is(self, path: str, factors: Factors, deltas: Mapping[str, Delta]) -> Made:
         """Its own factors in the dtype that is asked for; whole norms as differences."""
-        plain, kind = dict(factors), self.kind(path)
+        plain = dict(factors)
         if MAGNITUDE in plain:
             plain[DORA_SCALE] = self.dora_scale(path, plain)
             del plain[MAGNITUDE]
@@ -241,17 +244,7 @@ class Conversion:
             plain[ALPHA] = torch.tensor(float(len(plain[LORA_DOWN])))
         dtype = self.target.dtype
         made = {f: t if f == ALPHA else t.to(dtype or t.dtype) for f, t in plain.items()}
-        size = math.hypot(*(delta.norm() for delta in deltas.values()))
-        if all(made[name].dtype == tensor.dtype for name, tensor in plain.items()):
-            return Made(path, kind, kind, made, size)
-        if self.file.entries[path].needs(factors):  # how far the stored numbers moved is what is known
-            pairs = [(made[f].double(), plain[f].double()) for f in plain if f != ALPHA]
-            error = math.hypot(*(float((new - old).norm()) for new, old in pairs))
-            whole = math.hypot(*(float(old.norm()) for _, old in pairs))
-            return Made(path, kind, kind, made, size, relative(error, whole))
-        now = self.file.deltas(path, None, made)
-        error = math.hypot(*(distance(now[name], deltas[name]) for name in deltas))
-        return Made(path, kind, kind, made, size, relative(error, size))
+        return rounded(self.file, path, plain, made, deltas)
 
     def dora_scale(self, path: str, factors: Factors) -> Tensor:
         """That does what PEFT's magnitude does."""
@@ -262,6 +255,27 @@ class Conversion:
         return as_dora_scale(change, weight, factors[MAGNITUDE])
 
 
+def rounded(
+    file: AdapterFile, path: str, plain: Factors, made: dict[str, Tensor], deltas: Mapping[str, Delta]
+) -> Made:
+    """A module of which the factors are rounded to other dtypes, and else stay.
+
+    deltas: what the plain ones add; empty where that is not known
+    """
+    kind = file.kind_of(path, plain)
+    size = math.hypot(*(delta.norm() for delta in deltas.values()))
+    if all(torch.equal(made[name].double(), tensor.double()) for name, tensor in plain.items()):
+        return Made(path, kind, kind, made, size)
+    if file.entries[path].needs(plain):  # how far the stored numbers moved is what is known
+        pairs = [(made[f].double(), plain[f].double()) for f in plain if f != ALPHA]
+        off = math.hypot(*(float((new - old).norm()) for new, old in pairs))
+        whole = math.hypot(*(float(old.norm()) for _, old in pairs))
+        return Made(path, kind, kind, made, size, relative(off, whole))
+    now = file.deltas(path, None, made)
+    off = math.hypot(*(distance(now[name], deltas[name]) for name in deltas))
+    return Made(path, kind, kind, made, size, relative(off, size))
+
+
 def named(paths: list[str]) -> str:
     return f"{len(paths)} modules, {first_few(paths, NAMES_SHOWN)}"
 
@@ -270,8 +284,8 @@ def relative(error: float, size: float) -> float:
     return error / size if size else 0.0
 
 
-def widest(factors: Factors) -> torch.dtype:
-    """Of a module's factors but alpha; integers become float32."""
-    found = [t.dtype for name, t in factors.items() if name != ALPHA]
+def widest(*modules: Factors) -> torch.dtype:
+    """Of all factors but alphas; integers become float32."""
+    found = [t.dtype for factors in modules for name, t in factors.items() if name != ALPHA]
     floats = [dtype for dtype in found if dtype.is_floating_point]
     return max(floats, key=lambda dtype: dtype.itemsize, default=torch.float32)

@@ -189,6 +189,39 @@ class Dense(Delta):
         return super().inner(other) if isinstance(other, Dense) else other.inner(self)
 
 
+@dataclass(frozen=True)
+class Sum(Delta):
+    """Of deltas of one shape, each kept as it is."""
+
+    terms: tuple[Delta, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.terms[0].shape
+
+    def norm(self) -> float:
+        return math.sqrt(max(self.inner(self), 0.0))
+
+    def applied(self, x: Tensor) -> Tensor:
+        return torch.stack([term.applied(x) for term in self.terms]).sum(0)
+
+    def dense(self) -> Tensor:
+        total = self.terms[0].dense().clone()
+        for term in self.terms[1:]:
+            total += term.dense()
+        return total
+
+    def values(self) -> Tensor:
+        return torch.linalg.svdvals(self.dense())
+
+    def largest(self, rank: int) -> Svd:
+        return Dense(self.dense()).largest(rank)
+
+    def inner(self, other: Delta) -> float:
+        others = other.terms if isinstance(other, Sum) else (other,)
+        return math.fsum(term.inner(each) for term in self.terms for each in others)
+
+
 def nested_inner(one: Kronecker, other: Kronecker) -> float | None:
     """The inner product by the factors, whose own sizes may differ as long as one of a kind divides the
     other: of a row's number the coarse part belongs to both `first`, the fine one to both `second`, and

@@ -10,7 +10,6 @@ One server for all workers of a session; it ends when the last of them has gone.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -21,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,6 +40,7 @@ MODULES = (
     "tools.doctor",
     "tools.generate",
     "tools.make_demo",
+    "tools.merge_lora",
     "tools.preview_buckets",
     "tests.helpers.caching_process",
     "networks.lokr_anima",
@@ -299,35 +298,13 @@ def become(request: dict) -> None:
     random.seed()
     numpy.random.seed()
     first, *rest = request["argv"]
-    try:
-        if first == "-m":
-            sys.argv = rest
-            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = [first, *rest]
-            sys.path[0] = str(Path(first).resolve().parent)
-            runpy.run_path(first, run_name="__main__")
-    except SystemExit as end:
-        if end.code is None or isinstance(end.code, int):
-            leave(end.code or 0)
-        raise
-    leave(0)
-
-
-def leave(code: int) -> None:
-    """End with what Python does at its end, but for taking apart what was imported.
-
-    That would copy the memory that all forked programs share: half a second of each. Returns where
-    standard output cannot take what is left, which Python has to tell in its way.
-    """
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    try:
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            stream.flush()
-    except (OSError, ValueError):
-        return
-    os._exit(code & 0xFF)
+    if first == "-m":
+        sys.argv = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *rest]
+        sys.path[0] = str(Path(first).resolve().parent)
+        runpy.run_path(first, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -10,20 +10,15 @@ from networks.kinds.lokr import LoKr, factorize, lokr_shape
 from networks.kinds.stored import training_alpha
 
 REASON = "lycoris-lora is a test dependency: pip install -r tests/requirements.txt"
-
-
-@pytest.fixture(scope="module")
-def lokr_module():
-    """Imported by who runs these tests alone: it takes seconds."""
-    return pytest.importorskip("lycoris.modules.lokr", reason=REASON)
+lokr_module = pytest.importorskip("lycoris.modules.lokr", reason=REASON)
+factorization = lokr_module.factorization
 
 
 @pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 16, 100])
-def test_factorization_is_that_of_lycoris(lokr_module, factor):
+def test_factorization_is_that_of_lycoris(factor):
     dimensions = [*range(1, 130), 250, 256, 360, 768, 1024, 2048, 3072, 4096, 6144, 8192, 10007]
     for dimension in dimensions:
-        theirs = lokr_module.factorization(dimension, factor)
-        assert factorize(dimension, factor) == theirs, dimension
+        assert factorize(dimension, factor) == factorization(dimension, factor), dimension
 
 
 FORMS = {
@@ -42,7 +37,7 @@ LAYERS = [(48, 32), (32, 48), (36, 25)]
 @pytest.mark.parametrize("factor", [8, -1, 1])
 @pytest.mark.parametrize("alpha", [0, 1, 2, 100_000])
 def test_delta_equals_that_of_lycoris_for_the_same_factors(
-    lokr_module, form, out_features, in_features, factor, alpha
+    form, out_features, in_features, factor, alpha
 ):
     options = dict(FORMS[form])
     rank = options.pop("rank")
@@ -74,7 +69,7 @@ TRUE_LAYERS = [
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), TRUE_LAYERS)
-def test_shapes_are_those_of_lycoris_for_every_layer_of_the_true_model(lokr_module, out_features, in_features):
+def test_shapes_are_those_of_lycoris_for_every_layer_of_the_true_model(out_features, in_features):
     for factor, rank, both in itertools.product([8, -1, 4, 1], [4, 16, 128, 512], [False, True]):
         with torch.device("meta"):
             theirs = lokr_module.LokrModule(
