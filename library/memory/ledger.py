@@ -31,6 +31,8 @@ ATTENTION_BACKWARD = 3
 """Kernels of an attention's backward on CUDA: row sums, the gradients, and the cast of q's."""
 OVERWRITTEN = {"copy_", "fill_", "zero_"}  # their first argument is written and not read
 
+IN_PLACE = "in place"
+
 Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -83,7 +85,7 @@ class Ledger(TorchDispatchMode):
         self.pools = {device.type: Pool(), "cpu": Pool()}
         self.kernels = Kernels()
         self._alive: dict[int, str] = {}  # the place of each storage
-        self._forms: dict[object, Form] = {}
+        self._made: dict[object, Form | list[Form | None] | str] = {}
 
     @property
     def on_device(self) -> Pool:
@@ -126,7 +128,7 @@ class Ledger(TorchDispatchMode):
             return func(*args, **kwargs)
         out: object = _from_meta(func, args, kwargs)
         if out is None:
-            out = self._repeated(func, args, kwargs) if kind == "glue" else func(*args, **kwargs)
+            out = func(*args, **kwargs) if kind == "create" else self._repeated(func, args, kwargs)
         results = list(tensors_in([out]))
         if not func._schema.is_mutable:
             for tensor in results:
@@ -146,15 +148,19 @@ class Ledger(TorchDispatchMode):
 
         Blocks repeat, and torch works the form of every result out in Python.
         """
-        if self.device.type != "meta" or func._schema.is_mutable:
+        if self.device.type != "meta":
             return func(*args, **kwargs)
         key = func, tuple(map(_form, args)), tuple((n, _form(v)) for n, v in kwargs.items())
-        if form := self._forms.get(key):
-            shape, stride, dtype, device = form
-            return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        if made := self._made.get(key):
+            return _again(made, args)
         out = func(*args, **kwargs)
-        if isinstance(out, Tensor) and out.is_meta:
-            self._forms[key] = out.shape, out.stride(), out.dtype, out.device
+        if func._schema.is_mutable:
+            if out is args[0] and _form(out) == key[1][0] and _writes_first(func):
+                self._made[key] = IN_PLACE
+        elif isinstance(out, Tensor) and out.is_meta:
+            self._made[key] = _form_of(out)
+        elif isinstance(out, tuple) and all(t is None or _is_meta(t) for t in out):
+            self._made[key] = [t if t is None else _form_of(t) for t in out]
         return out
 
     def _place(self, tensor: Tensor) -> str:
@@ -175,10 +181,35 @@ class Ledger(TorchDispatchMode):
         pool.now -= size
 
 
+def _is_meta(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+@cache
+def _writes_first(func: OpOverload) -> bool:
+    """Whether an operator changes its first argument and no other."""
+    written = [a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments]
+    return written[0] and not any(written[1:])
+
+
+def _again(made: Form | list[Form | None] | str, args: tuple[object, ...]) -> object:
+    """A result of that form, or of several; the first argument of an operator that changes it."""
+    if isinstance(made, str):
+        return args[0]
+    if isinstance(made, list):
+        return tuple(form and _again(form, args) for form in made)
+    shape, stride, dtype, device = made
+    return torch.empty_strided(shape, stride, dtype=dtype, device=device)
+
+
+def _form_of(tensor: Tensor) -> Form:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
 def _form(value: object) -> object:
     """What decides of an argument which form a result has: as a key."""
     if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype, value.device
+        return _form_of(value)
     return tuple(map(_form, value)) if isinstance(value, list) else value
 
 
