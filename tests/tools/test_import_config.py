@@ -26,6 +26,7 @@ class Case:
     """A file of a program, in a folder of import_cases with what it names.
 
     remarks: words of what the trainer still asks for, all that it may
+    lost:    keys without counterpart, beside those of the expected file
     """
 
     program: str
@@ -33,6 +34,7 @@ class Case:
     file: str
     expected: str = "expected.toml"
     remarks: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 ALL = {
@@ -48,9 +50,18 @@ ALL = {
     ),
     **{
         f"sd-scripts, {suffix}": Case(
-            "sd-scripts", "sd_scripts", f"train.{suffix}", "expected_script.toml", ("output_dir",)
+            "sd-scripts",
+            "sd_scripts",
+            f"train.{suffix}",
+            "expected_script.toml",
+            ("output_dir",),
+            lost,
         )
-        for suffix in ("sh", "bat", "ps1")
+        for suffix, lost in (
+            ("sh", ("conditional.EXTRA", "unresolved.words")),
+            ("bat", ("conditional.seed",)),
+            ("ps1", ("conditional.words",)),
+        )
     },
     "LETS": Case("lets", "lets", "train.toml"),
     "LETS, its fork": Case("lets", "lets", "fork.toml", "expected_fork.toml"),
@@ -122,6 +133,7 @@ def test_a_file_becomes_what_it_means_and_starts(copies, name):
     draft, keys = drafted(source)
     told = [each.key for each in draft.findings if each.status != ADDED]
     assert sorted(told) == sorted(keys), "each key once"
+    expected["lost"] += case.lost
     for kind, status in (("lost", LOST), ("unknown", UNKNOWN), ("secret", SECRET)):
         assert sorted(each.key for each in draft.of(status)) == sorted(expected[kind])
     assert "not-a-" not in "".join(contents.values())
@@ -234,6 +246,7 @@ REFUSED = {
     "two.sh": (COMMAND * 2, "2 commands"),
     "none.bat": ("echo anima_train_network.py\n", "no command"),
     "other.toml": ("a = 1\nb = 2\n", "not known"),
+    "whole.toml": ("dataset = {}\n[model]\ntype = 'anima'\n", "trains the whole model"),
     "flux.toml": ("[model]\ntype = 'flux'\n[dataset]\nresolutions = [512]\n", "trains flux"),
     "pictures.toml": ("resolutions = [512]\n[[directory]]\npath = 'x'\n", "--dataset_file"),
     "kind.toml": (MINIMAL.replace("lora_anima", "loha"), "loha does not exist here"),
@@ -269,7 +282,7 @@ def test_a_file_is_read_and_never_run(tmp_path):
 
 
 def test_pictures_that_are_named_by_hand(tmp_path):
-    main = "[model]\ntype = 'anima'\n[optimizer]\ntype = 'adamw'\nlr = 1e-4\n"
+    main = "[model]\ntype = 'anima'\n[adapter]\ntype = 'lora'\n[optimizer]\ntype = 'adamw'\nlr = 1e-4\n"
     write(tmp_path / "train.toml", "dataset = 'gone.toml'\n" + main)
     (tmp_path / "elsewhere").mkdir()
     pictures = write(tmp_path / "elsewhere" / "p.toml", "[[directory]]\npath = 'x'\n")

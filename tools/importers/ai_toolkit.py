@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from library.errors import ConfigError
+from library.errors import ConfigError, Problem
 from tools.importers.draft import KEPT, UNSET, Draft, Leaf
 from tools.importers.machine import Document, Nearby, Source
 from tools.importers.rules import (
@@ -21,7 +21,7 @@ from tools.importers.rules import (
     text,
     whole,
 )
-from tools.importers.shared import literal, settle_shared
+from tools.importers.shared import WHOLE_MODEL, literal, settle_shared
 
 SAVED = {
     "float16": "fp16",
@@ -136,13 +136,14 @@ RULES = {
     "model.name_or_path": Rule("special.base", text),
     "model.vae_path": path_to("train.vae"),
     "model.te_name_or_path": path_to("train.qwen3"),
+    "model.extras_name_or_path": path_to("train.qwen3"),
     "model.arch": Rule("special.model", model),
     "model.model_kwargs.train_text_conditioner": on("network.train_llm_adapter"),
     **many(
         "model.quantize model.qtype model.quantize_te model.qtype_te model.low_vram "
         "model.layer_offloading model.layer_offloading_transformer_percent "
         "model.layer_offloading_text_encoder_percent model.is_flux model.model_paths "
-        "model.accuracy_recovery_adapter model.assistant_lora_path model.extras_name_or_path",
+        "model.accuracy_recovery_adapter model.assistant_lora_path",
         lambda name: SMALL,
     ),
     "sample.sample_every": Rule("train.sample_every_n_steps", loosely(whole)),
@@ -183,6 +184,8 @@ def settle(draft: Draft) -> None:
     """What depends on several keys, and what is trained there unasked."""
     if found := draft.take("model"):
         draft.find(KEPT, found.leaf)
+    if not draft.has("algo"):
+        draft.problems.append(Problem(WHOLE_MODEL, "network.type"))
     if base := draft.take("base"):
         if base.value.endswith(".safetensors"):
             draft.put(base.leaf, "train.pretrained_model_name_or_path", base.value)

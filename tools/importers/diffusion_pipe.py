@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from library.errors import Problem
-from tools.importers.draft import KEPT, Draft, Leaf, Waiting
+from tools.importers.draft import KEPT, UNSET, Draft, Leaf, Waiting
 from tools.importers.machine import Document, Nearby, Source
 from tools.importers.noise import ADALN
 from tools.importers.rules import (
@@ -23,7 +23,7 @@ from tools.importers.rules import (
     text,
     whole,
 )  # fmt: skip
-from tools.importers.shared import optimizer_name, settle_shared
+from tools.importers.shared import WHOLE_MODEL, optimizer_name, settle_shared
 
 FULL_MATRIX = 100_000  # a rank beyond any matrix: the second factor of LoKr as it is
 SAVED = {"float32": "float", "float16": "fp16", "bfloat16": "bf16"}
@@ -50,6 +50,13 @@ def shuffles(value: Any) -> bool:
 def delimiter(value: Any) -> str:
     """What parts tags, without the spaces around it."""
     return text(value).strip() or " "
+
+
+def frozen(value: Any) -> int:
+    """A part that does not train has the rate 0."""
+    if switch(value):
+        raise ValueError("expected false")
+    return 0
 
 
 def dataset_rules(prefix: str, dataset: str, captions: str) -> dict[str, Rule]:
@@ -95,7 +102,21 @@ RULES = {
     "seed": Rule("train.seed", whole),
     "steps_per_print": Rule("train.log_every_n_steps", whole),
     "uncond_fraction": Rule("general.caption_dropout_rate", number),
-    "caption_dropout_percent": Rule("general.caption_dropout_rate", lambda v: number(v) / 100),
+    **many(
+        "caption_dropout_percent model.caption_dropout_percent",
+        lambda n: Rule("general.caption_dropout_rate", number, asks_not=(0,)),
+    ),
+    "model.tag_dropout_percent": Rule("general.caption_tag_dropout_rate", number, asks_not=(0,)),
+    "model.shuffle_tags": Rule("general.shuffle_caption", switch),
+    "model.shuffle_keep_first_n": Rule("general.keep_tokens", whole),
+    "model.tag_delimiter": Rule("general.caption_separator", delimiter),
+    "model.caption_mode": lost("captions are one text a picture", "tags"),
+    "model.cache_text_embeddings": Rule("train.cache_text_encoder_outputs", switch),
+    "model.train_llm_adapter": Rule("network.train_llm_adapter", switch),
+    "model.train_adaln": Rule("special.adaln", switch),
+    **many("model.train_self_attn model.train_cross_attn model.train_mlp",
+           lambda n: Rule(f"train.{n.removeprefix('model.train_')}_lr", frozen, asks_not=(True,))),
+    "model.qwen_nf4": lost("the text encoder is put away once texts are cached"),
     "model.type": Rule("special.model", text),
     "model.transformer_path": path_to("train.pretrained_model_name_or_path"),
     "model.vae_path": path_to("train.vae"),
@@ -194,6 +215,8 @@ def settle_model(draft: Draft, model: Waiting) -> None:
 def settle_adapter(draft: Draft) -> None:
     """Rank and alpha; every Linear of the blocks and of the LLM adapter trains there."""
     rank = draft.take("rank")
+    if not draft.has("algo") and not draft.problems:
+        draft.problems.append(Problem(WHOLE_MODEL, "adapter.type"))
     if rank:
         written: dict[str, Any] = {
             "train.network_dim": rank.value,
@@ -203,7 +226,13 @@ def settle_adapter(draft: Draft) -> None:
             written["network.lokr_full_matrix"] = True
         draft.put(rank.leaf, written, why="alpha is the rank there")
     draft.add("network.train_llm_adapter", True, "the LLM adapter trains there")
-    draft.add("network.include_patterns", ADALN, "the adaLN Linears train there")
+    adaln = draft.take("adaln")
+    if adaln and not adaln.value:
+        draft.find(UNSET, adaln.leaf, why="adaLN does not train here either")
+    elif adaln:
+        draft.put(adaln.leaf, "network.include_patterns", ADALN)
+    else:
+        draft.add("network.include_patterns", ADALN, "the adaLN Linears train there")
     if factors := draft.take("factors"):
         draft.lose(factors.leaf, "factors are float32 here; full_bf16 = true is the small form")
 

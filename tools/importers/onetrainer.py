@@ -29,6 +29,13 @@ OTHER_PARTS = (
 SWITCHED_OFF = (
     "concepts[].image.random_", "concepts[].text.caps_randomize", "concepts[].text.tag_dropout_special",
 )  # fmt: skip
+DEFAULTS = {
+    "train.max_train_epochs": 100,
+    "train.gradient_checkpointing": True,
+    "train.cache_latents": True,
+    "train.cache_text_encoder_outputs": True,
+    "general.enable_bucket": True,
+}
 IDLE_PREFIXES = (*(f"{part}." for part in OTHER_PARTS.split()), *SWITCHED_OFF)
 CONCEPT_KEYS = (
     "name seed balancing_strategy enabled validation_concept enable_resolution_override "
@@ -41,7 +48,7 @@ def prepare(document: Document, nearby: Nearby) -> Document:
     """The document with its concepts in it, each with what is switched on alone."""
     concepts = document.get("concepts")
     if not concepts:
-        name = document.get("concept_file_name")
+        name = document.get("concept_file_name", "training_concepts/concepts.json")
         concepts = nearby.pictures("concept_file_name", name)
     listed = [concept(each) for each in concepts if isinstance(each, dict)]
     return {**document, "concepts": listed}
@@ -94,7 +101,8 @@ def settle(draft: Draft) -> None:
     settle_loss(draft)
     settle_noise(draft)
     settle_memory(draft)
-    draft.add("general.enable_bucket", True, "buckets are always made there")
+    for target, value in DEFAULTS.items():
+        draft.add(target, value, "the default there")
     settle_shared(draft, unet_only=True)
 
 
@@ -137,7 +145,8 @@ def settle_adapter(draft: Draft) -> None:
             draft.put(waiting.leaf, "train.network_dim", waiting.value)
         elif waiting:
             draft.find(UNSET, waiting.leaf, why="it belongs to another kind of adapter")
-    draft.add("train.network_alpha", 1.0, "the default there")
+    for target, value in (("network_dim", 16), ("network_alpha", 1.0)):
+        draft.add(f"train.{target}", value, "the default there")
     first, second = draft.take("beta1"), draft.take("beta2")
     if first and second:
         for waiting in (first, second):

@@ -84,13 +84,13 @@ def small(value: Any) -> bool:
     raise NoCounterpart("the small form of the frozen weights is int8_base here")
 
 
-def excluded(value: Any) -> str:
-    """The parts of the blocks that a filter leaves out, as exclude_patterns."""
+def excluded(value: Any) -> str | None:
+    """The parts of the blocks that a filter leaves out, as exclude_patterns; None for none."""
     words = [word.strip() for word in text(value).split(",") if word.strip()]
     kept = {part for word in words for part in PARTS.get(word.split(".")[0], ())}
     if any(word.split(".")[0] not in PARTS for word in words):
         raise NoCounterpart("only attn, attn1, attn2 and ff have one: see target_modules")
-    return ",".join(f".*\\.{part}\\..*" for part in BLOCK_PARTS if part not in kept)
+    return ",".join(f".*\\.{part}\\..*" for part in BLOCK_PARTS if part not in kept) or None
 
 
 RULES = {
@@ -102,7 +102,7 @@ RULES = {
     "text_encoder.model_name": path_to("train.qwen3"),
     "output_model_destination": Rule("special.destination", text),
     "output_dtype": Rule("train.save_precision", choice(SAVED)),
-    "output_model_format": lost("files are safetensors", "SAFETENSORS", "COMFY_LORA"),
+    "output_model_format": lost("files are safetensors", "SAFETENSORS", "COMFY_LORA", "KOHYA_LORA"),
     "train_dtype": Rule("train.mixed_precision", choice(TRAINED)),
     **many("weight_dtype transformer.weight_dtype", lambda n: Rule("train.int8_base", small, asks_not=("NONE", "FLOAT_32", "BFLOAT_16", "FLOAT_16"))),
     "learning_rate": Rule("special.rate", number),

@@ -24,9 +24,12 @@ from tools.importers.shared import (
 )
 
 DATASET = "dataset_config."
-LAUNCHER = lost("it belongs to accelerate launch: give it there")
 ELSEWHERE = Rule("train.dataset_config", is_path=True, why="the file is not found from here")
-UNRESOLVED = lost("it needs a value that the file does not hold")
+OF_SCRIPTS = {
+    "launcher": lost("it belongs to accelerate launch: give it there"),
+    "unresolved": lost("it needs a value that the file does not hold"),
+    "conditional": lost("a condition or a loop assigns it, which is not followed"),
+}
 RULES = {
     **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
     "train_data_dir": Rule("special.train_data_dir", is_path=True),
@@ -74,8 +77,8 @@ def with_dataset(document: Document, nearby: Nearby) -> Document:
 
 def other(leaf: Leaf) -> Rule | None:
     """The rule of any option, and of any key of the dataset file in its place there."""
-    if leaf.name.startswith(("launcher.", "unresolved.")):
-        return LAUNCHER if leaf.name.startswith("launcher.") else UNRESOLVED
+    if rule := OF_SCRIPTS.get(leaf.name.partition(".")[0]):
+        return rule
     if leaf.name.rpartition(".")[2] == "dataset_config":
         return ELSEWHERE
     if DATASET not in leaf.name:

@@ -38,6 +38,7 @@ BY_DEST = all_flags(GROUPS)
 BY_NAME = {name.removeprefix("--"): flag for flag in BY_DEST.values() for name in flag.names}
 LISTS = {"network_args": "network", "optimizer_args": "optimizer", "lr_scheduler_args": "scheduler"}
 ADAPTER_WORDS = {field.name for field in dataclasses.fields(AdapterArguments)} | set(NETWORK_ARGS)
+WHOLE_MODEL = "is missing: the file trains the whole model, and only adapters are imported."
 PATHS = ("pretrained_model_name_or_path", "dataset_config")
 MODULES = {
     "networks.lora": "lora", "networks.lora_anima": "lora", "networks.lokr": "lokr",
@@ -101,11 +102,13 @@ def shared_rule(leaf: Leaf) -> Rule | None:
         return argument_rule(LISTS[parent], key)
     if key in KINDS:
         return Rule(f"special.{key}")
+    if key in LYCORIS_ONLY:  # also where an option here has that name for something else
+        return argument_rule("network", key)
     if rule := flag_rule(key) or flag_rule(FLAGS.get(key, "")):
         return rule
     if key in OWN:
         return OWN_MEMORY
-    if key in ADAPTER_WORDS or key in LYCORIS_ONLY:
+    if key in ADAPTER_WORDS:
         return argument_rule("network", key)
     if key in OPTIMIZER_ARGS:
         return argument_rule("optimizer", OPTIMIZER_ARGS[key])

@@ -1,7 +1,7 @@
 """A start script (.sh, .bat, .ps1) as the options of its training command. It is read, never run.
 
 Words are split as the shell does it. Variables are replaced by what the same file assigns to them,
-nothing else is: an option that needs more is named.
+nothing else is: an option that needs more is named, and so is what conditions and loops assign.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from library.settings.config_text import split_options
 
 SCRIPT = re.compile(r"(^|[\\/])(anima_)?train_network\.py$")
 NAME = r"[A-Za-z_]\w*"
+NO_OPTION = "words"
 MOST_WORDS, MOST_LETTERS = 5000, 200_000
 
 
@@ -30,6 +31,8 @@ class Dialect:
     variable: its groups are the name; without a group it is something that would have to be run
     assigns:  a line that gives a variable its value: (name, value)
     comment:  what begins a line without effect
+    ends:     what ends a command, or sends its output elsewhere
+    opens, closes: a line that begins and one that ends a condition, a loop or a function
     """
 
     goes_on: str
@@ -39,33 +42,41 @@ class Dialect:
     variable: re.Pattern[str]
     assigns: re.Pattern[str]
     comment: re.Pattern[str]
+    ends: str
+    opens: re.Pattern[str]
+    closes: re.Pattern[str]
 
 
 POSIX = Dialect(
     "\\", "\\", "'", '"',
-    re.compile(rf"\$({NAME})|\$\{{({NAME})(?:\[[@*]\])?\}}|\$\{{[^}}]*\}}|\$\([^)]*\)|`[^`]*`"),
-    re.compile(rf"(?:export\s+|local\s+|readonly\s+)?({NAME})=(.*)", re.DOTALL),
-    re.compile(r"#"),
+    re.compile(rf"\$({NAME})|\$\{{({NAME})(?:\[[@*]\])?\}}|\$\{{[^}}]*\}}|\$\(\(.*?\)\)|\$\([^)]*\)|`[^`]*`"),
+    re.compile(rf"(?:export\s+|local\s+|readonly\s+|declare\s+)?({NAME})(\+?)=(.*)", re.DOTALL),
+    re.compile(r"#"), "|;&<>",
+    re.compile(r"(if|for|while|until|case|select|function)\b|[\w-]+\s*\(\)\s*\{?$"),
+    re.compile(r"(?:.*;\s*)?(fi|done|esac|\})(\s.*|;.*)?$", re.DOTALL),
 )  # fmt: skip
 BATCH = Dialect(
     "^", "^", "", '"', re.compile(rf"%({NAME})%|!({NAME})!|%~?\w+"),
-    re.compile(rf"@?set\s+(?:/a\s+)?\"?({NAME})=(.*?)\"?\s*", re.DOTALL | re.IGNORECASE),
-    re.compile(r"@?rem\b|::|@echo\b|echo\b", re.IGNORECASE),
+    re.compile(rf"@?set\s+(?:/a\s+)?\"?({NAME})()=(.*?)\"?\s*", re.DOTALL | re.IGNORECASE),
+    re.compile(r"@?rem\b|::|@echo\b|echo\b", re.IGNORECASE), "|&<>",
+    re.compile(r"(if|for)\b|.*\($", re.IGNORECASE), re.compile(r"\)|(if|for)\b.*[^(]$", re.IGNORECASE),
 )  # fmt: skip
 POWERSHELL = Dialect(
     "`", "`", "'", '"', re.compile(rf"\$(?:env:)?({NAME})|\$\{{({NAME})\}}|@({NAME})|\$\([^)]*\)"),
-    re.compile(rf"\$(?:env:)?({NAME})\s*=\s*(.*)", re.DOTALL),
-    re.compile(r"#"),
+    re.compile(rf"\$(?:env:)?({NAME})\s*(\+?)=\s*(.*)", re.DOTALL),
+    re.compile(r"#"), "|;&<>",
+    re.compile(r".*\{$"), re.compile(r"\}"),
 )  # fmt: skip
 DIALECTS = {".sh": POSIX, ".bat": BATCH, ".cmd": BATCH, ".ps1": POWERSHELL}
 
 
 @dataclass
 class Word:
-    """A word, and what in it could not be replaced."""
+    """A word, and what in it could not be replaced. is_end: it ends the command before it"""
 
     text: str = ""
     unknown: list[str] = field(default_factory=list)
+    is_end: bool = False
 
 
 Variables = Mapping[str, list[Word]]
@@ -75,26 +86,73 @@ def read_script(text: str, path: Path) -> dict[str, Any]:
     """The options of the one training command of a start script, as a document.
 
     A value is a text, a list of texts, or true for an option without one. "unresolved" holds options
-    that need what the file does not hold, "launcher" those of the launcher. Raises ConfigError where
-    there is no such command, or several.
+    that need what the file does not hold, "conditional" what conditions and loops assign, "launcher"
+    the options of the launcher. Raises ConfigError where there is no such command, or several.
     """
-    dialect = DIALECTS.get(path.suffix.lower(), POSIX)
-    variables: dict[str, list[Word]] = {}
-    commands: list[list[Word]] = []
-    for line in logical_lines(text, dialect):
-        if found := dialect.assigns.fullmatch(line):
-            variables[found[1].lower()] = assigned(found[2], dialect, variables)
-            continue
-        words = split(line, dialect, variables)
-        if any(SCRIPT.search(word.text) for word in words):
-            commands.append(words)
-    if len(commands) != 1:
-        count = "no command" if not commands else f"{len(commands)} commands"
+    reader = ScriptReader(DIALECTS.get(path.suffix.lower(), POSIX))
+    for line in logical_lines(text, reader.dialect):
+        reader.take(line)
+    if len(reader.commands) != 1:
+        count = f"{len(reader.commands)} commands" if reader.commands else "no command"
         raise ConfigError(
             f"has {count} with anima_train_network.py or train_network.py: expected one. "
-            "It is read as text and not run, loops and conditions neither."
+            "It is read as text and not run."
         )
-    return options_of(commands[0])
+    conditional = {"conditional": reader.conditional} if reader.conditional else {}
+    return options_of(reader.commands[0]) | conditional
+
+
+class ScriptReader:
+    """Goes through a script: variables, training commands, and what is assigned on a condition."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self.variables: dict[str, list[Word]] = {}
+        self.commands: list[list[Word]] = []
+        self.conditional: dict[str, str] = {}
+        self.depth = 0
+
+    def take(self, line: str) -> None:
+        opens, closes = self.dialect.opens.match(line), self.dialect.closes.match(line)
+        found = self.dialect.assigns.fullmatch(line)
+        self.depth += bool(opens)
+        if found and self.depth:
+            self.keep_conditional(found[1], line)
+        elif found:
+            self.assign(found[1].lower(), found[3], more=bool(found[2]))
+        elif opens and closes:
+            for name in re.findall(rf"\b({NAME})\+?=", line):
+                self.keep_conditional(name, line)
+        else:
+            words = split(line, self.dialect, self.variables)
+            self.commands += [each for each in segments(words) if trains(each)]
+        self.depth = max(0, self.depth - bool(closes))
+
+    def assign(self, name: str, value: str, *, more: bool) -> None:
+        before = self.variables.get(name, []) if more else []
+        self.variables[name] = [*before, *assigned(value, self.dialect, self.variables)]
+        if len(self.variables[name]) > MOST_WORDS:
+            raise ConfigError(f"has a variable of over {MOST_WORDS} words.")
+
+    def keep_conditional(self, name: str, line: str) -> None:
+        before = self.conditional.get(name)
+        self.conditional[name] = f"{before}; {line}" if before else line
+
+
+def segments(words: list[Word]) -> Iterator[list[Word]]:
+    """The commands of a line."""
+    found: list[Word] = []
+    for word in words:
+        if word.is_end:
+            yield found
+            found = []
+        else:
+            found.append(word)
+    yield found
+
+
+def trains(words: list[Word]) -> bool:
+    return any(SCRIPT.search(word.text) for word in words)
 
 
 def options_of(words: list[Word]) -> dict[str, Any]:
@@ -106,10 +164,13 @@ def options_of(words: list[Word]) -> dict[str, Any]:
     unresolved: dict[str, Any] = {}
     unknown = {word.text for word in words if word.unknown}
     for name, values in split_options([word.text for word in words[start + 1 :]]):
-        plain = name.lstrip("-")
-        missing = any(value in unknown or f"{name}={value}" in unknown for value in values)
-        place = unresolved if missing or not name else options
-        place[plain or "(no option)"] = joined(place.get(plain), values)
+        plain = name.lstrip("-") or NO_OPTION
+        open_ones = [v for v in values if v in unknown or f"{name}={v}" in unknown]
+        if open_ones and values[0] not in open_ones:  # a value, and then what may be more options
+            unresolved[NO_OPTION] = joined(unresolved.get(NO_OPTION), open_ones)
+            values, open_ones = [v for v in values if v not in open_ones], []
+        place = unresolved if open_ones or plain == NO_OPTION else options
+        place[plain] = joined(place.get(plain), values)
     extra = {"unresolved": unresolved, "launcher": launcher}
     return options | {name: table for name, table in extra.items() if table}
 
@@ -173,6 +234,7 @@ class Splitter:
         self.found: list[Word] = []
         self.word: Word | None = None
         self.quote = ""
+        self.is_empty = False
         self.at = 0
         self.size = 0
 
@@ -213,6 +275,8 @@ class Splitter:
             self.add("")
         elif letter.isspace():
             self.end()
+        elif letter in dialect.ends:
+            self.end_command(letter)
         else:
             self.add(letter)
 
@@ -227,6 +291,7 @@ class Splitter:
             self.word.unknown.append(found[0])
             return
         texts = [value.text for value in values]
+        self.is_empty = not texts  # an array without words is none, between quotes neither
         if not self.quote and len(texts) == 1 and self.dialect is not POWERSHELL:
             texts = re.split(r"\s+", texts[0])
         for number, each in enumerate(texts):
@@ -243,7 +308,14 @@ class Splitter:
         self.word = self.word or Word()
         self.word.text += text
 
-    def end(self) -> None:
-        if self.word:
+    def end_command(self, letter: str) -> None:
+        """`2>` takes its number with it."""
+        if self.word and not (letter in "<>" and self.word.text.isdecimal()):
             self.found.append(self.word)
         self.word = None
+        self.found.append(Word(letter, is_end=True))
+
+    def end(self) -> None:
+        if self.word and not (self.is_empty and not self.word.text):
+            self.found.append(self.word)
+        self.word, self.is_empty = None, False

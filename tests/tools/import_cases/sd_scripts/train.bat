@@ -4,6 +4,9 @@ set WANDB_API_KEY=not-a-key
 set "MODELS=@models"
 set rank=16
 set WORDS=--lr_scheduler cosine --lr_warmup_steps 100
+if exist out (
+  set seed=1
+)
 echo starting anima_train_network.py
 accelerate launch --num_cpu_threads_per_process 1 anima_train_network.py ^
   --pretrained_model_name_or_path="%MODELS%/anima_dit.safetensors" ^
@@ -16,5 +19,5 @@ accelerate launch --num_cpu_threads_per_process 1 anima_train_network.py ^
   --optimizer_type adamw8bit --optimizer_args weight_decay=0.1 "betas=0.9,0.99" ^
   --learning_rate 1e-4 --max_train_epochs 10 --save_every_n_epochs 2 ^
   --noise_offset 0.05 --min_snr_gamma 5 --gradient_checkpointing --mixed_precision bf16 ^
-  --output_dir "%USERPROFILE%/out" --training_comment "aoi ^"one^"" --log_with tensorboard --reg_data_dir "@data" --wandb_api_key %WANDB_API_KEY%
+  --output_dir "%USERPROFILE%/out" --training_comment "aoi ^"one^"" --log_with tensorboard --reg_data_dir "@data" --wandb_api_key %WANDB_API_KEY% --save_state --save_precision bf16 > train.log
 pause

@@ -3,10 +3,16 @@
 export WANDB_API_KEY=not-a-key
 MODELS="@models"
 rank=16
+NONE=()
 EXTRA=(
   --network_args "train_llm_adapter=True" "rank_dropout=0.1"
   --cache_latents
 )
+if [ -n "$1" ]; then
+  EXTRA+=(--seed "$1")
+fi
+[ -d out ] || mkdir out
+EXTRA+=(--save_state)
 WORDS="--lr_scheduler cosine --lr_warmup_steps 100"
 
 accelerate launch --num_cpu_threads_per_process 1 anima_train_network.py \
@@ -15,8 +21,8 @@ accelerate launch --num_cpu_threads_per_process 1 anima_train_network.py \
   --train_data_dir '@data' --resolution 512,512 --train_batch_size=2 \
   --caption_extension .txt --shuffle_caption --keep_tokens 1 \
   --network_module networks.lora_anima --network_dim "$rank" --network_alpha 8 \
-  "${EXTRA[@]}" --network_args exclude_patterns="['.*mlp.*']" $WORDS \
+  "${EXTRA[@]}" "${NONE[@]}" --network_args exclude_patterns="['.*mlp.*']" $WORDS \
   --optimizer_type adamw8bit --optimizer_args weight_decay=0.1 "betas=0.9,0.99" \
   --learning_rate 1e-4 --max_train_epochs 10 --save_every_n_epochs 2 \
   --noise_offset 0.05 --min_snr_gamma 5 --gradient_checkpointing --mixed_precision bf16 \
-  --output_dir "$HOME/out" --training_comment "aoi \"one\"" --log_with tensorboard --reg_data_dir "@data" --wandb_api_key $WANDB_API_KEY
+  --output_dir "$HOME/out" --training_comment "aoi \"one\"" --log_with tensorboard --reg_data_dir "@data" --wandb_api_key $WANDB_API_KEY --save_precision bf16 $MORE 2>&1 | tee train.log
