@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from library.anima_runtime.foreign_files import foreign_message
+from library.anima_runtime.foreign_files import foreign_message, import_command
 from library.settings.family import Family
 from networks.file_contents import FamilyFiles
 from networks.kinds.table import KINDS
@@ -10,7 +10,7 @@ from networks.kinds.table import KINDS
 MODULES = {training.module_of("anima"): kind for kind, training in KINDS.trained.items()}
 """--network_module -> the kind of adapter it trains; the first is the default."""
 
-ANIMA = Family({kind: module for module, kind in MODULES.items()}, foreign_message)
+ANIMA = Family({kind: module for module, kind in MODULES.items()}, foreign_message, import_command)
 
 ANIMA_FILES = FamilyFiles(
     name="anima",

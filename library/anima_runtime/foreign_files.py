@@ -41,14 +41,19 @@ def foreign_message(document: Any, text: str, path: Path) -> str | None:
         )
     for kind in FOREIGN:
         if kind.is_it(document):
-            cure = kind.advice or f"Import it: {command(IMPORTER, path)}"
+            cure = kind.advice or f"Import it: {import_command(path)}"
             return f"is a file of {kind.program}, which is not read here. {cure}"
     if document is None and re.search(r"accelerate(\.exe)?\s+launch", text):
         return (
-            f"is a start script, not a configuration. Import it: {command(IMPORTER, path)}, or run it "
+            f"is a start script, not a configuration. Import it: {import_command(path)}, or run it "
             "with anima_train_network.py as the program."
         )
     return None
+
+
+def import_command(path: Path) -> str:
+    """The command that makes a configuration of ours of another program's file."""
+    return command(IMPORTER, path)
 
 
 def command(tool: str, *words: str | Path) -> str:

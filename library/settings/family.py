@@ -14,10 +14,15 @@ what to do; None when it is not known to be one."""
 
 @dataclass(frozen=True)
 class Family:
-    """modules: kind of adapter -> the --network_module that trains it."""
+    """What differs from family to family.
+
+    modules:        kind of adapter -> the --network_module that trains it
+    import_command: the command that makes a configuration of ours of another program's file
+    """
 
     modules: Mapping[str, str]
     foreign_message: ForeignMessage
+    import_command: Callable[[Path], str]
 
 
 class FamilyOptions:

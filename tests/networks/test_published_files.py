@@ -253,6 +253,8 @@ def test_it_says_in_one_go_what_to_write_and_then_starts(start, name):
     text, changes = REFUSED[name]
     with pytest.raises(UserError) as caught:
         start(text, checked=False)
+    if "decides the" in str(caught.value):
+        assert "Or import the file: python " in str(caught.value)
     for old, new in changes:
         assert new in str(caught.value), f"{old} -> {new}"
         text = text.replace(old, new, 1) if "single quotes" not in new else text.replace('"', "'")
