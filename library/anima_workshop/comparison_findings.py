@@ -48,7 +48,7 @@ def beside_the_first(compared: Compared, i: int) -> Iterator[Finding]:
         return
     yield Finding("ratio", Severity.NOTE, ratio_text(label, ratio, norms), strengths(compared, i))
     if parts := compared.comparison.parts_of_ratio(i, to=0):
-        yield Finding("cause", Severity.NOTE, cause(compared, i, ratio, parts))
+        yield Finding("cause", Severity.NOTE, cause(compared, i, ratio, parts), folded(compared, i))
         yield Finding("training", Severity.NOTE, training(compared, i, parts))
     else:
         text = Text(f"{label} and A have no module in common.", f"{label} 与 A 没有共同的模块。")
@@ -113,6 +113,23 @@ def cause(compared: Compared, i: int, ratio: float, parts: RatioParts) -> Text:
     ]  # fmt: skip
     _, main = max(reasons, key=lambda reason: reason[0] if ratio > 1 else 1 / reason[0])
     return Text(f"Mostly this: {main.english}. {english}", f"主要原因：{main.chinese}。{chinese}")
+
+
+def folded(compared: Compared, i: int) -> Text | None:
+    """Where one of two files has no alphas: it may have had them."""
+    without = [compared.labels[n] for n in (i, 0) if not has_alphas(compared, n)]
+    if len(without) != 1:
+        return None
+    return Text(
+        f"{without[0]} has no alpha: a scale that was put into its factors counts as factors here.",
+        f"{without[0]} 没有 alpha：已并入因子的缩放在这里算作因子。",
+    )
+
+
+def has_alphas(compared: Compared, i: int) -> bool:
+    """Also where there is nothing that would have one."""
+    ranked = [traits for traits in compared.traits(i) if traits.rank is not None]
+    return not ranked or any(traits.alpha is not None for traits in ranked)
 
 
 def common_scale(compared: Compared, i: int) -> str:

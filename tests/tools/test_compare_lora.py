@@ -69,6 +69,15 @@ def test_fewer_steps_and_a_lower_rate_are_told_beside_smaller_factors(weights, t
     assert "other optimizers" in silent["training"].text.english
 
 
+def test_an_alpha_that_was_folded_in_counts_as_factors_and_this_is_told(weights, tmp_path):
+    lora = write_lora(weights, alpha=1.5).tensors
+    bare = {k: t for k, t in changed(lora, "lora_up.weight", 0.5).items() if not k.endswith("alpha")}
+    found = told(tmp_path, lora, bare)
+    assert "1 times = 2 by the scale x 1 by modules" in found["cause"].text.english
+    assert found["cause"].advice.english.startswith("B has no alpha")
+    assert told(tmp_path, lora, lora)["cause"].advice is None
+
+
 def test_missing_modules_are_the_reason(weights, tmp_path):
     lora = write_lora(weights).tensors
     part = {key: tensor for key, tensor in lora.items() if LINEARS[1] in key}

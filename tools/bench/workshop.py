@@ -38,6 +38,7 @@ LORA, LOKR, BASE, OUT = "lora.safetensors", "lokr.safetensors", "base.safetensor
 PAGE = "page.html"
 TOOLS: dict[str, str] = {
     "compare": f"compare_lora {LORA} {LOKR}",
+    "compare beside base": f"compare_lora {LORA} {LOKR} --base {BASE}",
     "kohya": f"convert_lora_format {LORA} --format kohya",
     "universal": f"convert_lora_format {LORA} --format universal --drop norms",
     "lokr to lora": f"convert_lora_format {LOKR} --format universal --rank 64",
