@@ -61,7 +61,7 @@ def spread(numbers: Iterable[float]) -> str:
     found = sorted(numbers)
     if not found:
         return "-"
-    return f"{found[0]:.4g}" if len(found) == 1 else f"{found[0]:.4g} - {found[-1]:.4g}"
+    return f"{found[0]:.4g}" if len(found) == 1 else f"{found[0]:.3g}-{found[-1]:.3g}"
 
 
 def total_norm(modules: Iterable[Measured]) -> float:

@@ -243,11 +243,12 @@ def training_of(metadata: Mapping[str, str]) -> Text | None:
     if total and total != steps:
         english, chinese = f"{english} of {total:.0f}", f"{chinese}（计划 {total:.0f} 步）"
     for entry, name, chinese_name in (
-        ("ss_epoch", "epoch", "轮"),
-        ("ss_num_train_images", "pictures x repeats", "图片 x 重复"),
+        ("ss_epoch", "epoch {}", "第 {} 轮"),
+        ("ss_num_train_images", "pictures x repeats {}", "图片 x 重复 {}"),
     ):
         if (number := number_in(metadata, entry)) is not None:
-            english, chinese = f"{english}, {name} {number:.0f}", f"{chinese}，{chinese_name} {number:.0f}"
+            english = f"{english}, {name.format(f'{number:.0f}')}"
+            chinese = f"{chinese}，{chinese_name.format(f'{number:.0f}')}"
     for entry, name, chinese_name in (
         ("ss_learning_rate", "learning rate", "学习率"),
         ("ss_optimizer", "optimizer", "优化器"),

@@ -23,6 +23,8 @@ from networks.workshop.number_range import NumberRange
 
 VALUES_KEPT = 128
 """Singular values of a module that are kept, the largest ones."""
+PART = 2**18
+"""Numbers whose squares are added in float32."""
 LARGEST = 600
 """The shorter side of a matrix whose singular values are computed: larger ones take minutes for a file."""
 
@@ -140,8 +142,9 @@ def alpha_of(factors: Factors) -> float | None:
 
 
 def norm_of(tensors: Iterable[Tensor]) -> float:
-    """Of all numbers together, in float64."""
-    return math.hypot(*(float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors))
+    """Of all numbers together: float32 within a part, float64 over the parts, so that nothing is copied."""
+    parts = (part for tensor in tensors for part in tensor.reshape(-1).split(PART))
+    return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
 
 
 def with_figures(module: Measured, deltas: Mapping[str, Delta]) -> Measured:

@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 from library.anima_workshop.reader_words import EFFECTS, PHRASES
 from library.errors import ConfigError, UserError
 from library.reporting.page import blocks_of
-from networks.codec import write_adapter
+from networks.codec import KeyDecoder, KeyStyle, encode, write_adapter
 from networks.reader_rules import Effect
 from networks.readers import READERS
 from tests.helpers import documented
-from tests.helpers.tiny import golden
+from tests.helpers.tiny import golden, tiny_transformer
+from tests.helpers.workshop import of_every_kind
 from tools.check_lora import main
 
 COMMAND = "python tools/check_lora.py my_lora.safetensors --base anima-base-v1.0.safetensors --html my_lora_check.html"
@@ -113,6 +114,27 @@ def test_a_fault_is_counted_and_placed(tmp_path):
     document = check(tmp_path, tensors)[2]
     (finding,) = [each for each in document["findings"] if each["id"] == "values.zero"]
     assert finding["english"] == "lora_up.weight: 2 of 40 hold nothing but 0."
+
+
+@pytest.mark.parametrize("style", [KeyStyle.KOHYA, KeyStyle.PEFT, KeyStyle.BARE])
+def test_how_keys_are_spelled_changes_no_figure(tmp_path, style):
+    expected = check(tmp_path, tensors_of())[2]
+    decoder = KeyDecoder(module["path"] for module in expected["modules"])
+    keys = {key: decoder.decode(key) for key in tensors_of()}
+    spelled = {encode(keys[k].path, keys[k].factor, style): t for k, t in tensors_of().items()}
+    found = check(tmp_path, spelled)[2]
+    assert found["modules"] == expected["modules"] and found["left"] == {}
+
+
+def test_every_kind_is_measured_where_there_is_the_base(tmp_path):
+    tensors = of_every_kind(tiny_transformer())
+    _, ids, document = check(tmp_path, tensors)
+    assert all(module["norm"] and module["relative"] for module in document["modules"])
+    assert len(document["kinds"]) == 7 and not ids["error"]
+    _, ids, document = check(tmp_path, tensors, base=None)
+    unknown = [module for module in document["modules"] if module["norm"] is None]
+    assert "modules.need_base" in ids["note"] and all(module["waits"] for module in unknown)
+    assert {module["kind"] for module in unknown} == {"whole weight", "LoRA with DoRA"}
 
 
 def test_without_a_base_the_published_sizes_are_expected(tmp_path):
