@@ -113,7 +113,6 @@ WHERE_SET = {
     "int8_compute": "precision.int8_compute",
     "multiscale_loss_weight": "loss.multiscale_loss_weight",
     "prior_preservation_weight": "loss.prior_preservation_weight",
-    "prior_preservation_prompts": "loss.prior_prompts_name",
 }
 """Written where the option is set."""
 
@@ -131,6 +130,7 @@ FACTS: dict[str, Callable[[RunFacts], object]] = {
     "network_args": lambda run: json.dumps(run.network.network_args),
     "network_weights": lambda run: file_name(run.cfg.network.network_weights),
     "base_weights": lambda run: names(run.cfg.network.base_weights),
+    "prior_preservation_prompts": lambda run: file_name(run.cfg.loss.prior_preservation_prompts),
     "num_blocks": lambda run: len(blocks_of(run.network)),
     "adapted_parts": lambda run: json.dumps(adapted_parts(p.path for p in run.network.exported())),
     "num_train_images": lambda run: samples(run, is_reg=False),

@@ -869,11 +869,6 @@ class LossOptions:
         return self.prior_preservation_weight or self.prior_loss_weight
 
     @property
-    def prior_prompts_name(self) -> str:
-        """What they are called, without folders; "" where there are none."""
-        return os.path.basename(self.prior_preservation_prompts or "")
-
-    @property
     def prior_prompts(self) -> tuple[str, ...]:
         """For which the base's prediction is learned. Raises ConfigError."""
         given = self.prior_preservation_prompts if self.prior_preservation_weight else None

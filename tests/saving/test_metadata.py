@@ -48,6 +48,7 @@ ELSEWHERE = {
     "base_weights": "ss_base_weights", "dim_from_weights": "ss_network_dim",
     "validation_split": "ss_validation_split", "validation_seed": "ss_validation_seed",
     "network_train_unet_only": "always so",
+    "prior_preservation_prompts": "ss_prior_preservation_prompts",
 }  # fmt: skip
 
 
