@@ -17,12 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from library.system import console
+from tools import _torch_choice as torch_choice
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-CUDA_INDEX = "https://download.pytorch.org/whl/cu130"
-CPU_TORCH = "torch==2.13.0"
 
 commands_run: list[str] = []
 """Every command started through `run`, as one could type it."""
@@ -32,31 +30,19 @@ class StepFailed(Exception):
     """A command ended with an error; the text says which and what to do."""
 
 
-def torch_install_command(os_name: str, driver: bool, reachable: bool) -> list[str]:
-    """The pip arguments that install the right torch.
-
-    os_name: platform.system(); driver: an NVIDIA driver is there; reachable: PyTorch's public CPU
-    index answers. PyPI's torch has CUDA on Linux but not on Windows.
-    """
-    if driver and os_name == "Windows":
-        return ["install", "torch", "--index-url", CUDA_INDEX]
-    if driver and os_name == "Linux":
-        return ["install", "torch"]
-    if reachable and os_name != "Darwin":
-        return ["install", "torch", "--index-url", CPU_INDEX]
-    return ["install", CPU_TORCH]
+def torch_arguments() -> list[str]:
+    """The pip arguments that install the torch of this machine; says which and why."""
+    os_name, listing = platform.system(), torch_choice.ask_nvidia_smi()
+    amd = not listing.capabilities and torch_choice.has_amd_card()
+    choice = torch_choice.choose(
+        torch_choice.Machine(os_name, listing.capabilities, listing.driver, amd)
+    )
+    print(choice.reason + (f"\n({listing.note})" if listing.note else ""), flush=True)
+    reachable = choice.build == "cpu" and index_answers()
+    return torch_choice.install_arguments(choice.build, os_name, reachable)
 
 
-def has_nvidia_driver() -> bool:
-    """Whether nvidia-smi is there and lists a card."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return False
-    listing = subprocess.run([program, "-L"], capture_output=True, check=False)
-    return listing.returncode == 0 and b"GPU" in listing.stdout
-
-
-def index_answers(url: str = CPU_INDEX, seconds: float = 5.0) -> bool:
+def index_answers(url: str = f"{torch_choice.INDEX}/cpu", seconds: float = 5.0) -> bool:
     """Whether `url` answers within `seconds`."""
     request = urllib.request.Request(f"{url}/torch/", method="HEAD")
     try:
@@ -104,6 +90,13 @@ def answers(python: Path, code: str) -> bool:
     return subprocess.run(command, capture_output=True, env=env, check=False).returncode == 0
 
 
+def bring_pip(python: Path) -> bool:
+    """Give an environment pip that was made without it, as uv makes them; False if that fails."""
+    command = [str(python), "-m", "ensurepip"]
+    env = plain_environment()
+    return subprocess.run(command, capture_output=True, env=env, check=False).returncode == 0
+
+
 def prepare(requirements: Sequence[str], *, install: bool) -> Path:
     """Make .venv with torch and the requirements files, and return its Python.
 
@@ -112,13 +105,11 @@ def prepare(requirements: Sequence[str], *, install: bool) -> Path:
     if not install:
         return Path(sys.executable)
     python = venv_python()
-    if not (python.exists() and answers(python, "import pip")):
+    if not (python.exists() and (answers(python, "import pip") or bring_pip(python))):
         run([sys.executable, "-m", "venv", "--clear", VENV], advice="Is the venv module installed?")
     if not answers(python, "import torch"):
-        driver = has_nvidia_driver()
-        reachable = not driver and index_answers()
-        pip = torch_install_command(platform.system(), driver, reachable)
-        run([python, "-m", "pip", *pip], advice="Is the network up, and is there 5 GB of disk?")
+        advice = "Is the network up, and is there 5 GB of disk?"
+        run([python, "-m", "pip", *torch_arguments()], advice=advice)
     for file in requirements:
         run([python, "-m", "pip", "install", "-q", "-r", file], advice="Is the network up?")
     return python
@@ -137,12 +128,11 @@ def say_device(python: Path) -> None:
     version, device = json.loads(done.stdout)
     shown = device or "(the CPU is used / 使用 CPU)"
     print(f"torch {version}, torch.cuda.is_available() = {device is not None} {shown}")
-    if has_nvidia_driver() and not answers(
-        python, "import torch; assert torch.cuda.is_available()"
-    ):
+    if device is None and torch_choice.ask_nvidia_smi().capabilities:
         print(
-            "An NVIDIA card is there but this torch cannot use it: reinstall torch for your driver,"
-            " see https://pytorch.org/get-started/locally/ / 检测到显卡但 torch 无法使用，请重装 torch。"
+            "An NVIDIA card is there but this torch cannot use it: delete .venv and run "
+            "tools/quickstart.py again, see docs/anima_dependency_guide.md / "
+            "检测到显卡但 torch 无法使用：删除 .venv 后重新运行 tools/quickstart.py。"
         )
 
 

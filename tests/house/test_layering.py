@@ -82,7 +82,7 @@ DYNAMIC_IMPORTS = {
 }
 STANDARD_LIBRARY_ONLY = {  # what runs before anything is installed
     *(f"tools/{name}.py" for name in ["__init__", "quickstart", "run_tests", "_launch"]),
-    *(f"tools/{name}.py" for name in ["_environment", "_quickstart", "_run_tests"]),
+    *(f"tools/{name}.py" for name in ["_environment", "_torch_choice", "_quickstart", "_run_tests"]),
     *("library/__init__.py", "library/system/__init__.py", "library/system/console.py"),
 }
 FLAG_TABLES = ("library/settings/run_config.py",)
