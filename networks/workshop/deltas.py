@@ -27,6 +27,18 @@ class Svd(NamedTuple):
     right: Tensor
     rest: float
 
+    @property
+    def norm(self) -> float:
+        """Of D."""
+        return math.hypot(float(self.values.double().norm()), self.rest)
+
+    def cut(self, rank: int) -> Svd:
+        """Cut to fewer values."""
+        lost = float(self.values[rank:].double().norm())
+        return Svd(
+            self.left[:, :rank], self.values[:rank], self.right[:rank], math.hypot(lost, self.rest)
+        )
+
 
 class Delta(ABC):
     """One weight's difference. shape: (out, in), or that of a vector."""

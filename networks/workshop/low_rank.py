@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from networks.workshop.deltas import Delta, LowRank
+from networks.workshop.deltas import Delta, Dense, LowRank, Svd
+from networks.workshop.singular import SHARE, largest_of
+
+FIRST = 32
+"""The rank that is tried first where an error decides."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +30,37 @@ class RankRule:
             return self.rank
         return self.choose(delta.values())
 
-    def choose(self, values: Tensor) -> int:
-        """For singular values in descending order."""
+    def choose(self, values: Tensor, rest: float = 0.0) -> int:
+        """For singular values in descending order. rest: Frobenius norm of what they leave out."""
         squares = values.double().square()
-        total = float(squares.sum())
-        allowed = []
-        if self.energy is not None:
-            allowed.append((1 - self.energy) * total)
-        if self.error is not None:
-            allowed.append(self.error**2 * total)
+        total = float(squares.sum()) + rest**2
         count = len(values)
-        if allowed:
+        if (allowed := self.allowed(total)) is not None:
             left = total - torch.cumsum(squares, 0)  # what is cut away after 1, 2, ... values
-            fits = left <= min(allowed) + 1e-12 * total
+            fits = left <= allowed + 1e-12 * total
             count = int(fits.nonzero()[0]) + 1 if bool(fits.any()) else len(values)
         return max(1, min(count, self.rank or count))
+
+    def allowed(self, total: float) -> float | None:
+        """How much of the energy may be cut away; None where the rank alone counts."""
+        found = [] if self.energy is None else [(1 - self.energy) * total]
+        found += [] if self.error is None else [self.error**2 * total]
+        return min(found, default=None)
+
+    def fitting(self, delta: Delta) -> Svd:
+        """The best approximation of the rank that it chooses. Of a large matrix no more singular values
+        are computed than are needed."""
+        if not isinstance(delta, Dense):
+            return delta.largest(self.rank_for(delta))
+        matrix = delta.columns
+        most = min(*matrix.shape, self.rank or matrix.shape[0])
+        rank = most if self.allowed(0.0) is None else min(FIRST, most)
+        while True:
+            found = largest_of(matrix, rank)
+            allowed = self.allowed(found.norm**2)
+            if rank == most or (allowed is not None and found.rest**2 <= allowed):
+                return found.cut(self.choose(found.values, found.rest))
+            rank = 2 * rank if 4 * SHARE * rank <= most else most
 
 
 class Approximation(NamedTuple):
@@ -62,8 +81,7 @@ class Approximation(NamedTuple):
 
 def approximate(delta: Delta, rule: RankRule) -> Approximation:
     """The best LoRA of the rank that the rule chooses. The root of each singular value goes to each side."""
-    found = delta.largest(rule.rank_for(delta))
+    found = rule.fitting(delta)
     roots = found.values.clamp_min(0).sqrt()
     up, down = found.left * roots, roots[:, None] * found.right
-    whole = math.hypot(float(found.values.double().norm()), found.rest)
-    return Approximation(up, down, found.rest / whole if whole else 0.0)
+    return Approximation(up, down, found.rest / found.norm if found.norm else 0.0)

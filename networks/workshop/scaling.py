@@ -7,10 +7,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from networks.kinds.dora import MAGNITUDES
 from networks.kinds.full import DIFF, SET_WEIGHT
 from networks.kinds.lora import LORA_UP
 from networks.kinds.norm import W_NORM
-from networks.kinds.stored import ALPHA, DORA_SCALE, Factors, stored_alpha
+from networks.kinds.stored import ALPHA, Factors, stored_alpha
 from networks.workshop.adapter_file import BIASES
 from networks.workshop.delta_of import rank_of
 
@@ -24,7 +25,7 @@ def scaled(factors: Factors, strength: float, whole: Collection[str] = ()) -> di
     whole: factors that are no differences. Raises ValueError, as the rest of a sentence about the module,
     for what depends on the base model's weight.
     """
-    if {DORA_SCALE, SET_WEIGHT, *whole} & factors.keys():
+    if {*MAGNITUDES, SET_WEIGHT, *whole} & factors.keys():
         raise ValueError("depends on the base model's weight, so that it has no other strength")
     made = dict(factors)
     for name in BIASES:

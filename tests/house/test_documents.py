@@ -98,6 +98,9 @@ BY_ANOTHER_TEST = {
     "python tools/edit_lora.py my_lora.safetensors --output edited.safetensors --strength blocks.0=0.5 "
     "mlp=0.8 --drop norms --title Lavender":
         "tools.test_edit_lora.test_the_command_writes_the_edited_file",
+    "python tools/extract_lora.py original.safetensors tuned.safetensors --output extracted.safetensors "
+    "--rank 32":
+        "tools.test_extract_lora.test_the_command_writes_the_difference",
     "python tools/remap_lora.py my_lora.safetensors --output remapped.safetensors --blocks 40":
         "tools.test_remap_lora.test_the_command_writes_a_file_for_40_blocks",
     "python tools/resize_lora.py my_lora.safetensors --output smaller.safetensors --rank 8":

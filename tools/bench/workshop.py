@@ -24,7 +24,8 @@ import torch
 from library.anima_workshop.layout import published
 from library.errors import ConfigError
 from library.system.program import run_main
-from library.system.tensor_writing import Planned
+from library.system.tensor_files import read_header, read_tensors
+from library.system.tensor_writing import Planned, tensor_writer
 from networks.codec import encode
 from networks.kinds.lokr import lokr_shape
 from networks.workshop.writing import adapter_writer
@@ -33,9 +34,11 @@ from tools._demo_weights import dit_scale, write_model
 from tools.bench.measuring import Figures, make_parser, report, settle
 
 RANK, FACTOR = 32, 8
+PARTS = 200  # singular values of what the tuned model has more than the base
 BLOCKS = layouts.TRUE_DIT.blocks
 LORA, LOKR, BASE, OUT = "lora.safetensors", "lokr.safetensors", "base.safetensors", "out.safetensors"
 PAGE = "page.html"
+TUNED = "tuned.safetensors"
 TOOLS: dict[str, str] = {
     "compare": f"compare_lora {LORA} {LOKR}",
     "compare beside base": f"compare_lora {LORA} {LOKR} --base {BASE}",
@@ -54,6 +57,8 @@ TOOLS: dict[str, str] = {
     "check lora": f"check_lora {LORA} --html {PAGE} --overwrite",
     "check lokr": f"check_lora {LOKR} --html {PAGE} --overwrite",
     "check beside base": f"check_lora {LORA} --base {BASE} --html {PAGE} --overwrite",
+    "extract": f"extract_lora {BASE} {TUNED} --rank 32",
+    "extract by error": f"extract_lora {BASE} {TUNED} --error 0.3",
 }
 """Command lines by the names of their rows; --output and --overwrite are added to those that write."""
 NOT_WRITING = ("check_lora", "compare_lora")
@@ -113,10 +118,26 @@ def write_base(file: Path, blocks: int) -> None:
         pass
 
 
+def write_tuned(file: Path, blocks: int) -> None:
+    """The base with another part in every matrix, whose singular values fall, beside a little of all."""
+    base = file.with_name(BASE)
+    header = read_header(base)
+    plan = {key: Planned(entry.dtype, entry.shape) for key, entry in header.entries.items()}
+    with tensor_writer(file, plan, header.metadata, hashed=False) as writer:
+        for key, planned in plan.items():
+            tensor = read_tensors(base, header, [key])[key]
+            if len(planned.shape) == 2:
+                up, down = (torch.randn(size, PARTS) for size in planned.shape)
+                part = up * 0.95 ** torch.arange(PARTS) @ down.T + torch.randn(planned.shape)
+                tensor = (tensor.float() + 0.002 * part).to(tensor.dtype)
+            writer.put(key, tensor)
+
+
 MAKERS: dict[str, Callable[[Path, int], None]] = {
     LORA: lambda file, blocks: write_adapter_file(file, lora_shapes(blocks)),
     LOKR: lambda file, blocks: write_adapter_file(file, lokr_shapes(blocks)),
     BASE: write_base,
+    TUNED: write_tuned,
 }
 
 
