@@ -331,9 +331,8 @@ class ConfigReader:
         """One problem a key; the first has the line that stands for all of them."""
         for key in keys:
             first = key is keys[0]
-            importing = f"Or import the file: {self.family.import_command(Path(source))}"
-            message = f"{what}. {line} {importing}"
-            message = message if first else f"{what} too: see {place_of(keys[0])}."
+            cure = f"{line} Or import the file: {self.family.import_command(Path(source))}"
+            message = f"{what}. {cure}" if first else f"{what} too: see {place_of(keys[0])}."
             self.problem(message, key.where, source)
 
     def parse(self, path: Path) -> tuple[str, dict[str, Any] | None]:

@@ -1,5 +1,7 @@
 """Configurations of other trainers: each becomes two files that start, and every key is told of."""
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -270,6 +272,47 @@ def test_all_values_that_cannot_be_read_come_at_once(tmp_path):
     with pytest.raises(UserError) as caught:
         run(old)
     assert {problem.where for problem in caught.value.problems} == {"network_dim", "seed"}
+
+
+WRONG = ["x", "", 1.5, -1, 10**30, True, [], [1], ["a", 2], [{"a": 1}], {"a": 1}, None]
+
+
+def filled(names: Iterable[str], value: object) -> dict:
+    """A document in which each of these keys has that value."""
+    document: dict = {}
+    for name in names:
+        place, (*tables, key) = document, name.split(".")
+        for table in tables:
+            inner = place.setdefault(table.removesuffix("[]"), [{}] if table.endswith("[]") else {})
+            place = inner[0] if isinstance(inner, list) else inner
+        place[key] = value
+    return document
+
+
+@pytest.mark.parametrize("program", recognition.PROGRAMS)
+def test_no_value_of_any_key_is_more_than_a_problem(tmp_path, program):
+    source = recognition.PROGRAMS[program].source
+    names = [name for name in source.rules if not name.startswith("dataset_config")]
+    names += ["network_args", "optimizer_args", "betas", "resolution"] if source.flat else []
+    nearby = Nearby([tmp_path], recognition.read_any)
+    for value in WRONG:
+        document = filled(names, value)
+        document |= {"config": {"process": [dict(document)]}} if program == "ai-toolkit" else {}
+        with contextlib.suppress(ConfigError):
+            draft = convert(source, document, nearby)
+            draft.problems.clear()
+            for path, text in import_config.contents_of(draft, Path("old"), tmp_path).items():
+                if path.suffix == ".toml":
+                    parse_toml(text)
+
+
+def test_what_stands_before_a_command_and_what_is_given_twice(tmp_path):
+    words = "--seed 1 --network_args a=1 --seed 2 --network_args rank_dropout=0.1"
+    script = f"CUDA_VISIBLE_DEVICES=0 python x/anima_train_network.py {words} && echo done\n"
+    (text,) = run(write(tmp_path / "train.sh", script), "--dry_run").values()
+    found = parse_toml(text)
+    assert found["seed"] == 2 and "rank_dropout=0.1" in found["network_args"]
+    assert "repeated.seed" in text and "network_args.a = " in text
 
 
 def test_a_file_is_read_and_never_run(tmp_path):

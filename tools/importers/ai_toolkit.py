@@ -177,7 +177,8 @@ def other(leaf: Leaf) -> Rule | None:
     """The arguments of the optimizer."""
     prefix = "train.optimizer_params."
     key = leaf.name.removeprefix(prefix)
-    return Rule(f"optimizer.{key}", literal) if leaf.name.startswith(prefix) else None
+    is_argument = leaf.name.startswith(prefix) and key.isidentifier()
+    return Rule(f"optimizer.{key}", literal) if is_argument else None
 
 
 def settle(draft: Draft) -> None:

@@ -11,7 +11,6 @@ from tools.importers.noise import ADALN
 from tools.importers.rules import (
     NoCounterpart,
     Rule,
-    as_it_is,
     choice,
     loosely,
     lost,
@@ -180,7 +179,7 @@ def prepare(document: Document, nearby: Nearby) -> Document:
 def other(leaf: Leaf) -> Rule | None:
     """Whatever else stands in [optimizer] is an argument of the optimizer."""
     section, _, key = leaf.name.partition(".")
-    return Rule(f"optimizer.{key}", as_it_is) if section == "optimizer" and key else None
+    return Rule(f"optimizer.{key}") if section == "optimizer" and key.isidentifier() else None
 
 
 def settle(draft: Draft) -> None:

@@ -6,12 +6,25 @@ from typing import Any
 
 from tools.importers.draft import UNSET, Draft, Leaf
 from tools.importers.machine import Document, Nearby, Source
-from tools.importers.rules import NoCounterpart, Rule, choice, idle, many, text
+from tools.importers.rules import (
+    NoCounterpart,
+    Rule,
+    choice,
+    idle,
+    loosely,
+    many,
+    number,
+    path_to,
+    text,
+    whole,
+)
 from tools.importers.sd_scripts import settle_folders
 from tools.importers.shared import (
+    BY_DEST,
     OFFICIAL_IGNORES,
     THERE_IDLE,
     flag_rule,
+    read_flag,
     settle_shared,
     shared_rule,
     spread_arguments,
@@ -44,17 +57,19 @@ RULES = {
     **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
     "LoRA_type": Rule("special.algo", kind),
     "optimizer": Rule("special.optimizer_type", text),
-    "max_resolution": Rule("train.resolution"),
-    "epoch": Rule("special.epoch"),
-    "lr_warmup": Rule("special.warmup_percent"),
-    "lr_warmup_steps": Rule("special.warmup_steps"),
+    "max_resolution": Rule(
+        "train.resolution", lambda value: read_flag(BY_DEST["resolution"], value)
+    ),
+    "epoch": Rule("special.epoch", loosely(whole)),
+    "lr_warmup": Rule("special.warmup_percent", loosely(number)),
+    "lr_warmup_steps": Rule("special.warmup_steps", loosely(number)),
     "lr_scheduler": Rule("special.lr_scheduler", text),
     "xformers": Rule("special.attention", text),
     "sample_prompts": Rule("special.prompts", text),
     "mixed_precision": Rule("train.mixed_precision", precision),
-    "train_data_dir": Rule("special.train_data_dir", is_path=True),
-    "reg_data_dir": Rule("special.reg_data_dir", is_path=True),
-    "vae": Rule("special.plain_vae", is_path=True),
+    "train_data_dir": path_to("special.train_data_dir"),
+    "reg_data_dir": path_to("special.reg_data_dir"),
+    "vae": path_to("special.plain_vae"),
     **many(
         "timestep_sampling discrete_flow_shift sigmoid_scale weighting_scheme guidance_scale ae "
         "model_prediction_type in_dims train_blocks split_mode split_qkv mode_scale logit_mean "
@@ -118,7 +133,7 @@ def settle_length(draft: Draft) -> None:
     if epoch and {"max_train_epochs", "max_train_steps"} & draft.train.keys():
         draft.find(UNSET, epoch.leaf, why="max_train_epochs or max_train_steps is set")
     elif epoch:
-        draft.put(epoch.leaf, "train.max_train_epochs", int(epoch.value))
+        draft.put(epoch.leaf, "train.max_train_epochs", epoch.value)
 
 
 def settle_schedule(draft: Draft) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tools.importers.draft import UNSET, Draft, Leaf, Waiting
 from tools.importers.machine import Document, Nearby, Source
-from tools.importers.rules import Rule, choice, loosely, lost, many, number, switch, whole
+from tools.importers.rules import Rule, choice, loosely, lost, many, number, switch, text, whole
 from tools.importers.shared import (
     OFFICIAL_IGNORES,
     THERE_IDLE,
@@ -30,8 +30,8 @@ RULES = {
         "one resolution after another is not trained here: see resolutions"
     ),
     "warmup_ratio": Rule("special.warmup_ratio", loosely(number)),
-    "lr_scheduler": Rule("special.lr_scheduler"),
-    "lr_scheduler_type": Rule("special.lr_scheduler_type"),
+    "lr_scheduler": Rule("special.lr_scheduler", text),
+    "lr_scheduler_type": Rule("special.lr_scheduler_type", text),
     "lr_scheduler_num_cycles": Rule("special.cycles", loosely(number)),
     **many("log_prefix_mode run_name_mode", lambda name: Rule(f"special.{name}")),
     "type": Rule("special.algo", choice({"lora": "lora", "lokr": "lokr"})),

@@ -193,6 +193,6 @@ def found_path(path: str, folders: Sequence[Path]) -> str:
     if path.startswith(("~", "$", "%")) or re.match(r"[A-Za-z]:/|//", path):
         return path
     for folder in folders:
-        if (folder / path).exists():
+        if "\0" not in path and (folder / path).exists():
             return (folder / path).resolve().as_posix()
     return path

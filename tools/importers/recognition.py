@@ -70,6 +70,8 @@ def source_of(document: Any, path: Path, named: str = "") -> Source:
     """The program whose file it is, or the one that the user names. Raises ConfigError."""
     if named:
         return PROGRAMS[named].source
+    if path.suffix.lower() in SCRIPTS:
+        return sd_scripts.SOURCE
     if is_diffusion_pipe_dataset(document) or is_onetrainer_concepts(document):
         message = "holds the pictures only. Import the file that names it; --dataset_file says where this one is."
         raise ConfigError(message, source=str(path))

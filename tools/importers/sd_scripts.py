@@ -12,7 +12,7 @@ from library.data.dataset_file import repeated_folders
 from library.errors import ConfigError
 from tools.importers.draft import CONVERTED, Draft, Leaf
 from tools.importers.machine import Document, Nearby, Source
-from tools.importers.rules import Rule, lost, many
+from tools.importers.rules import Rule, lost, many, path_to
 from tools.importers.shared import (
     BY_NAME,
     OFFICIAL_IGNORES,
@@ -28,12 +28,13 @@ ELSEWHERE = Rule("train.dataset_config", is_path=True, why="the file is not foun
 OF_SCRIPTS = {
     "launcher": lost("it belongs to accelerate launch: give it there"),
     "unresolved": lost("it needs a value that the file does not hold"),
+    "repeated": lost("it is given again, and the last counts"),
     "conditional": lost("a condition or a loop assigns it, which is not followed"),
 }
 RULES = {
     **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
-    "train_data_dir": Rule("special.train_data_dir", is_path=True),
-    "reg_data_dir": Rule("special.reg_data_dir", is_path=True),
+    "train_data_dir": path_to("special.train_data_dir"),
+    "reg_data_dir": path_to("special.reg_data_dir"),
     "config_file": lost("the file is not found from here"),
 }
 
@@ -126,7 +127,7 @@ def folders_in(draft: Draft, option: str, parent: str) -> list[tuple[Path, int, 
     notes: list[str] = []
     try:
         found = repeated_folders(option, Path(parent), notes)
-    except ConfigError:
+    except (ConfigError, ValueError):  # a zero byte in the name
         return []
     draft.notes += notes
     return found
@@ -140,12 +141,15 @@ def knows(document: Any) -> bool:
 
 def one_value_each(document: Document) -> Document:
     """Options of a command line: of one that takes a single value and is given again the last counts."""
-    return {
-        key: value[-1]
-        if isinstance(value, list) and value and key in BY_NAME and not BY_NAME[key].many
-        else value
+    repeated = {
+        key: value
         for key, value in document.items()
+        if key in BY_NAME and not BY_NAME[key].many and isinstance(value, list)
+        if len(value) > 1 and all(isinstance(each, str) for each in value)
     }
+    last = {key: value[-1] for key, value in repeated.items()}
+    earlier = {key: value[:-1] for key, value in repeated.items()}
+    return document | last | ({"repeated": earlier} if earlier else {})
 
 
 SOURCE = Source("sd-scripts", RULES, settle, prepare, other, flat=True)

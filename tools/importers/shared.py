@@ -13,7 +13,8 @@ from typing import Any
 from anima_train_network import GROUPS
 from library.anima_runtime.family import ANIMA
 from library.errors import Problem
-from library.settings.dataset_keys import KEYS
+from library.settings.dataset_keys import KEYS, Key
+from library.settings.dataset_keys import convert as convert_key
 from library.settings.foreign_names import (
     CLASSES,
     DATASET_KEYS,
@@ -32,7 +33,7 @@ from library.settings.user_classes import is_installed, separate_assignments
 from networks._anima_arguments import AdapterArguments
 from networks.arguments import unquoted
 from tools.importers.draft import Draft, Leaf
-from tools.importers.rules import Rule, loosely, lost, number
+from tools.importers.rules import Rule, loosely, lost, number, plain, size_text, text
 
 BY_DEST = all_flags(GROUPS)
 BY_NAME = {name.removeprefix("--"): flag for flag in BY_DEST.values() for name in flag.names}
@@ -155,7 +156,22 @@ def dataset_rule(key: str, table: str) -> Rule | None:
         return None
     if KEYS[name].ignored:
         return lost(KEYS[name].ignored)
-    return Rule(f"{table}.{name}", is_path=KEYS[name].kind == "path")
+    return Rule(
+        f"{table}.{name}",
+        lambda value: read_key(KEYS[name], value),
+        is_path=KEYS[name].kind == "path",
+    )
+
+
+def read_key(key: Key, value: Any) -> Any:
+    """The value of a key of the dataset file, numbers and sizes of text too."""
+    if isinstance(value, str) and key.kind == "size":
+        value = size_text(value)
+    elif isinstance(value, str) and key.kind not in ("text", "path"):
+        value = plain(value)
+    if key.kind != "path":
+        convert_key(key, value)
+    return text(value) if key.kind == "path" else value
 
 
 def spread_arguments(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,9 +253,9 @@ def settle_adapter(draft: Draft) -> None:
         draft.revoke("network", name, "it belongs to LoKr, and another adapter is trained")
 
 
-def untrained(draft: Draft, *, llm_adapter: bool = False) -> None:
+def untrained(draft: Draft) -> None:
     """Norms and the LLM adapter train here unless they are told not to."""
-    draft.add("network.train_llm_adapter", llm_adapter, "the default there")
+    draft.add("network.train_llm_adapter", False, "the default there")
     if "train_norm" not in draft.train:
         draft.add("network.train_norm", False, "the default there")
 
@@ -248,12 +264,9 @@ OPTIMIZER_WORDS = {
     "adamw_optimi": ("AdamW", "without Kahan summation"),
     "adamw8bitkahan": ("AdamW8bit", "without Kahan summation"),
     "adamw_8bit": ("AdamW8bit", ""),
-    "adamw8bit": ("AdamW8bit", ""),
     "adamw_adv": ("AdamW", "without what the other adds"),
-    "prodigy": ("Prodigy", ""),
     "schedule_free_adamw": ("AdamWScheduleFree", ""),
     "schedule_free_sgd": ("SGDScheduleFree", ""),
-    "lion": ("Lion", ""),
     "lion_8bit": ("Lion8bit", ""),
     "adagrad": ("torch.optim.Adagrad", ""),
     "adam": ("torch.optim.Adam", ""),

@@ -33,6 +33,7 @@ class Dialect:
     comment:  what begins a line without effect
     ends:     what ends a command, or sends its output elsewhere
     opens, closes: a line that begins and one that ends a condition, a loop or a function
+    folds:    capital letters do not matter in names
     """
 
     goes_on: str
@@ -45,15 +46,19 @@ class Dialect:
     ends: str
     opens: re.Pattern[str]
     closes: re.Pattern[str]
+    folds: bool = True
+
+    def called(self, name: str) -> str:
+        return name.lower() if self.folds else name
 
 
 POSIX = Dialect(
     "\\", "\\", "'", '"',
-    re.compile(rf"\$({NAME})|\$\{{({NAME})(?:\[[@*]\])?\}}|\$\{{[^}}]*\}}|\$\(\(.*?\)\)|\$\([^)]*\)|`[^`]*`"),
+    re.compile(rf"\$({NAME})|\$\{{({NAME})(?:\[[@*]\])?\}}|\$\{{[^}}]*\}}|\$\(\(.*?\)\)|\$\([^)]*\)|`[^`]*`|\$[0-9@*#?]"),
     re.compile(rf"(?:export\s+|local\s+|readonly\s+|declare\s+)?({NAME})(\+?)=(.*)", re.DOTALL),
     re.compile(r"#"), "|;&<>",
     re.compile(r"(if|for|while|until|case|select|function)\b|[\w-]+\s*\(\)\s*\{?$"),
-    re.compile(r"(?:.*;\s*)?(fi|done|esac|\})(\s.*|;.*)?$", re.DOTALL),
+    re.compile(r"(?:.*;\s*)?(fi|done|esac|\})(\s.*|;.*)?$", re.DOTALL), folds=False,
 )  # fmt: skip
 BATCH = Dialect(
     "^", "^", "", '"', re.compile(rf"%({NAME})%|!({NAME})!|%~?\w+"),
@@ -114,21 +119,24 @@ class ScriptReader:
 
     def take(self, line: str) -> None:
         opens, closes = self.dialect.opens.match(line), self.dialect.closes.match(line)
-        found = self.dialect.assigns.fullmatch(line)
+        words = split(line, self.dialect, self.variables)
+        commands = [each for each in segments(words) if len(each) > 1 and trains(each)]
+        found = (
+            None if commands else self.dialect.assigns.fullmatch(line)
+        )  # A=1 may begin a command
+        self.commands += commands
         self.depth += bool(opens)
         if found and self.depth:
             self.keep_conditional(found[1], line)
         elif found:
-            self.assign(found[1].lower(), found[3], more=bool(found[2]))
+            self.assign(found[1], found[3], more=bool(found[2]))
         elif opens and closes:
             for name in re.findall(rf"\b({NAME})\+?=", line):
                 self.keep_conditional(name, line)
-        else:
-            words = split(line, self.dialect, self.variables)
-            self.commands += [each for each in segments(words) if trains(each)]
         self.depth = max(0, self.depth - bool(closes))
 
     def assign(self, name: str, value: str, *, more: bool) -> None:
+        name = self.dialect.called(name)
         before = self.variables.get(name, []) if more else []
         self.variables[name] = [*before, *assigned(value, self.dialect, self.variables)]
         if len(self.variables[name]) > MOST_WORDS:
@@ -283,7 +291,7 @@ class Splitter:
     def replace(self, found: re.Match[str]) -> None:
         """A variable by its words; outside quotes a text with spaces is several, as in the shell."""
         name = next((group for group in found.groups() if group), "")
-        values = self.variables.get(name.lower())
+        values = self.variables.get(self.dialect.called(name))
         self.at = found.end()
         if values is None or any(value.unknown for value in values):
             self.add(found[0])
