@@ -25,7 +25,13 @@ from pathlib import Path
 
 from library.anima_workshop.base import open_base
 from library.anima_workshop.layout import open_anima_adapter
-from library.anima_workshop.made_table import counts, dropped_lines, error_lines, reader_lines
+from library.anima_workshop.made_table import (
+    IDLE_RULE,
+    counts,
+    dropped_lines,
+    error_lines,
+    reader_lines,
+)
 from library.anima_workshop.metadata import metadata_of
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, visible
@@ -86,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Spool(options.output.parent) as spool:
         rows = conversion.put_into(spool)
         metadata = metadata_of(file.metadata, "convert_lora_format", [options.file], rows)
-        for line in [*counts(rows), *dropped_lines(conversion.dropped()), *error_lines(rows)]:
-            print(visible(line))
-        for line in reader_lines(list(spool.plan), metadata):
+        for line in [
+            *counts(rows), *dropped_lines(conversion.dropped()), *error_lines(rows),
+            *([IDLE_RULE] if conversion.has_idle_rule else []),
+            *reader_lines(list(spool.plan), metadata),
+        ]:  # fmt: skip
             print(visible(line))
         if options.dry_run:
             print("nothing written (--dry_run)")

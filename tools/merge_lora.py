@@ -31,7 +31,13 @@ from tqdm import tqdm
 from library.anima_workshop.base import BaseFile, open_base
 from library.anima_workshop.base_merging import SAMPLE, BaseMerging
 from library.anima_workshop.layout import open_anima_adapter
-from library.anima_workshop.made_table import counts, dropped_lines, error_lines, reader_lines
+from library.anima_workshop.made_table import (
+    IDLE_RULE,
+    counts,
+    dropped_lines,
+    error_lines,
+    reader_lines,
+)
 from library.anima_workshop.merged_table import merged_lines
 from library.anima_workshop.metadata import alike, metadata_of, of_merged_base, with_strengths
 from library.anima_workshop.storing import FP8, PRECISIONS, storing
@@ -122,8 +128,10 @@ def into_one(options: argparse.Namespace, sources: Sources) -> None:
         rows = joining.put_into(spool, SPELLINGS["comfy"])
         names = [source.file.path for source in sources.files]
         metadata = with_strengths(metadata_of(alike(sources), TOOL, names, rows), TOOL, sources)
+        is_idle = joining.rule is not None and not any(row.rank for row in rows)
         for line in [
             *counts(rows), *dropped_lines(sources.dropped()), *error_lines(rows),
+            *([IDLE_RULE] if is_idle else []),
             *reader_lines(list(spool.plan), metadata),
         ]:  # fmt: skip
             print(visible(line))

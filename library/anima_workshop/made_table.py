@@ -11,6 +11,10 @@ from library.system.tensor_writing import HASHES
 from networks.readers import lines, verdicts
 from networks.workshop.converting import DROPS, Made
 
+IDLE_RULE = (
+    "--rank, --energy, --error: no effect, nothing is approximated here (resize_lora.py cuts ranks)"
+)
+
 
 def counts(rows: Sequence[Made]) -> Iterator[str]:
     """A line for each kind before and after."""
@@ -20,7 +24,7 @@ def counts(rows: Sequence[Made]) -> Iterator[str]:
 
 
 def error_lines(rows: Sequence[Made]) -> Iterator[str]:
-    """A table by kind of module, where any of them is off, and the error of all together."""
+    """A table by kind of module of those that are off, and the error of all together."""
     off = [row for row in rows if row.error]
     if not off:
         yield "Exact in every module."
@@ -30,6 +34,8 @@ def error_lines(rows: Sequence[Made]) -> Iterator[str]:
         groups.setdefault(tables.name_of(row.path), []).append(row)
     cells = [["modules", "count", "rank", "error", "largest"]]
     for name, members in groups.items():
+        if not any(row.error for row in members):
+            continue
         ranks = [row.rank for row in members if row.rank]
         largest = max(row.error for row in members)
         cells.append(
@@ -37,6 +43,8 @@ def error_lines(rows: Sequence[Made]) -> Iterator[str]:
              tables.percent(total_error(members)), tables.percent(largest)]
         )  # fmt: skip
     yield from tables.lines(cells)
+    if exact := sum(not row.error for row in rows):
+        yield f"exact: {exact} modules"
     worst = max(off, key=lambda row: row.error)
     yield f"all: error {total_error(rows):.3%}; largest {worst.error:.3%}, {worst.path}"
 

@@ -157,6 +157,11 @@ class Conversion:
         has_rule = self.target.rule is not None and self.kind(path) != "LoRA with DoRA"
         return self.target.spelling.is_bare or has_rule
 
+    @property
+    def has_idle_rule(self) -> bool:
+        """A rule is given and nothing becomes a LoRA by it."""
+        return self.target.rule is not None and not any(map(self.becomes_lora, self.kept))
+
     def malformed(self) -> Iterator[Problem]:
         for path in self.kept:
             try:

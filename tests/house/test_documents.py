@@ -103,6 +103,15 @@ BY_ANOTHER_TEST = {
         "tools.test_extract_lora.test_the_command_writes_the_difference",
     "python tools/remap_lora.py my_lora.safetensors --output remapped.safetensors --blocks 40":
         "tools.test_remap_lora.test_the_command_writes_a_file_for_40_blocks",
+    "python tools/convert_lora_format.py my_lokr.safetensors --format universal --rank 32 --drop norms "
+    "--output my_lokr_universal.safetensors":
+        "tools.test_convert_lora_format.test_the_command_writes_a_file_for_all_programs",
+    "python tools/merge_lora.py my_lora.safetensors --base anima_dit.safetensors "
+    "--output merged.safetensors":
+        "tools.test_merge_lora.test_the_command_merges_into_a_base",
+    "python tools/merge_lora.py my_lora.safetensors my_lokr.safetensors --strength 1 0.5 --rank 32 "
+    "--output both.safetensors":
+        "tools.test_merge_lora.test_the_command_joins_two_files",
     "python tools/resize_lora.py my_lora.safetensors --output smaller.safetensors --rank 8":
         "tools.test_resize_lora.test_the_command_writes_a_smaller_file",
     "python tools/compare_lora.py long.safetensors short.safetensors --base anima-base-v1.0.safetensors "
@@ -140,6 +149,7 @@ NOT_RUN = {
     "python -m tools.bench.storage": "test_bench_timed.py has small sizes",
     "python -m tools.bench.loop": "test_bench_timed.py has fewer steps",
     "python -m tools.bench.adapters": "test_bench_timed.py has small sizes",
+    "python -m tools.bench.workshop": "takes minutes; test_bench_workshop.py has its parts",
     "python -m tools.bench.gpu": "test_bench_gpu.py has tiny sizes on the CPU",
     "python tools/make_demo.py --base drawing": "test_demo_draws.py does",
     "python tools/make_demo.py --learn": "takes many minutes; test_demo_draws.py learns little",

@@ -13,6 +13,7 @@ from networks.reader_rules import Effect
 from networks.readers import verdicts
 from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
 from tests.helpers.trained_networks import trained
+from tools import convert_lora_format
 
 PATHS = ("blocks.0.mlp.layer1", "blocks.1.cross_attn.k_proj", "llm_adapter.blocks.0.mlp.0")
 
@@ -80,6 +81,17 @@ def test_a_universal_file_does_in_diffusers_what_was_trained(theirs, tmp_path, n
     theirs.load(saved(network, tmp_path, export_format="universal", export_rank=1000))
     assert len(theirs.factors()) == 2 * len(network.placements) > 80
     assert rel_l2(velocity(tiny_transformer()), velocity(model)) > 0.1
+    assert rel_l2(theirs.velocity(), velocity(model)) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["diffusers", "universal"])
+def test_a_converted_file_does_the_same_in_diffusers(theirs, tmp_path, form):
+    model, out = tiny_transformer(), tmp_path / "out.safetensors"
+    network = trained("lora", 2, model, scale=0.1, train_norm=False, target_modules="*")
+    file = saved(network, tmp_path)
+    convert_lora_format.main([str(file), "--format", form, "--output", str(out)])
+    theirs.load(out)
+    assert len(theirs.factors()) == 2 * len(network.placements) > 80
     assert rel_l2(theirs.velocity(), velocity(model)) < 1e-5
 
 

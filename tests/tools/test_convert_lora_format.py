@@ -1,6 +1,7 @@
 """tools/convert_lora_format.py: the same effect in every format, and nothing left out in silence."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from library.errors import AdapterFileError, ConfigError
 from library.system.tensor_files import read_header
 from networks.codec import write_adapter
+from tests.helpers import documented
 from tests.helpers.comfy_rules import weight_differences
 from tests.helpers.tiny import golden, rel_l2, tiny_transformer
 from tests.helpers.workshop import (
@@ -156,8 +158,9 @@ def test_whole_norms_become_the_differences_that_comfyui_reads(convert, tmp_path
 
 @pytest.mark.parametrize("file, form", [(LORA, "kohya"), (LORA, "universal"), (LOKR_LOW, "comfy")])
 def test_the_error_of_rounding_is_told(convert, file, form, capsys):
-    out = convert(file, form, "--save_precision", "bf16")
+    out = convert(file, form, "--save_precision", "bf16", *(["--rank", 2] if file == LORA else []))
     told = capsys.readouterr().out
+    assert ("no effect" in told) is (file == LORA)
     comfy = convert(out, "comfy", name="comfy")
     assert {t.dtype for k, t in load_file(out).items() if "alpha" not in k} == {torch.bfloat16}
     found, expected = (weight_differences(load_file(each)) for each in (comfy, file))
@@ -211,3 +214,17 @@ def test_modules_that_do_not_fit_are_all_named(convert, tmp_path):
         convert(tmp_path / "broken.safetensors", "universal")
     assert [p.where for p in told.value.problems] == [f"blocks.{n}.mlp.layer1" for n in range(4)]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+COMMAND = (
+    "python tools/convert_lora_format.py my_lokr.safetensors --format universal --rank 32 --drop norms "
+    "--output my_lokr_universal.safetensors"
+)
+
+
+@documented.runs(COMMAND)
+def test_the_command_writes_a_file_for_all_programs(tmp_path, command):
+    shutil.copy(LOKR, tmp_path / "my_lokr.safetensors")
+    done = documented.run(command, tmp_path)
+    assert done.returncode == 0 and "written: my_lokr_universal.safetensors" in done.stdout, done.stderr
+    assert (tmp_path / "my_lokr_universal.safetensors").exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from library.system.tensor_files import read_header
 from networks.codec import write_adapter
 from networks.merging import merge_file
 from networks.workshop.sources import Source, Sources
-from tests.helpers import coded_files
+from tests.helpers import coded_files, documented
 from tests.helpers.comfy_rules import weight_differences
 from tests.helpers.tiny import golden, rel_l2, tiny_transformer
 from tests.helpers.workshop import (
@@ -295,3 +296,31 @@ def test_adapters_of_another_width_are_refused_with_all_their_modules(tmp_path):
     with pytest.raises(AdapterFileError, match="2 modules.*the files are for models of other widths"):
         merge(tmp_path / "out.safetensors", tmp_path / "wide.safetensors", LORA, "--rank", 2)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+INTO_BASE = (
+    "python tools/merge_lora.py my_lora.safetensors --base anima_dit.safetensors "
+    "--output merged.safetensors"
+)
+INTO_ONE = (
+    "python tools/merge_lora.py my_lora.safetensors my_lokr.safetensors --strength 1 0.5 --rank 32 "
+    "--output both.safetensors"
+)
+
+
+@documented.runs(INTO_BASE)
+def test_the_command_merges_into_a_base(tmp_path, command):
+    shutil.copy(LORA, tmp_path / "my_lora.safetensors")
+    shutil.copy(BASE, tmp_path / "anima_dit.safetensors")
+    done = documented.run(command, tmp_path)
+    assert done.returncode == 0 and "written: merged.safetensors" in done.stdout, done.stderr
+    assert open_base(tmp_path / "merged.safetensors").prefix == "net."
+
+
+@documented.runs(INTO_ONE)
+def test_the_command_joins_two_files(tmp_path, command):
+    shutil.copy(LORA, tmp_path / "my_lora.safetensors")
+    shutil.copy(LOKR, tmp_path / "my_lokr.safetensors")
+    done = documented.run(command, tmp_path)
+    assert done.returncode == 0 and "written: both.safetensors" in done.stdout, done.stderr
+    assert not open_anima_adapter(tmp_path / "both.safetensors").left
