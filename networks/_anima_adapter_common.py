@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from library.errors import ConfigError, Problem
 from networks._anima_arguments import (
     ADALN_TARGETS,
+    ALIASES,
     DIT_TARGETS,
     LLM_ADAPTER_TARGETS,
     AdapterArguments,
@@ -135,7 +136,7 @@ class AnimaNetworks:
         elsewhere = ELSEWHERE | self.of_other_kinds()
         try:
             shared, own = read_arguments(
-                (AdapterArguments, self.own), values, self.own.ALIASES, elsewhere
+                (AdapterArguments, self.own), values, ALIASES | self.own.ALIASES, elsewhere
             )
         except ConfigError as error:
             problems += error.problems
@@ -172,7 +173,10 @@ class AnimaNetworks:
 
         def make(target: Target[nn.Linear]) -> LinearAdapter:
             rank = target.rank or request.dim
-            alpha = training_alpha(request.alpha if target.alpha is None else target.alpha, rank)
+            alpha = training_alpha(
+                request.alpha if target.alpha is None else target.alpha, rank,
+                rank_stabilized=plan.arguments.rslora,
+            )  # fmt: skip
             return plan.own.make(target.module, rank, alpha, request.dropout)
 
         placements = place_on_targets(selection, make, rates_of(plan.arguments))
@@ -230,8 +234,11 @@ def as_texts(own: KindArguments) -> dict[str, str]:
 
 def log_remarks(network: AdapterNetwork, plan: Plan) -> None:
     """Say once what was asked for and has no effect."""
-    for remark in plan.own.remarks(linear_adapters(network.placements), plan.request):
+    adapters = linear_adapters(network.placements)
+    for remark in plan.own.remarks(adapters, plan.request):
         logger.warning(remark)
+    if plan.arguments.rslora and all(adapter.rank is None for adapter in adapters):
+        logger.warning("rslora has no effect: no adapter has a rank")
 
 
 def read_flags(
@@ -274,6 +281,7 @@ def without_choices(plan: Plan, source: str) -> Plan:
         include_patterns=default.include_patterns,
         network_reg_dims=default.network_reg_dims,
         network_reg_alphas=default.network_reg_alphas,
+        rslora=default.rslora,
     )
     own = type(plan.own)()
     given = [*differing(plan.arguments, plain), *differing(plan.own, own)]

@@ -26,6 +26,8 @@ LLM_ADAPTER_TARGETS = (
 )
 ADALN_TARGETS = (r"re:^blocks\.\d+\.adaln_modulation_(self_attn|cross_attn|mlp)\.[12]$",)
 NO_LINEARS = ("none",)
+ALIASES = {"rs_lora": "rslora", "use_rslora": "rslora"}
+"""Other names of arguments that all kinds have."""
 
 # Component -> how its modules are recognised, first match first. Its rate: <name>_lr.
 COMPONENTS: dict[str, Callable[[str], bool]] = {
@@ -43,6 +45,7 @@ class AdapterArguments:
 
     target_modules: None is the default list, ("none",) adapts no Linear (norms only)
     train_adaln:    adapts the blocks' modulations by sigma too, beside target_modules
+    rslora:         the scale is alpha / sqrt(rank)
     *_lr:           of a component; 0 freezes it
     """
 
@@ -66,6 +69,7 @@ class AdapterArguments:
     mod_lr: float | None = None
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
+    rslora: bool = False
     verbose: bool = False
 
     @staticmethod

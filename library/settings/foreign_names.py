@@ -132,10 +132,14 @@ NETWORK_ARGS = {
     "full_matrix": "lokr_full_matrix",
     "lokr_decompose_both": "lokr_decompose_both",
     "decompose_both": "lokr_decompose_both",
+    "rslora": "rslora",
+    "rs_lora": "rslora",
+    "use_rslora": "rslora",
     "loraplus_lr_ratio": "loraplus_lr_ratio",
     "loraplus_unet_lr_ratio": "loraplus_unet_lr_ratio",
     "loraplus_text_encoder_lr_ratio": "loraplus_text_encoder_lr_ratio",
     "train_llm_adapter": "train_llm_adapter",
+    "train_adaln": "train_adaln",
     "target_modules": "target_modules",
     "exclude_patterns": "exclude_patterns",
     "include_patterns": "include_patterns",
@@ -150,7 +154,7 @@ KINDS = ("algo", "lycoris_algo", "use_lokr", "use_loha", "lora_type", "network_t
 
 LYCORIS_ONLY = (
     "preset", "conv_dim", "conv_alpha", "conv_rank", "dora_wd", "use_dora", "use_tucker", "use_cp",
-    "use_scalar", "rs_lora", "bypass_mode", "unbalanced_factorization", "block_dims",
+    "use_scalar", "bypass_mode", "unbalanced_factorization", "block_dims",
     "rank_dropout_scale", "constraint", "rescaled", "weight_decompose",
 )  # fmt: skip
 """What decides LyCORIS's adapters and has no counterpart here."""

@@ -18,9 +18,14 @@ ALPHA, DORA_SCALE, DIFF_B, WEIGHT, BIAS = "alpha", "dora_scale", "diff_b", "weig
 MAGNITUDE = "lora_magnitude_vector"
 
 
-def training_alpha(alpha: float | None, rank: int) -> float:
-    """The alpha that is trained and written: `alpha`, or the rank when it is 0 or not given."""
-    return float(alpha) if alpha else float(rank)
+def training_alpha(alpha: float | None, rank: int, *, rank_stabilized: bool = False) -> float:
+    """The alpha that is trained and written: `alpha`, or the rank when it is 0 or not given.
+
+    rank_stabilized: the scale is alpha / sqrt(rank) (Kalajdzievski 2023, rsLoRA). Every program divides
+    by the rank, so that alpha * sqrt(rank) is written; of the precision that files hold.
+    """
+    chosen = float(alpha) if alpha else float(rank)
+    return torch.tensor(chosen * math.sqrt(rank), device="cpu").item() if rank_stabilized else chosen
 
 
 def adapter_scale(alpha: float, rank: int | None) -> float:

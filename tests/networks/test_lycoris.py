@@ -1,4 +1,4 @@
-"""LoKr against the lycoris-lora package: factorization, shapes, the delta of the same factors."""
+"""Against the lycoris-lora package: LoKr's factorization and shapes, deltas of the same factors, scales."""
 
 import itertools
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from networks.kinds.lokr import LoKr, factorize, lokr_shape
+from networks.kinds.lora import LoRA
 from networks.kinds.stored import training_alpha
 
 REASON = "lycoris-lora is a test dependency: pip install -r tests/requirements.txt"
@@ -81,3 +82,17 @@ def test_shapes_are_those_of_lycoris_for_every_layer_of_the_true_model(out_featu
         }
         mine = lokr_shape((out_features, in_features), rank, factor, decompose_both=both)
         assert mine.factors() == expected
+
+
+@pytest.mark.parametrize("name", ["locon.LoConModule", "lokr.LokrModule"])
+def test_rslora_scales_and_writes_alpha_as_lycoris_does(name):
+    """But for LoKr's full matrices: LyCORIS trains them at a scale that ComfyUI does not apply."""
+    file, _, cls = name.partition(".")
+    theirs = getattr(pytest.importorskip(f"lycoris.modules.{file}", reason=REASON), cls)(
+        "x", nn.Linear(32, 48, bias=False), 1.0, 3, 2.0, rs_lora=True
+    )
+    alpha = training_alpha(2.0, 3, rank_stabilized=True)
+    is_lokr = file == "lokr"
+    mine = LoKr(lokr_shape((48, 32), 3, -1), alpha) if is_lokr else LoRA(32, 48, 3, alpha)
+    assert mine.scale == pytest.approx(theirs.scale, rel=1e-6)
+    assert mine.alpha == pytest.approx(theirs.alpha.item(), rel=1e-6)

@@ -18,7 +18,7 @@ from library.settings.user_classes import is_installed
 from library.training.optimizers import check_optimizer
 from library.training.schedulers import check_schedule
 from library.utils import nearest_name
-from networks._anima_arguments import AdapterArguments
+from networks._anima_arguments import ALIASES, AdapterArguments
 from networks.kinds.lokr import LoKrArguments
 from tests.helpers.configs import found, read
 
@@ -38,7 +38,7 @@ def test_every_name_leads_to_a_flag_or_key_and_is_none_itself():
 def test_what_decides_the_adapter_is_known_by_every_name():
     classes = (AdapterArguments, LoKrArguments)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
-    known |= set(LoKrArguments.ALIASES)
+    known |= {*LoKrArguments.ALIASES, *ALIASES}
     assert set(foreign_names.NETWORK_ARGS.values()) <= known
     assert known - NAMES - {"verbose"} <= set(foreign_names.NETWORK_ARGS)
 
