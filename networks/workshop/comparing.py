@@ -177,9 +177,14 @@ def compare_module(
     if reasons:
         return None, reasons
     products = products_of(deltas)
-    if infinite := [n for n in range(len(files)) if not math.isfinite(products.inner(n, n))]:
-        return None, dict.fromkeys(infinite, "adds what is larger than float32 can hold")
     base = math.hypot(*(Dense(tensor).norm() for tensor in weights.values())) if weights else None
+    for number, of_file in enumerate(traits):
+        if not math.isfinite(products.inner(number, number)):
+            reasons[number] = "adds what is larger than float32 can hold"
+        elif of_file and base is not None and not math.isfinite(base):
+            reasons[number] = "is for a weight of the base model that holds NaN or infinity"
+    if reasons:
+        return None, reasons
     return ModuleFigures(path, products, traits, base), {}
 
 

@@ -142,6 +142,18 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason(weights, compared):
     assert based.base_norm() == pytest.approx(float(weights[f"{path}.weight"].norm()))
 
 
+def test_a_base_that_is_broken_is_no_measure(weights, compared):
+    lora = write_lora(weights).tensors
+
+    def base(path):
+        return {"weight": weights[f"{path}.weight"] * (torch.nan if path == LINEARS[0] else 1)}
+
+    found = compared(lora, lora, base=base)
+    assert set(found.left_out) == {LINEARS[0]} and "NaN" in found.left_out[LINEARS[0]][1]
+    norms = [float(weights[f"{path}.weight"].norm()) for path in LINEARS[1:]]
+    assert found.base_norm() == pytest.approx(math.hypot(*norms))
+
+
 def test_factored_deltas_are_never_built(weights, compared, monkeypatch):
     def refuse(_):
         raise AssertionError("a dense matrix was built")
