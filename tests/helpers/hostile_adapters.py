@@ -90,3 +90,27 @@ ENTRIES = (
 metadata = st.dictionaries(st.sampled_from(ENTRIES), st.sampled_from(ODD_TEXTS), max_size=6)
 told_files = st.builds(sound_file, adapters(), metadata)
 """Sound or odd tensors under metadata that means nothing."""
+
+
+PLACES = st.floats(0, 1, exclude_max=True)
+damages = st.lists(
+    st.tuples(st.just("header"), PLACES, st.sampled_from([bytes([b]) for b in b'\0 "{}[]:,0139aF\xff']))
+    | st.tuples(st.just("numbers"), PLACES, st.just(b"\0\0\xc0\x7f") | st.binary(min_size=4, max_size=4))
+    | st.tuples(st.just("end"), PLACES, st.just(b"")),
+    min_size=1, max_size=3,
+)  # fmt: skip
+"""What is changed of a sound file: in its header, in its numbers (NaN is among them), or where it ends."""
+
+
+def damaged(content, changes):
+    found = bytearray(content)
+    start = 8 + int.from_bytes(content[:8], "little")
+    for kind, place, new in changes:
+        if kind == "end":
+            del found[int(place * len(found)) :]
+            continue
+        first, last = (0, start) if kind == "header" else (start, len(content) - 4)
+        at = first + int(place * (last - first)) // len(new) * len(new)
+        if at + len(new) <= len(found):
+            found[at : at + len(new)] = new
+    return bytes(found)
