@@ -10,6 +10,7 @@ from library.anima_workshop.findings import Finding, Severity, Text
 from library.anima_workshop.metadata_numbers import number_in
 from networks.kinds.kind import FULL_MATRIX_DIM
 from networks.workshop.survey import Measured
+from networks.workshop.writing import MADE_FROM
 
 OWN_RANKS = ("network_reg_dims", "network_reg_alphas", "block_dims", "block_alphas")
 """network_args by which modules have ranks or alphas of their own."""
@@ -104,8 +105,9 @@ def beside_metadata(
             ),
         )
     off = [m for m in given if scale_is_off(m, expected)]
+    severity = Severity.NOTE if MADE_FROM in checked.metadata else Severity.WARNING
     yield from told(
-        "alpha.other_scale", Severity.WARNING, off,
+        "alpha.other_scale", severity, off,
         f"Alpha / rank is not {expected:g}, which the metadata says training had.",
         f"alpha / 秩 不等于元数据所说的训练值 {expected:g}。",
     )  # fmt: skip

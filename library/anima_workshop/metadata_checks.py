@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from library.anima_runtime.family import ANIMA_FILES, MODULES
+from library.anima_workshop.alpha_checks import OWN_RANKS
 from library.anima_workshop.checked import Checked, json_object, plain_kind
 from library.anima_workshop.findings import Finding, Severity, Text
 from library.anima_workshop.metadata_numbers import number_in
 from library.reporting.strength import place_of
 from library.saving.metadata_table import adapted_parts
+from library.utils import first_few
 from networks.kinds.kind import FULL_MATRIX_DIM
 from networks.kinds.lokr import factorize
+from networks.workshop.writing import MADE_FROM
 
 LONGEST_SHOWN = 60
 FULL = Text("no effect: all matrices are full", "不起作用：矩阵都是完整的")
@@ -72,11 +75,11 @@ def dim_claim(checked: Checked, says: str) -> Answer:
     number = number_in(checked.metadata, "ss_network_dim")
     if not checked.ranks:
         return None, FULL if checked.scaled else Text.same("-")
-    if number is None:
-        return False, UNREAD
     found = ", ".join(f"{rank:g}" for rank in sorted(checked.ranks)[:8])
-    several = Text(f"ranks {found}", f"秩为 {found}")
-    return number in checked.ranks or number >= FULL_MATRIX_DIM, several
+    ranks = Text(f"ranks {found}", f"秩为 {found}")
+    if says.lower() == "dynamic" or (checked.arguments or {}).keys() & set(OWN_RANKS):
+        return None, ranks
+    return number is not None and (number in checked.ranks or number >= FULL_MATRIX_DIM), ranks
 
 
 def alpha_claim(checked: Checked, says: str) -> Answer:
@@ -214,6 +217,8 @@ def trained(checked: Checked) -> Iterator[Finding]:
             Text("The file says nothing of its training.", "文件没有任何训练信息。"),
         )
         return
+    if made := made_from(checked.metadata):
+        yield Finding("metadata.made_from", Severity.NOTE, made)
     if told := training_of(checked.metadata):
         yield Finding("metadata.training", Severity.NOTE, told)
     arguments = checked.arguments or {}
@@ -228,6 +233,16 @@ def trained(checked: Checked) -> Iterator[Finding]:
                 Text(f"{english} were to be trained ({name}) and are not in this file.",
                      f"训练设置包含{chinese}（{name}），但文件里没有。"),
             )  # fmt: skip
+
+
+def made_from(metadata: Mapping[str, str]) -> Text | None:
+    """By which tool, of which files, as the file says; None where it does not."""
+    told = json_object(metadata.get(MADE_FROM, "{}")) or {}
+    tool, files = told.get("tool"), told.get("files")
+    if not isinstance(tool, str) or not isinstance(files, list):
+        return None
+    names = first_few([shortened(str(file)) for file in files], 3)
+    return Text(f"Made by {shortened(tool)} of {names}.", f"由 {shortened(tool)} 从 {names} 制作。")
 
 
 def llm_adapter(checked: Checked) -> list[str]:

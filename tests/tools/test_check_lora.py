@@ -195,6 +195,13 @@ def test_what_the_metadata_says_truly_is_left_alone(tmp_path):
     assert "Norms were to be trained (train_norm) and are not in this file." in told
 
 
+def test_a_file_that_a_tool_made_may_have_other_scales(tmp_path):
+    made = {"ss_made_from": json.dumps({"tool": "edit_lora.py", "files": ["a.safetensors"]})}
+    code, ids, document = check(tmp_path, changed(ALPHA, lambda t: t / 2), TRUE | made)
+    assert code == 0 and {"alpha.other_scale", "metadata.made_from"} <= ids["note"]
+    assert "Made by edit_lora.py of a.safetensors." in [f["english"] for f in document["findings"]]
+
+
 def test_the_factor_of_a_lokr_is_seen_in_its_matrices(tmp_path):
     """The golden LoKr has first matrices of 8 x 8."""
     tensors = tensors_of(FULL)
