@@ -14,8 +14,10 @@ import torch
 from tqdm import tqdm
 
 from library.anima_workshop.choosing import Choice, strength_of
+from library.anima_workshop.metadata import PARTS
 from library.anima_workshop.tables import lines, name_of
 from library.errors import AdapterFileError, Problem, as_utf8
+from library.saving.metadata_table import adapted_parts
 from networks.kinds.stored import ALPHA, Factors
 from networks.workshop.adapter_file import AdapterFile
 from networks.workshop.copying import put_left, put_module
@@ -24,7 +26,6 @@ from networks.workshop.spool import Spool
 from networks.workshop.writing import derived
 
 TOOL = "edit_lora"
-PARTS = "ss_adapted_parts"
 SHOWN = 60
 SOMEBODYS_FOLDER = re.compile(r"[A-Za-z]:\\|/(?:home|Users|root|mnt|media|content|workspace)/")
 
@@ -111,8 +112,8 @@ def metadata_of(
     if any(strength not in (0, 1) for strength in strengths.values()) and alphas:
         changes["network_alpha"] = alphas.most_common(1)[0][0]
     if PARTS in file.metadata and not all(strengths.values()):
-        parts = Counter(name_of(path) for path, strength in strengths.items() if strength)
-        changes["adapted_parts"] = json.dumps(dict(sorted(parts.items())))
+        kept = (path for path, strength in strengths.items() if strength)
+        changes["adapted_parts"] = json.dumps(adapted_parts(kept))
     made = derived(file.metadata, TOOL, [file.path], **changes)
     made = {name: text for name, text in made.items() if not is_removed(name, asked.removed)}
     return made | {as_utf8(name): as_utf8(text) for name, text in asked.entries.items()}

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from library.anima_workshop.base import BaseFile
 from library.anima_workshop.layout import modules_of
 from library.anima_workshop.made_table import counts, error_lines, reader_lines
-from library.anima_workshop.metadata import metadata_of
+from library.anima_workshop.metadata import PARTS, metadata_of
 from library.anima_workshop.tables import name_of, percent
-from library.errors import AdapterFileError, ModelFileError, Problem
+from library.errors import AdapterFileError, ModelFileError, Problem, as_utf8
 from networks.codec import encode
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.kinds.norm import B_NORM, W_NORM
@@ -100,9 +100,13 @@ def extract(
         if problems or not found.rows:
             problems = problems or [Problem(nothing(found), str(tuned.path))]
             raise AdapterFileError(problems, source="the difference of the two models")
-        metadata = metadata_of(
-            {"ss_adapted_parts": ""}, TOOL, [original.path, tuned.path], found.rows
-        )
+        told = {
+            PARTS: "",  # counted by metadata_of
+            "ss_num_blocks": str(original.params.num_blocks),
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.title": as_utf8(asked.output.stem),
+        }
+        metadata = metadata_of(told, TOOL, [original.path, tuned.path], found.rows)
         if not asked.dry_run:
             out.write(asked.output, metadata)
         return report(original, tuned, found, list(out.plan), metadata)

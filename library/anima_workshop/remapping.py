@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from library.anima_backend.modelling.params import PUBLISHED
-from library.anima_workshop.tables import name_of
+from library.anima_workshop.metadata import PARTS
 from library.errors import AdapterFileError, Problem
+from library.saving.metadata_table import adapted_parts
 from networks.kinds.stored import Factors
 from networks.workshop.adapter_file import AdapterFile
 from networks.workshop.copying import put_left
@@ -81,7 +82,7 @@ def remap(file: AdapterFile, asked: Remap) -> Iterator[str]:
     """Write the file; lines to be told. Raises AdapterFileError for modules that the new model has not."""
     if all(block_of(path) is None for path in file):
         raise AdapterFileError("has nothing for any block.", source=str(file.path))
-    problems, parts = [], Counter[str]()
+    problems, moved = list[Problem](), list[str]()
     with Spool(asked.output.parent) as out:
         for path in file:
             factors = file.factors(path)
@@ -89,14 +90,14 @@ def remap(file: AdapterFile, asked: Remap) -> Iterator[str]:
                 if problem := misplaced(new, factors, asked.target):
                     problems.append(problem)
                     continue
-                parts[name_of(new)] += 1
+                moved.append(new)
                 for name, tensor in factors.items():
                     out.put(renamed(file.entries[path].keys[name], block_of(new)), tensor)
         if problems:
             raise AdapterFileError(problems, source=str(file.path))
         put_left(out, file)
         if not asked.dry_run:
-            out.write(asked.output, metadata_of(file, asked, parts))
+            out.write(asked.output, metadata_of(file, asked, moved))
     return report(file, asked)
 
 
@@ -133,13 +134,13 @@ def misplaced(path: str, factors: Factors, target: Modules | None) -> Problem | 
     return None
 
 
-def metadata_of(file: AdapterFile, asked: Remap, parts: Counter[str]) -> dict[str, str]:
+def metadata_of(file: AdapterFile, asked: Remap, moved: Sequence[str]) -> dict[str, str]:
     changes: dict[str, object] = {
         "num_blocks": asked.now,
         "remapped_blocks": json.dumps({str(new): old for new, old in asked.blocks.items()}),
     }
-    if "ss_adapted_parts" in file.metadata:
-        changes["adapted_parts"] = json.dumps(dict(sorted(parts.items())))
+    if PARTS in file.metadata:
+        changes["adapted_parts"] = json.dumps(adapted_parts(moved))
     return derived(file.metadata, TOOL, [file.path], **changes)
 
 

@@ -11,10 +11,12 @@ import torch
 from tqdm import tqdm
 
 from library.anima_runtime.family import MODULES
+from library.anima_workshop.metadata import arguments
 from library.anima_workshop.tables import bytes_text, lines, name_of, percent, spread, together
 from library.errors import AdapterFileError, Problem
 from networks.kinds.stored import ALPHA
 from networks.workshop.adapter_file import AdapterFile
+from networks.workshop.converting import Made
 from networks.workshop.copying import put_left, put_module
 from networks.workshop.low_rank import RankRule
 from networks.workshop.resizing import Resized, resized
@@ -37,7 +39,7 @@ class Resizing:
 
 
 @dataclass
-class Made:
+class Outcome:
     """What came of it. modules: by path; sizes: of the tensors, in bytes"""
 
     modules: dict[str, Resized] = field(default_factory=dict)
@@ -51,9 +53,9 @@ class Made:
         return {path: found for path, found in self.modules.items() if not found.kept}
 
 
-def resize(file: AdapterFile, asked: Resizing) -> Made:
+def resize(file: AdapterFile, asked: Resizing) -> Outcome:
     """Write the file. Raises AdapterFileError with all modules that cannot be read."""
-    made, problems = Made(left=len(file.left)), []
+    made, problems = Outcome(left=len(file.left)), []
     made.size_before = sum(entry.end - entry.begin for entry in file.header.entries.values())
     with Spool(asked.output.parent) as out:
         for path in tqdm(list(file), "resizing", unit="module", delay=1, leave=False):
@@ -76,7 +78,7 @@ def resize(file: AdapterFile, asked: Resizing) -> Made:
     return made
 
 
-def metadata_of(file: AdapterFile, made: Made) -> dict[str, str]:
+def metadata_of(file: AdapterFile, made: Outcome) -> dict[str, str]:
     """The file's own, with the kind, the most common rank and the most common alpha that it has now."""
     changes: dict[str, object] = {}
     ranks = Counter(found.after for found in made.of_some_rank.values() if found.after)
@@ -84,11 +86,22 @@ def metadata_of(file: AdapterFile, made: Made) -> dict[str, str]:
         changes["network_dim"] = ranks.most_common(1)[0][0]
         changes["network_alpha"] = float(made.alphas.most_common(1)[0][0])
     if any(found.was != found.now for found in made.modules.values()):
-        changes |= {"network_module": LORA_MODULE, "network_args": None}
+        changes["network_module"] = LORA_MODULE
+        if "ss_network_args" in file.metadata:
+            rows = [
+                Made(path, "", kind_now(file, path, found), {})
+                for path, found in made.modules.items()
+            ]
+            kinds = {row.after for row in rows}
+            changes["network_args"] = arguments(file.metadata["ss_network_args"], kinds, rows)
     return derived(file.metadata, TOOL, [file.path], **changes)
 
 
-def report(made: Made) -> Iterator[str]:
+def kind_now(file: AdapterFile, path: str, found: Resized) -> str:
+    return found.now or file.kind_of(path)
+
+
+def report(made: Outcome) -> Iterator[str]:
     """A table of ranks and errors by name of module, and what stayed as it was."""
     rows: list[tuple[str, ...]] = [("modules", "count", "was", "is", "error", "largest")]
     named: dict[str, list[Resized]] = {}

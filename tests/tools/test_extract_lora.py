@@ -1,5 +1,6 @@
 """tools/extract_lora.py: what was merged into a model comes out of it again."""
 
+import json
 import re
 
 import pytest
@@ -53,6 +54,8 @@ def test_a_merged_lora_comes_out_again(tuned, tmp_path, capsys):
     metadata = read_header(out).metadata
     assert metadata["ss_network_dim"] == metadata["ss_network_alpha"] == "3"
     assert metadata["ss_network_module"] == "networks.lora_anima"
+    assert sum(json.loads(metadata["ss_adapted_parts"]).values()) == 40
+    assert metadata["ss_num_blocks"] == "2" and metadata["modelspec.title"] == "out"
     assert metadata["ss_base_model_version"] == "anima" and str(tmp_path) not in str(metadata)
 
 

@@ -140,6 +140,17 @@ def test_every_kind_is_made_a_lora_or_left_with_the_reason(tmp_path, capsys):
     assert next(iter(odd)) in keys
 
 
+def test_metadata_tell_of_the_kind_that_it_has_become(tmp_path):
+    file, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    told = {"ss_network_module": "networks.lokr_anima", "ss_network_dim": "100000",
+            "ss_network_args": '{"lokr_factor": "4", "train_norm": "True"}'}  # fmt: skip
+    write_adapter(file, load_file(adapter("lokr_full")), told)
+    run(file, "--output", out, "--rank", 2, "--to_lora")
+    found = read_header(out).metadata
+    assert found["ss_network_module"] == "networks.lora_anima" and found["ss_network_dim"] == "2"
+    assert found["ss_network_args"] == '{"train_norm": "True"}'
+
+
 def test_the_dtype_is_the_files_or_the_one_that_is_asked_for(tmp_path):
     file = lora(tmp_path / "in.safetensors", dtype=torch.bfloat16)
     for words, dtype in (([], "BF16"), (["--save_precision", "fp16"], "F16")):
