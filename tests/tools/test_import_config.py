@@ -251,7 +251,7 @@ REFUSED = {
     "whole.toml": ("dataset = {}\n[model]\ntype = 'anima'\n", "trains the whole model"),
     "flux.toml": ("[model]\ntype = 'flux'\n[dataset]\nresolutions = [512]\n", "trains flux"),
     "pictures.toml": ("resolutions = [512]\n[[directory]]\npath = 'x'\n", "--dataset_file"),
-    "kind.toml": (MINIMAL.replace("lora_anima", "loha"), "loha does not exist here"),
+    "kind.toml": (MINIMAL.replace("lora_anima", "nonesuch"), "nonesuch does not exist here"),
     "words.toml": (MINIMAL + "network_dim = 'x'\nseed = 'y'\n", "expected a whole number"),
     "missing.toml": (None, "no such file"),
 }

@@ -55,6 +55,26 @@ def on(target: str) -> Rule:
     return Rule(target, loosely(switch))
 
 
+UNUSED_PICTURES = (
+    "flip_y mask_min_value control_path inpaint_path scale invert_mask clip_image_path "
+    "unconditional_path poi random_scale alpha_mask prior_reg num_frames "
+    "shrink_video_to_frames do_i2v fps square_crop standardize_images augments augmentations "
+    "extra_values"
+)
+UNUSED_LOSSES = (
+    "content_or_style diff_output_preservation diff_output_preservation_multiplier "
+    "diff_output_preservation_class blank_prompt_preservation "
+    "blank_prompt_preservation_multiplier do_differential_guidance "
+    "differential_guidance_scale snr_gamma min_snr_gamma linear_timesteps linear_timesteps2 "
+    "prior_divergence correct_pred_norm"
+)
+RUN_KEYS = (
+    "noise_scheduler skip_first_sample disable_sampling unload_text_encoder "
+    "switch_boundary_every bypass_guidance_embedding force_first_sample"
+)
+OTHER_PREVIEWS = lost(
+    "pictures are drawn as ComfyUI draws them: see sample_sampler", "flowmatch", True, 1
+)
 RULES = {
     "job": idle("the kind of job is told by the network"),
     "type": PROGRAM,
@@ -99,8 +119,7 @@ RULES = {
     "datasets[].cache_latents": on("train.cache_latents"),
     "datasets[].cache_latents_to_disk": on("train.cache_latents_to_disk"),
     **many(
-        " ".join(f"datasets[].{name}" for name in ["flip_y", "mask_min_value", "control_path", "inpaint_path", "scale", "invert_mask", "clip_image_path", "unconditional_path", "poi", "random_scale", "alpha_mask", "prior_reg", "num_frames", "shrink_video_to_frames", "do_i2v", "fps", "square_crop", "standardize_images", "augments", "augmentations", "extra_values"]),
-        lambda name: PICTURES,
+        UNUSED_PICTURES, lambda name: PICTURES, "datasets[]."
     ),
     "train.batch_size": Rule("special.batch_size", loosely(whole)),
     "train.steps": Rule("train.max_train_steps", loosely(whole)),
@@ -126,12 +145,10 @@ RULES = {
     "train.train_unet": lost("it always trains", True),
     "train.train_text_encoder": lost("the text encoder does not train with that program's files here"),
     **many(
-        " ".join(f"train.{name}" for name in ["content_or_style", "diff_output_preservation", "diff_output_preservation_multiplier", "diff_output_preservation_class", "blank_prompt_preservation", "blank_prompt_preservation_multiplier", "do_differential_guidance", "differential_guidance_scale", "snr_gamma", "min_snr_gamma", "linear_timesteps", "linear_timesteps2", "prior_divergence", "correct_pred_norm"]),
-        lambda name: OTHER_LOSS,
+        UNUSED_LOSSES, lambda name: OTHER_LOSS, "train."
     ),
     **many(
-        " ".join(f"train.{name}" for name in ["noise_scheduler", "skip_first_sample", "disable_sampling", "unload_text_encoder", "switch_boundary_every", "bypass_guidance_embedding", "force_first_sample"]),
-        lambda name: PROGRAM,
+        RUN_KEYS, lambda name: PROGRAM, "train."
     ),
     "model.name_or_path": Rule("special.base", text),
     "model.vae_path": path_to("train.vae"),
@@ -147,10 +164,11 @@ RULES = {
         lambda name: SMALL,
     ),
     "sample.sample_every": Rule("train.sample_every_n_steps", loosely(whole)),
-    **many("sample.prompts sample.samples sample.neg sample.width sample.height sample.seed sample.sample_steps sample.guidance_scale",
-           lambda name: Rule(f"special.{name}")),
-    **many("sample.sampler sample.walk_seed sample.num_frames sample.fps",
-           lambda name: lost("pictures are drawn as ComfyUI draws them: see sample_sampler", "flowmatch", True, 1)),
+    **many(
+        "prompts samples neg width height seed sample_steps guidance_scale",
+        lambda name: Rule(f"special.{name}"), "sample.",
+    ),
+    **many("sampler walk_seed num_frames fps", lambda name: OTHER_PREVIEWS, "sample."),
     "logging.log_every": Rule("train.log_every_n_steps", loosely(whole)),
     "logging.use_wandb": on("special.wandb"),
     "logging.project_name": Rule("train.log_tracker_name", text),

@@ -37,6 +37,7 @@ def edge(value: Any) -> int:
 
 SHARED_RULES = {
     "source_image_dir": path_to("subsets.image_dir"),
+    "mask_dir": path_to("special.masks"),
     "target_res": Rule("datasets.resolutions", sizes),
     **many(
         "resized_image_dir lora_cache_dir cache_dir path_pattern sample_ratio custom_attributes",
@@ -87,6 +88,7 @@ def settle(draft: Draft) -> None:
     """Noise, adaLN Linears, and what is trained there unasked."""
     settle_noise(draft)
     settle_adaln(draft)
+    settle_masks(draft)
     if draft.subsets:
         draft.add("general.enable_bucket", True, "buckets are always made there")
     settle_shared(draft, unet_only=True)
@@ -102,6 +104,15 @@ def settle_noise(draft: Draft) -> None:
         draft.put(bias.leaf, logit_normal(scale, bias.value, shift if shifts else 1.0))
     elif bias:
         draft.find(UNSET, bias.leaf)
+
+
+def settle_masks(draft: Draft) -> None:
+    """Masks count unless masked_loss is off."""
+    masks = draft.take("masks")
+    if masks and draft.train.get("masked_loss") is False:
+        draft.find(UNSET, masks.leaf, why="masked_loss is off")
+    elif masks:
+        draft.put(masks.leaf, "subsets.mask_path", masks.value)
 
 
 def settle_adaln(draft: Draft) -> None:

@@ -13,7 +13,7 @@ from library.utils import nearest_name
 from tools.importers.draft import LOST, SECRET, UNKNOWN, UNSET, Draft, Leaf, Waiting
 from tools.importers.rules import NoCounterpart, Rule, asks, empty, is_one_of
 
-DEEPEST, MOST_KEYS = 12, 20_000
+DEEPEST, MOST_KEYS, MOST_SUGGESTIONS = 12, 20_000, 500
 SECRET_NAMES = re.compile(
     r"(^|_)(api_?keys?|passw(or)?d|secrets?|credentials?|access_key)(_|$)"
     r"|(^|_)(hf|hub|huggingface|access|auth|wandb|api|civitai|github)_?token$|^token$",
@@ -87,6 +87,8 @@ def convert(
 ) -> Draft:
     """The document by the source's rules. Problems are in the draft; ConfigError where it cannot begin."""
     draft = Draft(nearby.folders)
+    if not isinstance(document, dict):
+        raise ConfigError("holds no options: expected names with values.")
     document = source.prepare(document, nearby) if source.prepare else document
     for leaf in leaves(document, source.whole):
         if len(draft.findings) > MOST_KEYS:
@@ -139,7 +141,8 @@ def take(draft: Draft, source: Source, leaf: Leaf, keep_secrets: bool) -> None:
     elif is_secret and not (keep_secrets and rule and rule.target):
         draft.find(SECRET, leaf)
     elif rule is None:
-        draft.find(UNKNOWN, leaf, why=suggestion(source, leaf))
+        many = len(draft.findings) > MOST_SUGGESTIONS  # looking for the nearest takes its time
+        draft.find(UNKNOWN, leaf, why="" if many else suggestion(source, leaf))
     elif rule.idle:
         draft.find(UNSET, leaf, why=rule.why)
     elif not rule.target:

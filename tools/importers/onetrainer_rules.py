@@ -93,6 +93,15 @@ def excluded(value: Any) -> str | None:
     return ",".join(f".*\\.{part}\\..*" for part in BLOCK_PARTS if part not in kept) or None
 
 
+CHANGED_PICTURES = (
+    "enable_crop_jitter enable_fixed_flip enable_random_rotate enable_fixed_rotate "
+    "enable_random_brightness enable_fixed_brightness enable_random_contrast "
+    "enable_fixed_contrast enable_random_saturation enable_fixed_saturation enable_random_hue "
+    "enable_fixed_hue enable_random_circular_mask_shrink enable_random_mask_rotate_crop"
+)
+FROZEN_WEIGHTS = Rule(
+    "train.int8_base", small, asks_not=("NONE", "FLOAT_32", "BFLOAT_16", "FLOAT_16")
+)
 RULES = {
     "training_method": Rule("special.training_method", trained_kind),
     "model_type": Rule("special.model", model),
@@ -104,7 +113,7 @@ RULES = {
     "output_dtype": Rule("train.save_precision", choice(SAVED)),
     "output_model_format": lost("files are safetensors", "SAFETENSORS", "COMFY_LORA", "KOHYA_LORA"),
     "train_dtype": Rule("train.mixed_precision", choice(TRAINED)),
-    **many("weight_dtype transformer.weight_dtype", lambda n: Rule("train.int8_base", small, asks_not=("NONE", "FLOAT_32", "BFLOAT_16", "FLOAT_16"))),
+    **many("weight_dtype transformer.weight_dtype", lambda name: FROZEN_WEIGHTS),
     "learning_rate": Rule("special.rate", number),
     "learning_rate_scheduler": Rule("special.schedule", text),
     "learning_rate_warmup_steps": Rule("special.warmup", number),
@@ -158,7 +167,9 @@ RULES = {
     "optimizer.beta1": Rule("special.beta1", number),
     "optimizer.beta2": Rule("special.beta2", number),
     "optimizer.fused_back_pass": lost("gradients are kept until the update"),
-    "masked_training": lost("move each <name>-masklabel.png into a folder of masks as <name>.png, and set mask_path and masked_loss"),
+    "masked_training": lost(
+        "move each <name>-masklabel.png into a folder of masks as <name>.png, and set mask_path"
+    ),
     "validation": lost("validation_split holds pictures out here"),
     "save_every": Rule("special.save_every", whole),
     "save_every_unit": Rule("special.save_unit", text),
@@ -181,29 +192,35 @@ RULES = {
     "concepts[].text.caption_dropout": Rule("subsets.caption_dropout_rate", number, why="all tags at once there"),
     "concepts[].text.prompt_source": lost("captions are in files called as the pictures", "sample"),
     **many("concepts[].image_variations concepts[].text_variations", lambda name: PICTURES),
-    **many(" ".join(f"concepts[].image.{name}" for name in ["enable_crop_jitter", "enable_fixed_flip", "enable_random_rotate", "enable_fixed_rotate", "enable_random_brightness", "enable_fixed_brightness", "enable_random_contrast", "enable_fixed_contrast", "enable_random_saturation", "enable_fixed_saturation", "enable_random_hue", "enable_fixed_hue", "enable_random_circular_mask_shrink", "enable_random_mask_rotate_crop"]), lambda name: PICTURES),
+    **many(CHANGED_PICTURES, lambda name: PICTURES, "concepts[].image."),
     **many(
-        "__version debug_mode debug_dir workspace_dir cache_dir tensorboard_expose tensorboard_always_on tensorboard_port "
-        "validate_after validate_after_unit continue_last_backup prevent_overwrites include_train_config multi_gpu "
+        "__version debug_mode debug_dir workspace_dir cache_dir tensorboard_expose "
+        "tensorboard_always_on tensorboard_port validate_after validate_after_unit "
+        "continue_last_backup prevent_overwrites include_train_config multi_gpu "
         "device_indexes gradient_reduce_precision fused_gradient_reduce async_gradient_reduce "
         "async_gradient_reduce_buffer async_offloading clear_cache_before_training only_cache "
-        "caching_threads dataloader_threads prefetch_next_batch train_device temp_device fallback_train_dtype "
-        "enable_autocast_cache enable_activation_offloading enable_async_offloading layer_offload_fraction attention_mechanism sample_definition_file_name "
-        "sample_after sample_after_unit sample_skip_first sample_image_format sample_video_format "
-        "sample_audio_format samples_to_tensorboard non_ema_sampling samples backup_after_unit rolling_backup "
-        "rolling_backup_count backup_before_save save_skip_first ema_update_step_interval "
-        "layer_filter_preset scheduler_params", lambda name: PROGRAM,
+        "caching_threads dataloader_threads prefetch_next_batch train_device temp_device "
+        "fallback_train_dtype enable_autocast_cache enable_activation_offloading "
+        "enable_async_offloading layer_offload_fraction attention_mechanism "
+        "sample_definition_file_name sample_after sample_after_unit sample_skip_first "
+        "sample_image_format sample_video_format sample_audio_format samples_to_tensorboard "
+        "non_ema_sampling samples backup_after_unit rolling_backup rolling_backup_count "
+        "backup_before_save save_skip_first ema_update_step_interval layer_filter_preset "
+        "scheduler_params",
+        lambda name: PROGRAM,
     ),
     **many(
-        "frames vb_loss_strength rescale_noise_scheduler_to_zero_terminal_snr force_v_prediction "
-        "force_epsilon_prediction force_circular_padding cep_gamma text_encoder_layer_skip "
-        "text_encoder_sequence_length text_encoder_2_layer_skip text_encoder_2_sequence_length "
-        "text_encoder_3_layer_skip text_encoder_4_layer_skip embedding_learning_rate "
-        "preserve_embedding_norm embedding_weight_dtype unmasked_probability unmasked_weight "
-        "normalize_masked_area_loss masked_prior_preservation_weight custom_conditioning_image "
-        "custom_learning_rate_scheduler bundle_additional_embeddings oft_block_size oft_block_share "
-        "dora_oft oft_scaled oft_clipped_norm oft_cans lora_decompose_norm_epsilon "
-        "lora_decompose_output_axis lokr_use_tucker lokr_weight_decompose lokr_dora_on_output lokr_vec_trick",
+        "frames vb_loss_strength rescale_noise_scheduler_to_zero_terminal_snr "
+        "force_v_prediction force_epsilon_prediction force_circular_padding cep_gamma "
+        "text_encoder_layer_skip text_encoder_sequence_length text_encoder_2_layer_skip "
+        "text_encoder_2_sequence_length text_encoder_3_layer_skip text_encoder_4_layer_skip "
+        "embedding_learning_rate preserve_embedding_norm embedding_weight_dtype "
+        "unmasked_probability unmasked_weight normalize_masked_area_loss "
+        "masked_prior_preservation_weight custom_conditioning_image "
+        "custom_learning_rate_scheduler bundle_additional_embeddings oft_block_size "
+        "oft_block_share dora_oft oft_scaled oft_clipped_norm oft_cans "
+        "lora_decompose_norm_epsilon lora_decompose_output_axis lokr_use_tucker "
+        "lokr_weight_decompose lokr_dora_on_output lokr_vec_trick",
         lambda name: OTHER_MODEL,
     ),
 }  # fmt: skip

@@ -62,9 +62,9 @@ def path_to(target: str) -> Rule:
     return Rule(target, text, is_path=True)
 
 
-def many(names: str, rule: Callable[[str], Rule]) -> dict[str, Rule]:
-    """The same rule for several keys, told their names with spaces between them."""
-    return {name: rule(name) for name in names.split()}
+def many(names: str, rule: Callable[[str], Rule], table: str = "") -> dict[str, Rule]:
+    """A rule for each of several keys of a table, whose names stand with spaces between them."""
+    return {f"{table}{name}": rule(f"{table}{name}") for name in names.split()}
 
 
 def text(value: Any) -> str:

@@ -156,6 +156,10 @@ def dataset_rule(key: str, table: str) -> Rule | None:
         return None
     if KEYS[name].ignored:
         return lost(KEYS[name].ignored)
+    if table == "general" and "g" not in KEYS[name].levels:
+        if name != "image_dir":  # of a folder: without one it means nothing
+            return None
+        table = "subsets"
     return Rule(
         f"{table}.{name}",
         lambda value: read_key(KEYS[name], value),
