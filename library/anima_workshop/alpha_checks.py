@@ -92,7 +92,7 @@ def beside_metadata(
 ) -> Iterator[Finding]:
     """The scale that training had, by its settings, and the one that programs will use."""
     expected = trained_scale(checked)
-    if expected is None or checked.arguments is None or checked.arguments.keys() & set(OWN_RANKS):
+    if expected is None or has_own_ranks(checked):
         return
     if ranked and not given and abs(expected - 1) > ROUNDING:
         yield Finding(
@@ -111,6 +111,11 @@ def beside_metadata(
         f"Alpha / rank is not {expected:g}, which the metadata says training had.",
         f"alpha / 秩 不等于元数据所说的训练值 {expected:g}。",
     )  # fmt: skip
+
+
+def has_own_ranks(checked: Checked) -> bool:
+    """Whether the settings give modules ranks or alphas of their own."""
+    return bool((checked.arguments or {}).keys() & set(OWN_RANKS))
 
 
 def trained_scale(checked: Checked) -> float | None:

@@ -28,15 +28,6 @@ class Coverage:
     others: int
     text_encoder: int
 
-    @property
-    def text(self) -> Text:
-        return Text(
-            f"targets {self.targets[0]} of {self.targets[1]}, norms {self.norms[0]} of {self.norms[1]}, "
-            f"others {self.others}, text encoder {self.text_encoder}",
-            f"目标层 {self.targets[0]} / {self.targets[1]}，归一化层 {self.norms[0]} / {self.norms[1]}，"
-            f"其他 {self.others}，文本编码器 {self.text_encoder}",
-        )
-
 
 def coverage_of(checked: Checked) -> Coverage:
     modules = checked.file.modules

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from library.anima_runtime.family import ANIMA_FILES, MODULES
-from library.anima_workshop.alpha_checks import OWN_RANKS
+from library.anima_workshop.alpha_checks import has_own_ranks
 from library.anima_workshop.checked import Checked, json_object, plain_kind
 from library.anima_workshop.findings import Finding, Severity, Text
 from library.anima_workshop.metadata_numbers import number_in
@@ -77,7 +77,7 @@ def dim_claim(checked: Checked, says: str) -> Answer:
         return None, FULL if checked.scaled else Text.same("-")
     found = ", ".join(f"{rank:g}" for rank in sorted(checked.ranks)[:8])
     ranks = Text(f"ranks {found}", f"秩为 {found}")
-    if says.lower() == "dynamic" or (checked.arguments or {}).keys() & set(OWN_RANKS):
+    if says.lower() == "dynamic" or has_own_ranks(checked):
         return None, ranks
     return number is not None and (number in checked.ranks or number >= FULL_MATRIX_DIM), ranks
 
@@ -92,6 +92,8 @@ def alpha_claim(checked: Checked, says: str) -> Answer:
         return None, Text("no alpha is stored", "没有保存 alpha")
     number = number_in(checked.metadata, "ss_network_alpha")
     found = Text.same(", ".join(f"{alpha:g}" for alpha in stored[:8]))
+    if has_own_ranks(checked):
+        return None, found
     if not number:  # none, or 0: the rank
         return all(m.alpha in (None, m.rank) for m in ranked), found
     return any(abs(alpha / number - 1) < 0.01 for alpha in stored), found
@@ -102,13 +104,12 @@ def args_claim(checked: Checked, says: str) -> Answer:
     arguments = checked.arguments
     if arguments is None:
         return False, UNREAD
-    problems = []
     factor = next((arguments[n] for n in ("lokr_factor", "factor") if n in arguments), None)
-    if factor is not None and wrong_factor(checked, str(factor)):
-        problems.append(Text("other sizes of lokr_w1", "lokr_w1 的尺寸不符"))
-    if problems:
-        return False, problems[0]
-    return (True if factor is not None else None), AS_SAID
+    if factor is None:
+        return None, Text("-", "-")
+    if wrong_factor(checked, str(factor)):
+        return False, Text("other sizes of lokr_w1", "lokr_w1 的尺寸不符")
+    return True, AS_SAID
 
 
 def wrong_factor(checked: Checked, text: str) -> bool:
