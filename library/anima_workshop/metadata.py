@@ -24,9 +24,10 @@ def metadata_of(
 ) -> dict[str, str]:
     """Of a file with these modules, made by `tool` of files; metadata: what theirs said alike."""
     kinds = {row.after for row in rows} & KINDS.trained.keys()
-    changes: dict[str, object] = {"network_module": None}
-    if len(kinds) == 1:
-        changes["network_module"] = next(m for m, kind in MODULES.items() if kind in kinds)
+    changes: dict[str, object] = {}
+    if any(row.before != row.after for row in rows):
+        own = [module for module, kind in MODULES.items() if kind in kinds]
+        changes["network_module"] = own[0] if len(own) == 1 else None
     if ranks := Counter(row.rank for row in rows if row.rank):
         # the most common one, which is what one number can say of them
         changes["network_dim"] = changes["network_alpha"] = ranks.most_common(1)[0][0]

@@ -20,7 +20,7 @@ from networks.kinds.full import SET_WEIGHT
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.kinds.norm import NORM_PARAMETERS
 from networks.kinds.stored import ALPHA, DIFF_B, DORA_SCALE, MAGNITUDE, Factors
-from networks.workshop.adapter_file import BIASES, AdapterFile, NeedsBase
+from networks.workshop.adapter_file import BIASES, AdapterFile
 from networks.workshop.deltas import Delta, LowRank, distance
 from networks.workshop.low_rank import RankRule, approximate
 from networks.workshop.spelling import Spelling
@@ -101,24 +101,23 @@ class Conversion:
         if problems := [*self.malformed()] or [*self.obstacles()]:
             raise AdapterFileError(problems, source=str(file.path))
 
-    def __iter__(self) -> Iterator[Made]:
-        """Every module that is kept; at the end AdapterFileError with all that do not fit."""
-        problems = []
+    def put_into(self, spool: Spool) -> list[Made]:
+        """Every module that is kept, its factors put into the spool by their keys.
+
+        Raises AdapterFileError with all that do not fit.
+        """
+        problems, rows = [], []
         for path in self.kept:
             try:
-                yield self.made(path)
-            except (NeedsBase, ValueError) as error:
+                made = self.made(path)
+            except ValueError as error:
                 problems.append(Problem(f"{error}.", path))
+                continue
+            for factor, tensor in made.factors.items():
+                spool.put(self.key(path, factor), tensor)
+            rows.append(made.summary)
         if problems:
             raise AdapterFileError(problems, source=str(self.file.path))
-
-    def put_into(self, spool: Spool) -> list[Made]:
-        """Every module that is kept, its factors put into the spool by their keys."""
-        rows = []
-        for made in self:
-            for factor, tensor in made.factors.items():
-                spool.put(self.key(made.path, factor), tensor)
-            rows.append(made.summary)
         return rows
 
     def key(self, path: str, factor: str) -> str:
@@ -172,6 +171,8 @@ class Conversion:
     def obstacles(self) -> Iterator[Problem]:
         """What the format cannot hold and nobody said is to be left out; no tensor is read."""
         format_, left = self.target.spelling.name, self.file.left
+        if not self.kept:
+            yield Problem("nothing of the file is left to write.", format_)
         if left and UNKNOWN not in self.target.drop:
             reasons = first_few([f"{key} ({why})" for key, why in left.items()], NAMES_SHOWN)
             message = f"belong nowhere: {reasons}. To leave them out, use --drop {UNKNOWN}."

@@ -103,7 +103,8 @@ class Joining:
         """A delta that a file can hold, and its relative error. Raises ValueError where there is none."""
         is_matrix = len(whole.shape) == 2
         if self.rule is not None and is_matrix and not isinstance(whole, Kronecker):
-            found = approximate(whole, self.rule)
+            matrix = Dense(whole.dense()) if isinstance(whole, Sum) else whole
+            found = approximate(matrix, self.rule)
             return found.delta, found.error
         if isinstance(whole, Sum):
             raise ValueError(

@@ -49,6 +49,8 @@ class Sources:
         found = [p for source in self.files for p in self.obstacles(source.file, text_encoder)]
         if found := found or self.misfits():
             raise AdapterFileError(found)
+        if not self.paths():
+            raise AdapterFileError("nothing of the files is left to merge.")
 
     def misfits(self) -> list[Problem]:
         """Modules whose factors do not fit each other or the model, as far as that needs no base."""

@@ -181,7 +181,9 @@ def test_the_metadata_says_what_the_file_has_become(convert, mixed):
     assert found["modelspec.architecture"] == "anima/lora" and "modelspec.hash_sha256" not in found
     assert found["sshs_model_hash"] != read_header(mixed).metadata["sshs_model_hash"]
     kept = read_header(convert(mixed, "kohya", name="kohya")).metadata
-    assert "ss_network_module" not in kept and "ss_network_dim" not in kept
+    assert kept["ss_network_module"] == "networks.lokr_anima" and "ss_network_dim" not in kept
+    some = read_header(convert(mixed, "comfy", "--rank", 3, "--base", BASE, name="some")).metadata
+    assert some["ss_network_module"] == "networks.lora_anima"
 
 
 def test_nothing_is_written_by_a_dry_run_or_over_a_file_that_is_there(convert, tmp_path, capsys):
@@ -213,6 +215,10 @@ def test_modules_that_do_not_fit_are_all_named(convert, tmp_path):
     with pytest.raises(AdapterFileError) as told:
         convert(tmp_path / "broken.safetensors", "universal")
     assert [p.where for p in told.value.problems] == [f"blocks.{n}.mlp.layer1" for n in range(4)]
+    norms = {"diffusion_model.t_embedding_norm.w_norm": torch.ones(96)}
+    save_file(norms, tmp_path / "broken.safetensors")
+    with pytest.raises(AdapterFileError, match="nothing of the file is left"):
+        convert(tmp_path / "broken.safetensors", "universal", "--drop", "norms")
     assert len(list(tmp_path.iterdir())) == 1
 
 

@@ -49,6 +49,7 @@ TOOLS: dict[str, str] = {
     "into a base": f"merge_lora {LORA} --base {BASE}",
     "lokr into fp8": f"merge_lora {LOKR} --base {BASE} --save_precision fp8",
     "into one": f"merge_lora {LORA} {LORA} --strength 1 0.5",
+    "into one by svd": f"merge_lora {LORA} {LOKR} --rank 32",
     "resize": f"resize_lora {LORA} --rank 8",
     "resize by error": f"resize_lora {LORA} --error 0.5",
     "resize LoKr": f"resize_lora {LOKR} --rank 16",
