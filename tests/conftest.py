@@ -54,7 +54,8 @@ def unchanged_logging():
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
     yield
-    root.setLevel(level)
+    if root.level != level:  # setting it, every logger forgets what it knows
+        root.setLevel(level)
     root.handlers[:] = handlers
 
 
