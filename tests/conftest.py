@@ -17,6 +17,7 @@ from filelock import FileLock
 from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
 from tests.helpers import warm
+from tests.helpers.pictures import SIX, give_pictures
 
 LONG = ("runs", "saving", "tools")
 LONGEST = ("test_verify_resume.py", "test_stopping.py", "test_compiled.py", "test_doctor.py")
@@ -124,11 +125,13 @@ def shared_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run_folder(demo, tmp_path) -> Path:
-    """A folder with the demo's pictures (a copy: caches are written beside them)."""
-    (tmp_path / "pictures").mkdir()
-    for picture in (demo / "pictures").iterdir():
-        (tmp_path / "pictures" / picture.name).write_bytes(picture.read_bytes())
+def run_folder(demo, tmp_path, request) -> Path:
+    """A folder with six of the demo's pictures, or all twelve for a test marked all_pictures.
+
+    Encoding twelve takes as long as training on them.
+    """
+    numbers = range(1, 13) if request.node.get_closest_marker("all_pictures") else SIX
+    give_pictures(demo, tmp_path, numbers)
     return tmp_path
 
 

@@ -24,6 +24,7 @@ def line_of(text: str, start: str) -> str:
     return " ".join(found.split())
 
 
+@pytest.mark.all_pictures
 def test_a_good_run_is_described_and_would_start(demo, run_folder):
     settings = {"max_train_steps": 20, "gradient_checkpointing": True, "huber_c": 0.3}
     argv = config_files(demo, run_folder, settings, num_repeats=2, shuffle_caption=True)
@@ -46,6 +47,7 @@ def test_a_good_run_is_described_and_would_start(demo, run_folder):
     assert f"torch {torch.__version__}" in text
 
 
+@pytest.mark.all_pictures
 def test_looks_at_each_picture_that_are_unusual_for_the_preset_are_said(demo, run_folder):
     settings = {"preset": "character_lora_8gb", "vram_target": "", "max_train_steps": 30}
     text, code = report(config_files(demo, run_folder, settings, num_repeats=2))
@@ -109,6 +111,7 @@ def test_sizes_and_lengths_are_those_of_the_real_run(demo, run_folder):
     assert line_of(again, "latents").startswith("latents 0 B"), "the caches are there now"
 
 
+@pytest.mark.all_pictures
 def test_a_bound_on_cached_text_bounds_what_is_expected(demo, run_folder):
     settings = {"max_train_steps": None, "max_train_epochs": 10, "text_cache_variants": 24}
     text, code = report(config_files(demo, run_folder, settings, shuffle_caption=True))
@@ -172,6 +175,7 @@ def test_a_missing_tokenizer_is_not_fetched_by_a_report(demo, run_folder):
     assert not (run_folder / "t5").exists()
 
 
+@pytest.mark.all_pictures
 def test_problems_of_all_stages_stand_together_with_the_options_they_are_of(demo, run_folder):
     settings = {
         "learning_rate": "1e-4",

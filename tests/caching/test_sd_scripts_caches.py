@@ -306,6 +306,7 @@ def test_texts_are_used_only_for_the_caption_they_were_made_of(
     assert reused(caplog) == count
 
 
+@pytest.mark.all_pictures
 def test_of_changed_captions_only_those_are_encoded(demo, run_folder, caplog):
     save_texts(texts_cached(demo, run_folder))
     forget(run_folder)
@@ -317,6 +318,7 @@ def test_of_changed_captions_only_those_are_encoded(demo, run_folder, caplog):
     assert reused(caplog) == 10
 
 
+@pytest.mark.all_pictures
 def test_texts_that_do_not_fit_are_not_used(demo, run_folder, caplog):
     changes = [
         {"prompt_embeds": np.full((512, 64), np.nan, np.float32)},

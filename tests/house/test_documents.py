@@ -210,6 +210,7 @@ def test_a_command_is_what_the_test_starts_that_is_named_for_it(command):
     assert documented.commands_of(test) == [command]
 
 
+@pytest.mark.all_pictures
 @pytest.mark.parametrize("command", HERE)
 def test_a_command_as_it_stands_does_its_work(demo, run_folder, command):
     config_files(demo, run_folder, {"max_train_steps": 1})

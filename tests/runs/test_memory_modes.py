@@ -13,6 +13,7 @@ from library.saving.stopping import OutOfMemory
 from library.settings.run_config import LoopOptions
 from tests.helpers.running import config_files, make_trainer, report, train
 
+pytestmark = pytest.mark.all_pictures  # steps of two batches each, in the first epoch
 MODES = {
     "cheap": {"recompute": "cheap"},
     "every second": {"gradient_checkpointing": True, "checkpoint_every_n": 2, "recompute": "cheap"},

@@ -27,6 +27,7 @@ def equal(ours, others):
     return all(torch.equal(a, b) for a, b in zip(ours, others, strict=True))
 
 
+@pytest.mark.all_pictures
 @pytest.mark.parametrize("optimizer, reads", [("AdamW", 0), ("AdamWScheduleFree", 1)])
 def test_a_batch_without_finite_latents_moves_nothing_and_training_goes_on(
     demo, run_folder, optimizer, reads

@@ -221,6 +221,7 @@ def test_what_goes_wrong_costs_the_pictures_and_a_new_prompt_is_drawn(demo, run_
     assert (pixels(known.previews.drawn[-1].path) == pixels(late)).all()
 
 
+@pytest.mark.all_pictures
 def test_pictures_are_the_same_whatever_saves_memory_and_without_caches(runs, demo, run_folder):
     _, plain, _ = runs("lora")
     settings = {

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.helpers import warm
@@ -18,6 +19,7 @@ DATASET = ROOT / "configs/smoke/anima_dataset.toml"
 NAME = "anima_smoke"
 
 
+@pytest.mark.all_pictures
 def test_ten_steps_end_with_a_file_comfyui_reads(demo, run_folder):
     dataset = DATASET.read_text(encoding="utf-8")
     dataset_file = run_folder / "dataset.toml"

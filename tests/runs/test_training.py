@@ -144,6 +144,7 @@ def test_training_continues_from_network_weights(demo, run_folder):
     assert all(torch.allclose(before[key], after[key]) for key in before)
 
 
+@pytest.mark.all_pictures
 def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
     settings = {"max_train_steps": None, "max_train_epochs": 1}
     argv = config_files(demo, run_folder, settings, resolution=128)

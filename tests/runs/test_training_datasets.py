@@ -87,6 +87,7 @@ def test_the_loss_counts_inside_the_mask_only(demo, run_folder, source, cached):
     assert torch.allclose(expected_side, half.square().flatten(1).mean(1), rtol=0.02)
 
 
+@pytest.mark.all_pictures
 def test_masked_training_is_the_same_cached_and_uncached(demo, run_folder):
     masks = masks_for(run_folder, left_half)
     results = []

@@ -61,6 +61,7 @@ def entries(found, prefix):
     return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
 
 
+@pytest.mark.all_pictures
 def test_the_file_of_a_plain_run_has_every_entry_of_the_table(demo, run_folder):
     settings = {
         "max_train_steps": 1, "gradient_accumulation_steps": 3, "scale_weight_norms": 1.5,

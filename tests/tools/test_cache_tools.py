@@ -37,6 +37,7 @@ def counts(caplog):
     return found.get("latents"), found.get("captions")
 
 
+@pytest.mark.all_pictures
 def test_a_run_encodes_nothing_after_both_tools(demo, run_folder, caplog):
     settings = {**DISK, "max_train_steps": None, "max_train_epochs": 2}
     argv = config_files(demo, run_folder, settings, **CHANGING)
@@ -61,6 +62,7 @@ def test_the_tools_run_as_programs_with_any_flag_of_the_trainer(demo, run_folder
     assert counts(caplog) == (0, 0)
 
 
+@pytest.mark.all_pictures
 def test_more_texts_than_are_held_at_once_are_left_to_the_training(demo, run_folder, caplog):
     settings = {**DISK, "max_train_steps": None, "max_train_epochs": 4, "text_cache_variants": 24}
     argv = config_files(demo, run_folder, settings, shuffle_caption=True)

@@ -89,8 +89,6 @@ def test_the_eight_configurations_hold_every_pair_of_settings():
 
 def write_run(demo, folder, row, **more) -> list[str]:
     """The files of a configuration of the table, as command-line arguments."""
-    for picture in sorted((folder / "pictures").iterdir())[:12]:
-        picture.unlink()  # half of them, with captions: epochs end soon
     chosen = {name: SWITCHES[name][row[name]] for name in SWITCHES}
     adapter = dict(chosen["adapter"])
     if "network_args" in adapter and row["dropout"]:
