@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.helpers import surroundings
 
 surroundings.as_usual()  # before a library reads its environment
+gc.set_threshold(20_000)  # garbage is looked for 28 times as seldom: a twentieth of the suite's time
 
 import pytest
 import torch

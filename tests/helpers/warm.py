@@ -222,6 +222,7 @@ def import_everything() -> None:
     import gc
     import importlib
 
+    gc.disable()  # nothing is garbage yet
     for module in MODULES:
         with contextlib.suppress(ModuleNotFoundError):  # an optional package
             importlib.import_module(module)
@@ -229,6 +230,7 @@ def import_everything() -> None:
     assert threads == 1, f"{threads} threads: a fork would lack all but one"
     gc.collect()
     gc.freeze()  # what is shared stays shared
+    gc.enable()
 
 
 def serve(listener: socket.socket) -> dict | None:
