@@ -43,7 +43,7 @@ def foreign_message(document: Any, text: str, path: Path) -> str | None:
         if kind.is_it(document):
             cure = kind.advice or f"Import it: {import_command(path)}"
             return f"is a file of {kind.program}, which is not read here. {cure}"
-    if document is None and re.search(r"accelerate(\.exe)?\s+launch", text):
+    if document is None and re.search(r"accelerate(\.exe)?\s+launch|train_network\.py", text):
         return (
             f"is a start script, not a configuration. Import it: {import_command(path)}, or run it "
             "with anima_train_network.py as the program."

@@ -148,6 +148,24 @@ def test_a_file_becomes_what_it_means_and_starts(copies, name):
     assert all(any(word in problem for problem in problems) for word in case.remarks)
 
 
+READ_AS_THEY_ARE = (
+    "sd-scripts",
+    "sd-scripts, pictures elsewhere",
+    "lora-scripts",
+    "lora-scripts, fast",
+)
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in READ_AS_THEY_ARE])
+def test_the_trainer_names_the_command_that_imports_a_file(copies, name):
+    path = copies(ALL[name].folder) / ALL[name].file
+    with pytest.raises(ConfigError) as caught:
+        load_run(["--config_file", str(path)])
+    first = caught.value.problems[0].message
+    program, _, words = first.partition("Import it: python ")[2].rpartition("import_config.py ")
+    assert program.endswith("tools/") and words.partition(",")[0] == str(path)
+
+
 @pytest.fixture(scope="module")
 def exercised(copies) -> set[int]:
     """The rules that the cases of all programs use; programs share some."""
