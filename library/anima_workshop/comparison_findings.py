@@ -185,17 +185,14 @@ def rate_text(
             f"{rate.name.english} {values[0]:g}, the same",
             f"{rate.name.chinese} {values[0]:g}，相同",
         )
-    fits = (values[0] > values[1]) == (factors > 1)
-    goes = (
-        Text("which fits", "与因子大小一致")
-        if fits
-        else Text("which would do the opposite", "与因子大小相反")
-    )
     ratio = values[0] / values[1]
-    return Text(
-        f"{rate.name.english} {shown} ({times(ratio)}), {goes.english}",
-        f"{rate.name.chinese} {shown}（{ratio:.3g} 倍），{goes.chinese}",
-    )
+    english = f"{rate.name.english} {shown} ({times(ratio)})"
+    chinese = f"{rate.name.chinese} {shown}（{ratio:.3g} 倍）"
+    if 1 / ALIKE <= factors <= ALIKE:
+        return Text(english, chinese)
+    if (ratio > 1) == (factors > 1):
+        return Text(f"{english}, which fits", f"{chinese}，与因子大小一致")
+    return Text(f"{english}, which would do the opposite", f"{chinese}，与因子大小相反")
 
 
 def times(ratio: float) -> str:

@@ -64,6 +64,8 @@ def test_fewer_steps_and_a_lower_rate_are_told_beside_smaller_factors(weights, t
         "learning rate 0.0002 : 0.0001 (2 times), which would do the opposite" in training.english
     )
     assert "步数 300 : 1200（0.25 倍），与因子大小一致" in training.chinese
+    alike = told(tmp_path, lora, lora, steps="300")
+    assert "steps 300 : 1200 (0.25 times); " in alike["training"].text.english
     silent = told(tmp_path, lora, lora, steps="many", optimizer="Prodigy")
     assert "steps: it does not say" in silent["training"].text.english
     assert "other optimizers" in silent["training"].text.english
@@ -71,7 +73,9 @@ def test_fewer_steps_and_a_lower_rate_are_told_beside_smaller_factors(weights, t
 
 def test_an_alpha_that_was_folded_in_counts_as_factors_and_this_is_told(weights, tmp_path):
     lora = write_lora(weights, alpha=1.5).tensors
-    bare = {k: t for k, t in changed(lora, "lora_up.weight", 0.5).items() if not k.endswith("alpha")}
+    bare = {
+        k: t for k, t in changed(lora, "lora_up.weight", 0.5).items() if not k.endswith("alpha")
+    }
     found = told(tmp_path, lora, bare)
     assert "1 times = 2 by the scale x 1 by modules" in found["cause"].text.english
     assert found["cause"].advice.english.startswith("B has no alpha")
