@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from library.anima_backend.modelling.params import DiTParams
+from library.anima_doctor import machine
 from library.anima_doctor import page as run_report
 from library.anima_doctor.page import Page, SpaceNeed, size_text
 from library.anima_doctor.run_memory import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 REQUESTS_COUNTED = 60_000  # samples whose captions are made; what lies beyond is extrapolated
 LONGEST_SHOWN = 3
+PINNED = "block inputs and swapped weights"
 HEADER_BYTES = 300  # of a cache file, about
 
 
@@ -223,7 +225,7 @@ class Estimates:
         cache = self.trainer.cfg.cache
         host: dict[str, float] = {}
         if loop.offloads or loop.blocks_to_swap:
-            host["block inputs and swapped weights"] = self.memory.step(loop).in_host
+            host[PINNED] = self.memory.step(loop).in_host
         if cache.cache_latents and not cache.cache_latents_to_disk:
             host["latents"] = self.latents_bytes(only_new=False)
         if cache.cache_text_encoder_outputs:
@@ -235,6 +237,8 @@ class Estimates:
                 host["Qwen, waiting"] = waiting * self.trainer.weight_dtype.itemsize
         kept = ", ".join(f"{what} {size_text(size)}" for what, size in host.items() if size)
         page.line(f"  in the host's memory as well: {kept or 'no caches'}")
+        if warning := machine.pinned_here(host.get(PINNED, 0)):
+            page.line(f"  {warning}")
         if torch.cuda.is_available():
             free, _ = torch.cuda.mem_get_info()
             if total > free:

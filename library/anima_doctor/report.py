@@ -22,6 +22,7 @@ from torch import nn
 from library import train_util
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
+from library.anima_doctor import machine
 from library.anima_doctor import page as run_report
 from library.anima_doctor.estimates import Estimates
 from library.anima_doctor.exposures import exposure_rows, exposure_warnings
@@ -86,14 +87,23 @@ def is_asked(argv: Sequence[str]) -> bool:
 
 def report(argv: Sequence[str], load_run: LoadRun, trainer_class: TrainerClass) -> tuple[str, int]:
     """The report on the run of a command line, and its exit code: 0 when it would start, else 2."""
+    _, text, code = examine(argv, load_run, trainer_class)
+    return text, code
+
+
+def examine(
+    argv: Sequence[str], load_run: LoadRun, trainer_class: TrainerClass
+) -> tuple[Check, str, int]:
+    """What was found out, its report, and the exit code."""
     page = Page(["Report of a check, nothing was trained / 检查报告（未进行训练）"])
     run_report.environment(page)
+    page.table(machine.memory_rows())
     check = Check.of(argv, load_run, trainer_class)
     check.describe(page)
     code = run_report.result(page, check.failures, check.warnings)
     secrets = run_report.secret_values(check.loaded)
     text = visible("\n".join(page.lines), keep="\n")
-    return run_report.scrub(text, secrets) + "\n", code
+    return check, run_report.scrub(text, secrets) + "\n", code
 
 
 def show(text: str) -> None:
@@ -158,6 +168,7 @@ class Check:
         with self.stage("configuration"):
             self.train, datasets, self.anima, self.notes = load_run(argv)
             self.trainer = trainer_class(self.train, datasets, self.anima)
+        self.warnings += machine.warnings_of_compiling(self.train.precision)
         if self.trainer:
             self.ask(self.trainer)
         else:
@@ -325,6 +336,8 @@ class Check:
         page.table(file_rows(self.train, self.anima, self.inspection.params))
         page.heading("Tokenizers", "分词器")
         page.table(self.tokenizer_rows())
+        if self.to_fetch:
+            page.table(machine.network_here())
         page.heading("Dataset", "数据集")
         if self.catalogue is None:
             page.line("  not known: see the result")
