@@ -4,7 +4,10 @@ python tools/doctor.py --config_file train_args.toml --dataset_config dataset.to
 
 Takes the command line of anima_train_network.py. The report is made to be pasted into a bug report:
 keys and tokens are left out, the home folder is ~. Exit code 0 when the run would start, else 2.
-参数与 anima_train_network.py 相同；报告可直接贴到问题反馈里，不含密钥。
+--bundle FILE.zip also writes the report, the settings and the end of the log for a bug report: without
+pictures, captions and names of users.
+参数与 anima_train_network.py 相同；报告可直接贴到问题反馈里，不含密钥。--bundle FILE.zip 另外打包报告、设置和日志
+末尾，供反馈问题用，不含图片、标注和用户名。
 """
 
 import sys
@@ -16,10 +19,13 @@ if (
 
     sys.exit(_launch.as_module(__file__))
 
+import os
 from collections.abc import Sequence
 
 from anima_train_network import AnimaNetworkTrainer, load_run
+from library.anima_doctor import bundle
 from library.anima_doctor import report as doctor
+from library.errors import ConfigError, Problem
 from library.system.program import run_main
 
 
@@ -33,9 +39,30 @@ def main() -> int:
     if {"--help", "-h"} & set(argv):
         print(__doc__, end="")
         return 0
-    text, code = report(argv)
+    argv, file = without_bundle(argv)
+    if file:
+        bundle.check_target(file)
+    check, text, code = doctor.examine(argv, load_run, AnimaNetworkTrainer)
     doctor.show(text)
+    if file and os.environ.get("RANK", "0") == "0":
+        bundle.write(check, text, file)
+        print(f"\n{file}: look through it, then attach it to the bug report / 请先检查内容，再附到问题反馈里")
     return code
+
+
+def without_bundle(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The command line without --bundle, and the file it names. Raises ConfigError without one."""
+    kept, rest, file = [], list(argv), None
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if name != "--bundle":
+            kept.append(word)
+            continue
+        file = value or (rest.pop(0) if rest and not rest[0].startswith("--") else "")
+        if not file:
+            raise ConfigError(Problem("needs the name of a zip file to write.", "--bundle"))
+    return kept, file
 
 
 if __name__ == "__main__":

@@ -1,0 +1,222 @@
+"""A zip for a bug report: the report, the settings, the end of the log, what lies in the output folder.
+
+No pictures and no captions are in it; secrets, and names of users in paths, are blotted out.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from library.anima_doctor.page import SECRET_NAME, scrub, secret_values, value_of
+from library.errors import ConfigError, OutputError, Problem
+from library.settings.config_file import with_suffix
+from library.system.files import replace_file
+from library.system.system_errors import output_errors
+from library.system.text_files import TextFileError, parse_toml, read_text
+
+if TYPE_CHECKING:
+    from library.anima_doctor.report import Check
+
+LOG_LINES = 200
+MOST_FILES = 1000
+SHORTEST = 4  # letters of a caption that is searched for: shorter ones are words of any text
+TEXT_KEYS = re.compile(
+    r"^(caption_prefix|caption_suffix|class_tokens|trigger\w*|\w*prompts?|training_comment|metadata_\w+)$"
+)
+FILES_OF_TEXTS = (".txt", ".toml", ".json", ".jsonl")
+IN_HOMES = re.compile(r"(?i)([\\/](?:home|users|documents and settings)[\\/]+)[^\\/\"'\n<>|:*?]+")
+PUBLIC_NAMES = {"root", "user", "users", "home", "admin", "ubuntu", "runner", "localhost"}
+CONTENTS = """What is in this file, made by tools/doctor.py --bundle:
+
+report.txt           the report on the run
+settings/*.json      the two files of settings, without comments
+versions.txt         the packages that are installed
+output_files.txt     names and sizes of what is in the output folder
+log.txt              the last lines of console_log_file, where it is set
+steps.jsonl          the last lines of the newest loss.jsonl
+
+Left out: pictures, captions, prompts, keys and tokens. *** stands for a secret, a caption or a text of
+yours, USER for a user's or a machine's name. Look through it before you publish it.
+"""
+
+
+@dataclass(frozen=True)
+class Redaction:
+    """secrets: values of secret options. texts: captions and prompts. names: of user and machine."""
+
+    secrets: tuple[str, ...]
+    texts: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def apply(self, text: str) -> str:
+        """The text without secrets, captions and the names of users."""
+        text = scrub(text, self.secrets)
+        for private in self.texts:
+            if private in text:
+                text = re.sub(rf"(?<!\w){re.escape(private)}(?!\w)", "***", text)
+        text = IN_HOMES.sub(r"\1USER", text)
+        for name in self.names:
+            text = re.sub(rf"(?i)(?<![^\W_]){re.escape(name)}(?![^\W_])", "USER", text)
+        return text
+
+
+def check_target(file: str) -> None:
+    """Raises ConfigError or OutputError for a name that no zip can be written to."""
+    path = Path(file)
+    if path.suffix.lower() != ".zip":
+        raise ConfigError(Problem(f"{file} should end in .zip.", "--bundle"))
+    if path.exists():
+        raise OutputError(Problem("is there already. Choose another name.", source=str(path)))
+
+
+def write(check: Check, report: str, file: str) -> None:
+    """The zip for a run that was looked at. Raises OutputError where it cannot be written."""
+    path = Path(file)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with output_errors(path):
+        try:
+            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+                for name, text in parts(check, report):
+                    archive.writestr(name, text)
+            replace_file(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def parts(check: Check, report: str) -> Iterator[tuple[str, str]]:
+    """Each file of the zip: its name and its text."""
+    settings = dict(settings_files(check))
+    redaction = Redaction(
+        tuple(secret_values(check.loaded)),
+        tuple(private_texts(check, settings.values())),
+        tuple(private_names()),
+    )
+    yield "contents.txt", CONTENTS
+    yield "report.txt", redaction.apply(report)
+    for name, content in settings.items():
+        shown = json.dumps(without_texts(content), ensure_ascii=False, indent=1, default=str)
+        yield f"settings/{name}.json", redaction.apply(shown)
+    installed = {f"{each.metadata['Name']}=={each.version}" for each in metadata.distributions()}
+    yield "versions.txt", redaction.apply("\n".join(sorted(installed, key=str.lower)) + "\n")
+    folder = check.train.save.output_dir
+    listing = "\n".join(files_below(Path(folder))) if folder else "output_dir is not set"
+    yield "output_files.txt", redaction.apply(listing + "\n")
+    if check.catalogue is None:
+        yield "log.txt", "left out: the captions that may stand in it are not known\n"
+        return
+    if log := check.train.logging.console_log_file:
+        yield "log.txt", redaction.apply(last_lines(Path(log)))
+    if steps := newest_steps(check):
+        yield "steps.jsonl", redaction.apply(last_lines(steps))
+
+
+def settings_files(check: Check) -> Iterator[tuple[str, Any]]:
+    """What stands in the files of settings, by a name for each; of an unreadable one only that it is."""
+    for dest in ("config_file", "dataset_config"):
+        if dest not in check.loaded.given:
+            continue
+        file = str(value_of(check.loaded, dest))
+        try:
+            yield dest, parse_toml(read_text(with_suffix(file) if dest == "config_file" else file))
+        except (TextFileError, FileNotFoundError):
+            yield dest, "cannot be read: see the report"
+
+
+def without_texts(content: Any, name: str = "") -> Any:
+    """The settings, with *** for secrets and for texts of the user's own."""
+    if isinstance(content, dict):
+        return {key: without_texts(value, key) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_texts(value, name) for value in content]
+    if SECRET_NAME.search(name) or (isinstance(content, str) and is_text(name, content)):
+        return "***"
+    return content
+
+
+def is_text(name: str, value: str) -> bool:
+    """Whether the value of a key is the user's own words, and not a file of them."""
+    return bool(TEXT_KEYS.match(name)) and not value.lower().endswith(FILES_OF_TEXTS)
+
+
+def private_texts(check: Check, contents: Iterable[Any]) -> list[str]:
+    """Captions, prompts and texts in the settings, the longest first."""
+    found: set[str] = set()
+    if check.catalogue:
+        found.update(image.caption or "" for image in check.catalogue.images)
+        found.update(image.caption or "" for image in check.catalogue.held_out)
+    for name, value in (pair for content in contents for pair in leaves(content)):
+        if is_text(name, value):
+            found.add(value)
+        elif TEXT_KEYS.match(name):
+            found.add(prompts_of(value))
+    lines = {line.strip() for text in found for line in text.splitlines()}
+    lines |= {line.partition(" --")[0].strip() for line in lines}
+    return sorted((line for line in lines if len(line) >= SHORTEST), key=len, reverse=True)
+
+
+def prompts_of(file: str) -> str:
+    """The text of a file of prompts; "" where it cannot be read, which the report tells."""
+    try:
+        return read_text(file)
+    except (TextFileError, FileNotFoundError):
+        return ""
+
+
+def leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(key, text) of every text in the settings."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from leaves(value, key)
+    elif isinstance(content, list):
+        for value in content:
+            yield from leaves(value, name)
+    elif isinstance(content, str):
+        yield name, content
+
+
+def private_names() -> list[str]:
+    """The names of the user and of the machine, but those that tell nothing."""
+    found = {Path.home().name, platform.node(), platform.node().partition(".")[0]}
+    try:
+        found.add(getpass.getuser())
+    except (OSError, KeyError, ImportError):  # no such user, as in a container
+        pass
+    names = (name for name in found if len(name) > 2 and name.lower() not in PUBLIC_NAMES)
+    return sorted(names, key=len, reverse=True)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Name and bytes of each file, MOST_FILES at most."""
+    if not folder.is_dir():
+        return ["the folder is not there yet"]
+    lines = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            lines.append(f"{path.stat().st_size:>14,}  {path.relative_to(folder).as_posix()}")
+    return [*lines[:MOST_FILES], *([f"and {len(lines) - MOST_FILES} more"] if lines[MOST_FILES:] else [])]
+
+
+def newest_steps(check: Check) -> Path | None:
+    """The loss.jsonl that was written last below the output folder or logging_dir."""
+    folders: Collection[str | None] = (check.train.save.output_dir, check.train.logging.logging_dir)
+    found = [file for folder in folders if folder for file in Path(folder).rglob("loss.jsonl")]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def last_lines(file: Path) -> str:
+    """LOG_LINES of a text at most; says so where there is none."""
+    try:
+        text = file.read_bytes().decode("utf-8", errors="replace")
+    except OSError as error:
+        return f"cannot be read: {error.strerror}\n"
+    return "\n".join(text.splitlines()[-LOG_LINES:]) + "\n"

@@ -1,0 +1,116 @@
+"""The zip for a bug report: what helps is in it, what is private is not."""
+
+import json
+import os
+import zipfile
+
+import pytest
+
+from library.anima_doctor.bundle import Redaction, check_target
+from library.errors import ConfigError, OutputError
+from tests.helpers import warm
+from tests.helpers.running import config_files
+from tools.doctor import without_bundle
+
+CAPTION, WORDS, PROMPT = "zebra in lilac fog", "uncommon trigger words", "a stilt house at dusk"
+USER = "quillwort"
+PRIVATE = (CAPTION, WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark", "Jane Doe")
+
+
+@pytest.fixture(scope="module")
+def bundled(demo, tmp_path_factory):
+    """The folder of a run with planted secrets, what the command said, and the files of its zip."""
+    folder = tmp_path_factory.mktemp("home") / USER / "run"
+    (folder / "out/logs/run_1").mkdir(parents=True)
+    (folder / "pictures").mkdir()
+    for source in sorted((demo / "pictures").glob("*.png"))[:4]:
+        (folder / "pictures" / source.name).write_bytes(source.read_bytes())
+        (folder / "pictures" / f"{source.stem}.txt").write_text(CAPTION, encoding="utf-8")
+    (folder / "prompts.txt").write_text(f"{PROMPT} --w 64 --h 64\n", encoding="utf-8")
+    (folder / "run.log").write_text(
+        "".join(f"line {i}\n" for i in range(300))
+        + f"drew {PROMPT}\nshortened the caption '{CAPTION}' of C:\\Users\\{USER} S\\b.png\n"
+        + f"https://me:s3cret@example.org by {USER}@host\n",
+        encoding="utf-8",
+    )
+    (folder / "out/run-000001.safetensors").write_bytes(b"x" * 1234)
+    (folder / "out/logs/run_1/loss.jsonl").write_text('{"step": 1}\n', encoding="utf-8")
+    settings = {
+        "wandb_api_key": "0123456789abcdef",
+        "sample_prompts": str(folder / "prompts.txt"),
+        "console_log_file": str(folder / "run.log"),
+        "metadata_author": "Jane Doe",
+        "training_comment": WORDS,
+    }
+    argv = config_files(demo, folder, settings, caption_prefix=WORDS, keep_tokens=1)
+    with open(argv[1], "a", encoding="utf-8") as file:
+        file.write("# my own remark\n")
+    names = {"USER": USER, "LOGNAME": USER, "USERNAME": USER}
+    done = warm.run(
+        ["-m", "tools.doctor", *argv, "--bundle", "bug.zip"], cwd=folder, env={**os.environ, **names}
+    )
+    with zipfile.ZipFile(folder / "bug.zip") as archive:
+        assert archive.testzip() is None
+        parts = {name: archive.read(name).decode("utf-8") for name in archive.namelist()}
+    return folder, done, parts
+
+
+def test_nothing_private_is_in_the_zip(bundled):
+    _, _, parts = bundled
+    found = [(name, word) for name, text in parts.items() for word in PRIVATE if word in text]
+    assert not found
+
+
+def test_what_helps_is_in_the_zip(bundled):
+    _, done, parts = bundled
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(parts) == {
+        *("contents.txt", "report.txt", "versions.txt", "output_files.txt", "log.txt", "steps.jsonl"),
+        *("settings/config_file.json", "settings/dataset_config.json"),
+    }
+    assert "The run would start." in parts["report.txt"]
+    settings = json.loads(parts["settings/config_file.json"])
+    assert settings["learning_rate"] == 1e-3 and settings["wandb_api_key"] == "***"
+    (subset,) = json.loads(parts["settings/dataset_config.json"])["datasets"][0]["subsets"]
+    assert (subset["caption_prefix"], subset["keep_tokens"]) == ("***", 1)
+    assert "1,234  run-000001.safetensors" in parts["output_files.txt"]
+    log = parts["log.txt"].splitlines()
+    assert len(log) == 200 and log[-3] == "drew ***"
+    assert "torch==" in parts["versions.txt"] and parts["steps.jsonl"] == '{"step": 1}\n'
+
+
+def test_the_command_says_where_the_zip_is_and_writes_none_over_another_file(bundled):
+    folder, done, _ = bundled
+    assert "bug.zip: look through it" in done.stdout
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+    with pytest.raises(OutputError, match="is there already"):
+        check_target(str(folder / "bug.zip"))
+    with pytest.raises(ConfigError, match=r"should end in \.zip"):
+        check_target("bug.txt")
+
+
+@pytest.mark.parametrize("typed", [["--bundle", "a.zip"], ["--bundle=a.zip"]])
+def test_the_rest_of_the_command_line_is_the_trainers(typed):
+    assert without_bundle(["--seed", "7", *typed, "--vae", "v"]) == (
+        ["--seed", "7", "--vae", "v"],
+        "a.zip",
+    )
+    with pytest.raises(ConfigError, match="needs the name"):
+        without_bundle(["--bundle", "--seed", "7"])
+
+
+@pytest.mark.parametrize(
+    "path, shown",
+    [
+        ("/home/anna/a.png", "/home/USER/a.png"),
+        ("/Users/anna b/a.png", "/Users/USER/a.png"),
+        (r"C:\Users\Anna B\a.png", r"C:\Users\USER\a.png"),
+        (r"'C:\\Users\\Anna\\a.png'", r"'C:\\Users\\USER\\a.png'"),
+        ("/mnt/c/Users/anna", "/mnt/c/Users/USER"),
+        ("D:/data/home/x", "D:/data/home/USER"),
+        ("/tmp/quill_wort/wortel", "/tmp/quill_USER/wortel"),
+        ("/srv/homes/anna", "/srv/homes/anna"),
+    ],
+)
+def test_names_of_users_in_paths_of_every_system_are_blotted_out(path, shown):
+    assert Redaction((), (), ("wort",)).apply(path) == shown
