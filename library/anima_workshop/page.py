@@ -16,6 +16,8 @@ from library.reporting.page import page
 from library.reporting.strength import place_of
 
 Cell = Text | str | float | None
+GENERATOR = "adapter page v1"
+"""Another than that of runs, whose index would else take such a page for an old one of its own."""
 PLACES_SHOWN = 40
 """Of a finding. The JSON of a tool has them all."""
 
@@ -102,7 +104,7 @@ class AdapterPage:
     verdict: Text | None = None
 
     def html(self) -> str:
-        return page(self.title, "adapters.js", {"adapters": self.data()})
+        return page(self.title, "adapters.js", {"adapters": self.data()}, generator=GENERATOR)
 
     def data(self) -> dict[str, Any]:
         severity = worst(self.findings)

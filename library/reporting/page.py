@@ -22,16 +22,20 @@ from library.system.text_files import json_text
 
 ASSETS = Path(__file__).parent / "assets"
 GENERATOR = "training report v1"
-"""In every page of ours, so that a file of somebody else is not taken for one."""
+"""In every page about runs, so that a file of somebody else is not taken for one."""
 MARKS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "<>&\u2028\u2029"}
 
 
-def page(title: str, program: str, blocks: Mapping[str, Any], *, live: bool = False) -> str:
+def page(
+    title: str, program: str, blocks: Mapping[str, Any], *, live: bool = False,
+    generator: str = GENERATOR,
+) -> str:  # fmt: skip
     """The page as text.
 
-    program: the file of assets/ that draws it, after those that all pages share
-    blocks:  the data by the name under which the program looks for it
-    live:    it may ask the server it came from
+    program:   the file of assets/ that draws it, after those that all pages share
+    blocks:    the data by the name under which the program looks for it
+    live:      it may ask the server it came from
+    generator: what kind of page it is
     """
     style, script = asset("page.css"), asset("shared.js", "charts.js", program)
     policy = "; ".join(
@@ -53,7 +57,7 @@ def page(title: str, program: str, blocks: Mapping[str, Any], *, live: bool = Fa
         "<!doctype html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f'<meta name="generator" content="{GENERATOR}">\n'
+        f'<meta name="generator" content="{generator}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{html.escape(as_utf8(title))}</title>\n{data}"

@@ -12,6 +12,7 @@ import pytest
 from library.reporting.index import read_summary, write_index
 from library.reporting.page import blocks_of
 from library.reporting.record import FORMAT, Outline
+from tests.helpers.adapter_pages import page_of
 from tests.helpers.running import config_files, make_trainer, train
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -169,6 +170,8 @@ def test_many_runs_in_a_folder_are_compared(runs, tmp_path, caplog):
     assert [run["file"] for run in listed] == ["a_report.html", "b & c_report.html"]
     assert listed[0]["settings"]["max_train_steps"] == "6" and listed[0]["curves"]["loss/average"]["steps"] == [1, 2, 3, 4, 5, 6]
     assert read_summary(tmp_path / "index.html") is None
-    (tmp_path / "index.html").write_text("mine")
-    write_index(tmp_path)
-    assert (tmp_path / "index.html").read_text() == "mine" and "it stays" in caplog.text
+    for other in ("mine", page_of().html()):
+        (tmp_path / "index.html").write_text(other)
+        caplog.clear()
+        write_index(tmp_path)
+        assert (tmp_path / "index.html").read_text() == other and "it stays" in caplog.text
