@@ -28,13 +28,15 @@ def in_dtype(tensor: Tensor, factor: str, dtype: torch.dtype) -> Tensor:
 
 
 def put_left(out: Spool, file: AdapterFile) -> None:
-    """What belongs to no module, byte for byte. Raises AdapterFileError for what cannot be read."""
-    odd = {key: file.header.entries[key].dtype for key in file.left}
-    problems = [
-        Problem(f"is stored as {dtype}, which is not read.", key)
-        for key, dtype in odd.items()
-        if dtype not in READABLE
-    ]
+    """What belongs to no module, byte for byte, after all else. Raises AdapterFileError for what cannot
+    be read, or has the name of something new."""
+    problems = []
+    for key in file.left:
+        dtype = file.header.entries[key].dtype
+        if dtype not in READABLE:
+            problems.append(Problem(f"is stored as {dtype}, which is not read.", key))
+        elif key in out.plan:
+            problems.append(Problem(f"is in the way of a new tensor; {file.left[key]}.", key))
     if problems:
         raise AdapterFileError(problems, source=str(file.path))
     for key in file.left:

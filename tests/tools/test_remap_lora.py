@@ -114,6 +114,19 @@ def test_the_new_models_file_says_what_fits(tmp_path):
     assert len(told.value.problems) == 2 and "for a weight of shape (3, 3)" in str(told.value)
 
 
+def test_a_second_name_in_the_way_is_told(tmp_path):
+    """Block 1 is there under two names, of which one is kept aside; block 0 would take it."""
+    names = ["lora_unet_blocks_0_mlp_layer1", "lora_unet_blocks_1_mlp_layer1"]
+    names.append("diffusion_model.blocks.1.mlp.layer1")
+    tensors = {
+        f"{name}.lora_{part}.weight": torch.ones(2, 2) for name in names for part in ("up", "down")
+    }
+    save_file(tensors, tmp_path / "in.safetensors")
+    words = ["--blocks", 3, "--map", "0=1", "1=0"]
+    with pytest.raises(AdapterFileError, match="in the way of a new tensor; names the same tensor"):
+        run(tmp_path / "in.safetensors", "--output", tmp_path / "out.safetensors", *words)
+
+
 def test_all_that_is_wrong_is_told_at_once(tmp_path):
     words = ["--map", "x=1", "0-3=0-1", "5=1", "5=2", "--from_blocks", 0]
     with pytest.raises(ConfigError) as told:
