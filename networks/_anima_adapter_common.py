@@ -24,6 +24,7 @@ from networks._anima_arguments import (
 from networks.arguments import SOURCE, argument_text, read_arguments, read_number
 from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_adapter
 from networks.kinds.adapter import Dropout
+from networks.kinds.decomposed import with_magnitudes, without_magnitudes
 from networks.kinds.kind import FULL_MATRIX_DIM, KindArguments, Kinds, Request
 from networks.kinds.linear import LinearAdapter, is_adaptable_linear
 from networks.kinds.norm import Norm, is_adaptable_norm
@@ -49,6 +50,7 @@ ELSEWHERE = {
     "algo": "the kind is chosen by --network_module: networks.lora_anima or networks.lokr_anima.",
     "preset": "modules are chosen by target_modules, exclude_patterns and include_patterns here.",
     "dropout": "use --network_dropout.",
+    "wd_on_out": "the magnitudes of dora_wd are those of the outputs, as with true; remove it.",
     "conv_dim": "Anima has no convolutions to adapt; remove it.",
     "conv_alpha": "Anima has no convolutions to adapt; remove it.",
 }
@@ -136,7 +138,7 @@ class AnimaNetworks:
         elsewhere = ELSEWHERE | self.of_other_kinds()
         try:
             shared, own = read_arguments(
-                (AdapterArguments, self.own), values, ALIASES | self.own.ALIASES, elsewhere
+                (AdapterArguments, self.own), values, {**ALIASES, **self.own.ALIASES}, elsewhere
             )
         except ConfigError as error:
             problems += error.problems
@@ -177,7 +179,8 @@ class AnimaNetworks:
                 request.alpha if target.alpha is None else target.alpha, rank,
                 rank_stabilized=plan.arguments.rslora,
             )  # fmt: skip
-            return plan.own.make(target.module, rank, alpha, request.dropout)
+            adapter = plan.own.make(target.module, rank, alpha, request.dropout)
+            return with_magnitudes(adapter, target.module) if plan.arguments.dora_wd else adapter
 
         placements = place_on_targets(selection, make, rates_of(plan.arguments))
         asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
@@ -234,7 +237,8 @@ def as_texts(own: KindArguments) -> dict[str, str]:
 
 def log_remarks(network: AdapterNetwork, plan: Plan) -> None:
     """Say once what was asked for and has no effect."""
-    adapters = linear_adapters(network.placements)
+    plain = map(without_magnitudes, linear_adapters(network.placements))
+    adapters = [adapter for adapter in plain if isinstance(adapter, LinearAdapter)]
     for remark in plan.own.remarks(adapters, plan.request):
         logger.warning(remark)
     if plan.arguments.rslora and all(adapter.rank is None for adapter in adapters):
@@ -281,6 +285,7 @@ def without_choices(plan: Plan, source: str) -> Plan:
         include_patterns=default.include_patterns,
         network_reg_dims=default.network_reg_dims,
         network_reg_alphas=default.network_reg_alphas,
+        dora_wd=default.dora_wd,
         rslora=default.rslora,
     )
     own = type(plan.own)()

@@ -26,7 +26,12 @@ LLM_ADAPTER_TARGETS = (
 )
 ADALN_TARGETS = (r"re:^blocks\.\d+\.adaln_modulation_(self_attn|cross_attn|mlp)\.[12]$",)
 NO_LINEARS = ("none",)
-ALIASES = {"rs_lora": "rslora", "use_rslora": "rslora"}
+ALIASES = {
+    "use_dora": "dora_wd",
+    "weight_decompose": "dora_wd",
+    "rs_lora": "rslora",
+    "use_rslora": "rslora",
+}
 """Other names of arguments that all kinds have."""
 
 # Component -> how its modules are recognised, first match first. Its rate: <name>_lr.
@@ -45,6 +50,7 @@ class AdapterArguments:
 
     target_modules: None is the default list, ("none",) adapts no Linear (norms only)
     train_adaln:    adapts the blocks' modulations by sigma too, beside target_modules
+    dora_wd:        trains a magnitude for each output too (DoRA)
     rslora:         the scale is alpha / sqrt(rank)
     *_lr:           of a component; 0 freezes it
     """
@@ -69,6 +75,7 @@ class AdapterArguments:
     mod_lr: float | None = None
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
+    dora_wd: bool = False
     rslora: bool = False
     verbose: bool = False
 

@@ -31,7 +31,7 @@ from networks.kinds.adapter import AdaptedModule, merged_parameters
 from networks.kinds.kind import Kinds
 from networks.kinds.linear import LinearAdapter, copies_for
 from networks.kinds.norm import NormDelta
-from networks.kinds.stored import ALPHA
+from networks.kinds.stored import ALPHA, DORA_SCALE
 from networks.kinds.table import KINDS
 from networks.norm_limit import limit_norms
 from networks.placements import Placement, fill_from_file
@@ -235,16 +235,20 @@ class AdapterNetwork:
             logger.info(line)
 
     def export_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Key -> tensor on the CPU: factors in `dtype` if it can hold them, alpha in float32."""
-        factors, alphas = {}, {}
+        """Key -> tensor on the CPU: factors in `dtype` if it can hold them, alpha in float32.
+
+        So are magnitudes, by which whole weights are multiplied.
+        """
+        factors: dict[str, Tensor] = {}
+        exact: dict[str, Tensor] = {}
         for placement in self.exported():
             adapter = placement.adapter
-            for name, factor in adapter.factors().items():
+            for name, factor in adapter.stored().items():
                 key = encode(placement.path, name, kinds=self.settings.kinds)
-                factors[key] = factor.detach().cpu()
+                (exact if name == DORA_SCALE else factors)[key] = factor.cpu()
             if adapter.alpha is not None:
-                alphas[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
-        return in_precision(factors, dtype) | alphas
+                exact[encode(placement.path, ALPHA)] = torch.tensor(adapter.alpha)
+        return in_precision(factors, dtype) | exact
 
     def exported(self) -> list[Placement]:
         """What a file holds; not adapters that are untrained and unfilled: a difference of zero."""

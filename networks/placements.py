@@ -15,16 +15,21 @@ from torch import Tensor, nn
 from library.errors import AdapterFileError, Problem
 from networks.codec import DecodedFile
 from networks.kinds.adapter import Adapter, Dropout
+from networks.kinds.decomposed import decomposed_as_file
 from networks.kinds.kind import Kinds
 from networks.kinds.linear import LinearAdapter
 from networks.kinds.norm import KIND as NORM
 from networks.kinds.norm import NormDelta
-from networks.kinds.stored import ALPHA, is_finite, stored_alpha
+from networks.kinds.stored import ALPHA, DORA_SCALE, is_finite, stored_alpha
 from networks.targets import Selection, Target
 
 logger = logging.getLogger(__name__)
 
 NAMED_AT_MOST = 5
+NO_MAGNITUDES = (
+    "is DoRA's magnitude, and this run trains none. Set dora_wd=true in network_args, or "
+    "--dim_from_weights; else --base_weights can merge it."
+)
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Placement:
 
     def parameter_names(self) -> list[str]:
         """The model's names of the factors, once attached."""
-        return [f"{self.path}.adapter.{name}" for name in self.adapter.factors()]
+        return [f"{self.path}.adapter.{name}" for name in self.adapter.parameter_names()]
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ def adapters_as_file(
                 module = "norm" if linear is None else "Linear"
                 raise ValueError(f"has the factors of a {kind.name}, but is a {module}")
             if linear is not None and kind.training is not None:
-                adapters[path] = kind.training.as_file(linear, factors, dropout)
+                plain = kind.training.as_file(linear, factors, dropout)
+                adapters[path] = decomposed_as_file(plain, linear, factors)
         except ValueError as error:
             problems.append(Problem(f"{error}.", path))
     if problems:
@@ -133,11 +139,13 @@ def misfits(placement: Placement | None, factors: Mapping[str, Tensor]) -> list[
     if placement is None:
         advice = "this run does not adapt this module (see target_modules, train_norm)."
         return [(factor, advice) for factor in factors]
-    expected = {name: tuple(p.shape) for name, p in placement.adapter.factors().items()}
+    expected = {name: tuple(t.shape) for name, t in placement.adapter.stored().items()}
     found = {name: tuple(tensor.shape) for name, tensor in factors.items() if name != ALPHA}
     wrong = []
     for name, shape in found.items():
-        if name not in expected:
+        if name == DORA_SCALE and name not in expected:
+            wrong.append((name, NO_MAGNITUDES))
+        elif name not in expected:
             wrong.append((name, f"unexpected; this run has {describe_shapes(expected)} here."))
         elif shape != expected[name]:
             wrong.append((name, f"has shape {shape}, expected {expected[name]}."))

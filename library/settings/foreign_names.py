@@ -132,6 +132,9 @@ NETWORK_ARGS = {
     "full_matrix": "lokr_full_matrix",
     "lokr_decompose_both": "lokr_decompose_both",
     "decompose_both": "lokr_decompose_both",
+    "dora_wd": "dora_wd",
+    "use_dora": "dora_wd",
+    "weight_decompose": "dora_wd",
     "rslora": "rslora",
     "rs_lora": "rslora",
     "use_rslora": "rslora",
@@ -153,9 +156,9 @@ KINDS = ("algo", "lycoris_algo", "use_lokr", "use_loha", "lora_type", "network_t
 """Other words for the kind of adapter."""
 
 LYCORIS_ONLY = (
-    "preset", "conv_dim", "conv_alpha", "conv_rank", "dora_wd", "use_dora", "use_tucker", "use_cp",
-    "use_scalar", "bypass_mode", "unbalanced_factorization", "block_dims",
-    "rank_dropout_scale", "constraint", "rescaled", "weight_decompose",
+    "preset", "conv_dim", "conv_alpha", "conv_rank", "wd_on_out", "use_tucker",
+    "use_cp", "use_scalar", "bypass_mode", "unbalanced_factorization", "block_dims",
+    "rank_dropout_scale", "constraint", "rescaled",
 )  # fmt: skip
 """What decides LyCORIS's adapters and has no counterpart here."""
 

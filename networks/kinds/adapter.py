@@ -54,6 +54,14 @@ class Adapter(nn.Module):
         """The trainable tensors by factor name."""
         return dict(self.named_parameters(recurse=False))
 
+    def parameter_names(self) -> list[str]:
+        """How the factors are called as parameters of this module, in their order."""
+        return list(self.factors())
+
+    def stored(self) -> dict[str, Tensor]:
+        """What files hold of the factors, by their names."""
+        return {name: factor.detach() for name, factor in self.factors().items()}
+
     def adopt(self, base: nn.Module) -> AdaptedModule:
         """The module that takes the place of `base` and carries this adapter."""
         raise NotImplementedError

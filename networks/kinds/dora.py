@@ -1,4 +1,4 @@
-"""DoRA, read to be merged: a magnitude beside the factors of another kind.
+"""DoRA in files: a magnitude beside the factors of another kind, as it is merged.
 
 dora_scale, as LyCORIS writes it, and PEFT's lora_magnitude_vector differ in whose norm is replaced.
 """

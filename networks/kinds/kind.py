@@ -26,7 +26,6 @@ COMMON_FACTORS: Mapping[str, Sequence[str]] = {
 }
 _MERGE = "not trained here; --base_weights can merge it"
 COMMON_MERGED_ONLY = {
-    DORA_SCALE: f"DoRA, {_MERGE}",
     DIFF_B: f"a difference of full rank, {_MERGE}",
 }
 COMMON_TOOLS_ONLY = {

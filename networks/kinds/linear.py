@@ -48,6 +48,15 @@ class LinearAdapter(Adapter):
         """The Linear's output with this adapter, whose strength is not 0."""
         raise NotImplementedError
 
+    def use_copies(self, copies: Copies) -> None:
+        self.copies = copies
+
+    def module_mask(self, x: Tensor) -> Tensor | None:
+        """0 or 1 for the whole of this call; None without module dropout."""
+        if not (self.training and self.dropout.module):
+            return None
+        return keep_mask((), self.dropout.module, x)
+
     def limit_norm(self, limit: float) -> Tensor:
         """Shrink the weight difference to this Frobenius norm; returns what the norm was.
 
@@ -135,12 +144,6 @@ class AdditiveAdapter(LinearAdapter):
         strength = self.scale * self.multiplier
         return strength if mask is None else strength * mask
 
-    def module_mask(self, x: Tensor) -> Tensor | None:
-        """0 or 1 for the whole of this call; None without module dropout."""
-        if not (self.training and self.dropout.module):
-            return None
-        return keep_mask((), self.dropout.module, x)
-
 
 def chain_norm(chain: Sequence[Tensor]) -> Tensor:
     """The Frobenius norm of the matrices applied in turn, by their Gram matrices alone."""
@@ -154,5 +157,5 @@ def copies_for(adapters: Sequence[LinearAdapter], dtype: torch.dtype) -> Copies:
     """One copy of the factors of these adapters for each pass; to be called before the model's forward."""
     copies = Copies([factor for each in adapters for factor in each.parameters()], dtype)
     for adapter in adapters:
-        adapter.copies = copies
+        adapter.use_copies(copies)
     return copies

@@ -17,6 +17,7 @@ from torch import Tensor
 from library.errors import AdapterFileError
 from networks.codec import KeyDecoder, decode_tensors
 from networks.kinds.adapter import Adapter
+from networks.kinds.decomposed import without_magnitudes
 from networks.kinds.linear import AdditiveAdapter
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.kinds.stored import ALPHA, Factors, stored_scale
@@ -84,18 +85,19 @@ def compared(
     if error is not None:
         yield from approximated(adapter, stored, written, error)
         return
-    own = adapter.factors()
+    own = adapter.stored()
     if stored.keys() != own.keys():
         yield f"has {', '.join(sorted(stored))} instead of {', '.join(sorted(own))}"
         return
-    scale = adapter.scale if isinstance(adapter, AdditiveAdapter) else 1.0
+    additive = without_magnitudes(adapter)
+    scale = additive.scale if isinstance(additive, AdditiveAdapter) else 1.0
     found_scale = stored_scale(factors, adapter.rank)
     folded = ALPHA not in factors  # then the scale is inside the factor that starts at zero
     if not folded and not math.isclose(found_scale, scale, rel_tol=SCALES_APART):
         yield f"has scale {found_scale:g} instead of {scale:g}"
     for name, parameter in own.items():
         inside = scale / found_scale if folded and name == adapter.zero_factor else 1.0
-        expected = inside * parameter.detach().to("cpu", torch.float32)
+        expected = inside * parameter.to("cpu", torch.float32)
         if wrong := moved(stored[name], expected, written.dtype):
             yield f"has {name} {wrong}"
 

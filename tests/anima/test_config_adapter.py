@@ -221,14 +221,14 @@ def test_another_module_is_an_error_naming_both(module, advice):
 
 def test_lycoris_is_answered_with_the_equivalent_lines():
     words = ["algo=lokr", "factor=8", "decompose_both=true", "rank_dropout=0.1", "dropout=0.2",
-             "preset=full", "dora_wd=true"]  # fmt: skip
+             "preset=full", "use_tucker=true"]  # fmt: skip
     (message,) = messages("--network_module", "lycoris.kohya", "--network_args", *words)
     assert 'network_module = "networks.lokr_anima"' in message
     arguments = ("lokr_factor=8", "train_norm=false", "train_llm_adapter=false",
                  "lokr_decompose_both=true", "rank_dropout=0.1")  # fmt: skip
     assert f"network_args = [{', '.join(map(quoted, arguments))}]" in message
     assert "network_dropout = 0.2." in message
-    assert message.endswith("Without counterpart: preset, dora_wd.")
+    assert message.endswith("Without counterpart: preset, use_tucker.")
     assert not check_lokr(4, 1.0, None, **dict(each.split("=") for each in arguments))
 
 

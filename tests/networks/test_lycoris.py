@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from networks.kinds.decomposed import Decomposed
+from networks.kinds.dora import as_dora_scale
 from networks.kinds.lokr import LoKr, factorize, lokr_shape
 from networks.kinds.lora import LoRA
 from networks.kinds.stored import training_alpha
@@ -96,3 +98,22 @@ def test_rslora_scales_and_writes_alpha_as_lycoris_does(name):
     mine = LoKr(lokr_shape((48, 32), 3, -1), alpha) if is_lokr else LoRA(32, 48, 3, alpha)
     assert mine.scale == pytest.approx(theirs.scale, rel=1e-6)
     assert mine.alpha == pytest.approx(theirs.alpha.item(), rel=1e-6)
+
+
+def test_a_magnitude_of_lycoris_becomes_one_that_trains_to_the_same_weight():
+    """LyCORIS brings the rows of the sum to its magnitude, ours (and ComfyUI's) relates it to the base."""
+    base, alpha = nn.Linear(32, 48, bias=False), 2.0
+    locon = pytest.importorskip("lycoris.modules.locon", reason=REASON).LoConModule
+    theirs = locon("x", base, 1.0, 3, alpha, weight_decompose=True, wd_on_out=True)
+    inner = LoRA(32, 48, 3, alpha)
+    mine = Decomposed(inner, base)
+    with torch.no_grad():
+        for factor in (theirs.lora_up.weight, theirs.dora_scale):
+            factor.add_(0.1 * torch.rand_like(factor))
+        down, up = theirs.lora_down.weight, theirs.lora_up.weight
+        change = alpha / 3 * up @ down
+        magnitude = as_dora_scale(change, base.weight, theirs.dora_scale.flatten())
+        mine.fill({"lora_down": down, "lora_up": up, "dora_scale": magnitude}, base, ())
+        inner.alpha = alpha
+        merged = mine.merged({"weight": base.weight})["weight"]
+        torch.testing.assert_close(merged, theirs.get_merged_weight()[0], rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from tests.helpers.written_adapters import (
     Written,
     assert_same,
     difference,
-    dora_of_rows,
+    dora_of_columns,
     live_differences,
     loha,
     start,
@@ -145,7 +145,7 @@ def test_ranks_of_the_file_may_differ_from_layer_to_layer(demo, run_folder, base
 
 BAD_STARTS = {
     "LoHa": (loha, "--base_weights can merge it"),
-    "DoRA": (dora_of_rows, "--base_weights can merge it"),
+    "DoRA of inputs": (dora_of_columns, "--base_weights can merge it"),
     "full difference": (difference, "--base_weights can merge it"),
 }
 

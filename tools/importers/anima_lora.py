@@ -57,7 +57,7 @@ SHARED_RULES = {
     "use_vae_cache": Rule("train.cache_latents_to_disk", loosely(switch)),
     "use_text_cache": Rule("train.cache_text_encoder_outputs_to_disk", loosely(switch)),
     **many(
-        "use_timestep_mask min_rank alpha_rank_scale use_ortho use_dora use_hydra use_moe down_init "
+        "use_timestep_mask min_rank alpha_rank_scale use_ortho use_hydra use_moe down_init "
         "use_reft reft_dim reft_layers add_reft",
         lambda name: lost(OTHER_ADAPTER.why, 1, 1.0, "kaiming"),
     ),

@@ -158,7 +158,7 @@ RULES = {
     "lokr_dim": Rule("special.lokr_dim", whole),
     "lora_alpha": Rule("train.network_alpha", number),
     "lora_model_name": path_to("train.network_weights"),
-    "lora_decompose": lost("DoRA has no counterpart"),
+    "lora_decompose": lost("magnitudes of inputs there; those of outputs are trained by network_args dora_wd=true"),
     "lora_weight_dtype": lost("factors are float32 here; full_bf16 = true is the small form", "FLOAT_32"),
     "lokr_decompose_factor": Rule("network.lokr_factor", whole),
     "lokr_decompose_both": Rule("network.lokr_decompose_both", switch),
