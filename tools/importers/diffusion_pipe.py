@@ -35,9 +35,9 @@ ASPECTS = lost("there wider pictures are cropped to it, and here min_ar and max_
 
 
 def batch(value: Any) -> int:
-    """One number; one for each resolution has no counterpart."""
+    """One number; which of several is for which resolution depends on the dataset's file."""
     if isinstance(value, list):
-        raise NoCounterpart("all resolutions share one batch size here: set batch_size")
+        raise NoCounterpart("write it in dataset.toml, such as batch_size = {512 = 4, 1024 = 1}")
     return loosely(whole)(value)
 
 
