@@ -6,6 +6,7 @@ import torch
 from networks import lokr_anima, lora_anima
 from networks.kinds.adapter import merged_parameters
 from tests.helpers.tiny import assert_matches_golden, golden, golden_vectors, tiny_transformer
+from tests.helpers.workshop import outputs
 
 pytestmark = pytest.mark.golden
 FILES = {"lora": lora_anima, "lokr_full": lokr_anima, "lokr_low": lokr_anima}
@@ -17,17 +18,6 @@ def loaded(name):
         1.0, str(golden(f"adapter_{name}.safetensors")), None, None, model, for_inference=True
     )
     return model, network
-
-
-def outputs(model):
-    vectors = golden_vectors()
-    with torch.no_grad():
-        velocity = model(
-            vectors["in.x.sq"][:, :, 0], vectors["in.t.sq"], vectors["in.qwen_hidden.a"],
-            vectors["in.t5_ids.a"],
-        )  # fmt: skip
-        context = model.preprocess_text_embeds(vectors["in.qwen_hidden.a"], vectors["in.t5_ids.a"])
-    return velocity, context
 
 
 def check_outputs(model, name):
