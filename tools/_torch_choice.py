@@ -72,7 +72,9 @@ def choose(machine: Machine) -> Choice:
         if machine.driver >= build.drivers[machine.os_name]:
             return Choice(build.name, f"torch for CUDA, {build.name}: {card} / 显卡版 torch")
     if not usable:
-        return Choice("cpu", f"torch for the CPU: no build has code for this card ({card}) / CPU 版 torch")
+        return Choice(
+            "cpu", f"torch for the CPU: no build has code for this card ({card}) / CPU 版 torch"
+        )
     wanted = dotted(usable[-1].drivers[machine.os_name])
     return Choice(
         "cpu",

@@ -46,7 +46,9 @@ def main() -> int:
     doctor.show(text)
     if file and os.environ.get("RANK", "0") == "0":
         bundle.write(check, text, file)
-        print(f"\n{file}: look through it, then attach it to the bug report / 请先检查内容，再附到问题反馈里")
+        print(
+            f"\n{file}: look through it, then attach it to the bug report / 请先检查内容，再附到问题反馈里"
+        )
     return code
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LOG_LINES = 200
 MOST_FILES = 1000
 SHORTEST = 4  # letters of a caption that is searched for: shorter ones are words of any text
+CUT = 20  # letters by which the beginning of a longer one is known
 TEXT_KEYS = re.compile(
     r"^(caption_prefix|caption_suffix|class_tokens|trigger\w*|\w*prompts?|training_comment|metadata_\w+)$"
 )
@@ -64,6 +65,8 @@ class Redaction:
         for private in self.texts:
             if private in text:
                 text = re.sub(rf"(?<!\w){re.escape(private)}(?!\w)", "***", text)
+            elif len(private) > CUT and private[:CUT] in text:  # the report ends long values so
+                text = re.sub(rf"{re.escape(private[:CUT])}[^\n]*?\.\.\.", "***...", text)
         text = IN_HOMES.sub(r"\1USER", text)
         for name in self.names:
             text = re.sub(rf"(?i)(?<![^\W_]){re.escape(name)}(?![^\W_])", "USER", text)
@@ -96,9 +99,10 @@ def write(check: Check, report: str, file: str) -> None:
 def parts(check: Check, report: str) -> Iterator[tuple[str, str]]:
     """Each file of the zip: its name and its text."""
     settings = dict(settings_files(check))
+    typed = {dest: item.value for dest, item in check.loaded.given.items()}
     redaction = Redaction(
         tuple(secret_values(check.loaded)),
-        tuple(private_texts(check, settings.values())),
+        tuple(private_texts(check, [*settings.values(), typed])),
         tuple(private_names()),
     )
     yield "contents.txt", CONTENTS
@@ -161,6 +165,7 @@ def private_texts(check: Check, contents: Iterable[Any]) -> list[str]:
             found.add(prompts_of(value))
     lines = {line.strip() for text in found for line in text.splitlines()}
     lines |= {line.partition(" --")[0].strip() for line in lines}
+    lines |= {json.dumps(line, ensure_ascii=False)[1:-1] for line in lines}
     return sorted((line for line in lines if len(line) >= SHORTEST), key=len, reverse=True)
 
 
@@ -186,7 +191,8 @@ def leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def private_names() -> list[str]:
     """The names of the user and of the machine, but those that tell nothing."""
-    found = {Path.home().name, platform.node(), platform.node().partition(".")[0]}
+    home = os.path.basename(os.path.expanduser("~"))
+    found = {home, platform.node(), platform.node().partition(".")[0]}
     try:
         found.add(getpass.getuser())
     except (OSError, KeyError, ImportError):  # no such user, as in a container
@@ -203,7 +209,10 @@ def files_below(folder: Path) -> list[str]:
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
             lines.append(f"{path.stat().st_size:>14,}  {path.relative_to(folder).as_posix()}")
-    return [*lines[:MOST_FILES], *([f"and {len(lines) - MOST_FILES} more"] if lines[MOST_FILES:] else [])]
+    return [
+        *lines[:MOST_FILES],
+        *([f"and {len(lines) - MOST_FILES} more"] if lines[MOST_FILES:] else []),
+    ]
 
 
 def newest_steps(check: Check) -> Path | None:

@@ -85,7 +85,9 @@ def network_rows(
         yield name, address if scheme == "no" else without_login(address)
     for name in CERTIFICATES:
         if place := environ.get(name):
-            missing = "" if Path(place).exists() else ": does not exist, downloads over https will fail"
+            missing = (
+                "" if Path(place).exists() else ": does not exist, downloads over https will fail"
+            )
             yield f"certificates ({name})", f"{place}{missing}"
 
 
@@ -124,7 +126,9 @@ def memory_rows() -> Iterator[tuple[str, str]]:
 
 def pinned_here(pinned: float) -> str | None:
     """`pinned_warning` for this machine; a run on the CPU locks nothing."""
-    return pinned_warning(pinned, psutil.virtual_memory().total) if torch.cuda.is_available() else None
+    return (
+        pinned_warning(pinned, psutil.virtual_memory().total) if torch.cuda.is_available() else None
+    )
 
 
 def network_here() -> list[tuple[str, str]]:

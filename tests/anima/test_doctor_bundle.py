@@ -13,8 +13,13 @@ from tests.helpers.running import config_files
 from tools.doctor import without_bundle
 
 CAPTION, WORDS, PROMPT = "zebra in lilac fog", "uncommon trigger words", "a stilt house at dusk"
+LONG = (
+    f'{WORDS} and "quoted" ones that go on beyond the sixty letters which the report has room for'
+)
+PREFIX = 'teal "quoted" prefix'
 USER = "quillwort"
-PRIVATE = (CAPTION, WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark", "Jane Doe")
+PRIVATE = (CAPTION, WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark")
+PRIVATE += ("Jane Doe", "that go on", "teal", "typed title")
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +45,16 @@ def bundled(demo, tmp_path_factory):
         "sample_prompts": str(folder / "prompts.txt"),
         "console_log_file": str(folder / "run.log"),
         "metadata_author": "Jane Doe",
-        "training_comment": WORDS,
+        "training_comment": LONG,
     }
-    argv = config_files(demo, folder, settings, caption_prefix=WORDS, keep_tokens=1)
+    argv = config_files(demo, folder, settings, caption_prefix=PREFIX, keep_tokens=1)
     with open(argv[1], "a", encoding="utf-8") as file:
         file.write("# my own remark\n")
     names = {"USER": USER, "LOGNAME": USER, "USERNAME": USER}
     done = warm.run(
-        ["-m", "tools.doctor", *argv, "--bundle", "bug.zip"], cwd=folder, env={**os.environ, **names}
+        ["-m", "tools.doctor", *argv, "--metadata_title", "typed title", "--bundle", "bug.zip"],
+        cwd=folder,
+        env={**os.environ, **names},
     )
     with zipfile.ZipFile(folder / "bug.zip") as archive:
         assert archive.testzip() is None
@@ -65,7 +72,14 @@ def test_what_helps_is_in_the_zip(bundled):
     _, done, parts = bundled
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(parts) == {
-        *("contents.txt", "report.txt", "versions.txt", "output_files.txt", "log.txt", "steps.jsonl"),
+        *(
+            "contents.txt",
+            "report.txt",
+            "versions.txt",
+            "output_files.txt",
+            "log.txt",
+            "steps.jsonl",
+        ),
         *("settings/config_file.json", "settings/dataset_config.json"),
     }
     assert "The run would start." in parts["report.txt"]

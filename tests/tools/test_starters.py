@@ -25,7 +25,9 @@ def folder(tmp_path) -> Path:
     return folder
 
 
-def start(folder: Path, programs: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(
+    folder: Path, programs: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
     """Run the starter where only these programs are found, from another folder."""
     path = folder.parent / "programs"
     path.mkdir()
@@ -64,7 +66,9 @@ def test_uv_is_asked_where_there_is_no_python(folder):
 def test_uv_is_fetched_into_the_folder_where_it_is_missing(folder):
     fetched = "mkdir .uv; echo '#!/bin/sh\necho fetched' > .uv/uv; chmod +x .uv/uv"
     more = {name: f'exec {shutil.which(name)} "$@"' for name in ("sh", "mkdir", "chmod")}
-    done = start(folder, {"curl": f"cat <<'END'\n{fetched}\nEND", "cat": 'exec /bin/cat "$@"', **more})
+    done = start(
+        folder, {"curl": f"cat <<'END'\n{fetched}\nEND", "cat": 'exec /bin/cat "$@"', **more}
+    )
     assert done.returncode == 0 and done.stdout.endswith("fetched\n"), done.stderr
 
 

@@ -110,7 +110,11 @@ def test_where_each_build_comes_from(build, os_name, reachable, expected):
         ("8.6, 560.35.03\n", ((8, 6),), (560, 35, 3)),
         ("12.0, 572.83\r\n", ((12, 0),), (572, 83)),
         ("6.1, 580.95.05\n8.9, 580.95.05\n", ((6, 1), (8, 9)), (580, 95, 5)),
-        ("WARNING: infoROM is corrupted at gpu 0000:01:00.0\n7.5, 535.183.01\n", ((7, 5),), (535, 183, 1)),
+        (
+            "WARNING: infoROM is corrupted at gpu 0000:01:00.0\n7.5, 535.183.01\n",
+            ((7, 5),),
+            (535, 183, 1),
+        ),
     ],
 )
 def test_the_lines_of_nvidia_smi_are_read(text, capabilities, driver):
@@ -136,7 +140,9 @@ def test_other_answers_name_no_card_and_are_told(text):
 
 def test_the_program_is_asked_and_its_failures_are_told():
     code = "import sys; print('8.6, 560.35.03' if sys.argv[1:] == {!r} else sys.argv)"
-    assert ask_nvidia_smi([sys.executable, "-c", code.format(list(QUERY))]).capabilities == ((8, 6),)
+    assert ask_nvidia_smi([sys.executable, "-c", code.format(list(QUERY))]).capabilities == (
+        (8, 6),
+    )
     failing = [sys.executable, "-c", "raise SystemExit('no driver')"]
     assert "no driver" in ask_nvidia_smi(failing).note
     assert "did not answer" in ask_nvidia_smi(["/no/such/nvidia-smi"]).note
