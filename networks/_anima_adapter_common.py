@@ -47,7 +47,8 @@ DEFAULT_DIM = 4
 
 # Arguments of other programs, answered better than by the nearest name.
 ELSEWHERE = {
-    "algo": "the kind is chosen by --network_module: networks.lora_anima or networks.lokr_anima.",
+    "algo": "the kind is chosen by --network_module: networks.lora_anima, lokr_anima or "
+    "loha_anima.",
     "preset": "modules are chosen by target_modules, exclude_patterns and include_patterns here.",
     "dropout": "use --network_dropout.",
     "wd_on_out": "the magnitudes of dora_wd are those of the outputs, as with true; remove it.",

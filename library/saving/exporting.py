@@ -20,7 +20,6 @@ from library.system.tensor_files import TensorFileError, read_header
 from library.utils import log_lines
 from networks import readers
 from networks.codec import read_adapter, write_adapter
-from networks.kinds.decomposed import Decomposed
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
 from networks.network import NormExport
 from networks.precision import in_precision
@@ -236,8 +235,9 @@ def export_problems(options: SaveOptions, network: AdapterNetwork) -> list[Probl
     if not any(isinstance(placement.adapter, LinearAdapter) for placement in kept):
         message = "is for LoRAs of Linears, and none is trained. Use comfy."
         return [Problem(message, where)]
-    if any(isinstance(placement.adapter, Decomposed) for placement in kept):
-        message = "has no place for the magnitudes of dora_wd. Use comfy, or train none."
+    linears = [p.adapter for p in kept if isinstance(p.adapter, LinearAdapter)]
+    if homeless := sorted({each.not_universal for each in linears} - {""}):
+        message = f"has no place for {' and '.join(homeless)}. Use comfy."
         return [Problem(message, where)]
     norms = sum(placement.is_norm for placement in kept)
     if norms and options.export_format == "universal":

@@ -20,7 +20,7 @@ from library.settings.foreign_names import (
 )
 
 LYCORIS = "lycoris.kohya"
-ALGORITHMS = {"lora": "LoRA", "locon": "LoRA", "lokr": "LoKr"}
+ALGORITHMS = {"lora": "LoRA", "locon": "LoRA", "lokr": "LoKr", "loha": "LoHa"}
 """LyCORIS's names of what it trains -> the kind of adapter here."""
 LYCORIS_DEFAULTS = {"train_norm": "false", "train_llm_adapter": "false"}
 LYCORIS_LOKR_DEFAULTS = {"lokr_factor": "-1", **LYCORIS_DEFAULTS}

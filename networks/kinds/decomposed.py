@@ -36,6 +36,8 @@ class Decomposed(LinearAdapter):
     norms: (out, 1) float32 on the CPU: of the base's rows as they are stored
     """
 
+    not_universal = "the magnitudes of dora_wd"
+
     def __init__(self, inner: AdditiveAdapter, base: nn.Linear) -> None:
         super().__init__(inner.rank, inner.alpha, inner.dropout)
         inner.dropout = replace(inner.dropout, module=0.0)  # drawn here, for both at once

@@ -29,9 +29,12 @@ def is_adaptable_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
 class LinearAdapter(Adapter):
     """An adapter of a Linear: its input (..., in) and frozen parameters -> its output (..., out).
 
-    rank:   None where the matrices are full
-    copies: of all the model's factors, for each of its passes
+    rank:          None where the matrices are full
+    copies:        of all the model's factors, for each of its passes
+    not_universal: what the universal form has no place for; "" where it can stand for the adapter
     """
+
+    not_universal = ""
 
     alpha: float
     copies = NO_COPIES
@@ -133,9 +136,9 @@ class AdditiveAdapter(LinearAdapter):
         """The factors share the shrinking evenly."""
         norm = self.change_norm()
         ratio = (limit / norm.clamp(min=1e-30)).clamp(max=1.0)
-        matrices = [matrix for chain in self.chains() for matrix in chain]
-        for matrix in matrices:
-            matrix.mul_(ratio ** (1 / len(matrices)))
+        factors = self.factors().values()
+        for factor in factors:
+            factor.mul_(ratio ** (1 / len(factors)))
         return norm
 
     def strength(self, x: Tensor) -> float | Tensor:

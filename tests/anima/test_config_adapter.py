@@ -209,8 +209,8 @@ def test_both_modules_are_taken(module):
     [
         ("networks.lora", "Write networks.lora_anima."),
         ("networks.lokr", "Write networks.lokr_anima."),
-        ("networks.loha", "(LoKr)."),
-        ("my.module", "(LoKr)."),
+        ("networks.loha", "Write networks.loha_anima."),
+        ("my.module", "(LoHa)."),
     ],
 )
 def test_another_module_is_an_error_naming_both(module, advice):
@@ -251,7 +251,7 @@ def test_the_factor_of_lycoris_has_another_default():
     assert '"lokr_factor=-1"' in message
 
 
-@pytest.mark.parametrize("algo", ["loha", "ia3", "full"])
+@pytest.mark.parametrize("algo", ["ia3", "full"])
 def test_other_kinds_of_lycoris_do_not_exist_here(algo):
     (message,) = messages("--network_module", "lycoris.kohya", "--network_args", f"algo={algo}")
     assert f"{algo} does not exist" in message

@@ -2,12 +2,13 @@
 
 import torch
 
-from networks import lokr_anima, lora_anima
+from networks import loha_anima, lokr_anima, lora_anima
 from tests.helpers.tiny import tiny_transformer
 
-MODULES = {"lora": lora_anima, "lokr": lokr_anima}
+MODULES = {"lora": lora_anima, "lokr": lokr_anima, "loha": loha_anima}
 OPTIONS = {
     "lora": ("lora", {}),
+    "loha": ("loha", {}),
     "lokr low": ("lokr", {"lokr_factor": 4}),
     "lokr full": ("lokr", {"lokr_full_matrix": "true"}),
     "lokr both": ("lokr", {"lokr_decompose_both": 1, "factor": -1}),

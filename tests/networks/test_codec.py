@@ -117,8 +117,7 @@ def test_a_file_of_another_model_says_so_and_names_only_the_first_keys():
 @pytest.mark.parametrize(
     ("key", "reason"),
     [
-        ("diffusion_model.blocks.0.self_attn.q_proj.dora_scale", "DoRA"),
-        ("diffusion_model.blocks.0.self_attn.q_proj.hada_w1_a", "LoHa"),
+        ("diffusion_model.blocks.0.self_attn.q_proj.hada_t1", "LoHa"),
         ("diffusion_model.blocks.0.self_attn.q_proj.weight", "no factor"),
         ("diffusion_model.blocks.7.self_attn.q_proj.alpha", "no such module"),
         ("lora_te_layers_0_mlp.alpha", "of a text encoder"),

@@ -144,7 +144,7 @@ def test_ranks_of_the_file_may_differ_from_layer_to_layer(demo, run_folder, base
 
 
 BAD_STARTS = {
-    "LoHa": (loha, "--base_weights can merge it"),
+    "LoHa": (loha, "A file holds one kind"),
     "DoRA of inputs": (dora_of_columns, "--base_weights can merge it"),
     "full difference": (difference, "--base_weights can merge it"),
 }

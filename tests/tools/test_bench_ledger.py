@@ -37,7 +37,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch
     assert plain["kept"] > checkpointed["kept"] and plain["kernels"] < checkpointed["kernels"]
 
 
-@pytest.mark.parametrize("name", ["lora+all", "loha", "norms"])
+@pytest.mark.parametrize("name", ["lora+all", "lohe", "norms"])
 def test_an_unknown_adapter_is_told(name):
     with pytest.raises(ConfigError, match="expected one of lora"):
         ledger.network_of(name, 16, {})

@@ -43,7 +43,8 @@ WHOLE_MODEL = "is missing: the file trains the whole model, and only adapters ar
 PATHS = ("pretrained_model_name_or_path", "dataset_config")
 MODULES = {
     "networks.lora": "lora", "networks.lora_anima": "lora", "networks.lokr": "lokr",
-    "networks.lokr_anima": "lokr", "networks.loha": "loha", "lycoris.kohya": "",
+    "networks.lokr_anima": "lokr", "networks.loha": "loha",
+    "networks.loha_anima": "loha", "lycoris.kohya": "",
 }  # fmt: skip
 OFFICIAL_IGNORES = (
     "noise_offset adaptive_noise_scale min_timestep max_timestep min_snr_gamma llm_adapter_lr "
