@@ -31,9 +31,9 @@ LOG_LINES = 200
 MOST_FILES = 1000
 SHORTEST = 4  # letters of a caption that is searched for: shorter ones are words of any text
 CUT = 20  # letters by which the beginning of a longer one is known
-TEXT_KEYS = re.compile(
-    r"^(caption_prefix|caption_suffix|class_tokens|trigger\w*|\w*prompts?|training_comment|metadata_\w+)$"
-)
+OWN_WORDS = r"caption_prefix|caption_suffix|class_tokens|trigger\w*|training_comment|metadata_\w+"
+TEXT_KEYS = re.compile(rf"^({OWN_WORDS}|\w*prompts?)$")
+ASSIGNED = re.compile(rf"\b((?:{OWN_WORDS})\s*=\s*)\S.*")  # a line of a file, where it is quoted
 FILES_OF_TEXTS = (".txt", ".toml", ".json", ".jsonl")
 IN_HOMES = re.compile(r"(?i)([\\/](?:home|users|documents and settings)[\\/]+)[^\\/\"'\n<>|:*?]+")
 PUBLIC_NAMES = {"root", "user", "users", "home", "admin", "ubuntu", "runner", "localhost"}
@@ -61,7 +61,7 @@ class Redaction:
 
     def apply(self, text: str) -> str:
         """The text without secrets, captions and the names of users."""
-        text = scrub(text, self.secrets)
+        text = ASSIGNED.sub(r"\1***", scrub(text, self.secrets))
         for private in self.texts:
             if private in text:
                 text = re.sub(rf"(?<!\w){re.escape(private)}(?!\w)", "***", text)
@@ -86,10 +86,11 @@ def write(check: Check, report: str, file: str) -> None:
     """The zip for a run that was looked at. Raises OutputError where it cannot be written."""
     path = Path(file)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    texts = list(parts(check, report))
     with output_errors(path):
         try:
             with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name, text in parts(check, report):
+                for name, text in texts:
                     archive.writestr(name, text)
             replace_file(temporary, path)
         finally:
