@@ -135,6 +135,7 @@ NETWORK_ARGS = {
     "dora_wd": "dora_wd",
     "use_dora": "dora_wd",
     "weight_decompose": "dora_wd",
+    "svd_down": "svd_down",
     "rslora": "rslora",
     "rs_lora": "rslora",
     "use_rslora": "rslora",

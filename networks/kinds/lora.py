@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.memory.quantised import Quantised, frozen_weight
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
 from networks.kinds.kind import Kind, KindArguments, Training
 from networks.kinds.linear import AdditiveAdapter
+from networks.kinds.principal import principal_inputs
 from networks.kinds.stored import (
     Factors,
     float32_beside,
@@ -88,10 +90,21 @@ class LoRA(AdditiveAdapter):
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAArguments(KindArguments):
-    """LoRA has no arguments of its own."""
+    """svd_down: `lora_down` starts on the inputs to which the frozen weight answers most"""
 
+    svd_down: bool = False
+
+    @torch.no_grad()
     def make(self, base: nn.Linear, rank: int, alpha: float, dropout: Dropout) -> LoRA:
-        return LoRA(base.in_features, base.out_features, rank, alpha, dropout)
+        adapter = LoRA(base.in_features, base.out_features, rank, alpha, dropout)
+        if self.svd_down:
+            weight = frozen_weight(base)
+            rows = principal_inputs(
+                weight.dense(torch.float32) if isinstance(weight, Quantised) else weight, rank
+            )
+            # as long as the random rows are in the mean, so that a learning rate means the same
+            adapter.lora_down[: len(rows)] = rows.to(adapter.lora_down.device) / math.sqrt(3)
+        return adapter
 
 
 def lora_rank(factors: Factors, weight: Sequence[int]) -> int:

@@ -20,6 +20,7 @@ from library.training.schedulers import check_schedule
 from library.utils import nearest_name
 from networks._anima_arguments import ALIASES, AdapterArguments
 from networks.kinds.lokr import LoKrArguments
+from networks.kinds.lora import LoRAArguments
 from tests.helpers.configs import found, read
 
 FLAGS = all_flags(GROUPS)
@@ -36,7 +37,7 @@ def test_every_name_leads_to_a_flag_or_key_and_is_none_itself():
 
 
 def test_what_decides_the_adapter_is_known_by_every_name():
-    classes = (AdapterArguments, LoKrArguments)
+    classes = (AdapterArguments, LoKrArguments, LoRAArguments)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
     known |= {*LoKrArguments.ALIASES, *ALIASES}
     assert set(foreign_names.NETWORK_ARGS.values()) <= known
