@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from library.saving.exporting import ComfyForm, Exporter, bytes_of_save
+from library.saving.exporting import ComfyForm, Exporter, bytes_of_save, export_problems
 from library.settings.run_config import SaveOptions
 from tests.helpers.running import config_files, make_trainer, report
 from tests.helpers.tiny import rel_l2, tiny_transformer
@@ -258,3 +258,16 @@ def test_what_a_form_would_lose_is_an_error_unless_it_is_asked_for(demo, run_fol
             text, code = report(config_files(demo, run_folder, {**settings, **more}))
             assert told not in text
             assert ("no file will hold the 24 norms" in text) is ("norm_export" in more)
+
+
+@pytest.mark.parametrize("form", ["universal", "both"])
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [("lora", {"dora_wd": True}, "the magnitudes of dora_wd"), ("loha", {}, "a LoHa")],
+)
+def test_what_no_plain_lora_can_stand_for_is_refused(form, name, more, words):
+    options = SaveOptions(output_dir="out", export_format=form)
+    (problem,) = export_problems(options, trained(name, train_norm=False, **more))
+    assert problem.message == f"has no place for {words}. Use comfy."
+    assert problem.where == f"export_format = {form}"
+    assert not export_problems(options, trained("lora", train_norm=False))
