@@ -8,6 +8,7 @@ from torch import nn
 
 from networks.kinds.decomposed import Decomposed
 from networks.kinds.dora import as_dora_scale
+from networks.kinds.loha import LoHa
 from networks.kinds.lokr import LoKr, factorize, lokr_shape
 from networks.kinds.lora import LoRA
 from networks.kinds.stored import training_alpha
@@ -117,3 +118,20 @@ def test_a_magnitude_of_lycoris_becomes_one_that_trains_to_the_same_weight():
         inner.alpha = alpha
         merged = mine.merged({"weight": base.weight})["weight"]
         torch.testing.assert_close(merged, theirs.get_merged_weight()[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [2, 12])
+@pytest.mark.parametrize("alpha", [0, 1.5])
+def test_a_lohas_delta_and_start_are_those_of_lycoris(rank, alpha):
+    module = pytest.importorskip("lycoris.modules.loha", reason=REASON)
+    theirs = module.LohaModule("x", nn.Linear(24, 40, bias=False), 1.0, rank, alpha)
+    mine = LoHa(24, 40, rank, alpha or rank)
+    factors = {n: p for n, p in theirs.named_parameters() if n.startswith("hada_")}
+    zero = [n for n, p in factors.items() if not p.any()]
+    assert zero == [n for n, p in mine.factors().items() if not p.any()] == [mine.zero_factor]
+    with torch.no_grad():
+        for name, factor in factors.items():
+            factor.copy_(torch.randn_like(factor))
+            mine.factors()[name].copy_(factor)
+    theirs_trained = theirs.get_weight((40, 24))  # where LyCORIS merges, it scales twice
+    torch.testing.assert_close(mine.delta(), theirs_trained)
