@@ -26,7 +26,8 @@ def main() -> int:
     environment.say_device(python)
     chosen = [] if args.all else ["-m", "not slow"]
     if "-n" not in for_pytest:
-        chosen += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
+        workers = min(8, (os.cpu_count() or 1) + 1)  # while one waits for a program of its own
+        chosen += ["-n", str(workers), "--dist", "worksteal"]
     environment.run([python, "-m", "pytest", *chosen, *for_pytest])
     return 0
 
