@@ -125,8 +125,10 @@ REFUSED: dict[str, tuple[str, list[tuple[str, str]]]] = {
             ('network_module = "lycoris.kohya"', 'network_module = "networks.lokr_anima"'),
             (
                 'network_args = ["algo=lokr", "factor=8", "dora_wd=True"]',
-                'network_args = ["lokr_factor=8", "train_norm=false", "train_llm_adapter=false", '
-                '"dora_wd=True"]',
+                (
+                    'network_args = ["lokr_factor=8", "train_norm=false", "train_llm_adapter=false", '
+                    '"dora_wd=True"]'
+                ),
             ),
         ],
     ),
