@@ -1,7 +1,7 @@
 """Average adapter files of one run: several of its checkpoints as one file, without training again.
 
 python tools/average_lora.py A.safetensors B.safetensors ... --output OUT.safetensors
-       [--weights 1 1 2] [--force] [--overwrite]
+       [--weights 1 1 2] [--force] [--overwrite] [--dry_run]
 
 The mean of factors is meaningful only within one run, whose files grew out of the same factors. Files
 that do not say so (ss_session_id) are refused without --force. A file that is there stays without
@@ -27,7 +27,7 @@ from pathlib import Path
 from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.averaging import average, open_files, write_average
-from tools._adapter_outputs import output_problems
+from tools._adapter_outputs import add_output, output_problems
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -38,14 +38,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("files", nargs="+", type=Path, help="two or more adapter files of one run")
-    parser.add_argument("--output", type=Path, required=True, help="the file that is written")
+    add_output(parser)
     parser.add_argument(
         "--weights", type=float, nargs="+", help="one for each file, above 0; equal if not given"
     )
     parser.add_argument(
         "--force", action="store_true", help="also files that do not say that they are of one run"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     options = parser.parse_args(argv)
     options.weights = options.weights or [1.0] * len(options.files)
     if found := problems(options):
@@ -76,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if argv is None else argv)
     files = open_files(options.files, any_run=options.force)
     made = average(files, options.weights)
-    write_average(options.output, made)
+    if not options.dry_run:
+        write_average(options.output, made)
     for file, weight, distance in zip(files, options.weights, made.distances):
         print(f"{file.path}: weight {weight:g}, {distance:.1%} away from the average")
-    print(f"written: {options.output}")
+    print("nothing written (--dry_run)" if options.dry_run else f"written: {options.output}")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,17 @@ def test_equal_weights_are_the_mean_and_a_file_with_itself_is_itself(tmp_path):
     assert out.read_bytes() != before
 
 
+def test_a_dry_run_tells_the_same_and_writes_nothing(tmp_path, capsys):
+    files = [written(tmp_path, name, lora(seed)) for name, seed in (("a", 1), ("b", 2))]
+    told = []
+    for words in (["--dry_run"], []):
+        output = tmp_path / "mean.safetensors"
+        run(*files, "--output", output, *words)
+        assert output.exists() is not bool(words)
+        told.append(capsys.readouterr().out.splitlines())
+    assert told[0][:-1] == told[1][:-1] and told[0][-1] == "nothing written (--dry_run)"
+
+
 def test_all_reasons_are_told_at_once(tmp_path):
     lokr = {f"{PLACE}.lokr_w1": torch.ones(2, 2), f"{PLACE}.lokr_w2": torch.ones(2, 3)}
     less = {key: value for key, value in lora(1).items() if "norm" not in key}
