@@ -11,8 +11,6 @@ import sys
 
 from tools import _environment as environment
 
-COMPILED = ("library", "networks", "tools", "tests", "train_network.py", "anima_train_network.py")
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -26,8 +24,6 @@ def main() -> int:
     files = ["requirements.txt", "tests/requirements.txt"]
     python = environment.prepare(files, install=not args.no_install)
     environment.say_device(python)
-    # once, and not by each worker and each program that a test starts
-    environment.run([python, "-m", "compileall", "-q", "-j", "0", *COMPILED])
     chosen = [] if args.all else ["-m", "not slow"]
     if "-n" not in for_pytest:
         workers = min(8, (os.cpu_count() or 1) + 1)  # while one waits for a program of its own
