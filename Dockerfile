@@ -1,7 +1,7 @@
 # The trainer in a container: docker build -t sd-scripts-anima .
 #
-# docker run --rm --gpus all -v "$PWD/work:/work" sd-scripts-anima \
-#     --config_file /work/train_args.toml --dataset_config /work/dataset.toml
+# docker run --rm --gpus all -v "$PWD/training:/training" sd-scripts-anima \
+#     --config_file /training/train_args.toml --dataset_config /training/dataset.toml
 #
 # TORCH_INDEX chooses the build of torch, see docs/anima_dependency_guide.md; .../whl/cpu for none.
 FROM python:3.12.12-slim-bookworm

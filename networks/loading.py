@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from library.errors import ConfigError
+from library.utils import log_lines
 from networks.contract import NetworkModule, check_network_module
 from networks.merging import merge_file
 from networks.network import AdapterNetwork
@@ -45,8 +46,22 @@ def make_network(
         neuron_dropout=options.network_dropout, **kwargs,
     )  # fmt: skip
     if options.network_weights:
+        asked = [placement.adapter.alpha for placement in network.placements]
         network.load_weights(options.network_weights)
+        log_lines(logger, decided_by_file(network, asked), logging.WARNING)
     return network
+
+
+def decided_by_file(network: AdapterNetwork, asked: Sequence[float | None]) -> Iterator[str]:
+    """What was asked for and a file has decided since. asked: the alpha of each placement before"""
+    other = sum(place.adapter.alpha != alpha for place, alpha in zip(network.placements, asked))
+    filled = sum(place.loaded and not place.is_norm for place in network.placements)
+    settings = network.settings
+    if other:
+        yield f"{other} adapters take their alpha from --network_weights, not from network_alpha and network_args"
+    for name in settings.kinds.trained[settings.kind].arguments.OF_THE_START:
+        if filled and settings.network_args.get(name) == "true":
+            yield f"network_args: {name} has no effect on the {filled} adapters that --network_weights fills"
 
 
 def merge_base_weights(options: NetworkOptions, model: nn.Module) -> None:

@@ -58,10 +58,12 @@ class KindArguments:
 
     ALIASES:       other names of arguments, also of those that all kinds have
     FULL_MATRICES: a network_dim of FULL_MATRIX_DIM or more has a meaning
+    OF_THE_START:  arguments that say nothing but how fresh factors begin
     """
 
     ALIASES: ClassVar[Mapping[str, str]] = {}
     FULL_MATRICES: ClassVar[bool] = False
+    OF_THE_START: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
     def problems_of(values: Mapping[str, object]) -> list[Problem]:

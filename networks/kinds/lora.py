@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,8 @@ class LoRA(AdditiveAdapter):
 @dataclass(frozen=True, kw_only=True)
 class LoRAArguments(KindArguments):
     """svd_down: `lora_down` starts on the inputs to which the frozen weight answers most"""
+
+    OF_THE_START: ClassVar[tuple[str, ...]] = ("svd_down",)
 
     svd_down: bool = False
 

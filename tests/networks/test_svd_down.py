@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from library.settings.run_config import NetworkOptions
 from networks import lokr_anima, lora_anima
+from networks.arguments import parse_network_args
 from networks.kinds.principal import principal_inputs
-from tests.helpers.tiny import loss_of, tiny_transformer
+from networks.loading import make_network
+from tests.helpers.tiny import golden, loss_of, tiny_transformer
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
@@ -54,3 +57,20 @@ def test_it_belongs_to_lora_and_needs_no_memory_for_a_trial():
     with torch.device("meta"):
         base = nn.Linear(8, 6)
     assert principal_inputs(base.weight, 2).is_meta
+
+
+@pytest.mark.parametrize("alpha, args", [(2, []), (1, ["svd_down=true"]), (2, ["rslora=true"])])
+def test_what_a_file_decides_instead_is_said(alpha, args, caplog):
+    """The file's 40 adapters have alpha 2."""
+    file = str(golden("adapter_lora.safetensors"))
+    options = NetworkOptions(
+        network_weights=file, network_dim=3, network_alpha=alpha, network_args=args
+    )
+    kwargs = parse_network_args(args)
+    network = make_network(lora_anima, options, kwargs, tiny_transformer())
+    said = [line for line in caplog.messages if "--network_weights" in line]
+    assert {p.adapter.alpha for p in network.placements if not p.is_norm} == {2.0}
+    other_alpha = alpha != 2 or "rslora=true" in args
+    assert len(said) == other_alpha + ("svd_down=true" in args)
+    assert ("40 adapters take their alpha" in "".join(said)) is other_alpha
+    assert ("svd_down has no effect" in "".join(said)) is ("svd_down=true" in args)
