@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from library.errors import Problem
 from networks.workshop.low_rank import RankRule
+from tools._adapter_files import place_problems
 
 EXTENSION = ".safetensors"
 PRECISIONS = ("float", "fp16", "bf16")
@@ -55,14 +55,7 @@ def rule_problems(options: argparse.Namespace) -> Iterator[Problem]:
 
 def output_problems(output: Path, inputs: Sequence[Path], *, overwrite: bool) -> Iterator[Problem]:
     """What is wrong with the place of the output."""
-    where = f"--output {output}"
     if output.suffix != EXTENSION:
-        yield Problem(f"expected a name that ends in {EXTENSION}.", where)
-    elif os.path.lexists(output) and not overwrite:
-        yield Problem("is there already. Choose another name, or use --overwrite.", where)
-    elif os.path.isdir(output):
-        yield Problem("is a folder. Give the name of a file.", where)
-    elif not output.parent.is_dir():
-        yield Problem("no such folder. Make it first.", str(output.parent))
-    elif os.path.realpath(output) in map(os.path.realpath, inputs):
-        yield Problem("is one of the files that are read. Choose another name.", where)
+        yield Problem(f"expected a name that ends in {EXTENSION}.", f"--output {output}")
+    else:
+        yield from place_problems("--output", output, inputs, overwrite=overwrite)

@@ -13,6 +13,7 @@ from library.errors import Problem
 from library.system.system_errors import output_errors
 from library.system.text_files import json_text
 from library.utils import atomic_write
+from tools._adapter_files import place_problems
 
 STANDARD_OUTPUT = "-"
 
@@ -32,15 +33,7 @@ def report_problems(options: argparse.Namespace, inputs: Sequence[Path]) -> Iter
     if options.html == STANDARD_OUTPUT:
         yield Problem("expected the name of a file.", "--html -")
     for flag, file in files:
-        where = f"{flag} {file}"
-        if os.path.realpath(file) in map(os.path.realpath, inputs):
-            yield Problem("is one of the files that are read. Choose another name.", where)
-        elif file.is_dir():
-            yield Problem("is a folder. Give the name of a file.", where)
-        elif os.path.lexists(file) and not options.overwrite:
-            yield Problem("is there already. Choose another name, or use --overwrite.", where)
-        elif not file.parent.is_dir():
-            yield Problem("no such folder. Make it first.", str(file.parent))
+        yield from place_problems(flag, file, inputs, overwrite=options.overwrite)
     if len(files) == 2 and len({os.path.realpath(file) for _, file in files}) == 1:
         yield Problem("is the file of --json too. Choose two names.", f"--html {options.html}")
 

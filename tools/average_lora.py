@@ -27,16 +27,13 @@ from pathlib import Path
 from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.averaging import average, open_files, write_average
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import add_output, output_problems
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="average_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("average_lora.py", __doc__)
     parser.add_argument("files", nargs="+", type=Path, help="two or more adapter files of one run")
     add_output(parser)
     parser.add_argument(

@@ -29,6 +29,7 @@ from library.anima_workshop.checkup_text import text_of
 from library.anima_workshop.findings import worst
 from library.errors import ConfigError
 from library.system.program import run_main
+from tools._adapter_files import tool_parser
 from tools._adapter_reports import (
     STANDARD_OUTPUT,
     add_reports,
@@ -40,11 +41,7 @@ from tools._adapter_reports import (
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="check_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("check_lora.py", __doc__)
     parser.add_argument("file", type=Path, help="the adapter file")
     parser.add_argument("--base", type=Path, help="the DiT that it is for")
     add_reports(parser)

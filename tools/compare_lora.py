@@ -29,6 +29,7 @@ from library.anima_workshop.comparison_findings import findings_of
 from library.anima_workshop.comparison_report import data_of, page_of, text_of
 from library.errors import ConfigError, Problem
 from library.system.program import run_main
+from tools._adapter_files import tool_parser
 from tools._adapter_reports import (
     STANDARD_OUTPUT,
     add_reports,
@@ -40,11 +41,7 @@ from tools._adapter_reports import (
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="compare_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("compare_lora.py", __doc__)
     parser.add_argument("files", nargs="+", type=Path, help="two or more adapter files")
     parser.add_argument("--base", type=Path, help="the DiT that they are for")
     add_reports(parser)

@@ -39,6 +39,7 @@ from library.system.program import run_main
 from networks.workshop.converting import DROPS, Conversion, Target
 from networks.workshop.spelling import SPELLINGS
 from networks.workshop.spool import Spool
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import (
     add_output,
     add_precision,
@@ -51,11 +52,7 @@ from tools._adapter_outputs import (
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="convert_lora_format.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("convert_lora_format.py", __doc__)
     add = parser.add_argument
     add("file", type=Path, help="an adapter file in any format")
     add("--format", choices=SPELLINGS, required=True, help="of the file that is written")

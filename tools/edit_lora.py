@@ -32,6 +32,7 @@ from library.errors import ConfigError, Problem, visible
 from library.reporting.thumbnails import thumbnail
 from library.system.program import run_main
 from networks.workshop.adapter_file import AdapterFile
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import add_output, add_precision, output_problems
 
 ENTRIES = ("title", "author", "description", "tags", "trigger_phrase", "usage_hint", "license")
@@ -39,11 +40,7 @@ ENTRIES = ("title", "author", "description", "tags", "trigger_phrase", "usage_hi
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line by itself; what it says of the file is read with it."""
-    made = argparse.ArgumentParser(
-        prog="edit_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    made = tool_parser("edit_lora.py", __doc__)
     add = made.add_argument
     add("file", type=Path, help="an adapter file, in any key style")
     add("--strength", nargs="+", default=[], metavar="NAME=NUMBER", help="times what it is now")

@@ -32,6 +32,7 @@ from library.system.program import run_main
 from networks.codec import TEXT_ENCODER_PREFIXES
 from networks.workshop.low_rank import RankRule
 from networks.workshop.modules import Modules
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import (  # fmt: skip
     PRECISIONS,
     add_output,
@@ -44,11 +45,7 @@ from tools._adapter_outputs import (  # fmt: skip
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="extract_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("extract_lora.py", __doc__)
     add = parser.add_argument
     add("original", type=Path, help="the model that the other was made of")
     add("tuned", type=Path, help="the model that the file shall turn it into")

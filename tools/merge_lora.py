@@ -48,6 +48,7 @@ from networks.workshop.joining import Joining
 from networks.workshop.sources import DROPS, Source, Sources
 from networks.workshop.spelling import SPELLINGS
 from networks.workshop.spool import Spool
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import (
     add_output,
     add_rule,
@@ -63,11 +64,7 @@ CHECKS = {"some": SAMPLE, "all": None, "none": 0}
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="merge_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("merge_lora.py", __doc__)
     add = parser.add_argument
     add("files", nargs="+", type=Path, help="adapter files in any format")
     add("--strength", nargs="+", type=float, help="one for each file; 1 if not given")

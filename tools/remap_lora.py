@@ -30,15 +30,12 @@ from library.anima_workshop.remapping import Remap, blocks_of, by_depth, highest
 from library.errors import ConfigError, Problem, visible
 from library.system.program import run_main
 from networks.workshop.adapter_file import AdapterFile
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import add_output, output_problems
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="remap_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("remap_lora.py", __doc__)
     add = parser.add_argument
     add("file", type=Path, help="an adapter file, in any key style")
     add("--blocks", type=int, help="how many the new model has")

@@ -28,6 +28,7 @@ from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem, visible
 from library.system.program import run_main
 from networks.workshop.low_rank import RankRule
+from tools._adapter_files import tool_parser
 from tools._adapter_outputs import (
     add_output,
     add_precision,
@@ -40,11 +41,7 @@ from tools._adapter_outputs import (
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; all that is wrong with it in one ConfigError."""
-    parser = argparse.ArgumentParser(
-        prog="resize_lora.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser("resize_lora.py", __doc__)
     parser.add_argument("file", type=Path, help="an adapter file, in any key style")
     add_rule(parser)
     parser.add_argument(
