@@ -62,7 +62,7 @@ from library.system.program import run_main
 from library.training.flow_matching import NoisyLatents
 from library.training.optimizers import check_optimizer
 from library.training.schedulers import check_schedule
-from library.utils import setup_logging
+from library.utils import log_lines, setup_logging
 from library.watching.trackers import check_logging
 from train_network import NetworkTrainer
 
@@ -381,8 +381,7 @@ def make_trainer(argv: Sequence[str]) -> AnimaNetworkTrainer:
     train, datasets, anima, notes = load_run(argv)
     log = train.logging
     setup_logging(log.console_log_level, log.console_log_file, log.console_log_simple)
-    for note in notes:
-        logger.warning(note)
+    log_lines(logger, notes, logging.WARNING)
     return AnimaNetworkTrainer(train, datasets, anima)
 
 

@@ -263,9 +263,8 @@ class TrainerStages(CheckStages):
     def attach_network(self) -> None:
         """Establish the adapters inside the model."""
         torch.manual_seed(position_seed(self.seed, "adapters"))  # the same factors on every rank
-        network = make_network(
-            self.network_module, self.cfg.network, self.network_kwargs(), self.base
-        )
+        options, kwargs = self.cfg.network, self.network_kwargs()
+        network = make_network(self.network_module, options, kwargs, self.base)
         network.apply_to(None, self.base, apply_text_encoder=False, apply_unet=True)
         network.prepare_grad_etc(None, self.base)
         if self.cfg.precision.full_bf16:
