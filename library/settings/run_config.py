@@ -40,6 +40,7 @@ from library.settings.user_classes import parse_assignments
 from library.system.file_names import name_problem
 
 LATER = "not available yet in this version"
+OF_DEEPSPEED = "it is an option of deepspeed, which does not train adapters here"
 PER_BLOCK = "compile does it, block by block"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
 FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
@@ -474,7 +475,10 @@ class OptimizerOptions:
     )
     optimizer_args: tuple[str, ...] | None = flag(None, "key=value arguments of the optimizer")
     fused_backward_pass: bool = flag(
-        False, "update during the backward pass", ignored="saves nothing on adapters"
+        False,
+        "update each weight as soon as its gradient is there, and let that go",
+        ignored="the gradients of adapters are small, and their norm is clipped and checked for NaN as a "
+        "whole before any weight moves",
     )
     blockwise_fused_optimizers: bool = flag(
         False, "one optimizer per block", ignored="is for training whole models; adapters are small"
@@ -1306,17 +1310,36 @@ class DistributedOptions:
     )
     ddp_static_graph: bool = flag(False, "DDP: the graph never changes", idle=(SEVERAL,))
     deepspeed: bool = flag(
-        False, "use DeepSpeed",
-        refused="it splits a model that is trained; here the base is frozen and adapters are small",
+        False,
+        "train by DeepSpeed's engine, which divides what is trained among processes (ZeRO)",
+        refused="it divides what is trained, and adapters are small: every process holds them whole. The "
+        "frozen base is what takes memory; see vram_target, blocks_to_swap and int8_base",
+    )
+    zero_stage: int = flag(
+        2, "what ZeRO divides: optimizer (1), gradients too (2), weights too (3)",
+        choices=(0, 1, 2, 3), ignored=OF_DEEPSPEED,
     )  # fmt: skip
-    zero_stage: int = flag(2, "ZeRO stage", choices=(0, 1, 2, 3), ignored=LATER)
-    offload_optimizer_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
-    offload_optimizer_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)
-    offload_param_device: str | None = flag(None, "ZeRO", choices=OFFLOAD, ignored=LATER)
-    offload_param_nvme_path: str | None = flag(None, "ZeRO", ignored=LATER)
-    zero3_init_flag: bool = flag(False, "ZeRO", ignored=LATER)
-    zero3_save_16bit_model: bool = flag(False, "ZeRO", ignored=LATER)
-    fp16_master_weights_and_gradients: bool = flag(False, "ZeRO", ignored=LATER)
+    offload_optimizer_device: str | None = flag(
+        None, "where ZeRO keeps the optimizer's state", choices=OFFLOAD, ignored=OF_DEEPSPEED
+    )
+    offload_optimizer_nvme_path: str | None = flag(
+        None, "folder on an NVMe disk for that", ignored=OF_DEEPSPEED
+    )
+    offload_param_device: str | None = flag(
+        None, "where ZeRO 3 keeps the weights", choices=OFFLOAD, ignored=OF_DEEPSPEED
+    )
+    offload_param_nvme_path: str | None = flag(
+        None, "folder on an NVMe disk for that", ignored=OF_DEEPSPEED
+    )
+    zero3_init_flag: bool = flag(
+        False, "divide the weights while the model is made, for ZeRO 3", ignored=OF_DEEPSPEED
+    )
+    zero3_save_16bit_model: bool = flag(
+        False, "gather the weights of ZeRO 3 for saving, in 16 bits", ignored=OF_DEEPSPEED
+    )
+    fp16_master_weights_and_gradients: bool = flag(
+        False, "ZeRO's own copies of weights and gradients in fp16", ignored=OF_DEEPSPEED
+    )
 
 
 GROUPS: dict[str, type] = {
