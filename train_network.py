@@ -34,7 +34,7 @@ from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.training.optimizers import optimizer_eval_mode
 from library.training.prior import mixed_targets
 from library.utils import log_lines
-from library.watching import drift, evaluation, validation
+from library.watching import drawn_sigmas, drift, evaluation, validation
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,9 @@ class NetworkTrainer(TrainerStages):
     """Trains adapters on a frozen model, on what the stages have prepared."""
 
     def train(self) -> None:
-        """The whole run, from pictures on disk to the exported file."""
+        """The whole run, from pictures on disk to the exported file; or what is shown in its place."""
+        if self.cfg.shown_draw.show_timesteps:
+            return drawn_sigmas.show(self.cfg, self.datasets, self.pixels_per_token)
         with outputs_claimed(self.cfg.save), self.reporter:
             self.prepare()
             with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
@@ -204,7 +206,10 @@ class NetworkTrainer(TrainerStages):
         sigma: Tensor | None = None,
     ) -> tuple[Tensor, NoisyLatents]:
         """Draw sigma unless given, noise the latents, predict."""
-        noisy = self.noising.draw(latents, batch.seeds, sigma, batch.drawn)
+        drawn = batch.drawn or self.noising.draw_ahead(
+            latents.shape, batch.seeds, batch.sigma_offsets
+        )
+        noisy = self.noising.draw(latents, batch.seeds, sigma, drawn)
         if self.prior.applies(batch):
             target = mixed_targets(noisy.velocity, self.predict_base(noisy, conditioning), batch)
             noisy = replace(noisy, velocity=target)

@@ -166,6 +166,20 @@ class _DatasetFileReader:
                 self.problem(belongs(name, level), where)
             else:
                 found[name] = self.entry(name, value, where)
+        return self.with_attributes(found)
+
+    def with_attributes(self, found: Settings) -> Settings:
+        """sd-scripts' custom_attributes = {timestep_sampling = {offset = ...}} as the key it is here."""
+        given = found.get("custom_attributes")
+        sampling = given.value.get("timestep_sampling") if given and given.value else None
+        if given is None or not isinstance(sampling, dict) or "offset" not in sampling:
+            return found
+        if "timestep_offset" in found:
+            message = "timestep_offset and custom_attributes' timestep_sampling.offset: keep one."
+            self.problem(message, given.where)
+        found["timestep_offset"] = self.entry("timestep_offset", sampling["offset"], given.where)
+        if given.value == {"timestep_sampling": {"offset": sampling["offset"]}}:
+            del found["custom_attributes"]
         return found
 
     def flag_entries(self) -> Settings:

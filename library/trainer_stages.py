@@ -178,7 +178,7 @@ class TrainerStages(CheckStages):
                 assert batch.pixels is not None, "a batch has one of the two"
                 count, _, height, width = batch.pixels.shape
                 shape = torch.Size(strategy.latents_shape(width, height, count))
-            return noising.draw_ahead(shape, batch.seeds)
+            return noising.draw_ahead(shape, batch.seeds, batch.sigma_offsets)
 
         return Ahead(self.accelerator.device, draw, self.text_strategy.collate)
 

@@ -132,6 +132,7 @@ def _describe_subset(subset: SubsetConfig, images: list[ImageInfo]) -> str:
         f"{masked} masks" if masked else "",
         "masks by transparency" if subset.alpha_mask else "",
         f"loss x {subset.loss_multiplier:g}" if subset.loss_multiplier != 1 else "",
+        f"timestep_offset {subset.timestep_offset:g}" if subset.timestep_offset else "",
     ]
     shown = "".join(f", {extra}" for extra in extras if extra)
     return f"  {subset.place}: {len(images)} pictures{each} = {samples}{shown}"

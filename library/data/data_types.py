@@ -86,6 +86,7 @@ class Sample:
     loss_mask: (H', W') >= 0 at latent or pixel size; None: every element counts
     network_multiplier: strength of the adapters for its dataset
     of_prior: a regularisation picture
+    sigma_offset: of its subset; moves the draw of sigma
     """
 
     key: str
@@ -98,6 +99,7 @@ class Sample:
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
     of_prior: bool = False
+    sigma_offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Batch:
     loss_mask: Tensor | None = None
     network_multiplier: float = 1.0
     of_prior: tuple[bool, ...] = ()
+    sigma_offsets: tuple[float, ...] = ()
     drawn: Drawn | None = None
     conditioning: Any = None
     sent: object = None

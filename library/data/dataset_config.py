@@ -39,6 +39,7 @@ class SubsetConfig(CaptionRecipe):
     max_ar: float | None = default_of("max_ar")
     skip_empty_caption: bool = default_of("skip_empty_caption")
     loss_multiplier: float = default_of("loss_multiplier")
+    timestep_offset: float = default_of("timestep_offset")
 
     @property
     def place(self) -> str:

@@ -84,6 +84,7 @@ class TrainDataset:
                 image.dataset_index
             ].network_multiplier,
             of_prior=image.subset.is_reg,
+            sigma_offset=image.subset.timestep_offset,
         )
 
     def picture_of(self, request: SampleRequest) -> tuple[Tensor, Tensor | None]:
@@ -152,6 +153,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         loss_mask=stack_masks([sample.loss_mask for sample in samples]),
         network_multiplier=samples[0].network_multiplier,
         of_prior=tuple(sample.of_prior for sample in samples),
+        sigma_offsets=tuple(sample.sigma_offset for sample in samples),
     )
 
 

@@ -133,7 +133,10 @@ KEYS = {
             loses_to(lambda o: not o.conditioning_data_dir, OTHER_MASK),
         ),
     ),
-    "custom_attributes": Key("table", None, flag=None, ignored="no custom datasets here read it"),
+    "custom_attributes": Key(
+        "table", None, flag=None,
+        ignored="of its entries only timestep_sampling.offset is read, which is timestep_offset here",
+    ),
     # beyond sd-scripts
     "resolutions": Key("sizes", None, "gd", flag=None),
     "recursive": Key("bool", False, flag=None),
@@ -142,6 +145,10 @@ KEYS = {
     "max_ar": Key("float", None, low=0.01, high=100, flag=None),
     "skip_empty_caption": Key("bool", False, flag=None),
     "loss_multiplier": Key("float", 1.0, low=0, flag=None),
+    "timestep_offset": Key(
+        "float", 0.0, low=-10, high=10, flag=None,
+        idle=(needs(lambda o: o.timestep_sampling in ("sigmoid", "shift", "flux_shift"), "timestep_sampling is {o.timestep_sampling}"),),
+    ),
     "caption_lines": Key("text", None, flag=None, choices=CAPTION_LINES, idle=(NO_CAPTIONS,)),
     "trigger_word": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
 }

@@ -174,6 +174,9 @@ ONE_READER = needs(
     "one thread reads cached latents ahead",
 )
 SAMPLING = "timestep_sampling is {o.timestep_sampling}"
+NORMAL_DRAWS = ("sigmoid", "shift", "flux_shift")
+"""Of timestep_sampling: what is drawn is normal, then goes through a sigmoid."""
+SHOWN = needs(lambda o: o.show_timesteps, "show_timesteps is not set")
 DENSITY = "it belongs to timestep_sampling = sigma with weighting_scheme = "
 HUBER = needs(lambda o: o.loss_type in ("huber", "smooth_l1"), "loss_type is {o.loss_type}")
 EPOCH_FILES = needs(
@@ -738,7 +741,7 @@ class FlowOptions:
         "spread of sigmoid, shift and flux_shift",
         check=above(0),
         idle=(
-            needs(lambda o: o.timestep_sampling in ("sigmoid", "shift", "flux_shift"), SAMPLING),
+            needs(lambda o: o.timestep_sampling in NORMAL_DRAWS, SAMPLING),
         ),
     )
     discrete_flow_shift: float = flag(
@@ -782,11 +785,6 @@ class FlowOptions:
     multires_noise_discount: float = flag(0.3, "decay of pyramid noise", ignored=FLOW)
     adaptive_noise_scale: float | None = flag(None, "noise offset by latents' mean", ignored=FLOW)
     zero_terminal_snr: bool = flag(False, "rescale the beta schedule", ignored=FLOW)
-    show_timesteps: str | None = flag(
-        None, "plot the draw and exit", choices=("console", "image"), refused=LATER
-    )
-    show_timesteps_resolution: str | None = flag(None, "its resolution", read=size, ignored=LATER)
-    show_timesteps_offset: float | None = flag(None, "its offset", ignored=LATER)
 
     def problems(self) -> list[Problem]:
         found = []
@@ -798,6 +796,30 @@ class FlowOptions:
             message = f"expected {smallest:g} to {largest:g}: beyond, sigma would leave [0, 1]."
             found.append(Problem(message, f"mode_scale = {self.mode_scale:g}"))
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownDrawOptions:
+    """How sigma is drawn, shown without a run"""
+
+    show_timesteps: str | None = flag(
+        None,
+        "draw as training would, show it and exit; image: as <output_name>_timesteps.png in output_dir "
+        "(sd-scripts: in a window)",
+        choices=("console", "image"),
+    )
+    show_timesteps_resolution: str | None = flag(
+        None,
+        "size of the picture it is drawn for; the largest resolution of the run if not given "
+        "(sd-scripts: 1024)",
+        read=size,
+        idle=(SHOWN, needs(lambda o: o.timestep_sampling == "flux_shift", SAMPLING)),
+    )
+    show_timesteps_offset: float | None = flag(
+        None,
+        "timestep_offset of the subset it is drawn for",
+        idle=(SHOWN, needs(lambda o: o.timestep_sampling in NORMAL_DRAWS, SAMPLING)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1353,6 +1375,7 @@ GROUPS: dict[str, type] = {
     "loop": LoopOptions,
     "precision": PrecisionOptions,
     "flow": FlowOptions,
+    "shown_draw": ShownDrawOptions,
     "loss": LossOptions,
     "save": SaveOptions,
     "average": AverageOptions,
@@ -1386,6 +1409,7 @@ class TrainConfig:
     loop: LoopOptions
     precision: PrecisionOptions
     flow: FlowOptions
+    shown_draw: ShownDrawOptions
     loss: LossOptions
     save: SaveOptions
     average: AverageOptions

@@ -119,10 +119,13 @@ class Noising:
             input_extra=None if extra is None else to_device(extra, device),
         )
 
-    def draw_ahead(self, shape: Sequence[int], seeds: Sequence[int]) -> Drawn:
-        """All that is drawn for latents of a shape (B, C, H, W), on the CPU."""
+    def draw_ahead(
+        self, shape: Sequence[int], seeds: Sequence[int], sigma_offsets: Sequence[float] = ()
+    ) -> Drawn:
+        """All that is drawn for latents of a shape (B, C, H, W), on the CPU. For sigma_offsets see
+        `sample_sigma`."""
         noise = offset_noise(noise_like(shape, seeds), seeds, self.noise)
-        sigma = sample_sigma(seeds, (shape[-2], shape[-1]), self.sampling)
+        sigma = sample_sigma(seeds, (shape[-2], shape[-1]), self.sampling, sigma_offsets)
         return Drawn(sigma, noise, input_perturbation(noise, seeds, self.noise))
 
     def loss_weight(self, sigma: Tensor) -> Tensor:
@@ -132,15 +135,25 @@ class Noising:
 
 
 def sample_sigma(
-    seeds: Sequence[int], latent_size: tuple[int, int], sampling: SigmaSampling
+    seeds: Sequence[int],
+    latent_size: tuple[int, int],
+    sampling: SigmaSampling,
+    offsets: Sequence[float] = (),
 ) -> Tensor:
-    """One sigma per seed, (B,) float32 on the CPU. latent_size: (H, W), read by flux_shift only."""
+    """One sigma per seed, (B,) float32 on the CPU. latent_size: (H, W), read by flux_shift only.
+
+    offsets: one per seed, added to the normal draw before its sigmoid, as sd-scripts does for a subset;
+    above 0 towards noise. Empty: none. Methods without such a draw take no notice.
+    """
     if sampling.method == "uniform":
         sigma = _draw_each(seeds, torch.rand)
     elif sampling.method == "sigma":
         sigma = shift_sigma(_sigma_of_density(seeds, sampling), sampling.shift)
     else:
-        sigma = torch.sigmoid(sampling.sigmoid_scale * _draw_each(seeds, torch.randn))
+        normal = _draw_each(seeds, torch.randn)
+        if any(offsets):
+            normal = normal + torch.tensor(offsets)
+        sigma = torch.sigmoid(sampling.sigmoid_scale * normal)
         if sampling.method == "shift":
             sigma = shift_sigma(sigma, sampling.shift)
         elif sampling.method == "flux_shift":

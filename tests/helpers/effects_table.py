@@ -222,6 +222,15 @@ FLAGS: dict[str, Case] = {
     "noise_offset_random_strength": noise(True, {}, {"noise_offset": 0}, noise_offset=0.1),
     "ip_noise_gamma": noise(0.1),
     "ip_noise_gamma_random_strength": noise(True, {}, ip_noise_gamma=0.1),
+    "show_timesteps": shown("test_drawn_sigmas.test_the_trainer_shows_its_draw_and_trains_nothing"),
+    "show_timesteps_resolution": shown(
+        "test_drawn_sigmas.test_the_trainer_shows_its_draw_and_trains_nothing", "1024",
+        {"timestep_sampling": "flux_shift"}, {"show_timesteps": "console"},
+    ),
+    "show_timesteps_offset": shown(
+        "test_drawn_sigmas.test_the_trainer_shows_its_draw_and_trains_nothing", 0.5,
+        {"timestep_sampling": "sigmoid"}, {"show_timesteps": "console", "timestep_sampling": "uniform"},
+    ),
     "loss_type": Case("l1", "loss"),
     "huber_schedule": huber("constant"),
     "huber_c": huber(0.4),
@@ -479,5 +488,6 @@ KEYS: dict[str, Case] = {
     "max_ar": picture(1.0),
     "skip_empty_caption": picture(True),
     "loss_multiplier": picture(0.5),
+    "timestep_offset": picture(0.5),
     "trigger_word": caption("trigger"),
 }  # fmt: skip

@@ -168,7 +168,7 @@ def pictures(train: TrainConfig, group: DatasetGroupConfig) -> Any:
     samples = [dataset[SampleRequest(index, epoch, 0)] for index in indices for epoch in range(2)]
     seen = [
         (s.key, s.loss_weight, s.network_multiplier, tuple(s.pixels.shape), looks(s.pixels),
-         s.loss_mask is not None and looks(s.loss_mask))
+         s.loss_mask is not None and looks(s.loss_mask), s.sigma_offset)
         for s in samples
     ]  # fmt: skip
     batches = BucketBatchSampler(catalogue, seed=1).batches(0)

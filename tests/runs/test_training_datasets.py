@@ -156,6 +156,23 @@ def test_weights_of_subset_and_regularisation_scale_the_loss(demo, run_folder):
     assert losses[2] == pytest.approx(0.25 * losses[0])
 
 
+def test_the_offset_of_a_subset_moves_its_draws_alone(demo, run_folder):
+    argv = config_files(demo, run_folder, {})
+    with open(run_folder / "dataset.toml", "a", encoding="utf-8") as file:
+        file.write("custom_attributes = {timestep_sampling = {offset = 1.5}}\n")
+        shutil.copytree(run_folder / "pictures", run_folder / "others")
+        file.write(f"[[datasets.subsets]]\nimage_dir = '{run_folder / 'others'}'\n")
+    trainer = make_trainer(argv)
+    trainer.prepare()
+    indices = {bool(image.subset.timestep_offset): i for i, image in enumerate(trainer.catalogue.images)}
+    for is_moved, index in indices.items():
+        batch = collate([trainer.dataset[SampleRequest(index, 0, 0)]])
+        plain = trainer.noising.draw_ahead(batch.latents.shape, batch.seeds)
+        ahead, drawn_now = trainer.ahead.make(batch).drawn, trainer.process_batch(batch).sigma
+        assert torch.equal(drawn_now, ahead.sigma) and torch.equal(ahead.noise, plain.noise)
+        assert bool(ahead.sigma > plain.sigma) is is_moved
+
+
 def test_the_network_multiplier_of_a_dataset_scales_its_adapters(demo, run_folder):
     argv = config_files(
         demo, run_folder, {"max_train_steps": 2}, dataset="network_multiplier = 0.5"

@@ -125,6 +125,22 @@ def test_shift_is_sigmoid_shifted_for_the_same_seeds():
     assert torch.equal(drawn(method="shift", sigmoid_scale=1.3), plain)
 
 
+def test_an_offset_moves_the_normal_draw_of_its_own_sample():
+    """As sd-scripts: before the scale, so that both act on the logit."""
+    seeds, offsets = [5, 6, 7], [0.0, -0.5, 1.5]
+    for method in ("sigmoid", "shift", "flux_shift"):
+        sampling = SigmaSampling(method=method, sigmoid_scale=1.3, shift=3.0)
+        plain = sample_sigma(seeds, SQUARE, sampling)
+        moved = sample_sigma(seeds, SQUARE, sampling, offsets)
+        difference = torch.logit(moved.double()) - torch.logit(plain.double())
+        torch.testing.assert_close(difference, 1.3 * torch.tensor(offsets).double(), atol=1e-5, rtol=0)
+        assert torch.equal(sample_sigma(seeds, SQUARE, sampling, [0.0] * 3), plain)
+    for method in ("uniform", "sigma"):
+        sampling = SigmaSampling(method=method)
+        plain = sample_sigma(seeds, SQUARE, sampling)
+        assert torch.equal(sample_sigma(seeds, SQUARE, sampling, offsets), plain)
+
+
 def test_flux_shift_grows_with_the_picture_as_flux_defines_it():
     assert flux_shift((32, 32)) == pytest.approx(math.exp(0.5))  # 256 tokens
     assert flux_shift((128, 128)) == pytest.approx(math.exp(1.15))  # 4096 tokens
