@@ -1,16 +1,22 @@
-"""diffusers' own loader, the authority for what diffusers takes of a file, and ours beside it."""
+"""diffusers' own loader, the authority for what diffusers takes of a file, and ours beside it.
+
+And PEFT, which it brings: the authority for rsLoRA.
+"""
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from library.anima_runtime.family import ANIMA_FILES
 from library.saving.exporting import Exporter
 from library.settings.run_config import SaveOptions
+from networks import lora_anima
 from networks.codec import DecodedFile, KeyDecoder, decode_tensors
 from networks.kinds.table import KINDS
 from networks.merging import changes_of, merge_module, weighted_modules
 from networks.reader_rules import Effect
 from networks.readers import verdicts
+from tests.helpers.comfy_rules import weight_differences
 from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer
 from tests.helpers.trained_networks import trained
 from tools import convert_lora_format
@@ -158,3 +164,48 @@ def test_the_verdict_on_diffusers_is_what_diffusers_does(theirs, name):
         assert stands is (key not in by_effect.get(Effect.DROPS, ())), key
     assert (len(theirs.factors()) > len(filled)) is (Effect.SPOILS in effects)
     assert bool(filled) is (found.taken > 0)
+
+
+ATTENTION, MLP = r"blocks.*self_attn.*", r"blocks.*mlp.*"
+EACH = f"({ATTENTION})|({MLP})"
+
+
+def of_peft(model, **options):
+    """PEFT's adapters in a model, by path. Their second factor is random, as after training."""
+    peft = pytest.importorskip("peft")
+    options = {"target_modules": rf"({ATTENTION}_proj)|({MLP}layer.)", **options}
+    peft.inject_adapter_in_model(peft.LoraConfig(lora_alpha=2, r=3, **options), model)
+    layers = {p: m for p, m in model.named_modules() if isinstance(m, peft.tuners.lora.Linear)}
+    return {path.removeprefix("base_model.model."): layer for path, layer in layers.items()}
+
+
+def ours(**options):
+    model = tiny_transformer()
+    network = lora_anima.create_network(
+        1.0, 3, 2, None, None, model, train_norm=False, exclude_patterns=r"llm.*,.*cross_attn.*", **options
+    )
+    network.apply_to(None, model)
+    return network
+
+
+@torch.no_grad()
+def test_rslora_with_ranks_of_its_own_is_pefts_and_so_is_the_file(tmp_path):
+    """A file of alpha and rank as they were asked for would be weaker by the root of the rank."""
+    theirs = of_peft(
+        tiny_transformer(), use_rslora=True, rank_pattern={MLP: 5}, alpha_pattern={MLP: 4}
+    )
+    network = ours(
+        rslora=True, network_reg_dims=".*mlp.*=5", network_reg_alphas=".*mlp.*=4"
+    )
+    assert {placement.path for placement in network.placements} == theirs.keys()
+    for placement in network.placements:
+        layer = theirs[placement.path]
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        up.normal_(std=0.1)
+        assert placement.adapter.scale == pytest.approx(layer.scaling["default"], rel=1e-6)
+        placement.adapter.lora_down.copy_(down)
+        placement.adapter.lora_up.copy_(up)
+    network.save_weights(tmp_path / "a.safetensors", None, None)
+    read = weight_differences(load_file(tmp_path / "a.safetensors"))
+    for path, layer in theirs.items():
+        assert rel_l2(read[f"{path}.weight"], layer.get_delta_weight("default")) < 1e-6, path
