@@ -49,7 +49,8 @@ from library.watching.evaluation import Evaluation
 from library.watching.validation import Validation
 from networks.contract import NetworkModule
 from networks.loading import load_network_module, make_network, merge_base_weights, quiet
-from networks.network import AdapterNetwork
+from networks.network import AdapterNetwork, linear_adapters
+from networks.norm_limit import limit_problems
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -146,7 +147,9 @@ class CheckStages(FamilyHooks):
                 raise ConfigError(problems)
             merge_base_weights(net, model)
             self.outline = make_network(module, net, kwargs, model)
-        if problems := export_problems(self.cfg.save, self.outline):
+        adapters = linear_adapters(self.outline.placements)
+        unlimited = limit_problems(adapters, net.scale_weight_norms)
+        if problems := [*export_problems(self.cfg.save, self.outline), *unlimited]:
             raise ConfigError(problems)
 
     def warnings(self) -> list[str]:

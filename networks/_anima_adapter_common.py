@@ -187,7 +187,8 @@ class AnimaNetworks:
         asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
         default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS, *ADALN_TARGETS)
         matches = {pattern: n for pattern, n in asked.items() if pattern not in default}
-        settings = replace(self.settings(plan, model), dim=request.dim, matches=matches)
+        dim = plan.own.rank_of_file(request.dim)
+        settings = replace(self.settings(plan, model), dim=dim, matches=matches)
         return AdapterNetwork(placements, settings, multiplier)
 
     def as_file(

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from library.errors import Problem
 from networks.kinds.linear import LinearAdapter
+
+
+def limit_problems(adapters: Sequence[LinearAdapter], limit: float | None) -> list[Problem]:
+    """Why norms cannot be limited as is asked."""
+    names = sorted({adapter.no_norm_limit for adapter in adapters} - {""}) if limit else []
+    return [Problem(f"does not go with {name}.", f"scale_weight_norms = {limit:g}") for name in names]
 
 
 @torch.no_grad()

@@ -61,6 +61,12 @@ class Placement:
         """The model's names of the factors, once attached."""
         return [f"{self.path}.adapter.{name}" for name in self.adapter.parameter_names()]
 
+    def kept(self) -> dict[str, Tensor]:
+        """All that a state holds, by the model's names: the factors, and what stands fixed beside them."""
+        factors = zip(self.parameter_names(), self.adapter.factors().values())
+        fixed = self.adapter.named_buffers()
+        return dict(factors) | {f"{self.path}.adapter.{name}": tensor for name, tensor in fixed}
+
 
 @dataclass(frozen=True)
 class GroupRates:

@@ -89,7 +89,7 @@ class ComfyForm(Form):
 class UniversalForm(Form):
     def __init__(self, options: SaveOptions, network: AdapterNetwork) -> None:
         super().__init__(options, network)
-        self.says_more = not options.no_metadata
+        self.says_more, self.asked = not options.no_metadata, options.export_rank
         self.rule = RankRule(rank=options.export_rank or DEFAULT_RANK)
         self.made = Universal({})
 
@@ -100,7 +100,8 @@ class UniversalForm(Form):
             if isinstance(placement.adapter, AdditiveAdapter)
         }
         deltas = {path: delta_of_adapter(adapter) for path, adapter in adapters.items()}
-        self.made = universal(deltas, self.rule)
+        cut = {path for path, adapter in adapters.items() if is_cut(adapter, self.asked)}
+        self.made = universal(deltas, self.rule, cut)
 
     def write(self, file: Path, metadata: Mapping[str, str]) -> None:
         write_adapter(file, in_precision(self.made.tensors, self.dtype), metadata)
@@ -259,7 +260,7 @@ def export_notes(options: SaveOptions, network: AdapterNetwork) -> list[str]:
     elif trained and options.export_format == "both":
         notes.append(f"the universal files will not hold the {trained} norms; the others do.")
     if options.export_format != "comfy":
-        if is_approximated(network):
+        if is_approximated(network, options.export_rank):
             rank = options.export_rank or DEFAULT_RANK
             notes.append(
                 f"the universal files will hold a LoRA of rank {rank} (--export_rank) in place of the "
@@ -275,17 +276,23 @@ def trained_norms(network: AdapterNetwork) -> int:
     return sum(p.is_norm and (p.loaded or not p.frozen) for p in network.placements)
 
 
-def is_approximated(network: AdapterNetwork) -> bool:
-    """Whether the universal form is another delta than the trained one."""
+def is_approximated(network: AdapterNetwork, asked: int | None) -> bool:
+    """Whether the universal form is another delta than the trained one. asked: --export_rank"""
     adapters = [placement.adapter for placement in network.exported()]
-    return any(isinstance(a, AdditiveAdapter) and len(a.chains()) > 1 for a in adapters)
+    additive = [each for each in adapters if isinstance(each, AdditiveAdapter)]
+    return any(len(each.chains()) > 1 or is_cut(each, asked) for each in additive)
+
+
+def is_cut(adapter: AdditiveAdapter, asked: int | None) -> bool:
+    """Whether a LoRA is brought to a smaller rank, --export_rank."""
+    return adapter.cut_at_export and 0 < (asked or 0) < (adapter.rank or 0)
 
 
 def bytes_of_save(options: SaveOptions, network: AdapterNetwork) -> int:
     """Of the files of one save without metadata; without averages of the weights."""
     size = precision_dtype(options.save_precision or "float").itemsize
     kept, rank = network.exported(), options.export_rank or DEFAULT_RANK
-    full = [factor.numel() for p in kept for factor in p.adapter.factors().values()]
+    full = [factor.numel() for p in kept for factor in p.adapter.stored().values()]
     count = 0
     for form in FORMS[options.export_format]:
         if form is ComfyForm:
@@ -296,7 +303,8 @@ def bytes_of_save(options: SaveOptions, network: AdapterNetwork) -> int:
             if isinstance(adapter, AdditiveAdapter):
                 sides = sum(placement.base.get_parameter("weight").shape)
                 own = min(placement.base.get_parameter("weight").shape)
-                lora = adapter.rank if len(adapter.chains()) == 1 else min(rank, own)
+                exact = len(adapter.chains()) == 1 and not is_cut(adapter, options.export_rank)
+                lora = adapter.rank if exact else min(rank, own)
                 count += sides * (lora or own)
     return count * size
 

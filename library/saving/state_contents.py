@@ -60,9 +60,7 @@ class TrainingParts:
         return {
             name: factor.detach().to("cpu").contiguous()
             for placement in kept
-            for name, factor in zip(
-                placement.parameter_names(), placement.adapter.factors().values()
-            )
+            for name, factor in placement.kept().items()
         }
 
     def training(self) -> dict[str, Any]:
@@ -162,11 +160,9 @@ class TrainingParts:
         own = {
             name: (placement, factor)
             for placement in self.network.placements
-            for name, factor in zip(
-                placement.parameter_names(), placement.adapter.factors().values()
-            )
+            for name, factor in placement.kept().items()
         }
-        needed = {name for p in self.network.trained() for name in p.parameter_names()}
+        needed = {name for p in self.network.trained() for name in p.kept()}
         problems = [Problem("is not in the state.", name) for name in sorted(needed - set(saved))]
         for name, value in saved.items():
             if name not in own:

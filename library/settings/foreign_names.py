@@ -136,6 +136,8 @@ NETWORK_ARGS = {
     "use_dora": "dora_wd",
     "weight_decompose": "dora_wd",
     "svd_down": "svd_down",
+    "pissa": "pissa",
+    "use_pissa": "pissa",
     "rslora": "rslora",
     "rs_lora": "rslora",
     "use_rslora": "rslora",

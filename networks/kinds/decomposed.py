@@ -42,7 +42,7 @@ class Decomposed(LinearAdapter):
         super().__init__(inner.rank, inner.alpha, inner.dropout)
         inner.dropout = replace(inner.dropout, module=0.0)  # drawn here, for both at once
         self.inner = inner
-        self.zero_factor = inner.zero_factor
+        self.zero_factor, self.no_norm_limit = inner.zero_factor, inner.no_norm_limit
         self.norms = row_norms(frozen_weight(base))
         self.dora_gain = nn.Parameter(torch.zeros(base.out_features, dtype=torch.float32))
 

@@ -74,6 +74,10 @@ class KindArguments:
         """The arguments as the flags change them."""
         return self
 
+    def rank_of_file(self, rank: int) -> int:
+        """The rank that files of a network of this rank have."""
+        return rank
+
     def make(self, base: nn.Linear, rank: int, alpha: float, dropout: Dropout) -> LinearAdapter:
         """A fresh adapter for a Linear; it changes nothing yet."""
         raise NotImplementedError

@@ -32,9 +32,11 @@ class LinearAdapter(Adapter):
     rank:          None where the matrices are full
     copies:        of all the model's factors, for each of its passes
     not_universal: what the universal form has no place for; "" where it can stand for the adapter
+    no_norm_limit: by what the norm of what is added cannot be limited, and why; "" where it can
     """
 
     not_universal = ""
+    no_norm_limit = ""
 
     alpha: float
     copies = NO_COPIES
@@ -94,7 +96,12 @@ class AdaptedLinear(AdaptedModule, nn.Linear):
 
 
 class AdditiveAdapter(LinearAdapter):
-    """Adds to the output what a weight difference, scale * a product of factors, makes of the input."""
+    """Adds to the output what a weight difference, scale * a product of factors, makes of the input.
+
+    cut_at_export: its universal form has at most the rank that is asked for
+    """
+
+    cut_at_export = False
 
     @property
     def scale(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import ClassVar
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.errors import Problem
 from library.memory.quantised import Quantised, frozen_weight
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
@@ -58,14 +59,15 @@ class LoRA(AdditiveAdapter):
         return cls(base.in_features, base.out_features, rank, alpha, dropout)
 
     def added(self, x: Tensor) -> Tensor:
-        hidden = F.linear(x, at_use(self.lora_down, x))  # (..., R)
+        down, up = self.pair()
+        hidden = F.linear(x, at_use(down, x))  # (..., R)
         if self.training:
             if self.dropout.neuron:
                 hidden = hidden * keep_mask(hidden.shape, self.dropout.neuron, hidden, rescale=True)
             if self.dropout.rank:  # one mask per sample, as sd-scripts draws it
                 shape = (x.shape[0], *(1,) * (x.dim() - 2), self.rank)
                 hidden = hidden * keep_mask(shape, self.dropout.rank, hidden, rescale=True)
-        return F.linear(hidden * self.strength(hidden), at_use(self.lora_up, x))
+        return F.linear(hidden * self.strength(hidden), at_use(up, x))
 
     def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]]:
         strength, masks = self.scale * self.multiplier, []
@@ -80,34 +82,103 @@ class LoRA(AdditiveAdapter):
                 strength /= 1 - drop.rank
             masks += [mask for mask in [self.module_mask(x)] if mask is not None]
         mask = reduce(torch.mul, masks) if masks else None
-        return Chain(1, None, strength, (mask, None)), (self.lora_down, self.lora_up)
+        return Chain(1, None, strength, (mask, None)), self.pair()
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The matrices that are applied in turn, (R, in) and (out, R)."""
+        return self.lora_down, self.lora_up
 
     def delta(self) -> Tensor:
-        return self.scale * lora_delta(self.lora_down, self.lora_up)
+        return self.scale * lora_delta(*self.pair())
 
     def chains(self) -> Sequence[Sequence[Tensor]]:
-        return [[self.lora_down, self.lora_up]]
+        return [self.pair()]
+
+
+class PiSSA(LoRA):
+    """A LoRA begun on the main part of the frozen weight, A0 and B0 (Meng et al. 2024, PiSSA).
+
+    (B0 + dB)(A0 + dA) - B0 A0 = dB (A0 + dA) + B0 dA is a LoRA of twice the rank. The changes dA and dB are
+    trained, from zero: the base stays as it is, weight decay pulls towards it, and what is small beside A0
+    is not rounded away. rank and alpha are those of that LoRA, which is what files hold.
+
+    start_down, start_up: A0 (R, in) and B0 (out, R); not trained
+    """
+
+    cut_at_export = True
+    no_norm_limit = "pissa, whose factors are changes: what they add does not shrink as they do"
+    start_down: Tensor
+    start_up: Tensor
+
+    @torch.no_grad()
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: Dropout) -> None:
+        super().__init__(base.in_features, base.out_features, rank, alpha, dropout)
+        weight = dense_weight(base)
+        rows = principal_inputs(weight, rank)  # what the weight has no more of stays random, as in a LoRA
+        columns = weight.float() @ rows.T
+        lengths = columns.norm(dim=0)
+        roots = (lengths / self.scale).sqrt()
+        start_down, start_up = self.lora_down.clone(), torch.zeros_like(self.lora_up)
+        start_down[: len(rows)] = (roots[:, None] * rows).to(start_down.device)
+        start_up[:, : len(rows)] = (columns / lengths.clamp(min=1e-30) * roots).to(start_up.device)
+        self.register_buffer("start_down", start_down)
+        self.register_buffer("start_up", start_up)
+        self.lora_down.zero_()
+        self.rank, self.alpha = 2 * rank, 2 * alpha
+
+    def pair(self) -> tuple[Tensor, Tensor]:
+        down = torch.cat([self.start_down + self.lora_down, self.lora_down])
+        return down, torch.cat([self.lora_up, self.start_up], dim=1)
+
+    def stored(self) -> dict[str, Tensor]:
+        return dict(zip((LORA_DOWN, LORA_UP), (matrix.detach() for matrix in self.pair())))
+
+    @torch.no_grad()
+    def fill(self, factors: Factors, base: nn.Module, whole: Collection[str]) -> None:
+        """Also A0 and B0 are those of the file."""
+        down, up = float32_beside(self.lora_down, factors, (LORA_DOWN, LORA_UP))
+        (begun, down), (up, start_up) = down.chunk(2), up.chunk(2, dim=1)
+        super().fill({**factors, LORA_DOWN: down, LORA_UP: up}, base, whole)
+        self.start_down.copy_(begun - down)
+        self.start_up.copy_(start_up)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRAArguments(KindArguments):
-    """svd_down: `lora_down` starts on the inputs to which the frozen weight answers most"""
+    """svd_down: `lora_down` starts on the inputs to which the frozen weight answers most
+    pissa:    both factors start on the main part of the frozen weight
+    """
 
+    ALIASES: ClassVar[Mapping[str, str]] = {"use_pissa": "pissa"}
     OF_THE_START: ClassVar[tuple[str, ...]] = ("svd_down",)
 
     svd_down: bool = False
+    pissa: bool = False
+
+    @staticmethod
+    def problems_of(values: Mapping[str, object]) -> list[Problem]:
+        if values.get("pissa") and values.get("svd_down"):
+            return [Problem("are two starts: keep one.", "pissa and svd_down")]
+        return []
+
+    def rank_of_file(self, rank: int) -> int:
+        return 2 * rank if self.pissa else rank
 
     @torch.no_grad()
     def make(self, base: nn.Linear, rank: int, alpha: float, dropout: Dropout) -> LoRA:
+        if self.pissa:
+            return PiSSA(base, rank, alpha, dropout)
         adapter = LoRA(base.in_features, base.out_features, rank, alpha, dropout)
         if self.svd_down:
-            weight = frozen_weight(base)
-            rows = principal_inputs(
-                weight.dense(torch.float32) if isinstance(weight, Quantised) else weight, rank
-            )
+            rows = principal_inputs(dense_weight(base), rank)
             # as long as the random rows are in the mean, so that a learning rate means the same
             adapter.lora_down[: len(rows)] = rows.to(adapter.lora_down.device) / math.sqrt(3)
         return adapter
+
+
+def dense_weight(base: nn.Linear) -> Tensor:
+    weight = frozen_weight(base)
+    return weight.dense(torch.float32) if isinstance(weight, Quantised) else weight.detach()
 
 
 def lora_rank(factors: Factors, weight: Sequence[int]) -> int:

@@ -7,7 +7,7 @@ matrices becomes the best one of a rank, by singular values.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -39,13 +39,18 @@ def universal_key(path: str, factor: str) -> str:
 
 
 @torch.no_grad()
-def universal(deltas: Mapping[str, Delta], rule: RankRule) -> Universal:
-    """Deltas by module path as LoRAs of scale 1. rule: for those that are none; a LoRA stays exact."""
+def universal(
+    deltas: Mapping[str, Delta], rule: RankRule, cut: Collection[str] = ()
+) -> Universal:
+    """Deltas by module path as LoRAs of scale 1.
+
+    rule: for those that are none, and for those of `cut`; other LoRAs stay exact
+    """
     tensors: dict[str, Tensor] = {}
     errors, lost, whole = {}, 0.0, 0.0
     for path, delta in deltas.items():
         size = delta.norm()
-        if isinstance(delta, LowRank):
+        if isinstance(delta, LowRank) and path not in cut:
             up, down = delta.up, delta.down
         else:
             up, down, errors[path] = approximate(delta, rule)

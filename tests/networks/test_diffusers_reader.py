@@ -1,6 +1,6 @@
 """diffusers' own loader, the authority for what diffusers takes of a file, and ours beside it.
 
-And PEFT, which it brings: the authority for rsLoRA.
+And PEFT, which it brings: the authority for rsLoRA and PiSSA.
 """
 
 import pytest
@@ -209,3 +209,24 @@ def test_rslora_with_ranks_of_its_own_is_pefts_and_so_is_the_file(tmp_path):
     read = weight_differences(load_file(tmp_path / "a.safetensors"))
     for path, layer in theirs.items():
         assert rel_l2(read[f"{path}.weight"], layer.get_delta_weight("default")) < 1e-6, path
+
+
+@torch.no_grad()
+def test_pissa_of_the_same_factors_trains_pefts_difference_from_the_original_base(tmp_path):
+    base, model = tiny_transformer().state_dict(), tiny_transformer()
+    theirs, network = of_peft(model, init_lora_weights="pissa"), ours(pissa=True)
+    for placement in network.placements:
+        layer, mine = theirs[placement.path], placement.adapter
+        down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        assert rel_l2(mine.start_up.norm(dim=0), up.norm(dim=0)) < 0.02  # one split, by its lengths
+        mine.start_down.copy_(down)
+        mine.start_up.copy_(up)
+        for factor, change in zip((down, up), mine.factors().values()):
+            change.normal_(std=0.02)
+            factor.add_(change)
+    network.save_weights(tmp_path / "a.safetensors", None, None)
+    read = weight_differences(load_file(tmp_path / "a.safetensors"))
+    for path, layer in theirs.items():
+        trained_weight = layer.base_layer.weight + layer.get_delta_weight("default")
+        difference = trained_weight - base[f"{path}.weight"]
+        assert rel_l2(read[f"{path}.weight"], difference) < 1e-4, path  # PEFT's is rounded twice
