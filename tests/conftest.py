@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from filelock import FileLock
 
 from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
-from tests.helpers import warm
+from tests.helpers import warm, workers
 from tests.helpers.pictures import SIX, give_pictures
 
 LONG = ("runs", "saving", "tools")
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs):
+    """Workers that need not import and collect, where a process can be forked."""
+    if warm.can_fork():
+        place = Path(tempfile.gettempdir()) / f"workers-{os.getpid()}.socket"
+        workers.fork_for(specs, place, config.args)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -62,6 +63,7 @@ MODULES = (
     "transformers.models.t5.tokenization_t5_fast",
 )
 lease: socket.socket | None = None
+place: Path | None = None  # of the session's server, where it is not the one named by the session
 
 
 def can_fork() -> bool:
@@ -83,14 +85,18 @@ class Forked:
         stdin: int | IO | None = None,
         stdout: int | IO | None = None,
         stderr: int | IO | None = None,
+        server: Path | None = None,
     ) -> None:
-        """argv: as after `python`, a path or -m and a module. It leads a process group of its own."""
+        """argv: as after `python`, a path, or -m and a module, or -c and a program's text.
+
+        It leads a process group of its own. server: another than the session's.
+        """
         self.args, self.returncode, self.pipes = list(argv), None, []
         env = dict(os.environ if env is None else env)
         request = {"argv": self.args, "cwd": str(cwd), "env": env}
         ends = [self.end(number, given) for number, given in enumerate((stdin, stdout, stderr))]
         self.stdin, self.stdout, self.stderr = (ours for _, ours in ends)
-        self.connection = connect(PROGRAM)
+        self.connection = connected(server, PROGRAM) if server else connect(PROGRAM)
         content = json.dumps(request).encode()
         socket.send_fds(self.connection, [len(content).to_bytes(4, "big")], [e for e, _ in ends])
         self.connection.sendall(content)
@@ -167,9 +173,10 @@ def run(argv: Sequence[str], **keywords: Any) -> subprocess.CompletedProcess:
 
 def connect(kind: bytes) -> socket.socket:
     """A connection to the session's server, which is started if it is not there."""
-    global lease
-    run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    place = Path(tempfile.gettempdir()) / f"warm-{run_id[:12]}.socket"
+    global lease, place
+    if place is None:
+        run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+        place = Path(tempfile.gettempdir()) / f"warm-{run_id[:12]}.socket"
     if lease is None:
         lease = first_connection(place)
     return connected(place, kind)
@@ -203,22 +210,33 @@ def first_connection(place: Path) -> socket.socket:
 
 
 def main() -> None:
-    place = Path(sys.argv[1])
+    here = Path(sys.argv[1])
     import_everything()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"{place}.new")
-        listener.listen(64)
-        os.rename(f"{place}.new", place)
-        request = serve(listener)
+    answer(listening(here), here, [])
+
+
+def listening(place: Path) -> socket.socket:
+    """A socket that is there when it listens."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{place}.new")
+    listener.listen(64)
+    os.rename(f"{place}.new", place)
+    return listener
+
+
+def answer(listener: socket.socket, place: Path, leases: list[socket.socket | IO]) -> None:
+    """Be the server at `place` until the last lease is gone; in a process that it forks, a program."""
+    request = serve(listener, leases)
+    listener.close()
     if request is None:
         place.unlink()
-        place.with_suffix(".lock").unlink()
+        place.with_suffix(".lock").unlink(missing_ok=True)
         return
     become(request)
 
 
 def import_everything() -> None:
-    """Whatever a program may import later; nothing of it may start a thread."""
+    """Whatever a program may import later."""
     import gc
     import importlib
 
@@ -226,17 +244,23 @@ def import_everything() -> None:
     for module in MODULES:
         with contextlib.suppress(ModuleNotFoundError):  # an optional package
             importlib.import_module(module)
-    threads = len(os.listdir("/proc/self/task"))
-    assert threads == 1, f"{threads} threads: a fork would lack all but one"
-    gc.collect()
-    gc.freeze()  # what is shared stays shared
+    get_ready_to_fork()
     gc.enable()
 
 
-def serve(listener: socket.socket) -> dict | None:
+def get_ready_to_fork() -> None:
+    """Make sure that there is no other thread, and that what is shared stays shared."""
+    import gc
+
+    threads = len(os.listdir("/proc/self/task"))
+    assert threads == 1, f"{threads} threads: a fork would lack all but one"
+    gc.collect()
+    gc.freeze()
+
+
+def serve(listener: socket.socket, leases: list[socket.socket | IO]) -> dict | None:
     """Fork at every request: returns in the new process what it is to be, here None at the end."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    leases: list[socket.socket] = []
     while True:
         ready, _, _ = select.select([listener, *leases], [], [])
         for gone in [each for each in ready if each is not listener]:
@@ -247,7 +271,7 @@ def serve(listener: socket.socket) -> dict | None:
             if connection.recv(1) == LEASE:
                 leases.append(connection)
             elif os.fork() == 0:
-                for each in (listener, *leases):
+                for each in leases:
                     each.close()
                 return attend(connection)
             else:
@@ -300,7 +324,11 @@ def become(request: dict) -> None:
     random.seed()
     numpy.random.seed()
     first, *rest = request["argv"]
-    if first == "-m":
+    if first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(rest[0], vars(main))  # noqa: S102  as Python does
+    elif first == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     else:

@@ -1,0 +1,94 @@
+"""pytest's workers as forks of one process that has imported and collected all tests.
+
+pytest-xdist starts a new Python for each of its workers, and each imports and collects everything for
+itself: eight seconds. It lets one say what is started instead. That is this file, run by its path: it asks
+the session's server to fork, and lends the fork its standard streams. A fork collects too, as xdist
+wants it, from modules that are there: one second.
+
+The server ends when the process of pytest that started it has gone.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__" and not __package__:  # run by path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tests.helpers import warm
+from tests.helpers.paths import ROOT
+
+if TYPE_CHECKING:
+    from execnet import XSpec
+
+server: subprocess.Popen | None = None
+
+
+def fork_for(specs: Iterable[XSpec], place: Path, chosen: Iterable[str]) -> None:
+    """Let xdist's `specs` of local workers start forks of a server at `place`, which is started here.
+
+    chosen: the folders, files and tests that pytest was told to collect
+    """
+    global server
+    command = [sys.executable, "-m", "tests.helpers.workers", str(place), *chosen]
+    server = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while not place.exists():
+        assert server.poll() is None, "the server of workers did not start"
+        time.sleep(0.02)
+    for spec in specs:
+        if spec.popen and not spec.python:
+            spec.python = shlex.join([sys.executable, "-S", str(Path(__file__)), str(place)])
+
+
+def serve(place: Path, chosen: list[str]) -> None:
+    """Import, collect, and fork a worker at every request, as long as standard input is open.
+
+    Programs of tests come from a fork of its own, which knows nothing of the tests.
+    """
+    session = open(os.dup(0))  # noqa: SIM115  it lasts as long as this process
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    warm.import_everything()
+    warm.place = place.with_name(f"warm-{place.name}")
+    programs = warm.listening(warm.place)
+    if os.fork() == 0:
+        session.close()
+        warm.answer(programs, warm.place, [])
+        return
+    programs.close()
+    warm.lease = warm.connected(warm.place, warm.LEASE)
+    collect(chosen)
+    warm.answer(warm.listening(place), place, [session])
+
+
+def collect(chosen: list[str]) -> None:
+    """Import the tests as pytest does. What is wrong with them the workers tell."""
+    import pytest
+    from tqdm import tqdm
+
+    interval, tqdm.monitor_interval = tqdm.monitor_interval, 0  # else it starts a thread
+    pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", *chosen])
+    tqdm.monitor_interval = interval
+    warm.get_ready_to_fork()
+
+
+def main() -> int:
+    place, *words = sys.argv[1:]
+    if words[:1] == ["-u"]:  # execnet's words: as Python's own
+        argv = words[words.index("-c") :]
+        return warm.Forked(argv, cwd=Path.cwd(), server=Path(place)).wait()
+    serve(Path(place), words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
