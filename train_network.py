@@ -99,7 +99,7 @@ class NetworkTrainer(TrainerStages):
         try:
             results = self.gradients_of(window)
         except torch.OutOfMemoryError:
-            if not self.cheaper.is_there(self.state.step, len(self.plain_model.blocks)):
+            if not self.cheaper.is_there(self.state.step, self.plain_model.num_blocks):
                 raise
             results = []
         if not results:  # by now nothing is kept of the pass that failed

@@ -149,7 +149,7 @@ class TrainerStages(CheckStages):
         model = self.empty_model()
         assert isinstance(model, SavesMemory), "every family's model does"
         device = self.accelerator.device
-        return choose_modes(self.cfg, device, len(model.blocks), self.memory_counter())
+        return choose_modes(self.cfg, device, model.num_blocks, self.memory_counter())
 
     @timed
     def cache_inputs(self) -> None:

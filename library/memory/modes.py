@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from library.errors import Problem
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class SavesMemory(Protocol):
-    """What a family's model offers, before its first forward or between two steps."""
+    """What a family's model offers, before its first forward or between two steps.
+
+    Its class must have each name: from Python 3.12 on isinstance does not see a module's submodules.
+    """
 
     @property
-    def blocks(self) -> Sized: ...
+    def num_blocks(self) -> int: ...
 
     def linears_to_store(self, *, llm_adapter: bool) -> Mapping[str, nn.Linear]: ...
 
@@ -35,7 +38,7 @@ class SavesMemory(Protocol):
 
 def mode_problems(loop: LoopOptions, model: SavesMemory) -> list[Problem]:
     """Options that ask for what a model of so many blocks cannot do."""
-    every, count = loop.checkpoint_every_n, len(model.blocks)
+    every, count = loop.checkpoint_every_n, model.num_blocks
     if not loop.checkpoints or every <= count:
         return []
     message = f"no block would be checkpointed: this model has {count}. Use {count} at most."
@@ -65,7 +68,7 @@ def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) ->
         model.enable_gradient_checkpointing(cpu_offload=loop.offloads, every=every)
     if not loop.blocks_to_swap:
         return []
-    count = min(loop.blocks_to_swap, len(model.blocks))
+    count = min(loop.blocks_to_swap, model.num_blocks)
     model.enable_block_swap(count, device)
     return swap_lines(loop.blocks_to_swap, count)
 

@@ -67,7 +67,7 @@ class StepDown:
 
     def take(self, step: int, model: SavesMemory, device: torch.device) -> list[str]:
         """Let the model save more, when nothing is kept of a pass; lines for the log."""
-        cheaper = next_cheaper(self.cfg, self.loop, len(model.blocks))
+        cheaper = next_cheaper(self.cfg, self.loop, model.num_blocks)
         assert cheaper is not None, "is_there was asked"
         clean_memory_on_device(device)
         lines = enable_modes(cheaper, model, device)

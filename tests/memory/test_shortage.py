@@ -71,7 +71,7 @@ def test_every_way_down_may_begin_between_two_steps():
     expected = gradients(model)
     loop = LoopOptions(vram_target="8")
     cfg = SimpleNamespace(loop=loop, explicit=frozenset())
-    while loop := next_cheaper(cfg, loop, len(model.blocks)):
+    while loop := next_cheaper(cfg, loop, model.num_blocks):
         enable_modes(loop, model, torch.device("cpu"))
         assert_same_bits(gradients(model), expected)
     assert model.swapped == [0, 1, 2, 3, 4] and model.keep_input is not None

@@ -64,6 +64,10 @@ class Anima(nn.Module):
         self.compiled: CompiledBlocks | None = None
 
     @property
+    def num_blocks(self) -> int:
+        return self.params.num_blocks
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.final_layer.linear.weight.dtype
 
