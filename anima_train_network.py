@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.anima_backend.modelling.dit import Anima
+from library.anima_backend.modelling.dit import MIN_CONTEXT, Anima
 from library.anima_doctor import report as doctor
 from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
-from library.anima_runtime import model_loading, start_notes, tokenizer_loading
+from library.anima_runtime import attention_choice, model_loading, start_notes, tokenizer_loading
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
-from library.anima_runtime.family import ANIMA, ANIMA_FILES, ANIMA_METADATA
+from library.anima_runtime.family import ANIMA, ANIMA_FILES
+from library.anima_runtime.metadata_entries import run_entries
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.text_contexts import (
@@ -42,7 +43,7 @@ from library.device_utils import LoadedOnUse, without_memory
 from library.errors import ConfigError, ModelFileError, Problem
 from library.memory.planning import Count
 from library.previews.prompt_texts import prompt_problems
-from library.saving.metadata import FileHashes, legacy_hash
+from library.saving.metadata import FileHashes
 from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
 from library.settings.config_file import Parser, read_config
@@ -126,6 +127,14 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def network_kwargs(self) -> dict[str, Any]:
         return {**super().network_kwargs(), **self.anima.network_kwargs()}
 
+    def choose_attention(self) -> str:
+        state, params = self.resumption.state, self.model_facts.params
+        saved = state.snapshot["soft"].get("attention") if state else None
+        sizes = attention_choice.sizes_of(params, largest_batch(self.catalogue), MIN_CONTEXT)
+        place = attention_choice.Place(sizes, self.weight_dtype, self.accelerator.device)
+        is_main = self.accelerator.is_main_process
+        return attention_choice.choose_kernel(self.anima, saved, place, is_main=is_main)
+
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.model_files.transformer)
         if self.weight_dtype == torch.float32:
@@ -138,7 +147,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             device="cpu" if waits else self.accelerator.device,
             dtype=self.weight_dtype,
             llm_adapter_path=self.model_files.llm_adapter,
-            attention_backend=self.anima.attention_backend,
+            attention_backend=self.attention,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
             # what --base_weights are merged into has to be whole
             stored=None if self.cfg.network.base_weights else self.precision,
@@ -261,18 +270,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Say that this is Anima, which files it was trained on, and how text was read."""
-        anima = self.anima
-        for role, path in self.model_files.by_role().items():
-            entries[f"ss_{role}_name"] = Path(path).name
-            if Path(path).is_file():
-                entries[f"ss_{role}_hash"] = legacy_hash(path)
-        entries.update({
-            **ANIMA_METADATA,
-            "ss_qwen3_max_token_length": str(anima.qwen_max_length),
-            "ss_t5_max_token_length": str(anima.t5_max_length),
-            "ss_empty_caption": anima.empty_caption,
-            "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
-        })  # fmt: skip
+        entries |= run_entries(self.model_files, self.anima, self.attention)
 
     def late_metadata(self) -> dict[str, str]:
         """The base models' hashes, as far as their files can still be read: weights are not lost to it."""
@@ -312,7 +310,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             **contents,
         )
         places = {f"{role}_path": path for role, path in files.items()}
-        made.soft.update(attention=anima.attention_backend, **places)
+        made.soft.update(attention=self.attention, **places)
         return made
 
     def hashed_files(self) -> dict[str, str]:

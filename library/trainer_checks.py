@@ -91,6 +91,8 @@ class CheckStages(FamilyHooks):
     compilation: Compilation | None
     # check_products
     precision: PrecisionOptions
+    # check_attention
+    attention: str
 
     def __init__(self, cfg: TrainConfig, datasets: DatasetGroupConfig) -> None:
         """Both checked, each by itself."""
@@ -228,6 +230,11 @@ class CheckStages(FamilyHooks):
         device, is_main = self.accelerator.device, self.accelerator.is_main_process
         given = self.frozen_products(), self.weight_dtype, device, wrap
         return broadcast_object_list([int8_probe.why_not(*given) if is_main else None])[0]
+
+    @timed
+    def check_attention(self) -> None:
+        """Establish which kernel computes attention."""
+        self.attention = self.choose_attention()
 
     @timed
     def check_resume(self) -> None:

@@ -47,6 +47,10 @@ class FamilyHooks(ABC):
         """The denoiser on the meta device: all its modules, no memory."""
 
     @abstractmethod
+    def choose_attention(self) -> str:
+        """The kernel of attention, as the options say or the fastest of those that are right here."""
+
+    @abstractmethod
     def load_target_model(self) -> nn.Module:
         """The denoiser, frozen, on the accelerator's device."""
 

@@ -116,6 +116,7 @@ class TrainerStages(CheckStages):
         self.check_optimization()
         self.check_compile()
         self.check_products()
+        self.check_attention()
         self.check_resume()
         self.prepare_strategies()
         self.plan_memory()

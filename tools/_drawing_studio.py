@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_runtime import model_loading, tokenizer_loading
+from library.anima_runtime.attention_choice import untried_kernel
 from library.anima_runtime.text_contexts import prompt_context
 from library.data.data_types import TextOutputs
 from library.data.images import image_to_tensor, load_image
@@ -133,7 +134,7 @@ class Studio:
             device=order.device,
             dtype=order.dtype,
             llm_adapter_path=files.llm_adapter,
-            attention_backend=order.anima.attention_backend,
+            attention_backend=untried_kernel(order.anima, order.device),
             disable_mmap=order.train.cache.disable_mmap_load_safetensors,
         ).eval()
 

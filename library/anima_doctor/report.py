@@ -201,6 +201,8 @@ class Check:
             else:
                 self.catalogue = scan(trainer.datasets)
         if "check" in self.passed and self.plan:
+            with self.stage("attention"):
+                trainer.check_attention()
             with self.stage("resuming"):
                 if trainer.resumption.state is not None:
                     trainer.check_products()  # as the state has them: nothing is tried
@@ -309,7 +311,6 @@ class Check:
         assert options.network_module, "the configuration is sound"
         with without_memory():
             model = Anima(params)
-            model.set_attention_backend(self.anima.attention_backend)
             module = load_network_module(options.network_module)
             self.network = make_network(module, options, kwargs, model)
             merge_base_weights(options, model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from library.anima_backend.modelling.kernels import (
+    AUTO,
     FORKS_WORDS,
     SD_SCRIPTS_WORDS,
     chosen_kernel,
@@ -91,19 +92,26 @@ class AnimaConfig(FamilyOptions):
         "encode", "empty captions: as ComfyUI encodes them, or zeros", choices=("encode", "zeros")
     )
     anima_attention_backend: str | None = flag(
-        None, "attention; torch if not given", choices=tuple(FORKS_WORDS)
+        None, "attention; as attn_mode", choices=tuple(FORKS_WORDS)
     )
     attn_mode: str | None = flag(
-        None, "attention, in sd-scripts' words",
+        None,
+        "attention, in sd-scripts' words; auto, if none is given: the fastest here, timed at the start, "
+        "torch on a CPU and for deterministic",
         choices=tuple(SD_SCRIPTS_WORDS),
-        refuses={"sageattn": "it is for drawing, not for training; write torch, flash or xformers"},
+        refuses={"sageattn": "it is for drawing, not for training; write auto or torch"},
     )  # fmt: skip
     xformers: bool = flag(False, "attention by xformers")
     xfomers: bool | None = flag(None, "old misspelling of xformers", hidden=True)
     sdpa: bool = flag(
         False,
-        "torch's attention, which is the default",
-        idle=(loses_to(lambda o: o.family.attention_backend == "xformers", "xformers is chosen"),),
+        "torch's attention",
+        idle=(
+            loses_to(
+                lambda o: o.family.attention_backend not in (AUTO, "torch"),
+                "{o.family.attention_backend} is chosen",
+            ),
+        ),
     )
     split_attn: bool = flag(
         False, "attention of one picture at a time", ignored="batches share one shape, unmasked"
@@ -199,8 +207,9 @@ class AnimaConfig(FamilyOptions):
 
     @property
     def attention_backend(self) -> str:
-        """torch, xformers or flash; a false value of an alias never switches another off."""
-        return chosen_kernel(set(self.kernels_asked().values()))
+        """The kernel, or auto; a false value of an alias never switches another off."""
+        asked = set(self.kernels_asked().values())
+        return chosen_kernel(asked | ({"torch"} if self.sdpa else set()))
 
     def kernels_asked(self) -> dict[str, str]:
         """The flags that ask for a kernel of attention -> which."""

@@ -81,7 +81,9 @@ def test_one_limit_of_tokens_holds_for_both_kinds_unless_each_has_its_own():
 @pytest.mark.parametrize(
     ("words", "backend"),
     [
-        ([], "torch"),
+        ([], "auto"),
+        (["--attn_mode", "auto"], "auto"),
+        (["--attn_mode", "auto", "--sdpa"], "torch"),
         (["--sdpa"], "torch"),
         (["--attn_mode", "sdpa"], "torch"),
         (["--attn_mode", "flash"], "flash"),
@@ -94,7 +96,7 @@ def test_one_limit_of_tokens_holds_for_both_kinds_unless_each_has_its_own():
         (["--xfomers", "--no-xformers"], "xformers"),
         (["--no-xformers", "--anima_attention_backend", "xformers"], "xformers"),
         (["--no-xfomers", "--attn_mode", "xformers"], "xformers"),
-        (["--no-xfomers"], "torch"),
+        (["--no-xfomers"], "auto"),
         (["--sdpa", "--xformers"], "xformers"),
     ],
 )
@@ -119,11 +121,13 @@ def test_two_backends_are_an_error(words):
 
 def test_attention_that_only_draws_names_what_trains():
     loaded = read_config(setup_parser(), [*NEEDED, "--attn_mode", "sageattn"], ALL_GROUPS)
-    assert any("write torch, flash or xformers" in p.message for p in loaded.problems)
+    assert any("write auto or torch" in p.message for p in loaded.problems)
 
 
-def test_sdpa_beside_xformers_is_named():
+def test_sdpa_beside_another_kernel_is_named():
     assert notes_of("--sdpa", "--xformers") == ["--sdpa has no effect: xformers is chosen."]
+    assert notes_of("--sdpa", "--attn_mode", "flash") == ["--sdpa has no effect: flash is chosen."]
+    assert not notes_of("--sdpa")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ DECLARATIONS = ("library/settings/*", "library/data/dataset_*", "library/config_
 # Imported where they are used, so that --help and configuration errors do not wait for them.
 HEAVY_OR_OPTIONAL = (
     "accelerate transformers diffusers tensorboard torch.utils.tensorboard modelscope_hub "
-    "huggingface_hub bitsandbytes xformers flash_attn wandb schedulefree prodigyopt "
+    "huggingface_hub bitsandbytes xformers flash_attn flash_attn_interface wandb schedulefree prodigyopt "
     "pillow_heif pillow_jxl peft lycoris"
 )
 NEVER_AT_TOP = set(HEAVY_OR_OPTIONAL.split())
@@ -74,7 +74,7 @@ MECHANISMS = [  # of memory: what stands below the networks imports torch and it
 ]
 BACKEND_IMPORTS = {
     "vae.py": {"diffusers"},
-    "attention.py": {"xformers", "flash_attn"},  # the optional backends it chooses
+    "attention.py": {"xformers", "flash_attn", "flash_attn_interface"},  # the optional backends it chooses
 }
 DYNAMIC_IMPORTS = {
     "networks/loading.py",  # --network_module

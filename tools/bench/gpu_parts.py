@@ -18,7 +18,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from library.anima_backend.modelling.attention import FUNCTIONS, PACKAGED
+from library.anima_backend.modelling.attention_probe import (
+    ROUNDS,
+    Sizes,
+    Trial,
+    fastest,
+    try_kernel,
+)
+from library.anima_backend.modelling.dit import MIN_CONTEXT
+from library.anima_backend.modelling.kernels import KERNELS
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
 from library.anima_models import load_anima_transformer, load_anima_vae
@@ -145,42 +153,28 @@ def vae_parity(plan: Plan, given: dict[str, Tensor], dtype: torch.dtype) -> floa
 
 
 def attention(plan: Plan) -> Iterator[Figures]:
-    """Every kernel against torch's in float32: forward and backward of one self-attention."""
-    side = plan.pixels[-1] // 16
-    heads = plan.params.model_dim // plan.params.head_dim
-    shape = (1, side * side, heads, plan.params.head_dim)
-    torch.manual_seed(0)
-    q, k, v = exact = [torch.randn(shape, device=plan.device) for _ in range(3)]
-    expected = FUNCTIONS["torch"](q, k, v, None)
-    for name in FUNCTIONS:
-        for dtype in ("bfloat16", "float16"):
+    """Every kernel by the trial that a run makes at its start: all attentions of a step, and its choice."""
+    params, tokens = plan.params, (plan.pixels[-1] // 16) ** 2
+    heads = params.model_dim // params.head_dim
+    sizes = Sizes(1, tokens, MIN_CONTEXT, heads, params.head_dim, params.num_blocks)
+    for dtype in DTYPES:
+        trials: list[Trial] = []
+        for name in KERNELS:
             names = {"kernel": name, "dtype": dtype}
-            work = partial(attention_of, plan, name, DTYPES[dtype], exact, expected)
-            yield guarded(plan, names, work)
+            yield guarded(plan, names, partial(attention_of, plan, name, dtype, sizes, trials))
+        names = {"kernel": f"auto: {fastest(trials)}", "dtype": dtype}
+        yield {**names, "result": f"as at {sizes}"}
 
 
 def attention_of(
-    plan: Plan, name: str, dtype: torch.dtype, exact: list[Tensor], expected: Tensor
+    plan: Plan, name: str, dtype: str, sizes: Sizes, trials: list[Trial]
 ) -> dict[str, object]:
-    try:
-        if name in PACKAGED:
-            PACKAGED[name]()
-    except ImportError as error:
-        return {"result": f"not installed ({error})"}
-    if name in PACKAGED and plan.device.type != "cuda":
-        return {"result": "has no kernel for the CPU"}
-    q, k, v = (tensor.detach().to(dtype).requires_grad_(True) for tensor in exact)
-
-    def work() -> Tensor:
-        output = FUNCTIONS[name](q, k, v, None)
-        torch.autograd.grad(output.float().sum(), (q, k, v))
-        return output
-
-    apart = relative_distance(work(), expected)
-    times = [seconds_of(work, plan.device) for _ in range(3 if plan.quick else 7)]
-    result = "ok" if apart < 5e-2 else "TOO FAR"
-    ms = f"{1e3 * statistics.median(times):.2f}"
-    return {"ms": ms, "distance": f"{apart:.1e}", "result": result}
+    trial = try_kernel(name, sizes, DTYPES[dtype], plan.device, 3 if plan.quick else ROUNDS)
+    trials.append(trial)
+    if not trial.seconds:
+        return {"result": trial.why_not}
+    figures = {"ms": f"{1e3 * trial.seconds:.2f}", "distance": f"{trial.apart:.1e}"}
+    return {**figures, "result": f"TOO FAR: {trial.why_not}" if trial.why_not else "ok"}
 
 
 @contextmanager

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-logger = logging.getLogger(__name__)
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HALVES = (torch.float16, torch.bfloat16)
-
-
-def choose_backend(name: str) -> str:
-    """`name`, or torch with one warning when the package it needs is not installed."""
-    assert name in FUNCTIONS, name
-    try:
-        if name in PACKAGED:
-            PACKAGED[name]()
-    except ImportError as error:
-        logger.warning("%s: torch's own attention is used, with the same result.", error)
-        return "torch"
-    return name
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str) -> Tensor:
@@ -31,6 +19,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str
 
     mask: boolean (B, 1, 1, Lk), True where a key may be seen. The others have no CPU kernels, so
     tensors on the CPU, and masked calls, go to torch whatever the backend; so does float32 of flash.
+    Torch's own kernels are chosen among by `preferring`, around many calls.
     """
     has_kernel = q.is_cuda and mask is None
     return (FUNCTIONS[backend] if has_kernel else torch_attention)(q, k, v, mask)
@@ -53,6 +42,15 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     return _of_flash()(q.to(v.dtype), k.to(v.dtype), v, deterministic=exact).flatten(2)
 
 
+def flash3_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if v.dtype not in HALVES:
+        return torch_attention(q, k, v, mask)
+    exact = torch.are_deterministic_algorithms_enabled()
+    found = _of_flash3()(q.to(v.dtype), k.to(v.dtype), v, deterministic=exact)
+    output: Tensor = found if isinstance(found, Tensor) else found[0]  # early ones: the sums as well
+    return output.flatten(2)
+
+
 def _of_xformers() -> Callable[..., Tensor]:
     from xformers.ops import memory_efficient_attention
 
@@ -65,10 +63,38 @@ def _of_flash() -> Callable[..., Tensor]:
     return flash_attn_func
 
 
+def _of_flash3() -> Callable[..., Any]:
+    from flash_attn_interface import flash_attn_func
+
+    return flash_attn_func
+
+
 FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] = {
     "torch": torch_attention,
+    "cudnn": torch_attention,
+    "efficient": torch_attention,
     "xformers": xformers_attention,
     "flash": flash_attention,
+    "flash3": flash3_attention,
 }
-PACKAGED = {"xformers": _of_xformers, "flash": _of_flash}
+PACKAGED = {"xformers": _of_xformers, "flash": _of_flash, "flash3": _of_flash3}
 """Those of a package of their own, which may be missing."""
+ORDERS = {
+    "cudnn": [
+        SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ],
+    "efficient": [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH],
+}  # fmt: skip
+"""Torch's kernels in the order in which they are tried: not every one takes every call."""
+
+
+def preferring(kernel: str, *, alone: bool = False) -> AbstractContextManager[object]:
+    """Within: torch tries its kernels in the order of `kernel`, where that is one of torch's own.
+
+    alone: it is the only one, and a call that it does not take is a RuntimeError
+    """
+    order = ORDERS.get(kernel)
+    if order is None:
+        return nullcontext()
+    return sdpa_kernel(order[:1] if alone else order, set_priority=True)

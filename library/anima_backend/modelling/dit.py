@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from library.anima_backend.modelling.attention import choose_backend
+from library.anima_backend.modelling.attention import FUNCTIONS, preferring
 from library.anima_backend.modelling.compiled import CompiledBlocks
 from library.anima_backend.modelling.layers import (
     EPS,
@@ -62,6 +62,7 @@ class Anima(nn.Module):
         self.swapped: list[int] = []  # numbers of blocks
         self.unshared: set[int] = set()  # ids of weights that processes do not share
         self.compiled: CompiledBlocks | None = None
+        self.kernel = "torch"  # of attention
 
     @property
     def num_blocks(self) -> int:
@@ -103,8 +104,9 @@ class Anima(nn.Module):
         time = (self.t_embedding_norm(features), self.t_embedder(features))
         rope = image_rope(height, width, self.params.head_dim, latents.device)
         context = context.to(self.dtype)
-        for number, steered in enumerate(self.steered(time)):
-            x = self.run_block(number, x, context, time, rope, steered)
+        with preferring(self.kernel):
+            for number, steered in enumerate(self.steered(time)):
+                x = self.run_block(number, x, context, time, rope, steered)
         patches = self.final_layer(x, time).to(x.dtype)  # (B, h*w, p*p*C)
         p = self.params.patch
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
@@ -147,8 +149,13 @@ class Anima(nn.Module):
         if mode == "cheap" and self.compiled is None:  # compilers make this choice themselves
             return cheaply(block, x, *others)
         if mode == "block":
+            block = partial(self.with_kernel, block)  # in the backward pass as well
             return recompute(block, x, *others, keep_first=self.keep_input)
         return block(x, *others)
+
+    def with_kernel(self, block: Callable[..., Tensor], *inputs: object) -> Tensor:
+        with preferring(self.kernel):
+            return block(*inputs)
 
     def enable_gradient_checkpointing(
         self, cpu_offload: bool = False, *, mode: str = "block", every: int = 1
@@ -243,11 +250,12 @@ class Anima(nn.Module):
             self.compiled = compiled
 
     def set_attention_backend(self, name: str) -> None:
-        """torch, xformers or flash, for the DiT's attentions."""
-        backend = choose_backend(name)
+        """One of kernels.KERNELS, for the DiT's attentions."""
+        assert name in FUNCTIONS, name
+        self.kernel = name
         for module in self.modules():
             if isinstance(module, Attention):
-                module.backend = backend
+                module.backend = name
 
 
 def pad_context(rows: Tensor) -> Tensor:

@@ -1,0 +1,27 @@
+"""What Anima adds to the metadata of its files at the start of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.family import ANIMA_METADATA
+from library.anima_runtime.model_facts import ModelFiles
+from library.saving.metadata import legacy_hash
+
+
+def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str) -> dict[str, str]:
+    """Which files a run trains on, how it reads text, and which kernel computes attention."""
+    entries = {}
+    for role, path in files.by_role().items():
+        entries[f"ss_{role}_name"] = Path(path).name
+        if Path(path).is_file():
+            entries[f"ss_{role}_hash"] = legacy_hash(path)
+    return entries | {
+        **ANIMA_METADATA,
+        "ss_qwen3_max_token_length": str(anima.qwen_max_length),
+        "ss_t5_max_token_length": str(anima.t5_max_length),
+        "ss_empty_caption": anima.empty_caption,
+        "ss_attention": attention,
+        "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
+    }
