@@ -29,11 +29,7 @@ from library.anima_runtime.family import ANIMA, ANIMA_FILES
 from library.anima_runtime.metadata_entries import run_entries
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
-from library.anima_runtime.text_contexts import (
-    TextContexts,
-    adapts_text,
-    prompt_context,
-)
+from library.anima_runtime.text_contexts import TextContexts, adapts_text, prompt_context
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.caching.text_windows import TextWindows
 from library.config_util import read_datasets
@@ -65,6 +61,7 @@ from library.training.optimizers import check_optimizer
 from library.training.schedulers import check_schedule
 from library.utils import log_lines, setup_logging
 from library.watching.trackers import check_logging
+from networks.network import AdapterNetwork
 from train_network import NetworkTrainer
 
 logger = logging.getLogger(__name__)
@@ -104,6 +101,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     @property
     def start(self) -> start_notes.Start:
+        assert isinstance(self.outline, AdapterNetwork), "else nothing is told of adapters"
         return start_notes.Start(self.cfg, self.anima, self.outline)
 
     def warnings(self) -> list[str]:
@@ -241,7 +239,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def finish_texts(self) -> None:
         """Text contexts, where the LLM adapter would make the same in every step; it then waits in RAM."""
-        if adapts_text([placement.path for placement in self.network.placements]):
+        if adapts_text(self.network.paths()):
             return
         assert isinstance(self.base, Anima)
         contexts = TextContexts(self.base)
@@ -262,7 +260,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return prompt_context(model, outputs)
 
     def prompt_contexts_train(self) -> bool:
-        return adapts_text([placement.path for placement in self.network.placements])
+        return adapts_text(self.network.paths())
 
     def model_file_names(self) -> tuple[str, str, str]:
         files = self.model_files

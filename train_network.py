@@ -141,8 +141,7 @@ class NetworkTrainer(TrainerStages):
 
     def step_down(self) -> None:
         """Let the model save more memory, in the first steps of a run with --vram_target."""
-        for parameter in self.network.get_trainable_params():
-            parameter.grad = None
+        self.network.clear_gradients()
         told = self.cheaper.take(self.state.step, self.plain_model, self.accelerator.device)
         self.memory_modes = self.cheaper.loop
         saves = str(self.memory_modes.gradient_checkpointing)

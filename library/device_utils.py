@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -19,9 +19,21 @@ PRECISIONS = {
 }
 
 
+class HoldsTrained(Protocol):
+    """What is read of a run's precision."""
+
+    @property
+    def full_bf16(self) -> bool: ...
+
+
 def precision_dtype(name: str) -> torch.dtype:
     """The dtype of a precision name as sd-scripts spells it: no, float, fp32, fp16, bf16."""
     return PRECISIONS[name]
+
+
+def trained_dtype(options: HoldsTrained) -> torch.dtype:
+    """In which what trains is held and updated."""
+    return torch.bfloat16 if options.full_bf16 else torch.float32
 
 
 def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

@@ -47,10 +47,8 @@ from library.utils import log_lines
 from library.watching.drift import Drift
 from library.watching.evaluation import Evaluation
 from library.watching.validation import Validation
-from networks.contract import NetworkModule
-from networks.loading import load_network_module, make_network, merge_base_weights, quiet
-from networks.network import AdapterNetwork, linear_adapters
-from networks.norm_limit import limit_problems
+from networks.loading import merge_base_weights, quiet
+from networks.trained import Subject, Trained
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +61,8 @@ logger = logging.getLogger(__name__)
 class CheckStages(FamilyHooks):
     """What a run is known by before anything is loaded. Each stage sets what stands under its name.
 
-    outline: the network that will be attached, without memory
+    subject: what is asked to be trained
+    outline: what will be trained, without memory
     """
 
     # prepare_process
@@ -74,9 +73,9 @@ class CheckStages(FamilyHooks):
     resumption: Resumption
     seed: int
     # check
-    network_module: NetworkModule
+    subject: Subject
     model_facts: object
-    outline: AdapterNetwork
+    outline: Trained
     # prepare_data
     catalogue: Catalogue
     sampler: BucketBatchSampler
@@ -127,30 +126,25 @@ class CheckStages(FamilyHooks):
 
     @timed
     def check(self, device: torch.device | str | None = None) -> None:
-        """Establish what the model files are, and adapters that fit; all problems in one error.
+        """Establish what the model files are, and what trains on them; all problems in one error.
 
         device: where optimizers are tried when something else is wrong; None: where the run trains
         """
-        net, kwargs = self.cfg.network, self.network_kwargs()
-        assert net.network_module, "the family chooses one"
-        module = load_network_module(net.network_module)
-        dims = net.network_dim, net.network_alpha, net.network_dropout
+        subject = self.get_subject()
         facts, wrong_files = self.inspect_models()
-        problems = module.check_network_args(*dims, **kwargs)
-        problems += [*self.assert_extra_args(), *wrong_files]
+        problems = [*subject.problems(), *self.assert_extra_args(), *wrong_files]
         if problems:
             like = torch.empty(0, device=self.accelerator.device if device is None else device)
             raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, like=like)])
-        self.network_module, self.model_facts = module, facts
+        self.subject, self.model_facts = subject, facts
         with without_memory(), quiet():
             model = self.empty_model()
             assert isinstance(model, SavesMemory), "every family's model does"
             if problems := mode_problems(self.cfg.loop, model):
                 raise ConfigError(problems)
-            merge_base_weights(net, model)
-            self.outline = make_network(module, net, kwargs, model)
-        adapters = linear_adapters(self.outline.placements)
-        unlimited = limit_problems(adapters, net.scale_weight_norms)
+            merge_base_weights(self.cfg.network, model)
+            self.outline = subject.made_for(model)
+        unlimited = self.outline.limit_problems(self.cfg.network.scale_weight_norms)
         if problems := [*export_problems(self.cfg.save, self.outline), *unlimited]:
             raise ConfigError(problems)
 

@@ -1,4 +1,4 @@
-"""What a model family fills in so that train_network can train adapters on its model."""
+"""What a model family fills in so that train_network can train its model, or adapters on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from networks.arguments import parse_network_args
+from networks.loading import Adapters
 
 if TYPE_CHECKING:
     import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from library.settings.run_config import TrainConfig
     from library.training.flow_matching import NoisyLatents
     from networks.file_contents import FamilyFiles
+    from networks.trained import Subject
 
 
 class FamilyHooks(ABC):
@@ -101,6 +103,10 @@ class FamilyHooks(ABC):
     def prompt_contexts_train(self) -> bool:
         """Whether training changes what prompt_context makes."""
         return True
+
+    def get_subject(self) -> Subject:
+        """What is trained: adapters, unless an entry trains something else."""
+        return Adapters(self.cfg.network, self.network_kwargs())
 
     def network_kwargs(self) -> dict[str, Any]:
         """Arguments of the network: --network_args, and what a family adds from its own flags."""

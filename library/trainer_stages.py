@@ -23,6 +23,7 @@ from library.caching.text_windows import RunTexts, TextNow, TextWindows
 from library.data.ahead import Ahead
 from library.data.data_types import Batch, Drawn
 from library.data.datasets import TrainDataset
+from library.device_utils import trained_dtype
 from library.memory.modes import SavesMemory, enable_modes, store_weights
 from library.memory.planning import MemoryChoice, choose_modes
 from library.memory.shortage import BetweenBuckets, StepDown
@@ -51,8 +52,8 @@ from library.watching.monitor import Monitor, UpdateGuard
 from library.watching.picture_ledger import PictureLedger
 from library.watching.progress import RunProgress
 from library.watching.trackers import Trackers, create_trackers
-from networks.loading import make_network, merge_base_weights
-from networks.network import AdapterNetwork
+from networks.loading import merge_base_weights
+from networks.trained import Trained
 
 if TYPE_CHECKING:
     from library.data.data_types import TextOutputs
@@ -69,7 +70,7 @@ class TrainerStages(CheckStages):
     """What a run is made of. Each stage sets the attributes that stand under its name.
 
     memory_modes: the options of the loop, with those that save memory as the run has them
-    base:    the frozen model, from attach_network on with the adapters inside
+    base:    the model: frozen until attach_network, then with what trains inside
     model:   what is called in a step: the base, wrapped where several processes train
     """
 
@@ -89,7 +90,7 @@ class TrainerStages(CheckStages):
     # load_models
     base: nn.Module
     # attach_network
-    network: AdapterNetwork
+    network: Trained
     # prepare_optimization
     optimization: Optimization
     model: nn.Module
@@ -262,16 +263,11 @@ class TrainerStages(CheckStages):
 
     @timed
     def attach_network(self) -> None:
-        """Establish the adapters inside the model."""
+        """Establish what trains inside the model."""
         torch.manual_seed(position_seed(self.seed, "adapters"))  # the same factors on every rank
-        options, kwargs = self.cfg.network, self.network_kwargs()
-        network = make_network(self.network_module, options, kwargs, self.base)
-        network.apply_to(None, self.base, apply_text_encoder=False, apply_unet=True)
-        network.prepare_grad_etc(None, self.base)
-        if self.cfg.precision.full_bf16:
-            network.cast_trainables(torch.bfloat16)
-        self.network = network
-        log_lines(logger, network.summary())
+        self.network = self.subject.made_for(self.base)
+        self.network.attach(self.base, trained_dtype(self.cfg.precision))
+        log_lines(logger, self.network.summary())
 
     @timed
     def prepare_optimization(self) -> None:

@@ -30,14 +30,15 @@ from networks.kinds.linear import LinearAdapter, is_adaptable_linear
 from networks.kinds.norm import Norm, is_adaptable_norm
 from networks.kinds.stored import training_alpha
 from networks.kinds.table import KINDS
-from networks.network import (
-    AdapterNetwork,
-    NetworkSettings,
-    NormExport,
-    check_kind,
+from networks.network import AdapterNetwork, check_kind
+from networks.network_settings import NetworkSettings, NormExport
+from networks.placements import (
+    GroupRates,
+    adapters_as_file,
+    fill_from_file,
     linear_adapters,
+    place_on_targets,
 )
-from networks.placements import GroupRates, adapters_as_file, fill_from_file, place_on_targets
 from networks.targets import Selection, Target, TargetRules, select_targets
 
 logger = logging.getLogger(__name__)

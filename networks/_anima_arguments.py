@@ -12,7 +12,7 @@ from typing import Any
 
 from library.errors import Problem
 from networks.arguments import Pairs, argument_text
-from networks.network import NormExport
+from networks.network_settings import NormExport
 from networks.targets import TargetRules
 
 LLM_ADAPTER = "llm_adapter."

@@ -6,15 +6,17 @@ import contextlib
 import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from library.errors import ConfigError
+from library.errors import ConfigError, Problem
 from library.utils import log_lines
 from networks.contract import NetworkModule, check_network_module
 from networks.merging import merge_file
 from networks.network import AdapterNetwork
+from networks.trained import Subject
 
 if TYPE_CHECKING:
     from library.settings.run_config import NetworkOptions
@@ -29,6 +31,27 @@ def load_network_module(name: str) -> NetworkModule:
     except ModuleNotFoundError as error:
         raise ConfigError(f"--network_module {name}: no such module ({error}).") from error
     return check_network_module(module)
+
+
+@dataclass(frozen=True)
+class Adapters(Subject):
+    """The adapters of --network_module. arguments: of the module, by name"""
+
+    options: NetworkOptions
+    arguments: Mapping[str, Any]
+
+    @property
+    def module(self) -> NetworkModule:
+        assert self.options.network_module, "the family chooses one"
+        return load_network_module(self.options.network_module)
+
+    def problems(self) -> list[Problem]:
+        net = self.options
+        dims = net.network_dim, net.network_alpha, net.network_dropout
+        return self.module.check_network_args(*dims, **self.arguments)
+
+    def made_for(self, model: nn.Module) -> AdapterNetwork:
+        return make_network(self.module, self.options, self.arguments, model)
 
 
 def make_network(

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from library.errors import AdapterFileError, ConfigError, Problem
+from networks import network_words
 from networks.codec import (
     DecodedFile,
     KeyDecoder,
@@ -28,56 +27,18 @@ from networks.codec import (
     write_adapter,
 )
 from networks.kinds.adapter import AdaptedModule, merged_parameters
-from networks.kinds.kind import Kinds
-from networks.kinds.linear import LinearAdapter, copies_for
-from networks.kinds.norm import NormDelta
+from networks.kinds.linear import copies_for
 from networks.kinds.stored import ALPHA, DORA_SCALE
-from networks.kinds.table import KINDS
-from networks.norm_limit import limit_norms
-from networks.placements import Placement, fill_from_file
+from networks.network_settings import NetworkSettings, NormExport
+from networks.norm_limit import limit_norms, limit_problems
+from networks.placements import Placement, fill_from_file, linear_adapters
 from networks.precision import in_precision
+from networks.trained import Trained
 
 logger = logging.getLogger(__name__)
 
 
-class NormExport(Enum):
-    """What becomes of trained norms in the file.
-
-    OMIT_TRAINED leaves out norms that were trained or loaded; with OMIT there may be none.
-    """
-
-    DIFF = "diff"
-    OMIT = "omit"
-    OMIT_TRAINED = "omit_trained"
-
-
-@dataclass(frozen=True)
-class NetworkSettings:
-    """What a network is beside its adapters.
-
-    kind:         the name of the kind that is trained
-    kinds:        the table of kinds
-    dim:          the rank that was asked for; None where a file decided
-    modules:      kind -> the --network_module that makes it, for messages
-    network_args: the effective arguments, for the metadata
-    matches:      pattern -> how many modules it matched
-    paths:        every module of the model that could be adapted, to read files by
-    norms:        those of them that are norms
-    """
-
-    kind: str
-    kinds: Kinds = KINDS
-    dim: int | None = None
-    modules: Mapping[str, str] = field(default_factory=dict)
-    network_args: Mapping[str, str] = field(default_factory=dict)
-    matches: Mapping[str, int] = field(default_factory=dict)
-    paths: frozenset[str] = frozenset()
-    norms: frozenset[str] = frozenset()
-    loraplus_ratio: float | None = None
-    norm_export: NormExport = NormExport.DIFF
-
-
-class AdapterNetwork:
+class AdapterNetwork(Trained):
     """All adapters of one run: attach them, train them, keep them, merge them."""
 
     def __init__(
@@ -101,6 +62,13 @@ class AdapterNetwork:
         self.model: nn.Module | None = None
         self.copying: list[RemovableHandle] = []
         self.set_multiplier(multiplier)
+
+    def attach(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Put every adapter in place, the model frozen; factors in `dtype`."""
+        self.apply_to(None, model, apply_text_encoder=False, apply_unet=True)
+        self.prepare_grad_etc(None, model)
+        if dtype != self.trainable_dtype:
+            self.cast_trainables(dtype)
 
     def apply_to(
         self,
@@ -157,14 +125,14 @@ class AdapterNetwork:
         adapters = linear_adapters(self.trained())
         return limit_norms(adapters, limit) if adapters else {}
 
+    def limit_problems(self, limit: float | None) -> list[Problem]:
+        return limit_problems(linear_adapters(self.placements), limit)
+
     def prepare_grad_etc(self, text_encoder: Any, unet: nn.Module) -> None:
         """Establish what trains, whatever requires_grad_ calls came before."""
         self.attached().requires_grad_(False)
         for placement in self.placements:
             placement.adapter.requires_grad_(not placement.frozen)
-
-    def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:
-        self.set_training(True)
 
     def set_training(self, active: bool) -> None:
         """Whether dropout is active."""
@@ -176,6 +144,30 @@ class AdapterNetwork:
 
     def trained(self) -> list[Placement]:
         return [placement for placement in self.placements if not placement.frozen]
+
+    def paths(self) -> list[str]:
+        return [placement.path for placement in self.placements]
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: each for p in self.placements for name, each in p.kept().items()}
+
+    def kept(self) -> list[str]:
+        """Of adapters that were trained or loaded."""
+        kept = (p for p in self.placements if p.loaded or not p.frozen)
+        return [name for placement in kept for name in placement.kept()]
+
+    def needed(self) -> list[str]:
+        return [name for placement in self.trained() for name in placement.kept()]
+
+    def took(self, names: Collection[str]) -> None:
+        filled = set(names)
+        for placement in self.placements:
+            is_filled = not filled.isdisjoint(placement.kept())
+            placement.loaded |= placement.frozen and is_filled
+
+    @torch.no_grad()
+    def changes(self) -> list[Tensor | None]:
+        return [placement.adapter.change_norm() for placement in self.placements]
 
     @property
     def uses_default_rate(self) -> bool:
@@ -231,7 +223,8 @@ class AdapterNetwork:
         """Write the adapters in ComfyUI's spelling, whole or not at all; see write_adapter."""
         tensors = self.export_tensors(dtype or torch.float32)
         write_adapter(file, tensors, metadata or {})
-        if line := self.describe_norms():
+        writes_norms = self.settings.norm_export is NormExport.DIFF
+        if line := network_words.norms_line(self.placements) if writes_norms else "":
             logger.info(line)
 
     def export_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -258,23 +251,6 @@ class AdapterNetwork:
             for placement in self.placements
             if (placement.loaded or not placement.frozen) and (has_norms or not placement.is_norm)
         ]
-
-    def describe_norms(self) -> str:
-        """What share of the norms' changed entries still differs after addition to bf16 weights."""
-        if self.settings.norm_export is not NormExport.DIFF:
-            return ""
-        counts = [
-            placement.adapter.survivors(placement.base)
-            for placement in self.placements
-            if isinstance(placement.adapter, NormDelta)
-        ]
-        changed, survived = (sum(column) for column in zip((0, 0), *counts))
-        if not changed:
-            return ""
-        return (
-            f"norm differences: {survived / changed:.1%} of {changed} changed entries survive "
-            f"addition to bf16 weights, which is how other programs apply them"
-        )
 
     def load_weights(self, file: str | Path) -> None:
         """Fill the adapters from a file. Raises AdapterFileError naming all that does not fit."""
@@ -362,30 +338,25 @@ class AdapterNetwork:
         """The effective arguments, for the metadata."""
         return dict(self.settings.network_args)
 
+    def sizes(self) -> dict[str, float | None]:
+        return {"network_dim": self.dim, "network_alpha": self.alpha}
+
+    def options(self) -> dict[str, str]:
+        return self.network_args
+
     def summary(self) -> list[str]:
-        """Lines to log: what is adapted, by which pattern, with how many parameters."""
-        linears = linear_adapters(self.placements)
-        norms = len(self.placements) - len(linears)
-        ranks = Counter("full" if a.rank is None else f"rank {a.rank}" for a in linears)
-        sizes = ", ".join(f"{name}: {n}" if len(ranks) > 1 else name for name, n in ranks.items())
-        trained = sum(parameter.numel() for parameter in self.get_trainable_params())
-        counts = f"{len(linears)} Linears{f' ({sizes})' if sizes else ''} and {norms} norms"
-        lines = [f"{self.settings.kind}: {counts}, {trained:,} trained parameters"]
-        if self.settings.matches:
-            matched = "; ".join(f"{pattern} {n}" for pattern, n in self.settings.matches.items())
-            lines.append(f"modules matched by pattern: {matched}")
-        if frozen := len(self.placements) - len(self.trained()):
-            lines.append(f"{frozen} adapters are frozen by a learning rate of 0")
-        return lines
+        return network_words.summary(self.settings, self.placements)
+
+    def in_short(self) -> str:
+        return network_words.in_short(self.settings, self.placements)
+
+    def described(self) -> str:
+        return network_words.described(self.placements)
 
 
 def replace_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
-
-
-def linear_adapters(placements: Iterable[Placement]) -> list[LinearAdapter]:
-    return [p.adapter for p in placements if isinstance(p.adapter, LinearAdapter)]
 
 
 def check_kind(file: DecodedFile, settings: NetworkSettings) -> None:

@@ -68,6 +68,10 @@ class Placement:
         return dict(factors) | {f"{self.path}.adapter.{name}": tensor for name, tensor in fixed}
 
 
+def linear_adapters(placements: Iterable[Placement]) -> list[LinearAdapter]:
+    return [p.adapter for p in placements if isinstance(p.adapter, LinearAdapter)]
+
+
 @dataclass(frozen=True)
 class GroupRates:
     """Learning rates of a family's components: which one a path belongs to, and its rate if any."""

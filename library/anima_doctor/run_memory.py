@@ -19,7 +19,7 @@ from library.device_utils import precision_dtype
 from library.memory.modes import describe_modes
 from library.memory.step_count import StepCount
 from library.settings.run_config import LoopOptions, TrainConfig
-from networks.network import AdapterNetwork
+from networks.trained import Trained
 
 CAPTIONS_TOKENIZED = 300  # of a run, as a sample
 
@@ -28,7 +28,7 @@ CAPTIONS_TOKENIZED = 300  # of a run, as a sample
 class RunMemory:
     """Of the run's largest batch with its longest captions.
 
-    network:   the adapters without memory; arguments: of their module
+    network:   what trains, without memory; arguments: of the adapters' module
     batch:     pictures, and their width and height
     tokens:    (Qwen's, T5's) of a caption
     """
@@ -36,7 +36,7 @@ class RunMemory:
     cfg: TrainConfig
     anima: AnimaConfig
     params: DiTParams
-    network: AdapterNetwork
+    network: Trained
     arguments: tuple[tuple[str, object], ...]
     batch: tuple[int, int, int]
     tokens: tuple[int, int]

@@ -16,6 +16,7 @@ from networks.arguments import parse_network_args
 
 if TYPE_CHECKING:
     from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 FORKS_NOISE = ("anima_timestep_sampling", "anima_sigmoid_scale", "anima_noise_offset")
 SHIFTS = ("anima_flow_shift", "discrete_flow_shift", "timestep_sampling")
@@ -45,7 +46,7 @@ class Start:
         return sets_own_rate(self.train.situation()) or bool(known and known.finds_own_lr)
 
 
-def rate_problems(train: TrainConfig, network: AdapterNetwork) -> list[Problem]:
+def rate_problems(train: TrainConfig, network: Trained) -> list[Problem]:
     """A run whose every rate is 0 trains nothing."""
     groups, _ = network.prepare_optimizer_params(
         None, train.network.unet_lr, train.optimizer.learning_rate

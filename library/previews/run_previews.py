@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from library.data.data_types import RunPosition, TextOutputs
     from library.strategy_base import LatentsCachingStrategy
     from library.watching.trackers import Trackers
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Studio:
 
     accelerator: Accelerator
     model: nn.Module
-    network: AdapterNetwork
+    network: Trained
     context: Callable[[nn.Module, TextOutputs], Tensor]
     contexts_train: bool
     decoder: LatentsCachingStrategy

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from library.train_util import StepPlan
     from library.watching.progress import RunProgress
     from library.watching.step_logs import StepRow
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Reporter:
         self.times = StageTimes()
         self.record = RunRecord(self.times)
         self.is_on = (cfg.page.is_live or cfg.page.writes_report) and is_first_process(os.environ)
-        self.network: AdapterNetwork | None = None
+        self.network: Trained | None = None
         self.files: RunFiles | None = None
         self.server: LiveServer | None = None
         self.listener: told.Listener | None = None
@@ -122,13 +122,13 @@ class Reporter:
                 logger.info("%s", line)
 
     def watch(
-        self, progress: RunProgress, network: AdapterNetwork, facts: Mapping[str, str]
+        self, progress: RunProgress, network: Trained, facts: Mapping[str, str]
     ) -> None:
         """From here on values pass. facts: of the run, in words."""
         if not self.is_on:
             return
         self.network = network
-        self.record.places = places_of(network.placements)
+        self.record.places = places_of(network.paths())
         self.record.begin(replace(self.record.outline, facts=tuple(facts.items())))
         progress.readers.append(self.hear_rows)
         progress.trackers.listener = self.record.add_values
@@ -187,7 +187,7 @@ class Reporter:
     def measure(self, step: int) -> None:
         """The adapters' strength, once for a step."""
         if self.network and (self.measured != step or not self.record.strengths):
-            self.record.add_strengths(measure(self.network.placements, step))
+            self.record.add_strengths(measure(self.network.changes(), step))
             self.measured = step
 
     def add_picture(self, step: int, number: int, prompt: str, seed: int, path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from library.settings.run_config import TrainConfig
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 Row = tuple[str, str, str, bool]
 """name, value, default, whether they differ"""
@@ -56,17 +56,15 @@ def text(value: object) -> str:
 
 
 def run_words(
-    cfg: TrainConfig, accelerator: Accelerator, network: AdapterNetwork, optimizer: str, seed: int
+    cfg: TrainConfig, accelerator: Accelerator, network: Trained, optimizer: str, seed: int
 ) -> dict[str, str]:
     """What the options came to, in words, by what it is about."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    trained = network.trained()
-    numbers = sum(factor.numel() for each in trained for factor in each.adapter.factors().values())
     return {
         "device": f"{accelerator.num_processes} x {name}",
         "precision": cfg.precision.mixed_precision,
-        "adapters": f"{len(trained)} ({network.settings.kind}), {numbers / 1e6:.2f} M",
+        "adapters": network.in_short(),
         "optimizer": optimizer,
         "seed": str(seed),
         "torch": torch.__version__,

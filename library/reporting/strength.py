@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from library.reporting.record import Strengths
-
-if TYPE_CHECKING:
-    from networks.placements import Placement
 
 BLOCK = re.compile(r"(.*?\b\w*(?:blocks?|layers?)\.\d+)\.(.+)")
 
 
-def places_of(placements: Sequence[Placement]) -> list[tuple[str, str]]:
-    return [place_of(placement.path) for placement in placements]
+def places_of(paths: Sequence[str]) -> list[tuple[str, str]]:
+    return [place_of(path) for path in paths]
 
 
 def place_of(path: str) -> tuple[str, str]:
@@ -32,9 +29,8 @@ def place_of(path: str) -> tuple[str, str]:
 
 
 @torch.no_grad()
-def measure(placements: Sequence[Placement], step: int) -> Strengths:
-    """The adapters' norms now; waits for the device once. None: its kind does not tell."""
-    norms = [placement.adapter.change_norm() for placement in placements]
+def measure(norms: Sequence[Tensor | None], step: int) -> Strengths:
+    """The adapters' norms; waits for the device once. None: its kind does not tell."""
     known = [norm.float() for norm in norms if norm is not None]
     values = iter(torch.stack(known).tolist() if known else ())
     return Strengths(step, [None if norm is None else next(values) for norm in norms])

@@ -1,144 +1,34 @@
-"""The adapter files of a save: in the forms that were asked for, each compared with the adapters.
-
-ComfyUI's form holds what was trained. The universal one is for programs that read less; see
-networks/workshop/universal.py.
-"""
+"""The weight files of a save: in the forms that were asked for, each compared with what was trained."""
 
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.device_utils import precision_dtype
-from library.errors import OutputError, Problem, UserError
+from library.errors import OutputError, Problem
+from library.saving.adapter_forms import DEFAULT_RANK, FORMS, ComfyForm, is_cut, trained_norms
 from library.saving.checkpoints import EXTENSION, universal_file, write_or_rescue
+from library.saving.form import Form
 from library.system.files import free_name
 from library.system.tensor_files import TensorFileError, read_header
 from library.utils import log_lines
 from networks import readers
-from networks.codec import read_adapter, write_adapter
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
-from networks.network import NormExport
-from networks.precision import in_precision
-from networks.workshop.low_rank import RankRule
-from networks.workshop.universal import Universal, delta_of_adapter, universal
-from networks.workshop.verifying import Written, differences
+from networks.network import AdapterNetwork
+from networks.network_settings import NormExport
 
 if TYPE_CHECKING:
     from library.settings.run_config import SaveOptions
     from networks.file_contents import FamilyFiles
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_RANK = 64
-"""Of a LoRA in place of something else."""
 NAMED = 5
 """Of what is wrong with a file, at the most."""
-
-
-class Form(ABC):
-    """One spelling of the adapters in a file."""
-
-    def __init__(self, options: SaveOptions, network: AdapterNetwork) -> None:
-        self.network = network
-        self.dtype = precision_dtype(options.save_precision or "float")
-
-    @abstractmethod
-    def written(self) -> Written:
-        """What a file of it should hold."""
-
-    @abstractmethod
-    def write(self, file: Path, metadata: Mapping[str, str]) -> None:
-        """The adapters as they were when `prepare` was called, whole or not at all."""
-
-    def prepare(self) -> None:
-        """Make what a file holds of the adapters as they are now."""
-
-    def metadata(self, metadata: Mapping[str, str]) -> dict[str, str]:
-        """Of the run, as they are true of this form."""
-        return dict(metadata)
-
-    def remarks(self) -> list[str]:
-        """What is said of the file at each save."""
-        return []
-
-    def left_out(self) -> str:
-        """What was trained and is not in it; "" for nothing."""
-        norms = trained_norms(self.network) if not self.has_norms() else 0
-        return f"the {norms} norms that were trained are not in it" if norms else ""
-
-    def has_norms(self) -> bool:
-        return False
-
-
-class ComfyForm(Form):
-    def has_norms(self) -> bool:
-        return self.network.settings.norm_export is not NormExport.OMIT_TRAINED
-
-    def write(self, file: Path, metadata: Mapping[str, str]) -> None:
-        self.network.save_weights(file, self.dtype, metadata)
-
-    def written(self) -> Written:
-        return Written(self.dtype)
-
-
-class UniversalForm(Form):
-    def __init__(self, options: SaveOptions, network: AdapterNetwork) -> None:
-        super().__init__(options, network)
-        self.says_more, self.asked = not options.no_metadata, options.export_rank
-        self.rule = RankRule(rank=options.export_rank or DEFAULT_RANK)
-        self.made = Universal({})
-
-    def prepare(self) -> None:
-        adapters = {
-            placement.path: placement.adapter
-            for placement in self.network.exported()
-            if isinstance(placement.adapter, AdditiveAdapter)
-        }
-        deltas = {path: delta_of_adapter(adapter) for path, adapter in adapters.items()}
-        cut = {path for path, adapter in adapters.items() if is_cut(adapter, self.asked)}
-        self.made = universal(deltas, self.rule, cut)
-
-    def write(self, file: Path, metadata: Mapping[str, str]) -> None:
-        write_adapter(file, in_precision(self.made.tensors, self.dtype), metadata)
-
-    def written(self) -> Written:
-        return Written(self.dtype, has_norms=False, errors=self.made.errors)
-
-    def metadata(self, metadata: Mapping[str, str]) -> dict[str, str]:
-        """Of the LoRA that it holds, whose scale is 1; ss_network_args stay those of the training."""
-        settings, errors = self.network.settings, self.made.errors
-        rank = self.rule.rank if errors else self.network.dim
-        true = {"ss_network_dim": str(rank), "ss_network_alpha": str(float(rank or 1))}
-        if errors:
-            true["ss_network_module"] = settings.modules.get("LoRA", "")
-        more = {"ss_export_format": "universal"}
-        if errors:
-            more["ss_export_error"] = f"{self.made.error:.6f}"
-        return {**metadata, **true, **(more if self.says_more else {})}
-
-    def remarks(self) -> list[str]:
-        if not self.made.errors:
-            return []
-        path, worst = max(self.made.errors.items(), key=lambda pair: pair[1])
-        kind, rank = self.network.settings.kind, self.rule.rank
-        line = (
-            f"a LoRA of rank {rank} in place of the {kind}: it differs from it by {self.made.error:.1%}, "
-            f"at most by {worst:.1%} ({path}); a higher --export_rank brings it nearer"
-        )
-        return [line]
-
-
-FORMS: dict[str, tuple[type[Form], ...]] = {
-    "comfy": (ComfyForm,),
-    "universal": (UniversalForm,),
-    "both": (ComfyForm, UniversalForm),
-}
-"""--export_format -> what is written; the second has a name of its own."""
 
 
 class Exporter:
@@ -147,10 +37,10 @@ class Exporter:
     family: what programs know its files by; with it the first file of each form says who reads it
     """
 
-    def __init__(self, options: SaveOptions, network: AdapterNetwork) -> None:
+    def __init__(self, options: SaveOptions, network: Trained) -> None:
         self.options, self.network = options, network
         self.family: FamilyFiles | None = None
-        self.forms = [form(options, network) for form in FORMS[options.export_format]]
+        self.forms = forms_of(options, network)
         self.told: set[type[Form]] = set()
 
     def write(self, file: Path, metadata: Mapping[str, str]) -> Path:
@@ -193,7 +83,7 @@ class Exporter:
 
     def verified(self, form: Form, file: Path, write: Callable[[Path], None]) -> Path:
         """`file`, if it holds what the adapters hold; else a second one beside it, if that one does."""
-        found = self.wrong_with(form, file)
+        found = form.wrong_with(file)
         if not found:
             return file
         second = free_name(file, EXTENSION)
@@ -202,7 +92,7 @@ class Exporter:
         except OutputError as error:
             again, outcome = found, f"It could not be written once more: {error}"
         else:
-            again = self.wrong_with(form, second)
+            again = form.wrong_with(second)
             outcome = f"Written once more as {second}, which " + (
                 "does not either: keep a state (--save_state), and please report this."
                 if again
@@ -214,12 +104,11 @@ class Exporter:
         )  # fmt: skip
         return file if again else second
 
-    def wrong_with(self, form: Form, file: Path) -> list[str]:
-        try:
-            tensors = read_adapter(file, self.network.settings.kinds)
-        except UserError as error:
-            return [problem.message.rstrip(".") for problem in error.problems]
-        return differences(self.network, tensors, form.written())
+
+def forms_of(options: SaveOptions, network: Trained) -> list[Form]:
+    """In which each save is written."""
+    assert isinstance(network, AdapterNetwork)
+    return [form(options, network) for form in FORMS[options.export_format]]
 
 
 def shortened(lines: Sequence[str]) -> list[str]:
@@ -227,9 +116,9 @@ def shortened(lines: Sequence[str]) -> list[str]:
     return [*lines[:NAMED], *([f"and {more} more"] if more > 0 else [])]
 
 
-def export_problems(options: SaveOptions, network: AdapterNetwork) -> list[Problem]:
+def export_problems(options: SaveOptions, network: Trained) -> list[Problem]:
     """What was asked for and could not be in the files. network: perhaps without memory."""
-    if options.export_format == "comfy":
+    if options.export_format == "comfy" or not isinstance(network, AdapterNetwork):
         return []
     where = f"export_format = {options.export_format}"
     kept = network.exported()
@@ -251,8 +140,10 @@ def export_problems(options: SaveOptions, network: AdapterNetwork) -> list[Probl
     return []
 
 
-def export_notes(options: SaveOptions, network: AdapterNetwork) -> list[str]:
+def export_notes(options: SaveOptions, network: Trained) -> list[str]:
     """What is trained and files leave out, and what a LoRA stands in place of; for the start of a run."""
+    if not isinstance(network, AdapterNetwork):
+        return []
     notes, kind = [], network.settings.kind
     trained = trained_norms(network)
     if trained and network.settings.norm_export is NormExport.OMIT_TRAINED:
@@ -271,11 +162,6 @@ def export_notes(options: SaveOptions, network: AdapterNetwork) -> list[str]:
     return notes
 
 
-def trained_norms(network: AdapterNetwork) -> int:
-    """Norms with a difference that a file may hold."""
-    return sum(p.is_norm and (p.loaded or not p.frozen) for p in network.placements)
-
-
 def is_approximated(network: AdapterNetwork, asked: int | None) -> bool:
     """Whether the universal form is another delta than the trained one. asked: --export_rank"""
     adapters = [placement.adapter for placement in network.exported()]
@@ -283,14 +169,10 @@ def is_approximated(network: AdapterNetwork, asked: int | None) -> bool:
     return any(len(each.chains()) > 1 or is_cut(each, asked) for each in additive)
 
 
-def is_cut(adapter: AdditiveAdapter, asked: int | None) -> bool:
-    """Whether a LoRA is brought to a smaller rank, --export_rank."""
-    return adapter.cut_at_export and 0 < (asked or 0) < (adapter.rank or 0)
-
-
-def bytes_of_save(options: SaveOptions, network: AdapterNetwork) -> int:
+def bytes_of_save(options: SaveOptions, network: Trained) -> int:
     """Of the files of one save without metadata; without averages of the weights."""
     size = precision_dtype(options.save_precision or "float").itemsize
+    assert isinstance(network, AdapterNetwork)
     kept, rank = network.exported(), options.export_rank or DEFAULT_RANK
     full = [factor.numel() for p in kept for factor in p.adapter.stored().values()]
     count = 0

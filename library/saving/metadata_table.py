@@ -26,11 +26,12 @@ from library.saving.metadata_datasets import (
     describe_datasets,
     tag_frequency,
 )
+from networks.network import AdapterNetwork
 
 if TYPE_CHECKING:
     from library.settings.run_config import TrainConfig
     from library.train_util import StepPlan
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 
 BLOCK = re.compile(r"(.*?)\bblocks\.(\d+)\.")
@@ -40,14 +41,14 @@ BLOCK = re.compile(r"(.*?)\bblocks\.(\d+)\.")
 class RunFacts:
     """What is known of a run before its first step.
 
-    network:   with its dim, alpha and network_args
+    network:   what is trained
     optimizer: as describe_optimizer gives it
     """
 
     cfg: TrainConfig
     catalogue: Catalogue
     plan: StepPlan
-    network: AdapterNetwork
+    network: Trained
     optimizer: str
     seed: int
     processes: int
@@ -125,14 +126,9 @@ FACTS: dict[str, Callable[[RunFacts], object]] = {
     "num_batches_per_epoch": attrgetter("plan.batches_per_epoch"),
     "max_train_steps": attrgetter("plan.total_steps"),
     "optimizer": attrgetter("optimizer"),
-    "network_dim": attrgetter("network.dim"),
-    "network_alpha": attrgetter("network.alpha"),
-    "network_args": lambda run: json.dumps(run.network.network_args),
     "network_weights": lambda run: file_name(run.cfg.network.network_weights),
     "base_weights": lambda run: names(run.cfg.network.base_weights),
     "prior_preservation_prompts": lambda run: file_name(run.cfg.loss.prior_preservation_prompts),
-    "num_blocks": lambda run: len(blocks_of(run.network)),
-    "adapted_parts": lambda run: json.dumps(adapted_parts(p.path for p in run.network.exported())),
     "num_train_images": lambda run: samples(run, is_reg=False),
     "num_reg_images": lambda run: samples(run, is_reg=True),
     "num_validation_images": lambda run: len(run.catalogue.held_out),
@@ -143,6 +139,15 @@ FACTS: dict[str, Callable[[RunFacts], object]] = {
     "bucket_info": lambda run: json_shown(bucket_info(run.catalogue.images)),
 }
 """Always written, from the run."""
+
+OF_ADAPTERS: dict[str, Callable[[AdapterNetwork], object]] = {
+    "network_dim": attrgetter("dim"),
+    "network_alpha": attrgetter("alpha"),
+    "network_args": lambda network: json.dumps(network.network_args),
+    "num_blocks": lambda network: len(blocks_of(network)),
+    "adapted_parts": lambda network: json.dumps(adapted_parts(p.path for p in network.exported())),
+}
+"""Written of adapters, from them."""
 
 OF_DATASETS = {
     "batch_size_per_device": "batch_size",
@@ -185,6 +190,8 @@ def entries_of(run: RunFacts) -> dict[str, str]:
     set_here = {name: attrgetter(option)(run.cfg) for name, option in WHERE_SET.items()}
     values |= {name: value for name, value in set_here.items() if value}
     values |= {name: value(run) for name, value in FACTS.items()}
+    if isinstance(run.network, AdapterNetwork):
+        values |= {name: value(run.network) for name, value in OF_ADAPTERS.items()}
     datasets = run.catalogue.group.datasets
     values |= common(OF_DATASETS, datasets)
     values |= common(OF_SUBSETS, [subset for dataset in datasets for subset in dataset.subsets])

@@ -28,7 +28,7 @@ from library.utils import log_lines, name_bytes, nearest_name, sha256_of_file
 
 if TYPE_CHECKING:
     from library.settings.run_config import ResumeOptions, TrainConfig
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,10 @@ class Snapshot:
 
 
 def run_fields(
-    cfg: TrainConfig, catalogue: Any, network: AdapterNetwork, *, seed: int, processes: int
+    cfg: TrainConfig, catalogue: Any, network: Trained, *, seed: int, processes: int
 ) -> Snapshot:
     """What every family's snapshot holds. network: may be without memory, on the meta device."""
-    arguments = network.network_args
+    arguments = dict(network.options())
     idle = cfg.idle()
     rates = {name: arguments.pop(name) for name in list(arguments) if name.endswith("_lr")}
     critical = {
@@ -131,42 +131,30 @@ def flags(group: Any, idle: set[str]) -> dict[str, Any]:
 
 
 def network_fields(
-    cfg: TrainConfig, network: AdapterNetwork, arguments: Mapping[str, str]
+    cfg: TrainConfig, network: Trained, arguments: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The adapters: their kind, where they are and how large, and what is merged under them."""
+    """What is trained: its kind, where it is and how large, and what is merged under it."""
     options = cfg.network
     strengths = chain(options.base_weights_multiplier or (), repeat(1.0))
     merged = zip(options.base_weights or (), strengths)
-    return {
+    of_adapters = {
         "network_module": options.network_module,
-        "network_dim": network.dim,
-        "network_alpha": network.alpha,
+        **network.sizes(),
         "network_dropout": options.network_dropout,
+    }
+    return {
+        **(of_adapters if options.network_module else {}),
         **{
             f"network_args.{k}": v
             for k, v in arguments.items()
             if k not in ("norm_export", "verbose")
         },
-        "targets": describe_targets(network),
+        "targets": network.described(),
         "base_weights": [[sha256_of_file(file)[:16], strength] for file, strength in merged],
     }
 
 
-def describe_targets(network: AdapterNetwork) -> str:
-    """How much is adapted, and a hash of where and with which shapes."""
-    trained = [
-        (placement.path, name, tuple(factor.shape))
-        for placement in sorted(network.trained(), key=lambda p: p.path)
-        for name, factor in placement.adapter.factors().items()
-    ]
-    norms = sum(placement.is_norm for placement in network.trained())
-    digest = hashlib.sha256(repr(trained).encode()).hexdigest()[:12]
-    linears = len(network.trained()) - norms
-    count = sum(parameter.numel() for parameter in network.get_trainable_params())
-    return f"{linears} Linears, {norms} norms, {count} parameters, {digest}"
-
-
-def optimizer_fields(cfg: TrainConfig, network: AdapterNetwork) -> dict[str, Any]:
+def optimizer_fields(cfg: TrainConfig, network: Trained) -> dict[str, Any]:
     _, groups = network.prepare_optimizer_params(
         None, cfg.network.unet_lr, cfg.optimizer.learning_rate
     )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from library.watching.evaluation import Evaluation
     from library.watching.picture_ledger import PictureLedger
     from library.watching.progress import RunProgress
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class TrainingParts:
     average:   of what the optimizer changes, if one is kept
     """
 
-    network: AdapterNetwork
+    network: Trained
     optimizer: Optimizer
     scheduler: lr_scheduler.LRScheduler
     scaler: Any | None
@@ -55,13 +55,9 @@ class TrainingParts:
     evaluation: Evaluation | None = None
 
     def factors(self) -> dict[str, Tensor]:
-        """The tensors of all adapters that were trained or loaded, by the model's names, on the CPU."""
-        kept = [p for p in self.network.placements if p.loaded or not p.frozen]
-        return {
-            name: factor.detach().to("cpu").contiguous()
-            for placement in kept
-            for name, factor in placement.kept().items()
-        }
+        """What was trained or loaded, by the model's names, on the CPU."""
+        own = self.network.tensors()
+        return {name: own[name].detach().to("cpu").contiguous() for name in self.network.kept()}
 
     def training(self) -> dict[str, Any]:
         """Optimizer, schedule and scaler, as plain values and tensors on the CPU."""
@@ -157,24 +153,18 @@ class TrainingParts:
     @torch.no_grad()
     def restore_factors(self, saved: Mapping[str, Tensor], source: str) -> None:
         """Copy factors in place; what is missing, unknown or of another shape is one error."""
-        own = {
-            name: (placement, factor)
-            for placement in self.network.placements
-            for name, factor in placement.kept().items()
-        }
-        needed = {name for p in self.network.trained() for name in p.kept()}
+        own, needed = self.network.tensors(), set(self.network.needed())
         problems = [Problem("is not in the state.", name) for name in sorted(needed - set(saved))]
         for name, value in saved.items():
             if name not in own:
                 problems.append(Problem("is in the state; this run has no such tensor.", name))
-            elif (found := tuple(value.shape)) != (shape := tuple(own[name][1].shape)):
+            elif (found := tuple(value.shape)) != (shape := tuple(own[name].shape)):
                 problems.append(Problem(f"has shape {found}, expected {shape}.", name))
         if problems:
             raise ResumeError(problems, source=f"adapters of {source}")
         for name, value in saved.items():
-            placement, factor = own[name]
-            factor.copy_(value)
-            placement.loaded |= placement.frozen
+            own[name].copy_(value)
+        self.network.took(saved.keys())
 
 
 def class_name(value: object) -> str:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from accelerate.optimizer import AcceleratedOptimizer
 
     from library.settings.run_config import TrainConfig
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
 
 
 def optimizer_groups(
-    cfg: TrainConfig, network: AdapterNetwork
+    cfg: TrainConfig, network: Trained
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """What is trained, one group for each learning rate, and the groups' names in the logs."""
     rate = cfg.optimizer.learning_rate
@@ -34,7 +34,7 @@ def optimizer_groups(
 
 
 def check_optimization(
-    cfg: TrainConfig, network: AdapterNetwork, total_steps: int, device: torch.device
+    cfg: TrainConfig, network: Trained, total_steps: int, device: torch.device
 ) -> None:
     """Raise ConfigError unless optimizer and schedule work, from the first step to the last."""
     options, (groups, _) = cfg.optimizer, optimizer_groups(cfg, network)
@@ -60,7 +60,7 @@ class Optimization:
     def __init__(
         self,
         cfg: TrainConfig,
-        network: AdapterNetwork,
+        network: Trained,
         total_steps: int,
         accelerator: Accelerator,
     ) -> None:

@@ -7,7 +7,6 @@ import pytest
 
 from library.anima_runtime.start_notes import DIFFERENCES
 from library.errors import ConfigError
-from networks.loading import make_network
 from tests.helpers.paths import ROOT
 from tests.helpers.running import config_files, make_trainer, train
 
@@ -148,9 +147,7 @@ def test_what_full_matrices_do_not_use_is_named(demo, run_folder, caplog, argume
     trainer = make_trainer(config_files(demo, run_folder, {**LOKR, **arguments}))
     trainer.prepare_process()
     trainer.check()
-    make_network(
-        trainer.network_module, trainer.cfg.network, trainer.network_kwargs(), trainer.empty_model()
-    )
+    trainer.subject.made_for(trainer.empty_model())
     (line,) = [line for line in caplog.messages if "where every matrix is full" in line] or [""]
     assert all(name in line for name in told) and len(line.split(", ")) == max(1, len(told))
 

@@ -10,7 +10,8 @@ from library.errors import AdapterFileError
 from networks.codec import KeyStyle, encode
 from networks.kinds.adapter import merged_parameters
 from networks.kinds.norm import NormDelta
-from networks.network import AdapterNetwork, NetworkSettings
+from networks.network import AdapterNetwork
+from networks.network_settings import NetworkSettings
 from networks.placements import Placement
 from tests.helpers.comfy_rules import weight_differences
 from tests.helpers.tiny import rel_l2, tiny_transformer

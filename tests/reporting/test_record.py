@@ -17,6 +17,8 @@ from networks.kinds.adapter import NO_DROPOUT
 from networks.kinds.lokr import LoKr, lokr_shape
 from networks.kinds.lora import LoRA
 from networks.kinds.norm import NormDelta
+from networks.network import AdapterNetwork
+from networks.network_settings import NetworkSettings
 from networks.placements import Placement
 
 
@@ -124,7 +126,7 @@ def test_a_table_takes_whatever_others_have():
     assert table["rows"] == [("a", 2.0)]
 
 
-def adapters() -> list[Placement]:
+def adapters() -> AdapterNetwork:
     linear = torch.nn.Linear(12, 8, bias=False)
     shape = lokr_shape((8, 12), 2, 4, decompose_both=False, full_matrix=False)
     made = [LoRA(12, 8, 3, 6.0, NO_DROPOUT), LoKr(shape, 1.0, NO_DROPOUT), NormDelta(8, bias=True)]
@@ -133,25 +135,27 @@ def adapters() -> list[Placement]:
         for factor in adapter.parameters():
             torch.nn.init.normal_(factor)
     paths = ["blocks.1.attn.q", "front.blocks.0.mlp.2", "head"]
-    return [Placement(path, linear, adapter) for path, adapter in zip(paths, made)]
+    places = [Placement(path, linear, adapter) for path, adapter in zip(paths, made)]
+    return AdapterNetwork(places, NetworkSettings(kind="LoRA"))
 
 
 def test_the_strength_of_an_adapter_is_the_norm_of_what_it_adds():
-    placements = adapters()
-    lora, lokr, norm = (placement.adapter for placement in placements)
+    network = adapters()
+    lora, lokr, norm = (placement.adapter for placement in network.placements)
     expected = [
         lora.delta().norm().item(), lokr.delta().norm().item(),
         torch.cat(list(norm.changes().values())).norm().item(),
     ]  # fmt: skip
-    assert measure(placements, 4) == Strengths(4, pytest.approx(expected, rel=1e-5))
-    assert places_of(placements) == [("blocks.1", "attn.q"), ("front.blocks.0", "mlp.2"), ("", "head")]
+    assert measure(network.changes(), 4) == Strengths(4, pytest.approx(expected, rel=1e-5))
+    expected = [("blocks.1", "attn.q"), ("front.blocks.0", "mlp.2"), ("", "head")]
+    assert places_of(network.paths()) == expected
 
 
 def test_measuring_the_strength_changes_nothing():
-    placements, state = adapters(), torch.get_rng_state()
-    before = [factor.clone() for p in placements for factor in p.adapter.parameters()]
-    measure(placements, 1)
-    after = [factor for p in placements for factor in p.adapter.parameters()]
+    network, state = adapters(), torch.get_rng_state()
+    before = [factor.clone() for factor in network.get_trainable_params()]
+    measure(network.changes(), 1)
+    after = network.get_trainable_params()
     assert all(torch.equal(a, b) for a, b in zip(before, after))
     assert torch.equal(torch.get_rng_state(), state)
 

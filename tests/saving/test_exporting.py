@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from library.saving.exporting import ComfyForm, Exporter, bytes_of_save, export_problems
+from library.saving.adapter_forms import ComfyForm
+from library.saving.exporting import Exporter, bytes_of_save, export_problems
 from library.settings.run_config import SaveOptions
 from tests.helpers.running import config_files, make_trainer, report
 from tests.helpers.tiny import rel_l2, tiny_transformer

@@ -20,6 +20,7 @@ from library.saving.metadata_table import (
     AT_SAVE,
     FACTS,
     MINIMUM,
+    OF_ADAPTERS,
     OF_DATASETS,
     OF_SUBSETS,
     OPTIONS,
@@ -37,7 +38,7 @@ OF_ANIMA = {
     *(f"{role}_{what}" for role in ("sd_model", "vae", "qwen3") for what in ("name", "hash")),
     *(f"new_{role}_hash" for role in ("sd_model", "vae", "qwen3")),
 }  # fmt: skip
-ALWAYS = {*OPTIONS, *FACTS, *AT_SAVE, *OF_ANIMA}
+ALWAYS = {*OPTIONS, *FACTS, *OF_ADAPTERS, *AT_SAVE, *OF_ANIMA}
 MODELSPEC = {"sai_model_spec", "title", "resolution", "date", "architecture", "implementation"}
 DECIDE_THE_RESULT = ("optimizer", "schedule", "network", "loss", "flow", "validation")
 ELSEWHERE = {

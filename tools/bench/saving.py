@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from library.anima_backend.modelling.dit import Anima
-from library.saving.exporting import Exporter, Form
+from library.saving.exporting import Exporter
+from library.saving.form import Form
 from library.settings.run_config import SaveOptions
 from library.system.program import run_main
 from networks.loading import load_network_module, make_network
@@ -56,18 +57,18 @@ def trained(adapter: str, options: argparse.Namespace) -> AdapterNetwork:
     return network
 
 
-def timed(exporter: Exporter, form: Form, file: Path, options: argparse.Namespace) -> Figures:
+def timed(form: Form, file: Path, options: argparse.Namespace) -> Figures:
     """The medians of a form's parts, in seconds."""
     parts = {
         "make s": form.prepare,
         "write s": lambda: form.write(file, RUN_METADATA),
-        "check s": lambda: exporter.wrong_with(form, file),
+        "check s": lambda: form.wrong_with(file),
     }
     clock, times = clock_of_work(options.device), dict[str, float]()
     for name, work in parts.items():
         rounds = [seconds_of(work, options.device, clock) for _ in range(options.rounds)]
         times[name] = round(statistics.median(rounds), 3)
-    assert not exporter.wrong_with(form, file), "a file that was not spoilt is right"
+    assert not form.wrong_with(file), "a file that was not spoilt is right"
     size = round(file.stat().st_size / 2**20, 1)
     return {"MiB": size, **times, "2 % of s": round(times["check s"] / SHARE, 1)}
 
@@ -80,7 +81,7 @@ def measure(adapter: str, options: argparse.Namespace, folder: Path) -> list[Fig
     )  # fmt: skip
     exporter, rows = Exporter(saving, network), list[Figures]()
     for name, form in zip(("comfy", "universal"), exporter.forms):
-        figures = timed(exporter, form, folder / f"{name}.safetensors", options)
+        figures = timed(form, folder / f"{name}.safetensors", options)
         rows.append({"adapter": adapter, "form": name, **figures})
     return rows
 
