@@ -95,7 +95,8 @@ def _configure(
 
 def takes_empty(name: str) -> bool:
     """Whether an empty text is a value of the key: of one that is empty by default, or cannot be."""
-    return name in KEYS and (KEYS[name].default == "" or name == "caption_separator")
+    never_empty = ("caption_separator", "sentence_suffix")
+    return name in KEYS and (KEYS[name].default == "" or name in never_empty)
 
 
 class _DatasetFileReader:

@@ -157,8 +157,8 @@ def private_texts(check: Check, contents: Iterable[Any]) -> list[str]:
     """Captions, prompts and texts in the settings, the longest first."""
     found: set[str] = set()
     if check.catalogue:
-        found.update(image.caption or "" for image in check.catalogue.images)
-        found.update(image.caption or "" for image in check.catalogue.held_out)
+        for image in (*check.catalogue.images, *check.catalogue.held_out):
+            found |= {image.caption or "", image.sentences or ""}
     for name, value in (pair for content in contents for pair in leaves(content)):
         if is_text(name, value):
             found.add(value)

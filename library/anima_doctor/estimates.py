@@ -25,7 +25,7 @@ from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.model_facts import ModelFiles
 from library.caching import latents_files
 from library.caching.text_cache import text_path
-from library.data.captions import variants
+from library.data.captions import sentence_variants, variants
 from library.memory.planning import choose_modes
 from library.saving.checkpoints import files_of_run
 from library.saving.exporting import bytes_of_save
@@ -114,7 +114,10 @@ class Estimates:
         written = [
             (text, image.path.name)
             for image in self.images
-            for text in variants(image.caption or "", image.subset)
+            for text in (
+                *variants(image.caption or "", image.subset),
+                *sentence_variants(image.sentences or "", image.subset),
+            )
         ]
         written.sort(key=lambda pair: len(pair[0]), reverse=True)
         counted = []

@@ -264,12 +264,14 @@ def shown_value(loaded: LoadedConfig, dest: str) -> str:
 def dataset(page: Page, catalogue: Catalogue) -> None:
     """Pictures, buckets and captions, and how each folder is used."""
     images = catalogue.images
-    missing = sum(image.caption is None for image in images)
-    empty = sum(image.caption is not None and not image.caption.strip() for image in images)
+    missing = sum(image.caption is None and not image.has_text for image in images)
+    empty = sum(image.caption is not None and not image.has_text for image in images)
+    sentences = sum(image.sentences is not None for image in images)
     page.line(f"  file {catalogue.group.source}")
     page.line(f"  {len(images)} pictures, {catalogue.num_samples} with repeats")
     captioned = len(images) - missing - empty
-    page.line(f"  captions: {captioned}; missing: {missing}; empty: {empty}")
+    of_sentences = f"; with sentences: {sentences}" if sentences else ""
+    page.line(f"  captions: {captioned}; missing: {missing}; empty: {empty}{of_sentences}")
     for text in catalogue.describe():
         page.line(f"  {text}")
     for number, entry in enumerate(catalogue.group.datasets):

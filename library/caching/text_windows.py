@@ -38,6 +38,7 @@ SAME_EVERY_EPOCH = {  # parts of a recipe that do the same to a caption in every
     "caption_separator", "keep_tokens", "keep_tokens_separator", "secondary_separator",
     "caption_prefix", "caption_suffix", "token_warmup_min", "class_tokens",
     "trigger_word", "caption_lines",  # but for "each"
+    "caption_shares",  # of one form
 }  # fmt: skip
 
 
@@ -79,11 +80,13 @@ class RunTexts:
 
     @cached_property
     def steady(self) -> dict[str, list[Path]]:
-        """Texts of pictures that have the same one in every epoch -> these pictures."""
+        """Texts of pictures without sentences that have the same one in every epoch -> these pictures."""
         found: dict[str, list[Path]] = {}
         for index in sorted(self.steady_pictures):
-            caption = self.dataset.caption_of(SampleRequest(index, 0, 0))
-            found.setdefault(caption, []).append(self.dataset.catalogue.images[index].path)
+            image = self.dataset.catalogue.images[index]
+            if image.sentences is None:  # which other trainers' files know nothing of
+                caption = self.dataset.caption_of(SampleRequest(index, 0, 0))
+                found.setdefault(caption, []).append(image.path)
         return found
 
     @cached_property
@@ -117,7 +120,7 @@ class RunTexts:
 def is_steady(recipe: CaptionRecipe) -> bool:
     """Whether captions made by this recipe are the same in every epoch."""
     plain = CaptionRecipe()
-    return recipe.use_of_lines != "each" and all(
+    return recipe.use_of_lines != "each" and len(recipe.forms) == 1 and all(
         getattr(recipe, part.name) == getattr(plain, part.name)
         for part in fields(CaptionRecipe)
         if part.name not in SAME_EVERY_EPOCH

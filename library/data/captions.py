@@ -1,9 +1,9 @@
-"""The caption recipe: from the text of a caption file to the text a sample is trained with.
+"""The caption recipe: from the texts of a picture's files to the text a sample is trained with.
 
-Pure functions of (text, recipe, rng, position), as sd-scripts' code works. Deviations, each marked
+Pure functions of (texts, recipe, rng, position), as sd-scripts' code works. Deviations, each marked
 where it occurs: empty tags and empty lines are left out; prefix and suffix go to whichever line of
 a multi-line caption is chosen; keep_tokens_separator never stays in the caption; of a separator that
-ends in white space no further blank follows. trigger_word and caption_lines are our own.
+ends in white space no further blank follows. trigger_word, caption_lines and sentences are our own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from library.settings.dataset_keys import default_of
+from library.settings.dataset_keys import CAPTION_FORMS, default_of
 
 WILDCARD = re.compile(r"\{([^}]+)\}")
 MARKS = (*".!?,;:", *"。！？，；：")
 """After one of these at the end of a line, a blank alone joins the next."""
+PARTS = {form: tuple(form.split("_")) for form in CAPTION_FORMS}
+"""Form of a caption -> its parts in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,9 @@ class CaptionRecipe:
     caption_lines:     what is made of several lines, one of dataset_keys.CAPTION_LINES; None is first, and each
                        with enable_wildcard, as in sd-scripts
     trigger_word:      stands before every caption that is not dropped as a whole, outside all shuffling
-                       and dropping; a caption that still has it as a tag keeps that one instead
+                       and dropping; a caption that still has it as a tag, or in its sentences, keeps that
+    caption_shares:    how often each form of dataset_keys.CAPTION_FORMS is trained, of pictures that have tags
+                       and sentences; None: tags alone, and files of sentences are not read
     """
 
     shuffle_caption: bool = default_of("shuffle_caption")
@@ -50,11 +54,26 @@ class CaptionRecipe:
     class_tokens: str = default_of("class_tokens")
     trigger_word: str = default_of("trigger_word")
     caption_lines: str | None = default_of("caption_lines")
+    caption_shares: tuple[float, ...] | None = default_of("caption_shares")
 
     @property
     def use_of_lines(self) -> str:
         """What is done; never None."""
         return self.caption_lines or ("each" if self.enable_wildcard else "first")
+
+    @property
+    def forms(self) -> dict[str, float]:
+        """The forms that are trained, with their shares."""
+        shares = self.caption_shares or (1.0,)
+        return {form: share for form, share in zip(CAPTION_FORMS, shares) if share}
+
+    @property
+    def asks_for_sentences(self) -> bool:
+        return any("sentences" in PARTS[form] for form in self.forms)
+
+    @property
+    def asks_for_tags(self) -> bool:
+        return any("tags" in PARTS[form] for form in self.forms)
 
 
 @dataclass(frozen=True)
@@ -71,27 +90,62 @@ def process_caption(
     recipe: CaptionRecipe,
     rng: random.Random,
     position: CaptionPosition = CaptionPosition(),
+    sentences: str | None = None,
 ) -> str:
-    """The caption of one sample. text: the caption file's content, None when there is no file."""
+    """The caption of one sample. Prefix and suffix go to its first and last part.
+
+    text, sentences: contents of the files of tags and of sentences, None when there is none
+    """
     if is_dropped(recipe, rng, position.epoch):
         return ""
-    line = choose_line(recipe.class_tokens if text is None else text, recipe, rng)
-    parts = (recipe.caption_prefix, line, recipe.caption_suffix)
-    caption = " ".join(part.strip() for part in parts if part.strip())
-    if recipe.enable_wildcard:
-        caption = expand_wildcards(caption, rng)
-    caption = process_tags(caption, recipe, rng, position)
-    if recipe.secondary_separator:
-        caption = caption.replace(recipe.secondary_separator, recipe.caption_separator)
-    return add_trigger(caption, recipe)
+    form = PARTS[choose_form(text, sentences, recipe, rng)]
+    found: dict[str, str] = {}
+    for part in form:
+        if part == "tags":
+            line = choose_line(recipe.class_tokens if text is None else text, recipe, rng)
+        else:
+            line = choose_sentences(sentences or "", recipe, rng)
+        before = recipe.caption_prefix if part == form[0] else ""
+        after = recipe.caption_suffix if part == form[-1] else ""
+        found[part] = " ".join(each.strip() for each in (before, line, after) if each.strip())
+        if recipe.enable_wildcard:
+            found[part] = expand_wildcards(found[part], rng)
+        if part == "tags":
+            found[part] = process_tags(found[part], recipe, rng, position)
+            if recipe.secondary_separator:
+                separators = recipe.secondary_separator, recipe.caption_separator
+                found[part] = found[part].replace(*separators)
+    return add_trigger(found, recipe)
 
 
-def add_trigger(caption: str, recipe: CaptionRecipe) -> str:
-    """The caption with the trigger word in front, unless one of its tags is that word."""
-    word = recipe.trigger_word
-    if not word or word in split_tags(caption, recipe.caption_separator):
+def choose_form(
+    text: str | None, sentences: str | None, recipe: CaptionRecipe, rng: random.Random
+) -> str:
+    """One of CAPTION_FORMS, by chance where there are several; what a picture lacks cannot be chosen."""
+    if not (sentences or "").strip():
+        return "tags"
+    if not (text or "").strip():
+        return "sentences"
+    forms = recipe.forms
+    if len(forms) == 1:  # nothing is drawn: what follows is as without this choice
+        return next(iter(forms))
+    return rng.choices(tuple(forms), tuple(forms.values()))[0]
+
+
+def add_trigger(parts: Mapping[str, str], recipe: CaptionRecipe) -> str:
+    """The parts as one caption with the trigger word in front, unless it is a tag or in the sentences."""
+    word, separator = recipe.trigger_word, recipe.caption_separator
+    caption = join_lines([part for part in parts.values() if part], separator)
+    if not word or word in split_tags(parts.get("tags", ""), separator):
         return caption
-    return join_tags([word, caption], recipe.caption_separator) if caption else word
+    if names_word(parts.get("sentences", ""), word):
+        return caption
+    return join_tags([word, caption], separator) if caption else word
+
+
+def names_word(text: str, word: str) -> bool:
+    """Whether a text has these words, not only as a part of others."""
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
 
 
 def is_dropped(recipe: CaptionRecipe, rng: random.Random, epoch: int) -> bool:
@@ -107,6 +161,20 @@ def choose_line(text: str, recipe: CaptionRecipe, rng: random.Random) -> str:
     if recipe.use_of_lines == "each" and choices:
         return rng.choice(choices)
     return choices[0] if choices else ""
+
+
+def choose_sentences(text: str, recipe: CaptionRecipe, rng: random.Random) -> str:
+    """The sentences that are used, whole lines: never cut, shuffled or dropped in parts."""
+    choices = sentence_variants(text, recipe)
+    return rng.choice(choices) if len(choices) > 1 else "".join(choices)
+
+
+def sentence_variants(text: str, recipe: CaptionRecipe) -> list[str]:
+    """As `variants`; all lines together where nothing else is said, a blank between them."""
+    lines = caption_lines(text)
+    if recipe.use_of_lines == "each":
+        return lines
+    return lines[:1] if recipe.caption_lines == "first" else [" ".join(lines)] if lines else []
 
 
 def variants(text: str, recipe: CaptionRecipe) -> list[str]:

@@ -48,7 +48,11 @@ class Catalogue:
     def plain(self, images: Iterable[ImageInfo]) -> Catalogue:
         """Some of its pictures, each once and without anything that is left to chance."""
         plain = {name: default_of(name) for name in LEFT_TO_CHANCE}
-        changed = (replace(i, subset=replace(i.subset, **plain), repeats=1) for i in images)
+
+        def without_chance(subset: SubsetConfig) -> SubsetConfig:
+            return replace(subset, **plain, caption_shares=most_frequent(subset.caption_shares))
+
+        changed = (replace(i, subset=without_chance(i.subset), repeats=1) for i in images)
         return Catalogue(tuple(changed), self.group)
 
     def everything(self) -> Catalogue:
@@ -83,7 +87,9 @@ class Catalogue:
         digest = hashlib.sha256()
         for image in self.images:
             mask = image.mask and image.mask.name
+            parts: tuple[object, ...]
             parts = (image.key, image.size, image.plan, image.caption, image.repeats, mask)
+            parts += () if image.sentences is None else (image.sentences,)
             digest.update(repr(parts).encode())
         digest.update(repr([dataset.batch_size for dataset in self.group.datasets]).encode())
         return digest.hexdigest()[:32]
@@ -110,6 +116,13 @@ class Catalogue:
                     f"repeats {samples:>6}  batches {self.count_batches(indices):>5}"
                 )
         return lines
+
+
+def most_frequent(shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """The shares with the largest alone, the first of several."""
+    if shares is None:
+        return None
+    return tuple(float(place == shares.index(max(shares))) for place in range(len(shares)))
 
 
 def _describe_dataset(number: int, dataset: DatasetConfig, images: list[ImageInfo]) -> str:

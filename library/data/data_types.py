@@ -46,6 +46,7 @@ class ImageInfo:
     key:     unique in the run and the same on any machine: "<dataset>.<subset>/<path in the folder>"
     size:    (width, height) as displayed, that is after EXIF orientation
     caption: as read from the caption file, unprocessed; None when there is no caption file
+    sentences: the same of its file of sentences; None as well where its subset does not ask for them
     plan:    how it is resized and cropped to its bucket
     mask:    file of its loss mask; None when there is none, or it is the picture's own opacity
     repeats: samples of it in one epoch
@@ -60,6 +61,12 @@ class ImageInfo:
     plan: CropPlan
     mask: Path | None = None
     repeats: int = 1
+    sentences: str | None = None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether one of its files has a text that is not empty."""
+        return bool((self.caption or "").strip() or (self.sentences or "").strip())
 
 
 @dataclass(frozen=True, slots=True)

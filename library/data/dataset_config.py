@@ -26,6 +26,7 @@ class SubsetConfig(CaptionRecipe):
     num_repeats: int = default_of("num_repeats")
     is_reg: bool = default_of("is_reg")
     caption_extension: str = default_of("caption_extension")
+    sentence_suffix: str = default_of("sentence_suffix")
     cache_info: bool = default_of("cache_info")
     flip_aug: bool = default_of("flip_aug")
     color_aug: bool = default_of("color_aug")

@@ -118,7 +118,7 @@ class TrainDataset:
         step = request.epoch * self.steps_per_epoch
         step += request.batch * self.steps_per_epoch // self.batches_per_epoch
         position = CaptionPosition(request.epoch, step, self.max_train_steps)
-        return process_caption(image.caption, image.subset, rng, position)
+        return process_caption(image.caption, image.subset, rng, position, image.sentences)
 
     def is_flipped(self, request: SampleRequest) -> bool:
         """Whether this request sees the mirrored picture."""

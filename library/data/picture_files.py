@@ -35,11 +35,15 @@ class Findings:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture of a subset. name: its path within the subset, with /; caption: None when it has none."""
+    """A picture of a subset. name: its path within the subset, with /.
+
+    caption, sentences: None when it has none, or where sentences are not asked for
+    """
 
     path: Path
     name: str
     caption: str | None
+    sentences: str | None = None
 
 
 def list_pictures(
@@ -67,10 +71,23 @@ def list_pictures(
     stems = Counter(path.with_suffix("") for path in files)
     same = [path for path in files if stems[path.with_suffix("")] > 1]
     findings.note("share a caption file with another, each is trained", same)
+    if not subset.asks_for_sentences:
+        return [
+            PictureFile(path, name_within(path, folder), read_caption(path, subset, findings))
+            for path in files
+        ]
     return [
-        PictureFile(path, name_within(path, folder), read_caption(path, subset, findings))
+        PictureFile(
+            path, name_within(path, folder), read_caption(path, subset, findings),
+            read_text_file(sentence_file(path, subset), findings),
+        )
         for path in files
-    ]
+    ]  # fmt: skip
+
+
+def sentence_file(picture: Path, subset: SubsetConfig) -> Path:
+    """Where a picture's sentences are: a_nl.txt for a.png."""
+    return picture.with_name(f"{picture.stem}{subset.sentence_suffix}{subset.caption_extension}")
 
 
 def tell_passed_over(passed: PassedOver, place: str, other: str, findings: Findings) -> None:
@@ -102,7 +119,11 @@ def name_within(path: Path, folder: Path) -> str:
 
 def read_caption(picture: Path, subset: SubsetConfig, findings: Findings) -> str | None:
     """The caption file's text, None when there is none; a problem when it cannot be read."""
-    path = picture.with_suffix(subset.caption_extension)
+    return read_text_file(picture.with_suffix(subset.caption_extension), findings)
+
+
+def read_text_file(path: Path, findings: Findings) -> str | None:
+    """A text of captions, None when there is none; a problem when it cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -148,7 +169,7 @@ def _from_json(
             message = f"{named.name} has two entries. Keep one."
             findings.problem(message, f"{key!r:.60}", source)
         else:
-            found[named] = PictureFile(named, name_within(named, base), _caption(entry, subset))
+            found[named] = _of_entry(named, base, entry, subset)
     if unread:
         findings.notes.append(f"{source}: not read: {', '.join(unread)} (captions and tags are)")
     if subset.image_dir:
@@ -157,8 +178,15 @@ def _from_json(
     return sorted(found.values(), key=lambda picture: natural_key(picture.name))
 
 
-def _caption(entry: CaptionEntry, subset: SubsetConfig) -> str | None:
-    return entry.text(subset.caption_separator, several_lines=subset.use_of_lines == "each")
+def _of_entry(
+    picture: Path, base: Path, entry: CaptionEntry, subset: SubsetConfig
+) -> PictureFile:
+    """Tags and caption of an entry as one text, or apart where sentences are asked for."""
+    name = name_within(picture, base)
+    if subset.asks_for_sentences:
+        return PictureFile(picture, name, entry.tags, entry.caption)
+    several = subset.use_of_lines == "each"
+    return PictureFile(picture, name, entry.text(subset.caption_separator, several_lines=several))
 
 
 def _named_file(key: str, base: Path) -> Path | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from library.data import sentence_files
 from library.data.buckets import BucketManager, Size
 from library.data.captions import caption_lines
 from library.data.catalogue import Catalogue
@@ -47,6 +48,7 @@ def scan(group: DatasetGroupConfig) -> Catalogue:
     images = [image for folder in folders for image in _images(group, folder, sizes, findings)]
     images = _without_twins(images, group, findings)
     _check_texts(images, findings)
+    sentence_files.check_all(images, findings)
     if not images and not findings.problems:
         findings.problem("no picture is left to train on.", source=group.source)
     if findings.problems:
@@ -98,6 +100,7 @@ def _list_folders(group: DatasetGroupConfig, findings: Findings) -> Iterator[_Fo
                 masks = MaskFolder(subset, findings)
                 masks_found = tuple(masks.mask_of(picture) for picture in pictures)
                 masks.tell(p.path for p, mask in zip(pictures, masks_found) if mask is None)
+                sentence_files.check_files(subset, pictures, findings)
                 listed[family] = pictures, masks_found
             yield _Folder(d, s, subset, *listed[family])
 
@@ -163,6 +166,7 @@ def _images(
             plan=manager.plan(size),
             mask=mask,
             repeats=subset.num_repeats,
+            sentences=picture.sentences,
         )
     for reason, paths in left_out.items():
         findings.note(f"left out by {reason}", paths)
@@ -181,7 +185,8 @@ def _why_left_out(
     if subset.max_ar and ratio > subset.max_ar:
         return f"max_ar = {subset.max_ar:g}"
     caption = subset.class_tokens if picture.caption is None else picture.caption
-    return "skip_empty_caption" if subset.skip_empty_caption and not caption.strip() else ""
+    is_empty = not (caption.strip() or (picture.sentences or "").strip())
+    return "skip_empty_caption" if subset.skip_empty_caption and is_empty else ""
 
 
 def _without_twins(
@@ -245,7 +250,7 @@ def _check_texts(images: list[ImageInfo], findings: Findings) -> None:
     for image in images:
         subset = image.subset
         fields = ["caption_prefix", "caption_suffix", "trigger_word"]
-        fields += ["class_tokens"] if image.caption is None else []
+        fields += ["class_tokens"] if image.caption is None and not image.has_text else []
         used |= dict.fromkeys((subset.place, name, getattr(subset, name)) for name in fields)
     for place, name, text in used:
         if as_utf8(text) != text:
@@ -257,9 +262,9 @@ def _check_texts(images: list[ImageInfo], findings: Findings) -> None:
 
 def _note_images(images: list[ImageInfo], findings: Findings) -> None:
     """Captions that are missing or empty, pictures that are enlarged a lot."""
-    missing = list(dict.fromkeys(i.path for i in images if i.caption is None))
-    if missing:
-        tokens = {i.subset.class_tokens for i in images if i.caption is None}
+    without = [i for i in images if i.caption is None and not i.has_text]
+    if missing := list(dict.fromkeys(i.path for i in without)):
+        tokens = {i.subset.class_tokens for i in without}
         texts = sorted(repr(text) for text in tokens if text)
         use = f"class_tokens {', '.join(texts)}" if texts else ""
         used = " or ".join(
@@ -277,7 +282,7 @@ def _note_images(images: list[ImageInfo], findings: Findings) -> None:
         'with several lines in the caption, of which the first is trained alone (caption_lines = "join" '
         'trains them as one caption, "each" draws one every time, "first" is this without a note)', short
     )  # fmt: skip
-    empty = [i.path for i in images if i.caption is not None and not i.caption.strip()]
+    empty = [i.path for i in images if i.caption is not None and not i.has_text]
     findings.note("with an empty caption file", empty)
     enlarged = [i.path for i in images if 4 * math.prod(i.size) < math.prod(i.plan.resized)]
     findings.note("enlarged to more than twice its size", enlarged)

@@ -13,6 +13,7 @@ from library.data.captions import caption_lines, split_tags
 from library.data.catalogue import Catalogue
 from library.data.data_types import ImageInfo
 from library.data.dataset_config import DatasetConfig, SubsetConfig
+from library.settings.dataset_keys import CAPTION_FORMS
 
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？")
 CLOSING_MARKS = "\"'”’»)]）】」』 "
@@ -55,8 +56,10 @@ def describe_dataset(dataset: DatasetConfig, images: Sequence[ImageInfo]) -> dic
 def describe_subset(subset: SubsetConfig, images: Sequence[ImageInfo]) -> dict[str, Any]:
     """A subset's settings and the number of its pictures; no paths of the user's disk."""
     settings = asdict(subset)
-    named = {key: folder_name(settings[key]) for key in PATHS if settings[key]}
-    return {**settings, **named, "img_count": len(images)}
+    shown: dict[str, Any] = {key: folder_name(settings[key]) for key in PATHS if settings[key]}
+    if subset.caption_shares:
+        shown["caption_shares"] = dict(zip(CAPTION_FORMS, subset.caption_shares))
+    return {**settings, **shown, "img_count": len(images)}
 
 
 def folder_name(path: str) -> str:
@@ -114,9 +117,13 @@ def frequencies(images: Iterable[ImageInfo]) -> dict[str, dict[str, int]]:
 
 
 def tags_of(image: ImageInfo) -> list[str]:
-    """The tags of the lines that are trained on; a line of prose is not cut at its commas."""
+    """The tags of the lines that are trained on; a line of prose is not cut at its commas.
+
+    What a file of sentences says is no tag.
+    """
     subset = image.subset
-    lines = caption_lines(subset.class_tokens if image.caption is None else image.caption)
+    named = subset.class_tokens if image.sentences is None else ""
+    lines = caption_lines(named if image.caption is None else image.caption)
     found = []
     for line in lines[:1] if subset.use_of_lines == "first" else lines:
         tags = split_tags(line, subset.caption_separator)

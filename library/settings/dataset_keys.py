@@ -14,6 +14,8 @@ from library.settings.paths import expand_path
 
 INTERPOLATIONS = ("lanczos", "nearest", "bilinear", "linear", "bicubic", "cubic", "area", "box")
 CAPTION_LINES = ("first", "join", "each")
+CAPTION_FORMS = ("tags", "sentences", "tags_sentences", "sentences_tags")
+"""What a caption may consist of where a picture has tags and sentences, in the order of the shares."""
 LEVELS = {"general": "[general]", "datasets": "[[datasets]]", "subsets": "[[datasets.subsets]]"}
 
 
@@ -59,6 +61,9 @@ TAGS = needs(
     ),
     "captions stay as they are; only the tag counts of the metadata are divided by it",
 )  # fmt: skip
+SENTENCES = needs(
+    lambda o: any((o.caption_shares or ())[1:]), "caption_shares does not ask for sentences"
+)
 OTHER_MASK = "another mask of the subset is used"
 
 KEYS = {
@@ -151,6 +156,17 @@ KEYS = {
     ),
     "caption_lines": Key("text", None, flag=None, choices=CAPTION_LINES, idle=(NO_CAPTIONS,)),
     "trigger_word": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
+    "caption_shares": Key("shares", None, flag=None, idle=(NO_CAPTIONS,)),
+    "sentence_suffix": Key(
+        "text",
+        "_nl",
+        flag=None,
+        idle=(
+            NO_CAPTIONS,
+            SENTENCES,
+            loses_to(lambda o: o.metadata_file, "captions are in metadata_file"),
+        ),
+    ),
 }
 TYPES: dict[str, type] = {
     "bool": bool, "int": int, "float": float, "text": str, "path": str, "table": dict
@@ -165,6 +181,7 @@ EXPECTED = {
     "sizes": "a list of sizes such as [512, 768, 1024]",
     "counts": "a whole number, or one for each resolution such as {512 = 4, 1024 = 1}",
     "range": "two numbers, [min, max]",
+    "shares": "shares such as {tags = 2, sentences = 1, tags_sentences = 1, sentences_tags = 1}",
     "table": "a table",
 }
 
@@ -194,6 +211,8 @@ def convert(key: Key, value: Any) -> Any:
         return _counts(key, value)
     if key.kind == "range":
         return _range(key, value)
+    if key.kind == "shares":
+        return _shares(key, value)
     if key.kind == "float" and type(value) is int:
         value = float(value)
     if key.kind == "bool" and type(value) is int and value in (0, 1):
@@ -214,6 +233,8 @@ def convert(key: Key, value: Any) -> Any:
         raise ValueError(f'an extension starts with a dot. Write ".{value}".')
     if key is KEYS["caption_separator"] and not value:
         raise ValueError('a separator cannot be empty. The usual one is ",".')
+    if key is KEYS["sentence_suffix"] and (not value or set(value) & set("/\\")):
+        raise ValueError('expected what stands between name and extension, such as "_nl" for x_nl.txt.')
     return value
 
 
@@ -251,6 +272,23 @@ def _range(key: Key, value: Any) -> tuple[float, float]:
     if not 0 < low <= high < math.inf:
         raise ValueError(f"expected 0 < min <= max, got {value}.")
     return low, high
+
+
+def _shares(key: Key, value: Any) -> tuple[float, ...]:
+    """The share of each form, in the order of CAPTION_FORMS; they need not add up to anything."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError(_type_message(key, value))
+    for name, share in value.items():
+        if name not in CAPTION_FORMS:
+            known = ", ".join(CAPTION_FORMS)
+            raise ValueError(f"{name!r} is no form of a caption. There are {known}.")
+        if type(share) not in (int, float):
+            raise ValueError(_type_message(key, share))
+        if not 0 <= share < math.inf:
+            raise ValueError(f"{name} = {share} is out of range: expected at least 0.")
+    if not any(value.values()):
+        raise ValueError("every share is 0. Give one of them more.")
+    return tuple(float(value.get(name, 0)) for name in CAPTION_FORMS)
 
 
 def _type_message(key: Key, value: Any) -> str:

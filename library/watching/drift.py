@@ -114,7 +114,10 @@ def with_subject(prompts: Sequence[str], catalogue: Catalogue, seed: int) -> lis
     """As many prompts with the trained subject: led by its trigger words, or by the class tokens of its
     folders; where there are neither, the captions of pictures."""
     own = [image for image in catalogue.images if not image.subset.is_reg]
-    named_by = (i.subset.trigger_word or (i.caption is None and i.subset.class_tokens) for i in own)
+    named_by = (
+        i.subset.trigger_word or (i.caption is None and not i.has_text and i.subset.class_tokens)
+        for i in own
+    )
     words = list(dict.fromkeys(word for word in named_by if word))
     if words:
         named = itertools.cycle(words)

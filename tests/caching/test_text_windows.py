@@ -126,9 +126,11 @@ def test_unchanging_captions_are_one_window_whatever_the_limit(folder):
 def test_only_parts_known_to_be_steady_leave_captions_unchanged(part):
     value = getattr(CaptionRecipe(), part)
     other = {bool: True, int: 2, float: 0.5, str: "|", type(None): "join"}[type(value)]
+    other = (0.0, 1.0, 0.0, 0.0) if part == "caption_shares" else other
     assert is_steady(CaptionRecipe())
     assert is_steady(CaptionRecipe(**{part: other})) == (part in SAME_EVERY_EPOCH)
     assert not is_steady(CaptionRecipe(caption_lines="each"))
+    assert not is_steady(CaptionRecipe(caption_shares=(1.0, 0.0, 0.0, 0.5)))
 
 
 @pytest.mark.parametrize("use, count", [("first", 5), ("join", 5), ("each", 6)])
@@ -140,6 +142,20 @@ def test_lines_are_variants_that_are_cached_like_any_other(folder, use, count):
     assert set(encoder.captions) == used and len(used) == count
     assert ("second line, dog" in used) == (use == "each")
     assert ("{red|blue}, cat, second line, dog" in used) == (use == "join")
+
+
+def test_forms_with_sentences_are_variants_and_other_trainers_files_are_not_taken_for_them(folder):
+    (folder / "0_nl.txt").write_text("A picture, and more.", encoding="utf-8")
+    shares = "caption_shares = {tags = 1, sentences = 1, tags_sentences = 1, sentences_tags = 1}"
+    texts = texts_of(folder, subset=f"{shares}\nnum_repeats = 9")
+    windows, encoder = windows_over(texts, 10_000)
+    windows.prepare_epoch(0)
+    used = {caption for epoch in range(EPOCHS) for caption in used_in(texts, epoch)}
+    assert set(encoder.captions) == used and len([text for text in used if "tag0" in text]) == 3
+    assert "A picture, and more." in used and len(used) == 8
+    alone = texts_of(folder, subset="caption_shares = {sentences = 1}")
+    assert not alone.vary and len(alone.of_epoch(0)) == 5
+    assert "A picture, and more." not in alone.steady and len(alone.steady) == 4
 
 
 @pytest.mark.parametrize("to_disk", [False, True])

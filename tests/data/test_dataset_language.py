@@ -21,6 +21,7 @@ WRONG = {
     "size": "512",
     "sizes": 512,
     "range": [1.0],
+    "shares": 0.5,
     "table": "a",
 }
 FITTING = {
@@ -33,6 +34,7 @@ FITTING = {
     "size": 128,
     "sizes": [64, 128],
     "range": [1.0, 2.0],
+    "shares": {"tags": 1, "sentences": 0.5},
     "table": {"a": 1},
 }
 SPECIAL = {"resize_interpolation": "area", "caption_lines": "join", "caption_extension": ".cap"}
@@ -91,6 +93,7 @@ def test_every_key_has_its_levels_and_its_type(tmp_path, folder, name, level):
     else:
         value = getattr(holder, name)
         pair = (fitting, fitting) if KEYS[name].kind == "size" else fitting
+        pair = (1.0, 0.5, 0.0, 0.0) if KEYS[name].kind == "shares" else pair
         assert value == (tuple(pair) if isinstance(pair, (list, tuple)) else pair)
 
 

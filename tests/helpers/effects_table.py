@@ -422,6 +422,7 @@ BUCKETS = {
     "enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 16,
 }  # fmt: skip
 SHUFFLED = {"shuffle_caption": True}
+SENTENCES_TOO = {"caption_shares": {"tags": 1, "sentences": 1, "tags_sentences": 2}}
 DROPPED = {"caption_dropout_rate": 1.0}
 EVERY_EPOCH = {"caption_dropout_every_n_epochs": 1}
 
@@ -490,4 +491,6 @@ KEYS: dict[str, Case] = {
     "loss_multiplier": picture(0.5),
     "timestep_offset": picture(0.5),
     "trigger_word": caption("trigger"),
+    "caption_shares": caption(SENTENCES_TOO["caption_shares"]),
+    "sentence_suffix": caption("_said", {}, {**SENTENCES_TOO, "metadata_file": "{folder}/all.json"}, **SENTENCES_TOO),
 }  # fmt: skip

@@ -47,6 +47,9 @@ def model_paths(demo: Path) -> dict[str, str]:
 
 
 def toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{toml_value(key)} = {toml_value(each)}" for key, each in value.items())
+        return "{" + ", ".join(pairs) + "}"
     return json.dumps(value, ensure_ascii=False)  # texts, numbers, booleans and lists read alike
 
 

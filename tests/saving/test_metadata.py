@@ -233,7 +233,7 @@ def test_folders_named_by_flags_are_told_as_sd_scripts_does(demo, run_folder):
 )  # fmt: skip
 def test_sentences_are_not_cut_into_tags(caption, tags):
     subset = SubsetConfig(image_dir="a", caption_lines="join")
-    image = SimpleNamespace(caption=caption, subset=subset)
+    image = SimpleNamespace(sentences=None, caption=caption, subset=subset)
     assert tags_of(image) == ([caption] if tags is None else tags)
 
 

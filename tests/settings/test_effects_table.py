@@ -170,6 +170,8 @@ def folder(tmp_path_factory) -> Path:
         if captions[number] is not None:
             picture.with_suffix(".txt").write_text(captions[number], encoding="utf-8")
             picture.with_suffix(".other").write_text(f"other {number}", encoding="utf-8")
+        for suffix in ("_nl", "_said"):
+            picture.with_name(f"{name}{suffix}.txt").write_text(f"A {suffix}, B.", encoding="utf-8")
     see_through(pictures / "wide.png")
     draw(pictures / "inner" / "deep.png", (64, 64), seed=20)
     entries = {name: {"caption": f"said of {name}"} for name in sizes}
