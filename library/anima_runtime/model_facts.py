@@ -11,8 +11,9 @@ import torch
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime import model_loading
 from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.text_path import TextEncoderSize
 from library.device_utils import precision_dtype
-from library.errors import ModelFileError, UserError
+from library.errors import UserError
 from library.settings.run_config import TrainConfig
 
 
@@ -78,19 +79,17 @@ def dtype_of_vae(train: TrainConfig) -> torch.dtype:
 
 def inspect_models(train: TrainConfig, anima: AnimaConfig) -> Inspection:
     """Each file that is named, by its header alone: is it what it should be, and do they fit?"""
-    found = Inspection()
-    if path := anima.anima_transformer:
-        with found.of_one_file():
-            found.params, _ = model_loading.inspect_transformer(path, anima.llm_adapter_path)
-    if path := train.paths.vae:
-        with found.of_one_file():
-            model_loading.inspect_vae(path)
+    found, encoder = Inspection(), None
     if path := anima.qwen:
         with found.of_one_file():
             found.qwen_rows, width = model_loading.inspect_qwen(path)["embed_tokens.weight"]
-            if found.params and width != (reads := found.params.llm_adapter.source_dim):
-                message = (
-                    f"is {width} wide; this DiT's LLM adapter reads a text encoder {reads} wide."
-                )
-                raise ModelFileError(message, source=path)
+            encoder = TextEncoderSize(path, found.qwen_rows, width)
+    if path := train.paths.vae:
+        with found.of_one_file():
+            model_loading.inspect_vae(path)
+    if path := anima.anima_transformer:
+        with found.of_one_file():
+            found.params, _ = model_loading.inspect_transformer(
+                path, anima.llm_adapter_path, encoder
+            )
     return found

@@ -34,6 +34,7 @@ from library.anima_runtime.model_settings import (
     refused_settings,
 )
 from library.anima_runtime.quantised_files import Layout, read_layout
+from library.anima_runtime.text_path import TextEncoderSize, text_differences
 from library.device_utils import without_memory
 from library.errors import ModelFileError
 from library.system import tensor_files
@@ -181,9 +182,14 @@ ADAPTER = "an LLM adapter"
 
 
 def inspect_transformer(
-    path: str | Path, llm_adapter_path: str | Path | None = None
+    path: str | Path,
+    llm_adapter_path: str | Path | None = None,
+    text_encoder: TextEncoderSize | None = None,
 ) -> tuple[DiTParams, str]:
-    """The sizes and the key prefix of a DiT file, from headers alone; raises if it does not fit."""
+    """The sizes and the key prefix of a DiT file, from headers alone; raises if it does not fit.
+
+    text_encoder: that it is to be trained with, if it is known
+    """
     shapes, _ = shapes_and_dtypes(path, DIT)
     prefix = key_mapping.transformer_prefix(shapes)
     if prefix is None:
@@ -192,13 +198,13 @@ def inspect_transformer(
     found = key_mapping.transformer_entries(weights_alone(shapes, layout), prefix)
     if llm_adapter_path:
         found = replace_adapter(found, adapter_shapes(llm_adapter_path))
+    if differences := list(text_differences(found, text_encoder)):
+        message = f"reads text otherwise than Anima: {'; '.join(differences)}. Expected {DIT}."
+        raise ModelFileError(message, source=str(path))
     try:
         params = DiTParams.from_state_shapes(found)
     except KeyError as error:
-        hint = ""
-        if not any(name.startswith(key_mapping.ADAPTER_PREFIX) for name in found):
-            hint = " It has no LLM adapter: give its file with --llm_adapter_path."
-        raise ModelFileError(f"lacks {error.args[0]}.{hint}", source=str(path)) from error
+        raise ModelFileError(f"lacks {error.args[0]}.", source=str(path)) from error
     except (IndexError, ValueError) as error:
         message = f"has tensors of shapes that no Anima DiT has ({error}); expected {DIT}."
         raise ModelFileError(message, source=str(path)) from error

@@ -24,7 +24,7 @@ from tests.helpers.coded_files import (
     marked,
     written,
 )
-from tests.helpers.running import model_paths, train
+from tests.helpers.running import exported, model_paths, train
 from tests.helpers.tiny import golden, golden_vectors, rel_l2
 
 QWEN = golden("qwen3_tiny.safetensors")
@@ -195,6 +195,30 @@ def test_a_run_trains_on_the_codes_of_its_file_and_the_doctor_names_them(
     argv = ["--config_file", str(run_folder / "train_args.toml")]
     text, code = report([*argv, "--dataset_config", str(run_folder / "dataset.toml")])
     assert code == 0 and "8 bits: " in text and "weights in float8_e4m3fn" in text
+
+
+def test_a_run_on_scaled_fp8_and_rotated_int8_learns_what_it_learns_on_their_values(
+    demo, run_folder
+):
+    """A file with both, and one in float32 of what they stand for."""
+
+    def write(layer, weight):
+        return FORMS["int8 rotated" if "mlp" in layer else "scaled_fp8"](layer, weight.float())
+
+    source = demo / "models" / "anima_dit.safetensors"
+    learned = []
+    for file in written(run_folder, write, source=source):
+        settings = {
+            "anima_transformer": str(file), "max_train_steps": 2, "output_name": file.stem,
+            "t5_tokenizer_dir": model_paths(demo)["t5_tokenizer_dir"], "cache_latents_to_disk": True,
+        }  # fmt: skip
+        train(demo, run_folder, settings)
+        learned.append(exported(run_folder, file.stem))
+    assert learned[0].keys() == learned[1].keys()
+    ups = [key for key in learned[0] if key.endswith("lora_up.weight")]
+    assert ups and all(learned[0][key].abs().max() > 0 for key in ups)
+    for key, value in learned[0].items():
+        torch.testing.assert_close(value, learned[1][key], rtol=1e-4, atol=1e-6)
 
 
 def test_base_weights_are_merged_into_the_weights_that_codes_stand_for(

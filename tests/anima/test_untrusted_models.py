@@ -258,7 +258,7 @@ SIZES_APART = {
     "heads that do not divide": ({"blocks.0.self_attn.q_norm.weight": (7,)}, "heads of 7"),
     "an odd head": ({"blocks.0.self_attn.q_norm.weight": (3,)}, "heads of 3 in a width of 96"),
     "no head": ({"llm_adapter.blocks.0.self_attn.q_norm.weight": (0,)}, "head_dim 0"),
-    "text of another width": ({"blocks.0.cross_attn.k_proj.weight": (96, 80)}, "from an adapter"),
+    "text of another width": ({"blocks.0.cross_attn.k_proj.weight": (96, 80)}, "blocks read text 80 wide"),
     "other latents": ({"x_embedder.proj.1.weight": (96, 72)}, "latents of 17 channels"),
 }
 
