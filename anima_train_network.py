@@ -179,8 +179,9 @@ class AnimaNetworkTrainer(NetworkTrainer):
             tokenizer_loading.fetch_missing(anima, folders, facts)
         qwen, t5 = tokenizer_loading.load_both(folders, facts)
         return AnimaTokenizeStrategy(
-            qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length
-        )
+            qwen, t5, qwen_max_length=anima.qwen_max_length, t5_max_length=anima.t5_max_length,
+            weighs_words=self.cfg.data.weighted_captions,
+        )  # fmt: skip
 
     def get_text_encoding_strategy(
         self, device: torch.device | None = None
@@ -207,12 +208,11 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return AnimaLatentsCachingStrategy(self.vae_on(device, dtype), "for drawing")
 
     def get_text_encoder_outputs_caching_strategy(self) -> AnimaTextEncoderOutputsCachingStrategy:
-        anima, identity = self.anima, "in memory"
+        identity = "in memory"
         if self.cfg.cache.cache_text_encoder_outputs_to_disk:
-            folders = self.tokenizer_folders
-            files = (self.model_files.qwen, folders.qwen, folders.t5)
-            lengths = (anima.qwen_max_length, anima.t5_max_length, anima.empty_caption)
-            parts = (*(self.hash_model(file) for file in files), *lengths, self.weight_dtype)
+            files = (self.model_files.qwen, self.tokenizer_folders.qwen, self.tokenizer_folders.t5)
+            reading = (*self.tokenize_strategy.reading, self.anima.empty_caption, self.weight_dtype)
+            parts = (*(self.hash_model(file) for file in files), *reading)
             identity = " ".join(map(str, parts))
         adapter = self.model_facts.params.llm_adapter
         return AnimaTextEncoderOutputsCachingStrategy(

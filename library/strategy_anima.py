@@ -60,20 +60,24 @@ class AnimaConditioning:
 
     qwen_hidden: (B, S, D), last hidden states of Qwen after its final norm   qwen_mask: (B, S)
     t5_ids:      (B, T)   t5_mask: (B, T); all 0 for a caption whose context is zeros
+    t5_weights:  (B, T), of captions that weigh words; None where captions do not
     """
 
     qwen_hidden: Tensor
     qwen_mask: Tensor
     t5_ids: Tensor
     t5_mask: Tensor
+    t5_weights: Tensor | None = None
 
     def to(self, device: torch.device | str) -> AnimaConditioning:
         """The same conditioning on `device`."""
+        weights = self.t5_weights
         return AnimaConditioning(
             qwen_hidden=to_device(self.qwen_hidden, device),
             qwen_mask=to_device(self.qwen_mask, device),
             t5_ids=to_device(self.t5_ids, device),
             t5_mask=to_device(self.t5_mask, device),
+            t5_weights=None if weights is None else to_device(weights, device),
         )
 
 
@@ -97,6 +101,7 @@ class AnimaTokenizeStrategy(TokenizeStrategy):
 
     qwen_max_length, t5_max_length: upper limits in tokens (T5's includes its </s>); None cuts
     nothing. Cut captions are counted once each.
+    weighs_words: captions are read as prompts are, (words:1.2); else parentheses are letters
     """
 
     def __init__(
@@ -106,27 +111,42 @@ class AnimaTokenizeStrategy(TokenizeStrategy):
         *,
         qwen_max_length: int | None = None,
         t5_max_length: int | None = None,
+        weighs_words: bool = False,
     ) -> None:
         self.qwen_tokenizer = qwen_tokenizer
         self.t5_tokenizer = t5_tokenizer
         self.qwen_max_length = qwen_max_length
         self.t5_max_length = t5_max_length
+        self.weighs_words = weighs_words
         self._cut: dict[str, str] = {}
 
     def tokenize(self, caption: str) -> AnimaTokens:
         """The ids of one caption. "" gives Qwen's pad token and T5's </s>, one token each."""
+        if self.weighs_words:
+            return self.cut(caption, self.tokenize_prompt(caption))
         text = unescape(caption)
         qwen_ids = self.qwen_tokenizer(text).input_ids or [self.qwen_tokenizer.pad_token_id]
         t5_ids = self.t5_tokenizer(text).input_ids
-        kept_qwen = qwen_ids[: self.qwen_max_length]
-        kept_t5 = t5_ids
-        if self.t5_max_length is not None and len(t5_ids) > self.t5_max_length:
-            kept_t5 = [*t5_ids[: self.t5_max_length - 1], t5_ids[-1]]  # </s> stays at the end
-        if len(kept_qwen) < len(qwen_ids) or len(kept_t5) < len(t5_ids):
-            self._cut[caption] = (
-                f"Qwen {len(qwen_ids)} -> {len(kept_qwen)}, T5 {len(t5_ids)} -> {len(kept_t5)}"
-            )
-        return AnimaTokens(tuple(kept_qwen), tuple(kept_t5))
+        return self.cut(caption, AnimaTokens(tuple(qwen_ids), tuple(t5_ids)))
+
+    def cut(self, caption: str, whole: AnimaTokens) -> AnimaTokens:
+        """The tokens within the limits; T5's </s> stays at the end."""
+        most, t5_ids, weights = self.t5_max_length, whole.t5_ids, whole.t5_weights
+        if most is not None and len(t5_ids) > most:
+            t5_ids = (*t5_ids[: most - 1], t5_ids[-1])
+            weights = weights and (*weights[: most - 1], weights[-1])
+        made = AnimaTokens(whole.qwen_ids[: self.qwen_max_length], t5_ids, weights)
+        sizes = [(len(each.qwen_ids), len(each.t5_ids)) for each in (whole, made)]
+        if sizes[0] != sizes[1]:
+            (qwen, t5), (kept_qwen, kept_t5) = sizes
+            self._cut[caption] = f"Qwen {qwen} -> {kept_qwen}, T5 {t5} -> {kept_t5}"
+        return made
+
+    @property
+    def reading(self) -> tuple[object, ...]:
+        """What ids depend on beside the tokenizers, for the identity of a cache."""
+        lengths = (self.qwen_max_length, self.t5_max_length)
+        return (*lengths, "weighs words") if self.weighs_words else lengths
 
     def tokenize_prompt(self, text: str) -> AnimaTokens:
         """The ids and weights that ComfyUI gives a prompt: each weighed piece is tokenized alone."""
@@ -165,6 +185,11 @@ class AnimaTokenizeStrategy(TokenizeStrategy):
         return message
 
 
+def weights_of(tokens: AnimaTokens) -> Tensor:
+    """(T,) float32, of the T5 ids."""
+    return torch.tensor(tokens.t5_weights or (1.0,) * len(tokens.t5_ids))
+
+
 class AnimaTextEncodingStrategy(TextEncodingStrategy):
     """Ids to Qwen's hidden states, and the padding of a batch.
 
@@ -181,28 +206,30 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
     ) -> None:
         assert empty_caption in EMPTY_CAPTION, empty_caption
         self.qwen_model = qwen_model
+        self.weighs_words = tokenize.weighs_words
         self.zero_tokens = tokenize.tokenize("") if empty_caption == "zeros" else None
 
     @torch.no_grad()
     def encode_tokens(self, tokens: AnimaTokens) -> TextOutputs:
-        """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,), t5_mask (T,)."""
+        """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,), t5_mask (T,); t5_weights (T,) where
+        captions weigh words."""
         t5_ids = torch.tensor(tokens.t5_ids)
+        made = {"t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+        if self.weighs_words:
+            made["t5_weights"] = weights_of(tokens)
         if tokens == self.zero_tokens:
             width = self.qwen_model.config.hidden_size
             zeros = torch.zeros(1, width, dtype=self.qwen_model.dtype)
-            return {"qwen_hidden": zeros, "t5_ids": t5_ids, "t5_mask": torch.zeros_like(t5_ids)}
-        hidden = self.hidden_states(tokens)
-        return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+            return {**made, "qwen_hidden": zeros, "t5_mask": torch.zeros_like(t5_ids)}
+        return {**made, "qwen_hidden": self.hidden_states(tokens)}
 
     @torch.no_grad()
     def encode_prompt(self, tokens: AnimaTokens) -> TextOutputs:
         """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,) and t5_weights (T,), on the CPU."""
-        t5_ids = torch.tensor(tokens.t5_ids)
-        weights = tokens.t5_weights or (1.0,) * len(t5_ids)
         return {
             "qwen_hidden": self.hidden_states(tokens).cpu(),
-            "t5_ids": t5_ids,
-            "t5_weights": torch.tensor(weights),
+            "t5_ids": torch.tensor(tokens.t5_ids),
+            "t5_weights": weights_of(tokens),
         }
 
     def hidden_states(self, tokens: AnimaTokens) -> Tensor:
@@ -220,11 +247,13 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
             return AnimaContext(pad_sequence(contexts, batch_first=True))
         hidden = [output["qwen_hidden"] for output in outputs]
         real = [torch.ones(len(rows), dtype=torch.long, device=rows.device) for rows in hidden]
+        weights = [output["t5_weights"] for output in outputs if "t5_weights" in output]
         return AnimaConditioning(
             qwen_hidden=pad_sequence(hidden, batch_first=True),
             qwen_mask=pad_sequence(real, batch_first=True),
             t5_ids=pad_sequence([output["t5_ids"] for output in outputs], batch_first=True),
             t5_mask=pad_sequence([output["t5_mask"] for output in outputs], batch_first=True),
+            t5_weights=pad_sequence(weights, batch_first=True) if weights else None,
         )
 
 
@@ -289,6 +318,8 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
             "t5_ids": StoredTensor(("T",), below=rows),
             "t5_mask": StoredTensor(("T",), below=2),
         }
+        if tokenize.weighs_words:
+            self.layout["t5_weights"] = StoredTensor(("T",))
 
     def encode(self, caption: str) -> TextOutputs:
         """The outputs for one caption, on the CPU."""
@@ -314,11 +345,14 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
         tokens = self.tokenize.tokenize(caption)
         shape = len(tokens.qwen_ids), self.width
         is_same = found.t5_ids == tokens.t5_ids and found.hidden.shape == shape
+        is_same &= not tokens.t5_weights  # those files have none
         if not is_same or tokens == self.encoding.zero_tokens:
             raise UnfitFile(f"{found.path}: was made for another caption or encoder.")
         t5_ids = torch.tensor(tokens.t5_ids)
-        hidden = found.hidden.to(self.dtype)
-        return {"qwen_hidden": hidden, "t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+        made = {"t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
+        if self.tokenize.weighs_words:
+            made["t5_weights"] = weights_of(tokens)
+        return {**made, "qwen_hidden": found.hidden.to(self.dtype)}
 
 
 def predict_velocity(
@@ -339,5 +373,6 @@ def predict_velocity(
         conditioning.t5_ids,
         qwen_mask=conditioning.qwen_mask,
         t5_mask=conditioning.t5_mask,
+        t5_weights=conditioning.t5_weights,
     )
     return prediction.float()

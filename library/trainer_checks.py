@@ -21,10 +21,11 @@ from library.data.data_types import RunPosition
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.scan import scan
 from library.device_utils import precision_dtype, without_memory
-from library.errors import ConfigError, Problem
+from library.errors import ConfigError, DatasetError, Problem
 from library.memory import int8_probe
 from library.memory.modes import SavesMemory, mode_problems
 from library.previews.album import album_problems
+from library.previews.prompts import caption_problems
 from library.reporting.reporter import Reporter, check_page
 from library.reporting.stage_times import timed
 from library.saving import snapshot
@@ -155,6 +156,9 @@ class CheckStages(FamilyHooks):
     def prepare_data(self) -> None:
         """Establish the catalogue of pictures, the order of batches and the length of the run."""
         self.catalogue = scan(self.datasets)
+        weighs = self.cfg.data.weighted_captions
+        if weighs and (problems := caption_problems(self.catalogue.everything().images)):
+            raise DatasetError(problems)
         self.sampler = BucketBatchSampler(
             self.catalogue,
             seed=self.seed,

@@ -60,7 +60,10 @@ class TextContexts:
         names = "qwen_hidden", "t5_ids", "t5_mask"
         hidden, ids, mask = (outputs[name][None].to(device) for name in names)
         real = torch.ones(hidden.shape[:2], dtype=torch.long, device=device)
-        context = self.model.preprocess_text_embeds(hidden, ids, qwen_mask=real, t5_mask=mask)
+        weights = outputs["t5_weights"][None].to(device) if "t5_weights" in outputs else None
+        context = self.model.preprocess_text_embeds(
+            hidden, ids, qwen_mask=real, t5_mask=mask, t5_weights=weights
+        )
         return {"context": context[0, : ids.shape[1]]}
 
     def rest(self) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from library.errors import ConfigError
+from library.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from library.data.data_types import ImageInfo
 
 LOUDER = 1.1
 DEEPEST = 100  # parentheses within parentheses
@@ -22,6 +27,19 @@ def parse_prompt(text: str) -> list[tuple[str, float]]:
         if not math.isfinite(weight):
             raise ConfigError(f"prompt {text!r}: the weight of {_shown(piece)!r} is not finite.")
     return [(_shown(piece), weight) for piece, weight in pieces]
+
+
+def caption_problems(images: Iterable[ImageInfo]) -> list[Problem]:
+    """Captions that cannot be read as prompts are, each once."""
+    captions = {image.caption: image.path for image in images if image.caption}
+    found = []
+    for caption, path in captions.items():
+        try:
+            parse_prompt(caption)
+        except ConfigError as error:
+            words = str(error.problems[0].message)
+            found.append(Problem(f"{words} Correct it, or leave out weighted_captions.", str(path)))
+    return found
 
 
 def _shown(piece: str) -> str:

@@ -114,6 +114,7 @@ WHERE_SET = {
     "int8_compute": "precision.int8_compute",
     "multiscale_loss_weight": "loss.multiscale_loss_weight",
     "prior_preservation_weight": "loss.prior_preservation_weight",
+    "weighted_captions": "data.weighted_captions",
 }
 """Written where the option is set."""
 

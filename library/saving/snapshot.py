@@ -80,6 +80,7 @@ def run_fields(
         "int8_base": cfg.precision.int8_base,
         "int8_compute": cfg.precision.stored_form == "int8_rotated",
         "no_half_vae": cfg.cache.no_half_vae,
+        "weighted_captions": cfg.data.weighted_captions,
         **flags(cfg.flow, idle),
         **flags(cfg.loss, idle),
         "prior_preservation_prompts": list(cfg.loss.prior_prompts) or None,

@@ -344,9 +344,10 @@ class DataOptions:
         "leave out pictures of up to this many pixels, width times height", read=size
     )
     weighted_captions: bool = flag(
-        False, "weights in captions, (tag:1.3)",
-        refused="captions reach the model as ComfyUI would send them, without weights",
-    )  # fmt: skip
+        False,
+        "read (tag:1.3) and (tag) in captions as weights, as ComfyUI does in prompts; \\( and \\) are "
+        "parentheses either way; off: they are letters",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

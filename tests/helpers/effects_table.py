@@ -118,6 +118,7 @@ FLAGS: dict[str, Case] = {
     "disable_mmap_load_safetensors": shown(
         "test_model_loading.test_a_file_read_into_memory_holds_the_same_and_is_let_go"
     ),
+    "weighted_captions": shown("test_weighted_captions.test_a_run_weighs_the_words_of_its_captions"),
     "network_module": Case("networks.lokr_anima", "network"),
     "network_dim": Case(7, "network", idle=(AS_FILE,)),
     "network_alpha": Case(3.0, "network", idle=(AS_FILE,)),

@@ -85,6 +85,7 @@ class Anima(nn.Module):
         *,
         qwen_mask: Tensor | None = None,
         t5_mask: Tensor | None = None,
+        t5_weights: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
         """(B, 16, H, W) velocity; H, W even. sigma (B,) in [0, 1]. `context` given skips the adapter.
@@ -93,8 +94,9 @@ class Anima(nn.Module):
         """
         if context is None:
             assert qwen_hidden is not None and t5_ids is not None, "text, or its context"
+            masks = {"qwen_mask": qwen_mask, "t5_mask": t5_mask}
             context = self.preprocess_text_embeds(
-                qwen_hidden, t5_ids, qwen_mask=qwen_mask, t5_mask=t5_mask
+                qwen_hidden, t5_ids, **masks, t5_weights=t5_weights
             )
         height, width = latents.shape[2] // self.params.patch, latents.shape[3] // self.params.patch
         x = self.x_embedder(F.pad(latents.to(self.dtype), (0, 0, 0, 0, 0, 1)))  # the mask channel
