@@ -61,6 +61,7 @@ class AnimaStep:
 
     size:      (H, W) of the latents; tokens: (Qwen's, T5's) of a caption
     arguments: of the network module, by name
+    fused:     whether what lies between products is in one kernel, where a GPU has them
     """
 
     params: DiTParams
@@ -75,6 +76,7 @@ class AnimaStep:
     tokens: tuple[int, int] = (150, 170)
     memory: Saving = field(default_factory=Saving)
     accumulates: bool = False
+    fused: bool = False
 
 
 @cache
@@ -89,6 +91,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
         model = Anima(settings.params).to(settings.dtype).requires_grad_(False)
         store_weights(settings.memory.precision, model, device)
         enable_modes(settings.memory.loop, model, device)
+        model.use_one_kernel(settings.fused)
         assert settings.network.network_module, "a step needs adapters"
         module = load_network_module(settings.network.network_module)
         network = make_network(module, settings.network, dict(settings.arguments), model)

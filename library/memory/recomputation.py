@@ -70,6 +70,16 @@ def cheap(part: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return output
 
 
+def remade(output: Tensor, part: Callable[..., Tensor], *inputs: Any) -> None:
+    """Inside `cheaply`: output, made already, is computed again by part(*inputs) for the backward pass.
+
+    part gives the same bits, and has no gradient of its own. As with `cheap` its inputs are kept.
+    """
+    outputs = _outputs.get()
+    if outputs is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        outputs.add(output, Region(part, inputs, random=False))
+
+
 class Region:
     """A function that ran, to run again when the first of its stand-ins is asked for its tensor.
 

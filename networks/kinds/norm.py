@@ -127,8 +127,12 @@ class AdaptedNorm(AdaptedModule):
         """As the base computes it, but in float32 throughout; returns x's dtype."""
         if self.adapter.multiplier == 0:  # exactly as the base
             return self.normalize(x, self.weight, self.bias)
-        weight, bias = self.adapter.weight(self.weight), self.adapter.bias(self.bias)
+        weight, bias = self.weight_in_use(), self.adapter.bias(self.bias)
         return self.normalize(x.float(), weight, bias).to(x.dtype)
+
+    def weight_in_use(self) -> Tensor:
+        """The weight with its difference, in float32; for a model that normalises in a kernel of its own."""
+        return self.weight if self.adapter.multiplier == 0 else self.adapter.weight(self.weight)
 
     def normalize(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.subtracts_mean:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from library.anima_backend.modelling.layers import EPS, gated, modulate
+from library.anima_backend.modelling.glue import EPS, gated, modulate
 from library.anima_backend.modelling.rope import image_rope, rotate
 
 

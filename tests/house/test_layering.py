@@ -75,6 +75,7 @@ MECHANISMS = [  # of memory: what stands below the networks imports torch and it
 BACKEND_IMPORTS = {
     "vae.py": {"diffusers"},
     "attention.py": {"xformers", "flash_attn", "flash_attn_interface"},  # the optional backends it chooses
+    "triton_kernels.py": {"triton"},  # imported by one_kernel.py alone, where it is there
 }
 DYNAMIC_IMPORTS = {
     "networks/loading.py",  # --network_module

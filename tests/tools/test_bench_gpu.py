@@ -31,6 +31,7 @@ def test_the_whole_command_on_a_cpu(monkeypatch, tmp_path, capsys):
     kernels = {row["kernel"]: row for row in parts["attention"]}
     assert set(kernels) == {*KERNELS, "auto: torch"}
     assert {name for name, row in kernels.items() if row["result"] == "ok"} == {"torch"}
+    assert {row["result"] for row in parts["kernels"]} == {"have no form for the CPU"}
     curves = {row["mode"]: row["result"] for row in parts["curves"]}
     assert set(curves) == set(MODES)
     same = {mode for mode in MODES if not mode.startswith(("fp8", "int8"))}

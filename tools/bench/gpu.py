@@ -26,6 +26,7 @@ SECONDS, QUICK_SECONDS = 420, 50
 PARTS: dict[str, tuple[str, Callable[[Plan], Iterator[Figures]]]] = {
     "parity": ("Reference tensors (relative distance)", gpu_parts.parity),
     "attention": ("Attention, forward and backward", gpu_parts.attention),
+    "kernels": ("Fused kernels against torch's, forward and backward, bf16", gpu_parts.kernels),
     "curves": ("Loss curves of memory modes against plain training", gpu_parts.curves),
     "steps": ("Steps at true size with random weights, bf16, batch 1, AdamW", gpu_parts.steps),
 }

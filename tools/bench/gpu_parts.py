@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from library.anima_backend.modelling import kernel_trial
 from library.anima_backend.modelling.attention_probe import (
     ROUNDS,
     Sizes,
@@ -31,6 +32,7 @@ from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
 from library.anima_models import load_anima_transformer, load_anima_vae
 from library.memory.step_count import Step
+from tools.bench import gpu_kernels
 from tools.bench.ledger import GIB, network_of
 from tools.bench.measuring import Figures, relative_distance, seconds_of
 
@@ -192,8 +194,12 @@ def settings_of(plan: Plan, adapter: str, mode: str, pixels: int) -> AnimaStep:
     network, arguments = network_of(adapter, 16, {})
     return AnimaStep(
         params=plan.params, network=network, arguments=arguments, memory=MODES[mode],
-        size=(pixels // 8, pixels // 8), dtype=torch.bfloat16,
+        size=(pixels // 8, pixels // 8), dtype=torch.bfloat16, fused=has_kernels(plan.device),
     )  # fmt: skip
+
+
+def has_kernels(device: torch.device) -> bool:
+    return device.type == "cuda" and kernel_trial.why_not(device) is None
 
 
 def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]]:
@@ -212,6 +218,23 @@ def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]
         return loss.detach()
 
     return step, work
+
+
+def kernels(plan: Plan) -> Iterator[Figures]:
+    """The fused kernels against their plain forms, one by one and in whole steps."""
+
+    def step(fused: bool, pixels: int) -> float:
+        settings = settings_of(plan, "lora+norms", "none", pixels)
+        small = replace(plan.params, num_blocks=min(4, plan.params.num_blocks))
+        _, work = step_on(plan, replace(settings, params=small, fused=fused))
+        times = [seconds_of(work, plan.device) for _ in range(9)]
+        return statistics.median(times[2:])
+
+    params, sizes = plan.params, {}
+    for pixels in plan.pixels:
+        heads = params.model_dim // params.head_dim
+        sizes[pixels] = kernel_trial.Sizes(1, pixels // 16, heads, params.head_dim)
+    yield from gpu_kernels.rows(plan.device, sizes, partial(guarded, plan), step)
 
 
 def curves(plan: Plan) -> Iterator[Figures]:

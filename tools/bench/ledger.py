@@ -139,6 +139,7 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, AnimaStep]]:
                 batch=batch,
                 tokens=(options.caption, options.caption),
                 memory=MODES[mode],
+                fused=not options.no_fused_kernels,
             ),
         )
 
@@ -169,6 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--optimizers", nargs="+", default=["AdamW"])
     add("--precisions", nargs="+", choices=("bf16", "fp16", "no"), default=["bf16"])
     add("--caption", type=int, default=160, help="tokens of a caption")
+    add("--no_fused_kernels", action="store_true", help="torch's own between the products")
     add("--blocks", type=int, default=PUBLISHED.num_blocks, help="of the DiT")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from library.anima_backend.modelling.attention import FUNCTIONS, preferring
 from library.anima_backend.modelling.compiled import CompiledBlocks
+from library.anima_backend.modelling.glue import EPS
 from library.anima_backend.modelling.layers import (
-    EPS,
     Attention,
     Block,
     FinalLayer,
@@ -28,7 +28,7 @@ from library.anima_backend.modelling.layers import (
     TimestepMLP,
     sinusoid,
 )
-from library.anima_backend.modelling.llm_adapter import LLMAdapter
+from library.anima_backend.modelling.llm_adapter import AdapterAttention, LLMAdapter
 from library.anima_backend.modelling.modulation import Modulation, Modulations
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import image_rope
@@ -250,6 +250,15 @@ class Anima(nn.Module):
             yield
         finally:
             self.compiled = compiled
+
+    def use_one_kernel(self, fused: bool = True) -> None:
+        """Norms with their rotations, and gates with the modulated norm after them, each in one kernel.
+
+        The device has to have them: see one_kernel.why_not
+        """
+        for module in self.modules():
+            if isinstance(module, (Attention, AdapterAttention, Block)):
+                module.fused = fused
 
     def set_attention_backend(self, name: str) -> None:
         """One of kernels.KERNELS, for the DiT's attentions."""

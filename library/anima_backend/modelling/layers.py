@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
+from library.anima_backend.modelling.glue import EPS, entered, gated, heads, modulate, passed
 from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.params import DiTParams
-from library.anima_backend.modelling.rope import rotate
 from library.memory.recomputation import cheap
-
-EPS = 1e-6
 
 
 def sinusoid(sigma: Tensor, dim: int) -> Tensor:
@@ -53,54 +50,13 @@ class PatchEmbed(nn.Module):
         return self.proj(x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights, then x * scale + shift; in the dtype of shift.
-
-    Of one sample they are the norm's own weight and bias: one kernel, rounded once.
-    """
-    width, in_one = x.shape[-1:], x.dtype == shift.dtype and not torch.compiler.is_compiling()
-    if in_one and len(shift) == 1:
-        return F.layer_norm(x, width, scale.flatten(), shift.flatten(), EPS).to(shift.dtype)
-    return torch.addcmul(shift, F.layer_norm(x, width, eps=EPS).to(shift.dtype), scale)
-
-
-class Gated(torch.autograd.Function):
-    """x + gate * y; x, y (B, L, D), gate (B, 1, D). Autograd's own scales each gate by 1 once more."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, y if gate.requires_grad else None)
-        return torch.addcmul(x, gate, y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        gate, y = ctx.saved_tensors
-        of_gate = None if y is None else (grad * y).sum(1, keepdim=True)
-        return grad, of_gate, grad * gate
-
-
-def gated(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate * y in the dtype of x, the residual stream's."""
-    gate, y = gate.to(x), y.to(x)
-    if torch.compiler.is_compiling():
-        return torch.addcmul(x, gate, y)
-    return Gated.apply(x, gate, y)
-
-
-def heads(projected: Tensor, norm: nn.Module, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-    """(B, L, heads, hd) -> the same normalised per head and, where rope is given, turned."""
-    normed = norm(projected)
-    return normed if rope is None else rotate(normed, rope)
-
-
 class Attention(nn.Module):
     """Self-attention (rope given) or attention to the text; q and k normalised per head first."""
 
     def __init__(self, params: DiTParams, key_dim: int) -> None:
         super().__init__()
         dim = params.model_dim
-        self.head_dim, self.backend = params.head_dim, "torch"
+        self.head_dim, self.backend, self.fused = params.head_dim, "torch", False
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(key_dim, dim, bias=False)
         self.v_proj = nn.Linear(key_dim, dim, bias=False)
@@ -109,9 +65,9 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(params.head_dim, eps=EPS)
 
     def forward(self, x: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
-        split = (-1, self.head_dim)
-        q = cheap(heads, self.q_proj(x).unflatten(-1, split), self.q_norm, rope)
-        k = cheap(heads, self.k_proj(source).unflatten(-1, split), self.k_norm, rope)
+        split, made = (-1, self.head_dim), partial(heads, fused=self.fused)
+        q = cheap(made, self.q_proj(x).unflatten(-1, split), self.q_norm, rope)
+        k = cheap(made, self.k_proj(source).unflatten(-1, split), self.k_norm, rope)
         v = self.v_proj(source).unflatten(-1, split)
         return self.output_proj(attention(q, k, v, None, self.backend))
 
@@ -139,6 +95,7 @@ class Block(nn.Module):
         self.adaln_modulation_self_attn = Modulation(params, 3)
         self.adaln_modulation_cross_attn = Modulation(params, 3)
         self.adaln_modulation_mlp = Modulation(params, 3)
+        self.fused = False
 
     def forward(
         self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor],
@@ -149,14 +106,14 @@ class Block(nn.Module):
         steered: (9, B, 1, D), what the three modulations make of the time, where that is known
         """
         shift, scale, gate, *others = self.modulated(time) if steered is None else steered.unbind()
-        normed = cheap(modulate, x, shift, scale)
-        x = gated(x, gate, self.self_attn(normed, normed, rope))
-        shift, scale, gate, *others = others
-        normed = cheap(modulate, x, shift, scale)
-        x = gated(x, gate, self.cross_attn(normed, context, None))
-        shift, scale, gate = others
-        normed = cheap(modulate, x, shift, scale)
-        return gated(x, gate, self.mlp(normed))
+        x, normed = entered(x, shift, scale, fused=self.fused)
+        y = self.self_attn(normed, normed, rope)
+        shift, scale, next_gate, *others = others
+        x, normed = passed(x, gate, y, shift, scale, fused=self.fused)
+        y = self.cross_attn(normed, context, None)
+        shift, scale, last_gate = others
+        x, normed = passed(x, next_gate, y, shift, scale, fused=self.fused)
+        return gated(x, last_gate, self.mlp(normed), fused=self.fused)
 
     def modulations(self) -> tuple[Modulation, ...]:
         """In the order in which they are used."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
+from library.anima_backend.modelling.glue import heads
 from library.anima_backend.modelling.params import LLMAdapterParams
-from library.anima_backend.modelling.rope import rotate, text_rope
+from library.anima_backend.modelling.rope import text_rope
 
 EPS = 1e-6
 Rope = tuple[Tensor, Tensor]
@@ -22,7 +23,7 @@ class AdapterAttention(nn.Module):
 
     def __init__(self, dim: int, source_dim: int, head_dim: int) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.fused = head_dim, False
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(source_dim, dim, bias=False)
         self.v_proj = nn.Linear(source_dim, dim, bias=False)
@@ -34,8 +35,9 @@ class AdapterAttention(nn.Module):
         self, x: Tensor, source: Tensor, ropes: tuple[Rope, Rope], mask: Tensor | None
     ) -> Tensor:
         split = (-1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, split)), ropes[0])
-        k = rotate(self.k_norm(self.k_proj(source).unflatten(-1, split)), ropes[1])
+        q, k = self.q_proj(x).unflatten(-1, split), self.k_proj(source).unflatten(-1, split)
+        q = heads(q, self.q_norm, ropes[0], fused=self.fused)
+        k = heads(k, self.k_norm, ropes[1], fused=self.fused)
         v = self.v_proj(source).unflatten(-1, split)
         return self.o_proj(attention(q, k, v, mask, "torch"))
 

@@ -1,0 +1,117 @@
+"""What lies between the matrix products of a block: norms, rotations, modulation, gates, residual sums.
+
+Each has a plain form of torch's kernels and, where `fused` is said, one kernel each way. A compiler gets
+the plain form, of which it makes its own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from library.anima_backend.modelling import one_kernel
+from library.anima_backend.modelling.rope import rotate
+from library.memory.recomputation import cheap, remade
+
+EPS = 1e-6
+Table = tuple[Tensor, Tensor]
+"""cos and sin (L, hd/2), float32"""
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without weights, then x * scale + shift; in the dtype of shift.
+
+    Of one sample they are the norm's own weight and bias: one kernel, rounded once.
+    """
+    width, in_one = x.shape[-1:], x.dtype == shift.dtype and not torch.compiler.is_compiling()
+    if in_one and len(shift) == 1:
+        return F.layer_norm(x, width, scale.flatten(), shift.flatten(), EPS).to(shift.dtype)
+    return torch.addcmul(shift, F.layer_norm(x, width, eps=EPS).to(shift.dtype), scale)
+
+
+class Gated(torch.autograd.Function):
+    """x + gate * y; x, y (B, L, D), gate (B, 1, D). Autograd's own scales each gate by 1 once more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, y if gate.requires_grad else None)
+        return torch.addcmul(x, gate, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        gate, y = ctx.saved_tensors
+        of_gate = None if y is None else (grad * y).sum(1, keepdim=True)
+        return grad, of_gate, grad * gate
+
+
+def gated(x: Tensor, gate: Tensor, y: Tensor, *, fused: bool = False) -> Tensor:
+    """x + gate * y in the dtype of x, the residual stream's."""
+    if fused and takes_one_kernel(x, gate, y):
+        return one_kernel.Gated.apply(x, gate.contiguous(), y.contiguous())
+    gate, y = gate.to(x), y.to(x)
+    if torch.compiler.is_compiling():
+        return torch.addcmul(x, gate, y)
+    return Gated.apply(x, gate, y)
+
+
+def entered(
+    x: Tensor, shift: Tensor, scale: Tensor, *, fused: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x itself and its modulated norm: what a sub-layer adds to, and what it sees."""
+    if not (fused and takes_one_kernel(x, shift, scale)):
+        return x, cheap(modulate, x, shift, scale)
+    shift, scale = shift.contiguous(), scale.contiguous()
+    x, normed = one_kernel.Steer.apply(x, None, None, shift, scale, EPS)
+    remade(normed, partial(one_kernel.normed, eps=EPS), x, shift, scale)
+    return x, normed
+
+
+def passed(
+    x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, *, fused: bool = False
+) -> tuple[Tensor, Tensor]:
+    """x + gate * y, a sub-layer's result, and its modulated norm, which the next one sees."""
+    if not (fused and takes_one_kernel(x, gate, y, shift, scale)):
+        x = gated(x, gate, y)
+        return x, cheap(modulate, x, shift, scale)
+    gate, shift, scale = (each.contiguous() for each in (gate, shift, scale))
+    x, normed = one_kernel.Steer.apply(x, gate, y.contiguous(), shift, scale, EPS)
+    remade(normed, partial(one_kernel.normed, eps=EPS), x, shift, scale)
+    return x, normed
+
+
+def heads(projected: Tensor, norm: nn.Module, rope: Table | None, *, fused: bool = False) -> Tensor:
+    """(B, L, heads, hd) -> the same normalised per head and, where rope is given, turned."""
+    weight = weight_in_use(norm) if fused else None
+    if weight is not None and takes_one_kernel(projected):
+        return one_kernel.NormTurn.apply(projected, weight, *(rope or (None, None)), EPS)
+    normed = norm(projected)
+    return normed if rope is None else rotate(normed, rope)
+
+
+def weight_in_use(norm: nn.Module) -> Tensor | None:
+    """What an RMSNorm, or what took its place, multiplies by; None of what does not tell."""
+    if type(norm) is nn.RMSNorm:
+        return norm.weight
+    tell = getattr(norm, "weight_in_use", None)
+    weight: Tensor | None = tell() if callable(tell) else None
+    return weight
+
+
+def takes_one_kernel(x: Tensor, *others: Tensor) -> bool:
+    """Whether one kernel gives what the plain form does: of these tensors, and not for a compiler.
+
+    others: of one dtype, each of as many samples as x
+    """
+    if torch.compiler.is_compiling():
+        return False
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return False
+    alike = all(len(each) == len(x) and each.dtype == others[-1].dtype for each in others)
+    return alike and x.is_contiguous()

@@ -1,0 +1,140 @@
+"""Whether the fused kernels work on a device: each tried against its plain form, small or as large as in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from library.anima_backend.modelling.glue import EPS, entered, gated, heads, passed
+from library.anima_backend.modelling.one_kernel import HAS_TRITON
+from library.anima_backend.modelling.rope import image_rope
+
+table = cache(image_rope)
+FURTHEST = (
+    1e-4  # |found - expected| / |expected| in float32, of a kernel that computes what it should
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """side: of a square picture, in tokens"""
+
+    batch: int
+    side: int
+    heads: int
+    head_dim: int
+
+    @property
+    def tokens(self) -> tuple[int, int, int]:
+        return self.batch, self.side**2, self.heads * self.head_dim
+
+    @property
+    def shared(self) -> tuple[int, int, int]:
+        return self.batch, 1, self.heads * self.head_dim
+
+
+SMALL = Sizes(batch=2, side=3, heads=3, head_dim=16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel each way: what it is given, which of it has a gradient, and how it is called."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    trained: tuple[bool, ...]
+    call: Callable[..., Sequence[Tensor]]
+
+    def given(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs, and directions for gradients: the same numbers in every dtype, exact in bfloat16."""
+        drawn = torch.Generator().manual_seed(0)
+        shapes = [*self.shapes, self.shapes[0], self.shapes[0]]
+        made = [
+            torch.randn(shape, generator=drawn).bfloat16().to(device, dtype) for shape in shapes
+        ]
+        *inputs, first, second = made
+        for each, trained in zip(inputs, self.trained, strict=True):
+            each.requires_grad_(trained)
+        return inputs, [first, second]
+
+    def run(
+        self, inputs: Sequence[Tensor], directions: Sequence[Tensor], *, fused: bool
+    ) -> list[Tensor]:
+        """Its results, then the gradients of what is trained."""
+        found = self.call(*inputs, fused=fused)
+        wanted = [each for each in inputs if each.requires_grad]
+        return [*found, *torch.autograd.grad(found, wanted, directions[: len(found)])]
+
+
+class Norm(nn.Module):
+    """An RMSNorm with a weight that is not its own."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.given = [weight]
+
+    def weight_in_use(self) -> Tensor:
+        return self.given[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.given[0]
+        return F.rms_norm(x, weight.shape, weight, EPS)
+
+
+def norm_heads(side: int, x: Tensor, weight: Tensor, *, fused: bool) -> Sequence[Tensor]:
+    """side: of the picture whose places turn the heads, or 0"""
+    rope = table(side, side, x.shape[-1], x.device) if side else None
+    if rope is not None and x.dtype == torch.float64:
+        rope = rope[0].double(), rope[1].double()
+    return [heads(x, Norm(weight), rope, fused=fused)]
+
+
+def gate(x: Tensor, weight: Tensor, y: Tensor, *, fused: bool) -> Sequence[Tensor]:
+    return [gated(x, weight, y, fused=fused)]
+
+
+def cases(sizes: Sizes) -> dict[str, Case]:
+    """By name: all that a block does, with shared values frozen and trained."""
+    batch, length, _ = sizes.tokens
+    split = ((batch, length, sizes.heads, sizes.head_dim), (sizes.head_dim,))
+    x, one = sizes.tokens, sizes.shared
+    found: dict[str, Case] = {}
+    for name, trains in (("", False), (", all trained", True)):
+        turned, plain = partial(norm_heads, sizes.side), partial(norm_heads, 0)
+        found |= {
+            f"norm and rotation{name}": Case(split, (True, trains), turned),
+            f"norm{name}": Case(split, (True, trains), plain),
+            f"modulated norm{name}": Case((x, one, one), (True, trains, trains), entered),
+            f"gate and modulated norm{name}": Case(
+                (x, one, x, one, one), (True, trains, True, trains, trains), passed
+            ),
+            f"gate{name}": Case((x, one, x), (True, trains, True), gate),
+        }
+    return found
+
+
+@cache
+def why_not(device: torch.device) -> str | None:
+    """Why the kernels are not to be used on a device; None: they compute there what they should."""
+    if not HAS_TRITON:
+        return "Triton is missing"
+    try:
+        for name, case in cases(SMALL).items():
+            given = case.given(device, torch.float32)
+            pairs = zip(case.run(*given, fused=True), case.run(*given, fused=False))
+            if any(apart(*pair) > FURTHEST for pair in pairs):
+                return f"{name} is computed wrongly"
+    except Exception as error:  # noqa: BLE001  of Triton, and of the compilers and drivers behind it
+        lines = str(error).strip().splitlines() or [""]
+        return f"{type(error).__name__}: {lines[0]}"
+    return None
+
+
+def apart(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected|"""
+    found, expected = found.detach().double(), expected.detach().double()
+    return ((found - expected).norm() / expected.norm()).item()

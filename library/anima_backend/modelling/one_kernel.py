@@ -1,0 +1,210 @@
+"""What lies between the matrix products of a block, in one kernel each way: Triton's.
+
+Norms of heads with their rotation; a gate, the residual sum and the modulated norm after it. The plain
+forms, several of torch's kernels each, are the same mathematics: they are what a CPU and a compiler get.
+Each kernel is an operator below autograd, so that a count on the meta device sees it as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.autograd.function import once_differentiable
+
+try:
+    from library.anima_backend.modelling import triton_kernels
+except ImportError:  # no Triton: it is not there for every system
+    HAS_TRITON = False
+else:
+    HAS_TRITON = True
+
+PROGRAMS = 128  # at least so many share the sums over the tokens, where there are so many tokens
+MOST_ROWS = 16  # that one of them adds up, one after the other
+LIBRARY = torch.library.Library("one_kernel", "FRAGMENT")
+
+
+def rows_of(length: int) -> int:
+    """How many of so many tokens one program adds up: by the size alone, so that sums are the same bits."""
+    rows = 1
+    while rows < MOST_ROWS and 2 * rows * PROGRAMS <= length:
+        rows *= 2
+    return rows
+
+
+def operator(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
+    """The decorated function as an operator; on the meta device it makes its results and no more."""
+
+    def declared(function: Callable[..., Any]) -> OpOverload:
+        name = LIBRARY.define(schema)
+        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        overload: OpOverload = getattr(torch.ops.one_kernel, name).default
+        return overload
+
+    return declared
+
+
+@operator("norm_turn(Tensor x, Tensor weight, Tensor? cos, Tensor? sin, float eps) -> Tensor")
+def norm_turn(
+    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
+) -> Tensor:
+    """x (B, L, heads, hd) -> the same divided by each head's root mean square, weighted and turned."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if not x.is_meta:
+        triton_kernels.norm_turn(x, weight, cos, sin, eps, out)
+    return out
+
+
+@operator(
+    "norm_turn_back(Tensor grad, Tensor x, Tensor weight, Tensor? cos, Tensor? sin, float eps,"
+    " bool of_weight) -> Tensor[]"
+)
+def norm_turn_back(
+    grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float,
+    of_weight: bool,
+) -> list[Tensor]:  # fmt: skip
+    """The gradient of x and, if asked for, float32 sums (programs, hd) for that of the weight."""
+    x = x.contiguous()
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    of_x, sums, rows = torch.empty_like(x), None, 1
+    if of_weight:
+        rows = rows_of(x.shape[0] * x.shape[1])
+        programs = -(-x.shape[0] * x.shape[1] // rows)
+        sums = x.new_empty(programs, x.shape[-1], dtype=torch.float32)
+    if not x.is_meta:
+        triton_kernels.norm_turn_back(grad, x, weight, cos, sin, eps, of_x, sums, rows)
+    return [of_x] if sums is None else [of_x, sums]
+
+
+@operator(
+    "steer(Tensor x, Tensor? gate, Tensor? y, Tensor? shift, Tensor? scale, float eps) -> Tensor[]"
+)
+def steer(
+    x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor | None, scale: Tensor | None,
+    eps: float,
+) -> list[Tensor]:  # fmt: skip
+    """x + gate * y in the dtype of x, where gate is given; its modulated norm, where shift is."""
+    stream = None if gate is None else torch.empty_like(x)
+    normed = None if shift is None else torch.empty_like(x, dtype=shift.dtype)
+    if not x.is_meta:
+        triton_kernels.steer(x, gate, y, shift, scale, eps, stream, normed)
+    return [each for each in (stream, normed) if each is not None]
+
+
+@operator(
+    "steer_back(Tensor? of_stream, Tensor? of_normed, Tensor? stream, Tensor? scale, Tensor? gate,"
+    " Tensor? y, float eps, bool steered) -> Tensor[]"
+)
+def steer_back(
+    of_stream: Tensor | None, of_normed: Tensor | None, stream: Tensor | None, scale: Tensor | None,
+    gate: Tensor | None, y: Tensor | None, eps: float, steered: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients, as far as there are: of x, where normed has one; of y; sums (kinds, B, programs, D).
+
+    steered: whether sums of shift and scale are asked for; those of gate are where y is given
+    """
+    like = of_stream if of_normed is None else of_normed
+    assert like is not None, "there is a gradient"
+    of_x = None if stream is None else torch.empty_like(stream)
+    of_y = None if gate is None else torch.empty_like(like, dtype=gate.dtype)
+    kinds, sums, rows = 2 * steered + (y is not None), None, 1
+    if kinds:
+        batch, length, width = like.shape
+        rows = rows_of(length)
+        sums = like.new_empty(kinds, batch, -(-length // rows), width, dtype=torch.float32)
+    if not like.is_meta:
+        triton_kernels.steer_back(
+            of_stream, of_normed, stream, scale, gate, y, eps, of_x, of_y, sums, rows
+        )
+    return [each for each in (of_x, of_y, sums) if each is not None]
+
+
+@torch.no_grad()
+def normed(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
+    """The modulated norm again, the same bits as beside the sum."""
+    found: list[Tensor] = steer(x, None, None, shift, scale, eps)
+    return found[0]
+
+
+class NormTurn(torch.autograd.Function):
+    """Keeps what comes in."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, cos, sin)
+        ctx.eps = eps
+        out: Tensor = norm_turn(x, weight, cos, sin, eps)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, of_weight = (
+            ctx.saved_tensors,
+            ctx.needs_input_grad[1],
+        )  # asked for once: it may be remade
+        of_x, *sums = norm_turn_back(grad, *kept, ctx.eps, of_weight)
+        return of_x, sums[0].sum(0).to(kept[1].dtype) if sums else None, None, None, None
+
+
+class Steer(torch.autograd.Function):
+    """(x + gate * y, its modulated norm); without a gate (x, its modulated norm).
+
+    That the sum goes through lets its gradient, and the norm's, be added in the kernel. Keeps the sum,
+    which is the next one's input; y only where the gate has a gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor, scale: Tensor,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        *streams, normed = steer(x, gate, y, shift, scale, eps)
+        stream = streams[0] if streams else x
+        of_gate = gate is not None and ctx.needs_input_grad[1]
+        ctx.save_for_backward(stream, scale, gate, y if of_gate else None)
+        ctx.eps = eps
+        ctx.set_materialize_grads(False)
+        return stream, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, of_stream: Tensor | None, of_normed: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        stream, scale, gate, y = ctx.saved_tensors
+        steered = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        if of_stream is not None:
+            of_stream = of_stream.contiguous()
+        of_x, *rest = steer_back(
+            of_stream, of_normed.contiguous(), stream, scale, gate, y, ctx.eps, steered
+        )
+        of_y = None if gate is None else rest.pop(0)
+        of_shared = list(rest[0].sum(2)[:, :, None].to(scale.dtype)) if rest else []
+        of_gate = None if y is None else of_shared.pop()
+        of_shift, of_scale = of_shared if steered else (None, None)
+        return of_x, of_gate, of_y, of_shift, of_scale, None
+
+
+class Gated(torch.autograd.Function):
+    """x + gate * y, where no norm of this block follows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, y if ctx.needs_input_grad[1] else None)
+        stream: Tensor = steer(x, gate, y, None, None, 0.0)[0]
+        return stream
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        gate, y = ctx.saved_tensors
+        of_y, *sums = steer_back(grad.contiguous(), None, None, None, gate, y, 0.0, False)
+        of_gate = sums[0][0].sum(1, keepdim=True).to(gate.dtype) if sums else None
+        return grad, of_gate, of_y
