@@ -48,11 +48,12 @@ DEFAULT_DIM = 4
 
 # Arguments of other programs, answered better than by the nearest name.
 ELSEWHERE = {
-    "algo": "the kind is chosen by --network_module: networks.lora_anima, lokr_anima or "
-    "loha_anima.",
+    "algo": "the kind is chosen by --network_module: networks.lora_anima, lokr_anima, "
+    "loha_anima or oft_anima (with boft=true for BOFT).",
     "preset": "modules are chosen by target_modules, exclude_patterns and include_patterns here.",
     "dropout": "use --network_dropout.",
     "wd_on_out": "the magnitudes of dora_wd are those of the outputs, as with true; remove it.",
+    "rescaled": "ComfyUI applies the scales of a rescaled OFT to BOFT alone; remove it.",
     "conv_dim": "Anima has no convolutions to adapt; remove it.",
     "conv_alpha": "Anima has no convolutions to adapt; remove it.",
 }
@@ -147,6 +148,9 @@ class AnimaNetworks:
         if problems:
             raise ConfigError(problems, source=SOURCE)
         arguments = AdapterArguments(**shared)
+        if arguments.dora_wd and not self.own.ADDS:
+            message = f"stands beside what is added to a weight; {self.kind} adds nothing. Remove it."
+            raise ConfigError([Problem(message, "dora_wd")], source=SOURCE)
         dropout = Dropout(neuron or 0.0, arguments.rank_dropout, arguments.module_dropout)
         self.check_reg_dims(arguments)
         request = Request(int(dim or DEFAULT_DIM), alpha, dropout, dim_given=dim is not None)
@@ -246,6 +250,8 @@ def log_remarks(network: AdapterNetwork, plan: Plan) -> None:
         logger.warning(remark)
     if plan.arguments.rslora and all(adapter.rank is None for adapter in adapters):
         logger.warning("rslora has no effect: no adapter has a rank")
+    if plan.arguments.loraplus_ratio and adapters and not any(a.zero_factor for a in adapters):
+        logger.warning("loraplus_lr_ratio has no effect: %s has one factor", network.settings.kind)
 
 
 def read_flags(

@@ -15,7 +15,7 @@ def summary(settings: NetworkSettings, placements: Sequence[Placement]) -> list[
     """Lines to log: what is adapted, by which pattern, with how many parameters."""
     linears = linear_adapters(placements)
     norms = len(placements) - len(linears)
-    ranks = Counter("full" if a.rank is None else f"rank {a.rank}" for a in linears)
+    ranks = Counter(adapter.size for adapter in linears)
     sizes = ", ".join(f"{name}: {n}" if len(ranks) > 1 else name for name, n in ranks.items())
     counts = f"{len(linears)} Linears{f' ({sizes})' if sizes else ''} and {norms} norms"
     lines = [f"{settings.kind}: {counts}, {numbers(placements):,} trained parameters"]

@@ -16,6 +16,7 @@ from networks.file_contents import Contents, Entry, Place
 from networks.kinds.full import DIFF, SET_WEIGHT
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.kinds.norm import B_NORM, W_NORM
+from networks.kinds.oft import BLOCKS
 from networks.kinds.stored import ALPHA, BIAS, DIFF_B, DORA_SCALE, MAGNITUDE, WEIGHT
 
 DOWN_UP = ("lora_down.weight", "lora_up.weight")
@@ -181,6 +182,8 @@ SD_NEXT_RULES = (
     HALVES,
     Rule("set_weight", DROPS, "whole weights (set_weight)", has_factor(SET_WEIGHT)),
     Rule("bias_diff", DROPS, "differences of biases spelled bias.diff", has_ending("bias.diff")),
+    Rule("oft", SPOILS, "OFT and BOFT: alpha is another limit there, and 0 leaves nothing of them",
+         has_factor(BLOCKS)),
     WHOLE,
     UNKNOWN,
 )  # fmt: skip

@@ -34,6 +34,8 @@ PHRASES = {
     "differences of biases spelled bias.diff": "写作 bias.diff 的偏置差值",
     "its names: it finds no block of the model in them": "名称中找不到模型的块",
     "differences of norms": "归一化层的差值",
+    "OFT and BOFT: alpha is another limit there, and 0 leaves nothing of them":
+        "OFT 与 BOFT：那里的 alpha 是另一种上限，0 会让它们完全不起作用",
     "LoHa": "LoHa",
     "differences of full rank and whole weights": "满秩差值和完整的权重",
     "modules whose factors it does not know, spelled as they are": "因子写法不被识别的模块",

@@ -141,6 +141,8 @@ NETWORK_ARGS = {
     "rslora": "rslora",
     "rs_lora": "rslora",
     "use_rslora": "rslora",
+    "constraint": "constraint",
+    "boft": "boft",
     "loraplus_lr_ratio": "loraplus_lr_ratio",
     "loraplus_unet_lr_ratio": "loraplus_unet_lr_ratio",
     "loraplus_text_encoder_lr_ratio": "loraplus_text_encoder_lr_ratio",
@@ -155,13 +157,16 @@ NETWORK_ARGS = {
 }
 """What decides the adapter -> its name in network_args."""
 
+OF_OFT = ("constraint", "boft")
+"""What only OFT has of them."""
+
 KINDS = ("algo", "lycoris_algo", "use_lokr", "use_loha", "lora_type", "network_type")
 """Other words for the kind of adapter."""
 
 LYCORIS_ONLY = (
     "preset", "conv_dim", "conv_alpha", "conv_rank", "wd_on_out", "use_tucker",
     "use_cp", "use_scalar", "bypass_mode", "unbalanced_factorization", "block_dims",
-    "rank_dropout_scale", "constraint", "rescaled",
+    "rank_dropout_scale", "rescaled",
 )  # fmt: skip
 """What decides LyCORIS's adapters and has no counterpart here."""
 

@@ -15,12 +15,15 @@ from library.settings.foreign_names import (
     KINDS,
     LYCORIS_ONLY,
     NETWORK_ARGS,
+    OF_OFT,
     ONLY_OF,
     OPTIMIZER_ARGS,
 )
 
 LYCORIS = "lycoris.kohya"
-ALGORITHMS = {"lora": "LoRA", "locon": "LoRA", "lokr": "LoKr", "loha": "LoHa"}
+ALGORITHMS = {
+    "lora": "LoRA", "locon": "LoRA", "lokr": "LoKr", "loha": "LoHa", "diag-oft": "OFT", "boft": "OFT",
+}  # fmt: skip
 """LyCORIS's names of what it trains -> the kind of adapter here."""
 LYCORIS_DEFAULTS = {"train_norm": "false", "train_llm_adapter": "false"}
 LYCORIS_LOKR_DEFAULTS = {"lokr_factor": "-1", **LYCORIS_DEFAULTS}
@@ -82,6 +85,10 @@ def equivalent_lines(
         wanted = {**(LYCORIS_LOKR_DEFAULTS if kind == "lokr" else LYCORIS_DEFAULTS), **wanted}
     if kind and kind != "lokr":
         wanted = {n: value for n, value in wanted.items() if not n.startswith("lokr_")}
+    if kind:
+        is_oft = ALGORITHMS[kind] == "OFT"
+        wanted = {n: value for n, value in wanted.items() if is_oft or n not in OF_OFT}
+        wanted |= {"boft": "true"} if kind == "boft" else {}
     items = [f"{name}={value}" for name, value in wanted.items() if name not in lost]
     lines = [f'network_module = "{modules[ALGORITHMS[kind]]}"'] if kind else []
     lines += [f"network_args = {json.dumps(items, ensure_ascii=False)}"] if items else []

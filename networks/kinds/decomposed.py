@@ -133,7 +133,9 @@ def row_norms(weight: Frozen) -> Tensor:
 
 
 def with_magnitudes(inner: LinearAdapter, base: nn.Linear) -> Decomposed:
-    assert isinstance(inner, AdditiveAdapter), "DoRA stands beside what is added to a weight"
+    """Raises ValueError for a kind that adds nothing."""
+    if not isinstance(inner, AdditiveAdapter):
+        raise ValueError("has DoRA's magnitudes beside what adds nothing to the weight")
     return Decomposed(inner, base)
 
 

@@ -59,11 +59,13 @@ class KindArguments:
     ALIASES:       other names of arguments, also of those that all kinds have
     FULL_MATRICES: a network_dim of FULL_MATRIX_DIM or more has a meaning
     OF_THE_START:  arguments that say nothing but how fresh factors begin
+    ADDS:          what is trained adds to a weight, so that DoRA's magnitudes can stand beside it
     """
 
     ALIASES: ClassVar[Mapping[str, str]] = {}
     FULL_MATRICES: ClassVar[bool] = False
     OF_THE_START: ClassVar[tuple[str, ...]] = ()
+    ADDS: ClassVar[bool] = True
 
     @staticmethod
     def problems_of(values: Mapping[str, object]) -> list[Problem]:

@@ -45,6 +45,11 @@ class LinearAdapter(Adapter):
         super().__init__()
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
 
+    @property
+    def size(self) -> str:
+        """In a word or two, for people."""
+        return "full" if self.rank is None else f"rank {self.rank}"
+
     def adopt(self, base: nn.Module) -> AdaptedLinear:
         assert is_adaptable_linear(base), f"{type(base).__name__} is no Linear"
         return AdaptedLinear.adopt(base, self)

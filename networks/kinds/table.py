@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from networks.kinds import full, loha, lokr, lora, norm
+from networks.kinds import full, loha, lokr, lora, norm, oft
 from networks.kinds.kind import Kinds
 
 KINDS = Kinds(
     lora.KIND,
     lokr.KIND,
     loha.KIND,
+    oft.KIND,
     norm.KIND,
     full.DIFFERENCE,
     full.WHOLE,

@@ -30,6 +30,7 @@ from networks.kinds.dora import MAGNITUDES, with_magnitude
 from networks.kinds.full import SET_WEIGHT
 from networks.kinds.kind import Kinds
 from networks.kinds.norm import B_NORM
+from networks.kinds.oft import BLOCKS
 from networks.kinds.stored import (
     ALPHA,
     DIFF_B,
@@ -66,7 +67,7 @@ class ModuleEntry:
 
     def needs(self, factors: Iterable[str]) -> bool:
         """Whether what these factors add depends on the base's weight."""
-        return not self.whole.union((*MAGNITUDES, SET_WEIGHT)).isdisjoint(factors)
+        return not self.whole.union((*MAGNITUDES, SET_WEIGHT, BLOCKS)).isdisjoint(factors)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def rank_of(factors: Factors) -> int | None:
         return lokr_shape_of(factors, weight_shape(factors)).rank
     if factors.keys() & LOHA_FACTORS:
         return sizes_of(factors, *PAIRS[0])[1]
-    return None
+    return None  # OFT's alpha is a limit
 
 
 def weight_shape(factors: Factors) -> tuple[int, ...]:

@@ -214,13 +214,22 @@ def test_both_modules_are_taken(module):
         ("networks.lora", "Write networks.lora_anima."),
         ("networks.lokr", "Write networks.lokr_anima."),
         ("networks.loha", "Write networks.loha_anima."),
-        ("my.module", "(LoHa)."),
+        ("my.module", "(OFT)."),
     ],
 )
 def test_another_module_is_an_error_naming_both(module, advice):
     (message,) = messages("--network_module", module)
     assert message.endswith(advice)
     assert all(name in message for name in MODULES)
+
+
+@pytest.mark.parametrize("algo", ["diag-oft", "boft"])
+def test_lycoris_words_of_an_oft_are_answered_with_ours(algo):
+    words = [f"algo={algo}", "constraint=1e-4", "rescaled=true", "factor=8"]
+    (message,) = messages("--network_module", "lycoris.kohya", "--network_args", *words)
+    assert 'network_module = "networks.oft_anima"' in message
+    assert '"constraint=1e-4"' in message and "Without counterpart: rescaled" in message
+    assert ('"boft=true"' in message) is (algo == "boft") and "lokr_factor" not in message
 
 
 def test_lycoris_is_answered_with_the_equivalent_lines():

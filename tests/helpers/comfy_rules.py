@@ -23,7 +23,7 @@ LORA = (  # up, down
 OTHERS = (
     ".alpha", ".dora_scale", ".w_norm", ".b_norm", ".diff", ".diff_b", ".bias.diff", ".set_weight",
     *(f".lokr_w{n}{half}" for n in (1, 2) for half in ("", "_a", "_b")),
-    *(f".hada_w{n}_{half}" for n in (1, 2) for half in "ab"),
+    *(f".hada_w{n}_{half}" for n in (1, 2) for half in "ab"), ".oft_blocks",
 )  # fmt: skip
 
 
@@ -93,6 +93,8 @@ def differences_of(take, weight):
         change = loha_difference(take, alpha)
     if change is None:
         change = lokr_difference(take, alpha)
+    if change is None:
+        change = oft_difference(take, alpha, weight)
     if change is not None:
         out["weight"] = change if magnitude is None else decomposed(change, weight, magnitude)
     if (norm := take(".w_norm")) is not None:
@@ -128,6 +130,29 @@ def loha_difference(take, alpha):
         return None
     w1_a, w1_b, w2_a, w2_b = (take(f".hada_w{n}_{h}").double() for n in (1, 2) for h in "ab")
     return scale_of(alpha, w1_b.shape[0]) * (w1_a @ w1_b) * (w2_a @ w2_b)
+
+
+def oft_difference(take, alpha, weight):
+    """Three axes are OFT, four BOFT; alpha limits the norm, and BOFT without it is an error there."""
+    if (blocks := take(".oft_blocks")) is None:
+        return None
+    assert alpha is not None or blocks.dim() == 3, "ComfyUI compares None with 0"
+    skew = blocks.double() - blocks.double().transpose(-1, -2)
+    if alpha is not None and 0 < alpha.item() < skew.norm():
+        skew = skew * alpha.item() / skew.norm()
+    one = torch.eye(skew.shape[-1], dtype=torch.float64)
+    turn = (one + skew) @ torch.linalg.inv(one - skew)
+    if blocks.dim() == 3:
+        in_blocks = weight.unflatten(0, blocks.shape[:2])
+        return torch.einsum("knm,kn...->km...", turn, in_blocks).flatten(0, 1) - weight
+    rows, size = weight, blocks.shape[-1]
+    for stage, each in enumerate(turn):
+        apart = 2**stage * size // 2
+        order = torch.arange(len(weight)).view(-1, 2, apart).transpose(1, 2).flatten()
+        mixed = torch.block_diag(*each) @ rows[order]
+        rows = torch.empty_like(rows)
+        rows[order] = mixed
+    return rows - weight
 
 
 def lokr_difference(take, alpha):

@@ -2,13 +2,15 @@
 
 import torch
 
-from networks import loha_anima, lokr_anima, lora_anima
+from networks import loha_anima, lokr_anima, lora_anima, oft_anima
 from tests.helpers.tiny import tiny_transformer
 
-MODULES = {"lora": lora_anima, "lokr": lokr_anima, "loha": loha_anima}
+MODULES = {"lora": lora_anima, "lokr": lokr_anima, "loha": loha_anima, "oft": oft_anima}
 OPTIONS = {
     "lora": ("lora", {}),
     "loha": ("loha", {}),
+    "oft": ("oft", {}),
+    "boft": ("oft", {"boft": "true", "network_dim": 6}),
     "lokr low": ("lokr", {"lokr_factor": 4}),
     "lokr full": ("lokr", {"lokr_full_matrix": "true"}),
     "lokr both": ("lokr", {"lokr_decompose_both": 1, "factor": -1}),

@@ -44,7 +44,7 @@ FLOORS = [
     ("train_network", "the stages and the loop, for any family"),
     ("library/anima_runtime/*", "loading Anima's files"),
     ("library/strategy_anima library/anima_models", "the family under sd-scripts' names"),
-    ("networks/_anima_* networks/lora_anima networks/lokr_anima networks/loha_anima", "its entry modules"),
+    ("networks/_anima_* networks/lora_anima networks/lokr_anima networks/loha_anima networks/oft_anima", "its entry modules"),
     ("library/anima_doctor/*", "the report on a run that is not started"),
     ("library/anima_workshop/*", "adapter files checked, compared and made anew"),
     ("anima_train_network", "the family's trainer"),

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from networks.kinds.adapter import NO_DROPOUT
 from networks.kinds.decomposed import Decomposed
 from networks.kinds.dora import as_dora_scale
 from networks.kinds.loha import LoHa
 from networks.kinds.lokr import LoKr, factorize, lokr_shape
 from networks.kinds.lora import LoRA
+from networks.kinds.oft import OFTArguments
 from networks.kinds.stored import training_alpha
 
 REASON = "lycoris-lora is a test dependency: pip install -r tests/requirements.txt"
@@ -135,3 +137,41 @@ def test_a_lohas_delta_and_start_are_those_of_lycoris(rank, alpha):
             mine.factors()[name].copy_(factor)
     theirs_trained = theirs.get_weight((40, 24))  # where LyCORIS merges, it scales twice
     torch.testing.assert_close(mine.delta(), theirs_trained)
+
+
+def oft_of_lycoris(name, out, dim, **options):
+    file, _, cls = name.partition(".")
+    module = getattr(pytest.importorskip(f"lycoris.modules.{file}", reason=REASON), cls)
+    return module("x", nn.Linear(24, out, bias=False), 1.0, dim, **options)
+
+
+TURNED = {"diag_oft.DiagOFTModule": False, "boft.ButterflyOFTModule": True}
+
+
+@pytest.mark.parametrize("name", TURNED)
+@pytest.mark.parametrize(("out", "dim"), [(48, 6), (64, 100), (2048, 8), (8192, 16)])
+def test_blocks_of_an_oft_are_those_of_lycoris(name, out, dim):
+    theirs = oft_of_lycoris(name, out, dim).oft_blocks
+    arguments = OFTArguments(boft=TURNED[name])
+    mine = arguments.make(nn.Linear(24, out, bias=False), dim, 1.0, NO_DROPOUT)
+    assert mine.oft_blocks.shape == theirs.shape and not theirs.any()
+
+
+@pytest.mark.parametrize("name", TURNED)
+@pytest.mark.parametrize("constraint", [0, 1e-3])
+def test_an_oft_turns_as_lycoris_does_and_learns_by_the_same_gradients(name, constraint):
+    theirs = oft_of_lycoris(name, 48, 6, constraint=constraint)
+    (base,) = theirs.org_module
+    mine = OFTArguments(boft=TURNED[name], constraint=float(constraint)).make(base, 6, 1.0, NO_DROPOUT)
+    x = torch.randn(2, 5, 24)
+    with torch.no_grad():
+        theirs.oft_blocks.normal_(std=0.2)
+        mine.oft_blocks.copy_(theirs.oft_blocks)
+    weight = base.weight.detach()
+    expected, found = theirs(x), mine(x, weight, None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (merged, _), parameters = theirs.get_merged_weight(), {"weight": weight}
+    torch.testing.assert_close(mine.merged(parameters)["weight"], merged, rtol=1e-4, atol=1e-5)
+    (theirs_grad,) = torch.autograd.grad(expected.square().sum() + expected.sum(), [theirs.oft_blocks])
+    (mine_grad,) = torch.autograd.grad(found.square().sum() + found.sum(), [mine.oft_blocks])
+    torch.testing.assert_close(mine_grad, theirs_grad, rtol=1e-3, atol=1e-3)

@@ -138,6 +138,7 @@ FOUND = {  # id of a finding: keys beside a LoRA that is taken, the last of whic
     "sd_next.halves": ["diffusion_model.blocks.0.mlp.layer2.lora_down.weight"],
     "sd_next.set_weight": ["diffusion_model.blocks.0.mlp.layer2.set_weight"],
     "sd_next.bias_diff": ["diffusion_model.llm_adapter.out_proj.bias.diff"],
+    "sd_next.oft": ["diffusion_model.blocks.0.mlp.layer2.oft_blocks"],
     "sd_next.whole_weights": ["diffusion_model.t_embedding_norm.weight"],
     "sd_next.unknown": ["diffusion_model.t_embedding_norm.lora_C"],
     "invokeai.norms": ["diffusion_model.t_embedding_norm.w_norm"],

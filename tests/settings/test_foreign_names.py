@@ -21,6 +21,7 @@ from library.utils import nearest_name
 from networks._anima_arguments import ALIASES, AdapterArguments
 from networks.kinds.lokr import LoKrArguments
 from networks.kinds.lora import LoRAArguments
+from networks.kinds.oft import OFTArguments
 from tests.helpers.configs import found, read
 
 FLAGS = all_flags(GROUPS)
@@ -37,9 +38,9 @@ def test_every_name_leads_to_a_flag_or_key_and_is_none_itself():
 
 
 def test_what_decides_the_adapter_is_known_by_every_name():
-    classes = (AdapterArguments, LoKrArguments, LoRAArguments)
+    classes = (AdapterArguments, LoKrArguments, LoRAArguments, OFTArguments)
     known = {field.name for cls in classes for field in dataclasses.fields(cls)}
-    known |= {*LoKrArguments.ALIASES, *ALIASES}
+    known |= {*LoKrArguments.ALIASES, *LoRAArguments.ALIASES, *ALIASES}
     assert set(foreign_names.NETWORK_ARGS.values()) <= known
     assert known - NAMES - {"verbose"} <= set(foreign_names.NETWORK_ARGS)
 

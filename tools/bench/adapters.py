@@ -21,8 +21,10 @@ from library.system.program import run_main
 from networks.kinds.adapter import NO_DROPOUT
 from networks.kinds.kind import KindArguments
 from networks.kinds.linear import AdaptedLinear, copies_for
+from networks.kinds.loha import LoHaArguments
 from networks.kinds.lokr import LoKrArguments
 from networks.kinds.lora import LoRAArguments
+from networks.kinds.oft import OFTArguments
 from tools.bench import peers
 from tools.bench.measuring import (
     Figures,
@@ -39,6 +41,10 @@ from tools.bench.measuring import (
 
 OWN: dict[str, KindArguments] = {
     "lora": LoRAArguments(),
+    "pissa": LoRAArguments(pissa=True),
+    "loha": LoHaArguments(),
+    "oft": OFTArguments(),
+    "boft": OFTArguments(boft=True),
     "lokr_full f8": LoKrArguments(lokr_factor=8, lokr_full_matrix=True),
     "lokr_full f16": LoKrArguments(lokr_factor=16, lokr_full_matrix=True),
     "lokr f8": LoKrArguments(lokr_factor=8),

@@ -30,6 +30,8 @@ from networks.arguments import parse_network_args
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "lora": ("networks.lora_anima", {}),
     "loha": ("networks.loha_anima", {}),
+    "oft": ("networks.oft_anima", {}),
+    "boft": ("networks.oft_anima", {"boft": "true"}),
     "lokr": ("networks.lokr_anima", {"lokr_factor": "8"}),
     "lokr_full": ("networks.lokr_anima", {"lokr_factor": "8", "lokr_full_matrix": "true"}),
 }

@@ -153,7 +153,7 @@ RULES = {
     "dynamic_timestep_shifting": lost("the shift by the size of the picture is timestep_sampling = flux_shift"),
     "layer_filter": Rule("network.exclude_patterns", excluded),
     "layer_filter_regex": lost("patterns of names are told by target_modules, re:..."),
-    "peft_type": Rule("special.algo", choice({"lora": "lora", "lokr": "lokr", "loha": "loha", "oft_2": "oft"})),
+    "peft_type": Rule("special.algo", choice({"lora": "lora", "lokr": "lokr", "loha": "loha", "oft_2": "oft_2"})),
     "lora_rank": Rule("special.lora_rank", whole),
     "lokr_dim": Rule("special.lokr_dim", whole),
     "lora_alpha": Rule("train.network_alpha", number),

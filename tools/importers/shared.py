@@ -22,6 +22,7 @@ from library.settings.foreign_names import (
     KINDS,
     LYCORIS_ONLY,
     NETWORK_ARGS,
+    OF_OFT,
     OPTIMIZER_ARGS,
     OWN,
     VALUES,
@@ -44,7 +45,7 @@ PATHS = ("pretrained_model_name_or_path", "dataset_config")
 MODULES = {
     "networks.lora": "lora", "networks.lora_anima": "lora", "networks.lokr": "lokr",
     "networks.lokr_anima": "lokr", "networks.loha": "loha",
-    "networks.loha_anima": "loha", "lycoris.kohya": "",
+    "networks.loha_anima": "loha", "networks.oft_anima": "diag-oft", "lycoris.kohya": "",
 }  # fmt: skip
 OFFICIAL_IGNORES = (
     "noise_offset adaptive_noise_scale min_timestep max_timestep min_snr_gamma llm_adapter_lr "
@@ -251,11 +252,15 @@ def settle_adapter(draft: Draft) -> None:
         draft.put(waiting.leaf, "train.network_module", module)
     draft.add("train.network_module", module, "what is trained there")
     untrained(draft)
+    if kind == "boft":
+        draft.add("network.boft", True, "the kind that is trained there")
     if module == module_of("lokr"):
         draft.add("network.lokr_factor", -1, "the default there")
-        return
-    for name in [name for name in draft.table("network") if name.startswith("lokr_")]:
-        draft.revoke("network", name, "it belongs to LoKr, and another adapter is trained")
+    for name in list(draft.table("network")):
+        if name.startswith("lokr_") and module != module_of("lokr"):
+            draft.revoke("network", name, "it belongs to LoKr, and another adapter is trained")
+        if name in OF_OFT and module != module_of("diag-oft"):
+            draft.revoke("network", name, "it belongs to OFT, and another adapter is trained")
 
 
 def untrained(draft: Draft) -> None:
