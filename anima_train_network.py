@@ -13,7 +13,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,22 @@ from library.anima_backend.modelling.dit import MIN_CONTEXT, Anima
 from library.anima_doctor import report as doctor
 from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
 from library.anima_runtime import attention_choice, model_loading, start_notes, tokenizer_loading
-from library.anima_runtime.config_adapter import AnimaConfig, adapt, network_problems, run_notes
-from library.anima_runtime.family import ANIMA, ANIMA_FILES
+from library.anima_runtime.command_line import ADAPTERS, load_run
+from library.anima_runtime.config_adapter import AnimaConfig, run_notes
+from library.anima_runtime.family import ANIMA_FILES
 from library.anima_runtime.metadata_entries import run_entries
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
-from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.text_contexts import TextContexts, adapts_text, prompt_context
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.caching.text_windows import TextWindows
-from library.config_util import read_datasets
 from library.data.data_types import TextOutputs
 from library.data.dataset_config import DatasetGroupConfig
 from library.device_utils import LoadedOnUse, without_memory
 from library.errors import ConfigError, ModelFileError, Problem
 from library.memory.planning import Count
-from library.previews.prompt_texts import prompt_problems
 from library.saving.metadata import FileHashes
-from library.saving.output_checks import check_console_log
 from library.saving.snapshot import Snapshot, content_hash
-from library.settings.config_file import Parser, read_config
-from library.settings.options import add_flags
 from library.settings.run_config import TrainConfig
-from library.settings.written_config import write_config
 from library.strategy_anima import (
     AnimaConditioning,
     AnimaContext,
@@ -57,21 +50,16 @@ from library.strategy_anima import (
 )
 from library.system.program import run_main
 from library.training.flow_matching import NoisyLatents
-from library.training.optimizers import check_optimizer
-from library.training.schedulers import check_schedule
 from library.utils import log_lines, setup_logging
-from library.watching.trackers import check_logging
 from networks.network import AdapterNetwork
 from train_network import NetworkTrainer
 
 logger = logging.getLogger(__name__)
 
-GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
-
-
 class AnimaNetworkTrainer(NetworkTrainer):
     """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
 
+    entry = ADAPTERS
     family_files = ANIMA_FILES
     snapshot_schema = "anima_resume_snapshot/v2"
     pixels_per_token = 16 * 16
@@ -143,13 +131,18 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return model_loading.load_transformer(
             self.model_files.transformer,
             device="cpu" if waits else self.accelerator.device,
-            dtype=self.weight_dtype,
+            dtype=self.loaded_dtype,
             llm_adapter_path=self.model_files.llm_adapter,
             attention_backend=self.attention,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
             # what --base_weights are merged into has to be whole
             stored=None if self.cfg.network.base_weights else self.precision,
         )
+
+    @property
+    def loaded_dtype(self) -> torch.dtype:
+        """Of the DiT as it is loaded."""
+        return self.weight_dtype
 
     def vae_on(self, device: torch.device, dtype: torch.dtype) -> LoadedOnUse:
         return self.encoder(model_loading.load_vae, self.model_files.vae, device, dtype)
@@ -329,65 +322,24 @@ class AnimaNetworkTrainer(NetworkTrainer):
         self.tokenize_strategy.warn_of_cut_captions()
 
 
-@cache
-def setup_parser() -> Parser:
-    """Every flag of the trainer."""
-    usage = "accelerate launch anima_train_network.py --config_file FILE --dataset_config FILE ..."
-    parser = Parser(prog="anima_train_network.py", usage=usage, description=__doc__)
-    for group in GROUPS:
-        add_flags(parser, group)
-    return parser
-
-
-def load_run(argv: Sequence[str]) -> tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]:
-    """Everything the user wrote, checked; all problems of flags and both files in one ConfigError."""
-    loaded = read_config(setup_parser(), argv, GROUPS)
-    groups = {name: loaded.groups[group] for name, group in SHARED_GROUPS.items()}
-    train = TrainConfig(**groups, explicit=loaded.explicit)
-    if train.files.output_config:
-        loaded.require()
-        print(f"written: {write_config(loaded)}")
-        sys.exit()
-    train, anima, problems = adapt(train, loaded.groups[AnimaConfig], loaded.explicit)
-    loaded.add([
-        *problems,
-        *train.check(),
-        *network_problems(train, anima),
-        *check_optimizer(train.optimizer, train.schedule),
-        *check_schedule(train.schedule),
-        *check_logging(train.logging),
-        *check_console_log(train.logging),
-        *prompt_problems(train.preview),
-    ])  # fmt: skip
-    datasets: DatasetGroupConfig | None = None
-    if not train.dataset_problems():
-        try:
-            fallbacks = {n: v for n, v in train.flat().items() if n in loaded.explicit}
-            datasets = read_datasets(train.files.dataset_config, fallbacks, ANIMA.foreign_message)
-        except ConfigError as error:
-            loaded.add(error.problems)
-    loaded.require()
-    assert datasets is not None, "else a problem was told"
-    notes = [*loaded.notes, *run_notes(train, anima, loaded.explicit, datasets)]
-    return train, datasets, anima, notes
-
-
-def make_trainer(argv: Sequence[str]) -> AnimaNetworkTrainer:
+def make_trainer(
+    argv: Sequence[str], trainer: type[AnimaNetworkTrainer] = AnimaNetworkTrainer
+) -> AnimaNetworkTrainer:
     """The trainer for a command line, not yet started; messages are set up and notes are given."""
-    train, datasets, anima, notes = load_run(argv)
+    train, datasets, anima, notes = load_run(argv, trainer.entry)
     log = train.logging
     setup_logging(log.console_log_level, log.console_log_file, log.console_log_simple)
     log_lines(logger, notes, logging.WARNING)
-    return AnimaNetworkTrainer(train, datasets, anima)
+    return trainer(train, datasets, anima)
 
 
-def main() -> int:
+def main(trainer: type[AnimaNetworkTrainer] = AnimaNetworkTrainer) -> int:
     argv = sys.argv[1:]
     if doctor.is_asked(argv):
-        text, code = doctor.report(argv, load_run, AnimaNetworkTrainer)
+        text, code = doctor.report(argv, load_run, trainer)
         doctor.show(text)
         return code
-    make_trainer(argv).train()
+    make_trainer(argv, trainer).train()
     return 0
 
 

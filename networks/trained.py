@@ -32,9 +32,11 @@ class Trained(ABC):
     """Everything of one run that trains.
 
     multiplier: at which strength a step uses it; 1 as it is trained
+    is_whole:   it is the model itself, of whose weights nothing is there twice without need
     """
 
     multiplier: float
+    is_whole = False
 
     @abstractmethod
     def attach(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -68,6 +70,12 @@ class Trained(ABC):
     @abstractmethod
     def check_trainables(self) -> None:
         """Assert that exactly this trains, as it was chosen. Free of cost."""
+
+    def gather_gradients(self) -> None:
+        """Before an update: let what the optimizer changes have its gradients."""
+
+    def show(self) -> None:
+        """After a change of that: let the model compute with it."""
 
     def clear_gradients(self) -> None:
         """Drop what a backward pass has left, wherever it is."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from anima_train_network import GROUPS
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
+from library.anima_runtime.command_line import GROUPS
 from library.anima_runtime.config_adapter import AnimaConfig, adapt
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS

@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from anima_train_network import GROUPS, setup_parser
+from library.anima_runtime.command_line import GROUPS, setup_parser
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets

@@ -30,7 +30,7 @@ from library.memory.planning import choose_modes
 from library.saving.checkpoints import files_of_run
 from library.saving.exporting import bytes_of_save
 from library.strategy_anima import AnimaTokenizeStrategy
-from networks.network import AdapterNetwork
+from networks.trained import Trained
 
 if TYPE_CHECKING:
     from library.data.data_types import ImageInfo
@@ -78,7 +78,7 @@ class Estimates:
     trainer: NetworkTrainer
     anima: AnimaConfig
     params: DiTParams
-    network: AdapterNetwork
+    network: Trained
     tokenizers: Mapping[str, Any]
 
     def describe(self, page: Page) -> None:

@@ -32,6 +32,7 @@ from library.anima_runtime import (
     tokenizer_assets,
     tokenizer_fetch,
 )
+from library.anima_runtime.command_line import GROUPS, Entry
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import Inspection, inspect_models
@@ -55,21 +56,23 @@ from library.training.optimizer_trial import try_optimizer
 from library.training.optimizers import check_optimizer, create_optimizer
 from library.training.schedulers import create_scheduler
 from library.utils import quiet_libraries
-from networks.loading import load_network_module, make_network, merge_base_weights
-from networks.network import AdapterNetwork
+from networks.loading import merge_base_weights
+from networks.trained import Trained
 from train_network import NetworkTrainer
 
-GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
 TOKENIZERS = {
     "qwen": (tokenizer_assets.find_qwen_tokenizer_dir, tokenizer_assets.load_qwen_tokenizer),
     "t5": (tokenizer_assets.find_t5_tokenizer_dir, tokenizer_assets.load_t5_tokenizer),
 }
-LoadRun = Callable[[Sequence[str]], tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]]
+LoadRun = Callable[
+    [Sequence[str], Entry], tuple[TrainConfig, DatasetGroupConfig, AnimaConfig, list[str]]
+]
 
 
 class TrainerClass(Protocol):
     """The family's trainer, which is made of a sound configuration."""
 
+    entry: Entry
     snapshot_schema: str
 
     def __call__(
@@ -131,7 +134,7 @@ class Check:
     passed:   the stages that ended well, on which others build
     trainer:  None of a configuration that has problems
     plan:     None where the state, if any, or the data cannot be used
-    network:  the adapters without memory; None without a sound configuration and a DiT's sizes
+    network:  what would train, without memory; None without a sound configuration and a DiT's sizes
     to_fetch: the tokenizers that a run would bring: where to and where from, by kind
     """
 
@@ -146,7 +149,7 @@ class Check:
     inspection: Inspection = field(default_factory=Inspection)
     catalogue: Catalogue | None = None
     plan: StepPlan | None = None
-    network: AdapterNetwork | None = None
+    network: Trained | None = None
     tokenizers: dict[str, Any] = field(default_factory=dict)
     to_fetch: dict[str, str] = field(default_factory=dict)
 
@@ -157,7 +160,8 @@ class Check:
         if "output_config" in loaded.given:
             raise ConfigError("--output_config writes a file; a check writes none. Leave it out.")
         groups = {name: loaded.groups[g] for name, g in SHARED_GROUPS.items()}
-        shared = TrainConfig(**groups, explicit=loaded.explicit)
+        whole = trainer_class.entry.whole
+        shared = TrainConfig(**groups, explicit=loaded.explicit, whole=whole)
         train, anima, _ = adapt(shared, loaded.groups[AnimaConfig], loaded.explicit)
         check = Check(loaded, train, anima)
         with check.listening():
@@ -166,7 +170,7 @@ class Check:
 
     def run(self, argv: Sequence[str], load_run: LoadRun, trainer_class: TrainerClass) -> None:
         with self.stage("configuration"):
-            self.train, datasets, self.anima, self.notes = load_run(argv)
+            self.train, datasets, self.anima, self.notes = load_run(argv, trainer_class.entry)
             self.trainer = trainer_class(self.train, datasets, self.anima)
         self.warnings += machine.warnings_of_compiling(self.train.precision)
         if self.trainer:
@@ -306,17 +310,14 @@ class Check:
         return found.params.llm_adapter.vocab if found.params else None
 
     def make_adapters(self, trainer: NetworkTrainer, params: DiTParams) -> None:
-        """The network without memory, --base_weights tried on it, and its optimizer."""
-        options, kwargs = self.train.network, trainer.network_kwargs()
-        assert options.network_module, "the configuration is sound"
+        """What would train, without memory, --base_weights tried on it, and its optimizer."""
         with without_memory():
             model = Anima(params)
-            module = load_network_module(options.network_module)
-            self.network = make_network(module, options, kwargs, model)
-            merge_base_weights(options, model)
+            self.network = trainer.get_subject().made_for(model)
+            merge_base_weights(self.train.network, model)
         self.try_optimization(trainer, self.network)
 
-    def try_optimization(self, trainer: NetworkTrainer, network: AdapterNetwork) -> None:
+    def try_optimization(self, trainer: NetworkTrainer, network: Trained) -> None:
         """The trainer's trial of optimizer and schedule; then both made once, for their warnings."""
         train, (groups, _) = self.train, optimizer_groups(self.train, network)
         if self.plan:

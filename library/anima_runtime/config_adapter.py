@@ -14,14 +14,15 @@ from library.anima_backend.modelling.kernels import (
     chosen_kernel,
 )
 from library.anima_runtime.family import ANIMA, MODULES
+from library.anima_runtime.module_names import arguments_of, with_module
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.anima_runtime.tokenizer_fetch import sources_of
 from library.data.dataset_config import DatasetGroupConfig
 from library.data.dataset_effects import idle_keys
 from library.errors import ConfigError, ModelFileError, Problem
+from library.settings import whole_model
 from library.settings.effects import loses_to, needs
 from library.settings.family import FamilyOptions
-from library.settings.moved_keys import ALGORITHMS, equivalent_lines
 from library.settings.options import above, all_flags, at_least, flag, idle_flags
 from library.settings.run_config import (
     OWN_RATE,
@@ -30,8 +31,7 @@ from library.settings.run_config import (
     TrainConfig,
     sets_own_rate,
 )
-from library.settings.user_classes import separate_assignments
-from networks.arguments import parse_network_args, read_bool, read_number, read_string, unquoted
+from networks.arguments import parse_network_args, read_bool, read_number, read_string
 from networks.loading import load_network_module
 
 COMPONENT_RATES = ("llm_adapter_lr", "self_attn_lr", "cross_attn_lr", "mlp_lr", "mod_lr")
@@ -41,7 +41,6 @@ IN_NETWORK_ARGS = {
     **dict.fromkeys(COMPONENT_RATES, read_number),
 }
 """Flags that may stand in network_args as well, and how their text is read there."""
-OTHER_MODULES = {module.removesuffix("_anima"): module for module in MODULES}
 FLOW_ALIASES = {
     "anima_timestep_sampling": "timestep_sampling",
     "anima_sigmoid_scale": "sigmoid_scale",
@@ -250,6 +249,9 @@ class AnimaConfig(FamilyOptions):
         return found
 
 
+GROUPS = (*SHARED_GROUPS.values(), AnimaConfig)
+
+
 def adapt(
     train: TrainConfig, anima: AnimaConfig, explicit: Collection[str]
 ) -> tuple[TrainConfig, AnimaConfig, list[Problem]]:
@@ -260,11 +262,13 @@ def adapt(
     problems = paths_problems(train, anima)
     transformer = anima.anima_transformer or train.paths.pretrained_model_name_or_path
     paths = dataclasses.replace(train.paths, pretrained_model_name_or_path=transformer)
-    module = train.network.network_module or next(iter(MODULES))
-    if module not in MODULES:
-        problems.append(network_module_problem(module, train.network.network_args or ()))
-    network = dataclasses.replace(train.network, network_module=module)
-    anima = adapt_network_args(network.network_args or (), anima, explicit, problems)
+    network = train.network
+    if train.whole:
+        flags, values = all_flags(GROUPS), {**train.flat(), **vars(anima)}
+        problems += whole_model.refused(flags, values, explicit)
+    else:
+        network = with_module(network, problems)
+        anima = adapt_network_args(network.network_args or (), anima, explicit, problems)
     flow = adapt_flow(train.flow, anima, explicit, problems)
     train = dataclasses.replace(train, paths=paths, network=network, flow=flow)
     anima = dataclasses.replace(anima, anima_transformer=transformer)
@@ -282,13 +286,6 @@ def paths_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
     if not train.paths.vae:
         found.append(Problem("is needed: the VAE's .safetensors file.", "vae"))
     return found
-
-
-def arguments_of(network_args: Collection[str]) -> dict[str, str]:
-    """Those that stand together in one text, which is told elsewhere, are read as well."""
-    items = (part for item in network_args for part in separate_assignments(item))
-    pairs = (item.partition("=")[::2] for item in items)
-    return {key.strip(): unquoted(value) for key, value in pairs}
 
 
 def adapt_network_args(
@@ -313,27 +310,6 @@ def adapt_network_args(
             message = f"{name}={text} differs from the flag {name} = {shown}. Keep one."
             problems.append(Problem(message, "network_args"))
     return dataclasses.replace(anima, **found)
-
-
-def network_module_problem(module: str, network_args: Collection[str]) -> Problem:
-    """Why a network module is not taken, and the lines to write instead."""
-    where = f"network_module = {module}"
-    if module == "lycoris.kohya":
-        return Problem(lycoris_message(arguments_of(network_args)), where)
-    near = OTHER_MODULES.get(module)
-    advice = f" Write {near}." if near else ""
-    known = " or ".join(f"{name} ({kind})" for name, kind in MODULES.items())
-    return Problem(f"expected {known}.{advice}", where)
-
-
-def lycoris_message(args: dict[str, str]) -> str:
-    """The lines that train the same here, with LyCORIS's defaults; what has no counterpart."""
-    algo = args.pop("algo", "lora").lower()
-    if algo not in ALGORITHMS:
-        known = " and ".join(f"{kind} ({name})" for name, kind in MODULES.items())
-        return f"LyCORIS is not used here, and {algo} does not exist: only {known}."
-    lines = equivalent_lines(algo, args, [], ANIMA.modules, is_lycoris=True)
-    return f"LyCORIS is not used here: its layers are built in. {lines}"
 
 
 def network_problems(train: TrainConfig, anima: AnimaConfig) -> list[Problem]:
@@ -391,7 +367,7 @@ def run_notes(
     plan: how long the run is, when that is known
     """
     options = train.situation(anima, datasets.datasets if datasets else None, plan)
-    flags = all_flags([*SHARED_GROUPS.values(), AnimaConfig])
+    flags = all_flags(GROUPS)
     names = {dest: flag_.names[0] for dest, flag_ in flags.items() if dest in explicit}
     names |= {shared: f"--{name}" for name, shared in FLOW_ALIASES.items() if name in explicit}
     reasons = idle_flags([flags[dest] for dest in names], options)

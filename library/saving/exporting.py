@@ -12,6 +12,7 @@ from library.errors import OutputError, Problem
 from library.saving.adapter_forms import DEFAULT_RANK, FORMS, ComfyForm, is_cut, trained_norms
 from library.saving.checkpoints import EXTENSION, universal_file, write_or_rescue
 from library.saving.form import Form
+from library.saving.model_form import ModelForm
 from library.system.files import free_name
 from library.system.tensor_files import TensorFileError, read_header
 from library.utils import log_lines
@@ -19,6 +20,7 @@ from networks import readers
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
 from networks.network import AdapterNetwork
 from networks.network_settings import NormExport
+from networks.whole_model import WholeModel
 
 if TYPE_CHECKING:
     from library.settings.run_config import SaveOptions
@@ -107,7 +109,9 @@ class Exporter:
 
 def forms_of(options: SaveOptions, network: Trained) -> list[Form]:
     """In which each save is written."""
-    assert isinstance(network, AdapterNetwork)
+    if isinstance(network, WholeModel):
+        return [ModelForm(options, network)]
+    assert isinstance(network, AdapterNetwork), "there is nothing else"
     return [form(options, network) for form in FORMS[options.export_format]]
 
 
@@ -172,7 +176,11 @@ def is_approximated(network: AdapterNetwork, asked: int | None) -> bool:
 def bytes_of_save(options: SaveOptions, network: Trained) -> int:
     """Of the files of one save without metadata; without averages of the weights."""
     size = precision_dtype(options.save_precision or "float").itemsize
-    assert isinstance(network, AdapterNetwork)
+    if isinstance(network, WholeModel):
+        asked = options.save_precision and precision_dtype(options.save_precision).itemsize
+        sizes = network.layout.dtypes
+        return sum(t.numel() * (asked or sizes[name].itemsize) for name, t in network.whole().items())
+    assert isinstance(network, AdapterNetwork), "there is nothing else"
     kept, rank = network.exported(), options.export_rank or DEFAULT_RANK
     full = [factor.numel() for p in kept for factor in p.adapter.stored().values()]
     count = 0

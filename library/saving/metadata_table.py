@@ -27,6 +27,7 @@ from library.saving.metadata_datasets import (
     tag_frequency,
 )
 from networks.network import AdapterNetwork
+from networks.whole_model import WholeModel
 
 if TYPE_CHECKING:
     from library.settings.run_config import TrainConfig
@@ -150,6 +151,18 @@ OF_ADAPTERS: dict[str, Callable[[AdapterNetwork], object]] = {
 }
 """Written of adapters, from them."""
 
+OF_MODELS: dict[str, Callable[[WholeModel], object]] = {
+    "trained_parts": lambda model: json.dumps(model.counts()),
+    "component_rates": lambda model: json.dumps(model.options()),
+}
+"""Written of a model that was trained itself, from it."""
+
+NOT_OF_MODELS = {
+    *("network_module", "network_dropout", "network_weights", "scale_weight_norms"),
+    *("unet_lr", "text_encoder_lr"),
+}
+"""Those of the options that say something of adapters alone."""
+
 OF_DATASETS = {
     "batch_size_per_device": "batch_size",
     "resolution": "resolution",
@@ -193,6 +206,9 @@ def entries_of(run: RunFacts) -> dict[str, str]:
     values |= {name: value(run) for name, value in FACTS.items()}
     if isinstance(run.network, AdapterNetwork):
         values |= {name: value(run.network) for name, value in OF_ADAPTERS.items()}
+    if isinstance(run.network, WholeModel):
+        values |= {name: value(run.network) for name, value in OF_MODELS.items()}
+        values = {name: value for name, value in values.items() if name not in NOT_OF_MODELS}
     datasets = run.catalogue.group.datasets
     values |= common(OF_DATASETS, datasets)
     values |= common(OF_SUBSETS, [subset for dataset in datasets for subset in dataset.subsets])

@@ -1398,6 +1398,7 @@ class TrainConfig:
     """The shared configuration of a run, one group each.
 
     explicit: the options that the user set, those of the family included, be it to the default
+    whole:    the model itself is trained, not adapters
     """
 
     files: ConfigOptions
@@ -1424,6 +1425,7 @@ class TrainConfig:
     metadata: MetadataOptions
     distributed: DistributedOptions
     explicit: frozenset[str] = frozenset()
+    whole: bool = False
 
     def groups(self) -> list[Any]:
         return [getattr(self, name) for name in GROUPS]
@@ -1482,6 +1484,7 @@ class TrainConfig:
         datasets:  their configurations, None when they are not known
         plan:      how long the run is, None when it is not known
         processes: that train together
+        whole:     the model itself is trained
         """
         processes = os.environ.get("WORLD_SIZE", "1")
         return SimpleNamespace(
@@ -1490,6 +1493,7 @@ class TrainConfig:
             family=family,
             datasets=datasets,
             plan=plan,
+            whole=self.whole,
             processes=int(processes) if processes.isdecimal() else 1,
         )
 

@@ -68,7 +68,8 @@ class Optimization:
         groups, names = optimizer_groups(cfg, network)
         self.accelerator = accelerator
         self.inner = create_optimizer(cfg.optimizer, groups)
-        self.flat = FlatUpdates.of(self.inner, cfg.optimizer)
+        self.network = network
+        self.flat = None if network.is_whole else FlatUpdates.of(self.inner, cfg.optimizer)
         self.scheduler = create_scheduler(cfg.schedule, self.inner, total_steps=total_steps)
         # torch's advice where the first updates are left out (fp16 looking for its scale)
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
@@ -93,6 +94,7 @@ class Optimization:
         same rates in any precision and with any optimizer. (In sd-scripts the schedule waits while fp16
         looks for its scale, so that it never reaches its end.)
         """
+        self.network.gather_gradients()
         if self.flat is not None and self.flat.gather():
             with self.flat.as_one():
                 self.accelerator.unscale_gradients()
@@ -102,6 +104,7 @@ class Optimization:
             norm = self.accelerator.clip_grad_norm_(self.trainables, self.max_norm)
             self._step(step, norm)
             self.optimizer.zero_grad(set_to_none=True)
+        self.network.show()
         self.scheduler.step()
         return norm
 

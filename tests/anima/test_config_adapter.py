@@ -2,8 +2,8 @@
 
 import pytest
 
-from anima_train_network import GROUPS as ALL_GROUPS
-from anima_train_network import setup_parser
+from library.anima_runtime.command_line import GROUPS as ALL_GROUPS
+from library.anima_runtime.command_line import setup_parser
 from library.anima_runtime.config_adapter import (
     FLOW_ALIASES,
     MODULES,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from anima_train_network import GROUPS, setup_parser
+from library.anima_runtime.command_line import GROUPS, setup_parser
 from library.settings.config_file import LoadedConfig, read_config
 
 

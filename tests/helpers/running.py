@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import anima_train_network
+from anima_train_network import AnimaNetworkTrainer
 from library.data.data_types import Batch
 from library.train_util import make_loader, windows
 from library.watching.monitor import read_memory
@@ -82,11 +83,13 @@ def config_files(demo: Path, folder: Path, settings: dict[str, Any], **dataset: 
     return ["--config_file", str(train_args), "--dataset_config", str(files)]
 
 
-def make_trainer(argv: list[str]) -> "anima_train_network.AnimaNetworkTrainer":
+def make_trainer(
+    argv: list[str], trainer: type[AnimaNetworkTrainer] = AnimaNetworkTrainer
+) -> AnimaNetworkTrainer:
     """The trainer main() would run, not yet started. Accelerate's process-wide state starts fresh."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return anima_train_network.make_trainer(argv)
+    return anima_train_network.make_trainer(argv, trainer)
 
 
 def train(demo: Path, folder: Path, settings: dict[str, Any] | None = None, **dataset: Any):

@@ -30,6 +30,7 @@ from tests.helpers.paths import ROOT
 
 LEASE, PROGRAM = b"L", b"P"
 MODULES = (
+    "anima_train",
     "anima_train_network",
     "tools.average_lora",
     "tools.verify_resume",

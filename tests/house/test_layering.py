@@ -48,6 +48,7 @@ FLOORS = [
     ("library/anima_doctor/*", "the report on a run that is not started"),
     ("library/anima_workshop/*", "adapter files checked, compared and made anew"),
     ("anima_train_network", "the family's trainer"),
+    ("anima_train", "the same of the model itself"),
     ("tools/_*", "what tools share"),
     ("tools/importers/*", "other trainers' configurations as tables"),
     ("tools/[!_]* tools/bench/*", "command-line tools"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anima_train_network import GROUPS, load_run
 from library.anima_backend.modelling import attention
+from library.anima_runtime.command_line import GROUPS, load_run
 from library.errors import ConfigError
 from library.settings.options import all_flags
 from library.settings.run_config import (

@@ -7,7 +7,7 @@ import pytest
 import toml
 from PIL import Image
 
-import anima_train_network
+from library.anima_runtime import command_line
 from library.config_util import load_dataset_config
 from library.settings.config_file import read_config
 from library.settings.options import all_flags
@@ -25,7 +25,7 @@ def short(path: Path) -> str:
 @pytest.mark.parametrize("path", TRAIN_FILES, ids=short)
 def test_a_train_file_has_no_problem_and_no_option_without_effect(path):
     argv = ["--config_file", str(path), "--dataset_config", "dataset.toml"]
-    loaded = read_config(anima_train_network.setup_parser(), argv, anima_train_network.GROUPS)
+    loaded = read_config(command_line.setup_parser(), argv, command_line.GROUPS)
     loaded.require()
     assert loaded.notes == ()
 
@@ -48,7 +48,7 @@ def test_the_toml_package_reads_it_as_well(path):
 
 
 def test_the_template_names_only_options_that_exist():
-    flags = all_flags(anima_train_network.GROUPS).values()
+    flags = all_flags(command_line.GROUPS).values()
     known = {name.removeprefix("--") for flag in flags for name in flag.names}
     commented = re.findall(r"^# (\w+) = ", TEMPLATE.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(commented) > 30 and set(commented) <= known

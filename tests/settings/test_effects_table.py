@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anima_train_network import GROUPS, load_run
+from library.anima_runtime.command_line import GROUPS, load_run
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.config_util import read_datasets

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from anima_train_network import GROUPS, load_run, setup_parser
+from library.anima_runtime.command_line import GROUPS, load_run, setup_parser
 from library.settings.config_file import read_config
 from library.settings.options import all_flags
 from tests.helpers.paths import TESTS

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from anima_train_network import GROUPS, setup_parser
+from library.anima_runtime.command_line import GROUPS, setup_parser
 from library.config_util import load_dataset_config
 from library.errors import ConfigError
 from library.settings import foreign_names

@@ -3,7 +3,7 @@
 import pytest
 import toml
 
-import anima_train_network
+from library.anima_runtime import command_line
 from library.errors import ConfigError
 from library.settings.config_file import read_config
 from library.settings.presets import CARDS, FOLDER, PURPOSES, preset_names, recommended
@@ -16,7 +16,7 @@ MODELS = ["--anima_transformer", "d", "--vae", "v", "--qwen", "q", "--output_dir
 
 
 def read(*argv):
-    return read_config(anima_train_network.setup_parser(), argv, anima_train_network.GROUPS)
+    return read_config(command_line.setup_parser(), argv, command_line.GROUPS)
 
 
 def test_the_files_are_those_of_the_table():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anima_train_network import GROUPS, load_run, setup_parser
+from library.anima_runtime.command_line import GROUPS, load_run, setup_parser
 from library.config_util import load_dataset_config
 from library.errors import ConfigError, UserError
 from library.settings.config_file import read_config

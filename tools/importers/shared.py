@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from anima_train_network import GROUPS
+from library.anima_runtime.command_line import GROUPS
 from library.anima_runtime.family import ANIMA
 from library.errors import Problem
 from library.settings.dataset_keys import KEYS, Key
