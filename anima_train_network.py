@@ -26,6 +26,7 @@ from library.anima_runtime import attention_choice, model_loading, start_notes, 
 from library.anima_runtime.command_line import ADAPTERS, load_run
 from library.anima_runtime.config_adapter import AnimaConfig, run_notes
 from library.anima_runtime.family import ANIMA_FILES
+from library.anima_runtime.fused_choice import choose_fused
 from library.anima_runtime.metadata_entries import run_entries
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.text_contexts import TextContexts, adapts_text, prompt_context
@@ -68,6 +69,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
     model_facts: ModelFacts
     # prepare_data
     hashes: FileHashes
+    # check_attention
+    fused: bool
     # prepare_strategies
     tokenizer_folders: TokenizerFolders
     tokenize_strategy: AnimaTokenizeStrategy
@@ -114,12 +117,13 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return {**super().network_kwargs(), **self.anima.network_kwargs()}
 
     def choose_attention(self) -> str:
-        state, params = self.resumption.state, self.model_facts.params
-        saved = state.snapshot["soft"].get("attention") if state else None
+        params, is_main = self.model_facts.params, self.accelerator.is_main_process
+        saved = self.resumption.state.snapshot["soft"] if self.resumption.state else None
         sizes = attention_choice.sizes_of(params, largest_batch(self.catalogue), MIN_CONTEXT)
         place = attention_choice.Place(sizes, self.weight_dtype, self.accelerator.device)
-        is_main = self.accelerator.is_main_process
-        return attention_choice.choose_kernel(self.anima, saved, place, is_main=is_main)
+        self.fused = choose_fused(self.anima, saved, place.device, is_main=is_main)
+        kernel = saved.get("attention") if saved else None
+        return attention_choice.choose_kernel(self.anima, kernel, place, is_main=is_main)
 
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.model_files.transformer)
@@ -134,6 +138,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             dtype=self.loaded_dtype,
             llm_adapter_path=self.model_files.llm_adapter,
             attention_backend=self.attention,
+            fused=self.fused,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
             # what --base_weights are merged into has to be whole
             stored=None if self.cfg.network.base_weights else self.precision,
@@ -261,7 +266,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Say that this is Anima, which files it was trained on, and how text was read."""
-        entries |= run_entries(self.model_files, self.anima, self.attention)
+        entries |= run_entries(self.model_files, self.anima, self.attention, self.fused)
 
     def late_metadata(self) -> dict[str, str]:
         """The base models' hashes, as far as their files can still be read: weights are not lost to it."""
@@ -301,7 +306,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             **contents,
         )
         places = {f"{role}_path": path for role, path in files.items()}
-        made.soft.update(attention=self.attention, **places)
+        made.soft.update(attention=self.attention, fused_kernels=self.fused, **places)
         return made
 
     def hashed_files(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ import torch
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import anima_step
 from library.anima_doctor.page import optimizer_state
-from library.anima_runtime import model_loading
+from library.anima_runtime import fused_choice, model_loading
 from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.model_facts import ModelFiles, dtype_of_vae
 from library.data.catalogue import Catalogue
@@ -63,6 +63,7 @@ class RunMemory:
             batch=batch,
             tokens=self.tokens,
             memory=anima_step.Saving(loop, cfg.precision),
+            fused=fused_choice.are_likely(self.anima),
             accumulates=cfg.loop.gradient_accumulation_steps > 1,
         )
         return anima_step.count(settings)

@@ -112,6 +112,12 @@ class AnimaConfig(FamilyOptions):
             ),
         ),
     )
+    fused_kernels: str = flag(
+        "auto",
+        "norms with their rotations, gates with the norms after them, in one kernel each, by Triton: "
+        "where they work, or as the state has it (auto)",
+        choices=("auto", "always", "off"),
+    )
     split_attn: bool = flag(
         False, "attention of one picture at a time", ignored="batches share one shape, unmasked"
     )
@@ -169,26 +175,17 @@ class AnimaConfig(FamilyOptions):
     t5_tokenizer_modelscope_repo_id: str = flag(
         "nv-community/Cosmos-Predict2-2B-Text2Image",
         "T5's repository on ModelScope",
-        idle=(
-            FETCHED,
-            MODELSCOPE,
-        ),
+        idle=(FETCHED, MODELSCOPE),
     )
     t5_tokenizer_modelscope_revision: str = flag(
         "master",
         "its revision",
-        idle=(
-            FETCHED,
-            MODELSCOPE,
-        ),
+        idle=(FETCHED, MODELSCOPE),
     )
     t5_tokenizer_modelscope_subfolder: str = flag(
         "tokenizer",
         "folder there",
-        idle=(
-            FETCHED,
-            MODELSCOPE,
-        ),
+        idle=(FETCHED, MODELSCOPE),
     )
     t5_tokenizer_validate_strict: bool = flag(
         False,

@@ -10,8 +10,8 @@ from library.anima_runtime.model_facts import ModelFiles
 from library.saving.metadata import legacy_hash
 
 
-def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str) -> dict[str, str]:
-    """Which files a run trains on, how it reads text, and which kernel computes attention."""
+def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str, fused: bool) -> dict[str, str]:
+    """Which files a run trains on, how it reads text, and which kernels compute attention and norms."""
     entries = {}
     for role, path in files.by_role().items():
         entries[f"ss_{role}_name"] = Path(path).name
@@ -23,5 +23,6 @@ def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str) -> dict[s
         "ss_t5_max_token_length": str(anima.t5_max_length),
         "ss_empty_caption": anima.empty_caption,
         "ss_attention": attention,
+        "ss_fused_kernels": str(fused),
         "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
     }

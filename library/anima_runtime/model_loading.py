@@ -246,11 +246,13 @@ def load_transformer(
     dtype: torch.dtype = torch.bfloat16,
     llm_adapter_path: str | Path | None = None,
     attention_backend: str = "torch",
+    fused: bool = False,
     disable_mmap: bool = False,
     stored: PrecisionOptions | None = None,
 ) -> Anima:
     """The DiT with its LLM adapter, frozen.
 
+    fused: kernels between matrix products are, which has to be tried before
     stored: how the run stores weights of 8 bits; where the file has the same, its codes are kept
     """
     params, prefix = inspect_transformer(path, llm_adapter_path)
@@ -267,6 +269,7 @@ def load_transformer(
     keep_codes(network, tensors, dtype, stored)
     give_tensors(network, tensors, device, dtype)
     network.set_attention_backend(attention_backend)
+    network.use_one_kernel(fused)
     return network
 
 

@@ -1,6 +1,7 @@
 """The fused kernels: the plain forms' numbers, in every memory mode, and what a count sees of them."""
 
 import json
+import logging
 import os
 
 import pytest
@@ -8,6 +9,9 @@ import torch
 
 from library.anima_backend.modelling.kernel_trial import Sizes, cases, why_not
 from library.anima_backend.modelling.one_kernel import HAS_TRITON, rows_of
+from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.fused_choice import are_likely, choose_fused
+from library.errors import ConfigError
 from library.memory.ledger import Ledger
 from tests.helpers.processes import python
 from tests.helpers.tiny import tiny_transformer
@@ -64,6 +68,40 @@ def test_kernels_on_a_card_compute_what_the_plain_forms_do():
 @pytest.mark.skipif(HAS_TRITON, reason="Triton is installed")
 def test_without_triton_the_reason_is_said():
     assert why_not(torch.device("cuda")) == "Triton is missing"
+
+
+WORKS, CARD = torch.cuda.is_available() and HAS_TRITON, torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    "asked, saved, fused, said",
+    [
+        ("auto", None, WORKS, "" if WORKS else "since the fused ones do not work here: "),
+        ("auto", {"fused_kernels": True}, WORKS, "by Triton" if WORKS else "do not work here"),
+        ("auto", {"fused_kernels": False}, False, "as in the state"),
+        ("auto", {"attention": "torch"}, False, "as in the state"),
+        ("off", {"fused_kernels": True}, False, "as asked for"),
+    ],
+)
+def test_those_asked_for_are_used_else_the_states(caplog, asked, saved, fused, said):
+    """A state of a run without them, or from before there were any, goes on without them."""
+    with caplog.at_level(logging.INFO):
+        assert choose_fused(AnimaConfig(fused_kernels=asked), saved, CARD) is fused
+    assert said in caplog.text
+
+
+@pytest.mark.skipif(WORKS, reason="they work here")
+def test_those_that_have_to_be_used_and_fail_are_an_error():
+    with pytest.raises(ConfigError, match="fused_kernels = always.*do not work here"):
+        choose_fused(AnimaConfig(fused_kernels="always"), None, CARD)
+
+
+def test_on_a_cpu_there_are_none_and_only_who_asked_is_told(caplog):
+    for asked in ("auto", "off", "always"):
+        assert not caplog.messages
+        assert not choose_fused(AnimaConfig(fused_kernels=asked), None, torch.device("cpu"))
+    assert "for CUDA" in caplog.text
+    assert not are_likely(AnimaConfig(fused_kernels="off"))
 
 
 @pytest.mark.parametrize("name", MANY)

@@ -43,7 +43,7 @@ def test_the_expected_memory_is_that_of_the_step_in_twenty_configurations(demo, 
         cfg = options_of(trainer.cfg, network, mode, optimizer, more)
         step = AnimaStep(
             params=PARAMS, network=network, arguments=arguments, loss=cfg.loss,
-            memory=Saving(cfg.loop, cfg.precision), size=(pixels // 8, pixels // 8), batch=batch, **more,
+            memory=Saving(cfg.loop, cfg.precision), size=(pixels // 8, pixels // 8), batch=batch, fused=True, **more,
         )  # fmt: skip
         adapters = adapters_of(step)
         memory = RunMemory(

@@ -390,6 +390,7 @@ FLAGS: dict[str, Case] = {
     "sdpa": shown(
         "test_config_adapter.test_a_false_alias_never_switches_another_off", True, {"xformers": True}
     ),
+    "fused_kernels": shown("test_one_kernel.test_those_asked_for_are_used_else_the_states"),
     "anima_timestep_sampling": noise("uniform"),
     "anima_sigmoid_scale": noise(2.0),
     "anima_flow_shift": noise(3.0),

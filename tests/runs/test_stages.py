@@ -9,7 +9,11 @@ from tests.helpers.pages import quoted
 from tests.helpers.running import config_files, make_trainer
 
 GIVEN = "cfg datasets contents reporter times anima model_files"
-FAMILYS = {"prepare_data": {"hashes"}, "prepare_strategies": {"tokenizer_folders"}}
+FAMILYS = {
+    "prepare_data": {"hashes"},
+    "check_attention": {"fused"},
+    "prepare_strategies": {"tokenizer_folders"},
+}
 """Beside the table."""
 SETS = {
     stage: {*quoted(sets), *FAMILYS.get(stage, ())}
