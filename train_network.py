@@ -48,7 +48,10 @@ class NetworkTrainer(TrainerStages):
             return drawn_sigmas.show(self.cfg, self.datasets, self.pixels_per_token)
         with outputs_claimed(self.cfg.save), self.reporter:
             self.prepare()
-            with self.stops, contextlib.closing(self.progress), rescue(self.files, self.state):
+            with (
+                self.stops, contextlib.closing(self.progress), contextlib.closing(self.files),
+                rescue(self.files, self.state),
+            ):  # fmt: skip
                 self.run_epochs()
                 last_words = self.finish()
             self.reporter.end(last_words)

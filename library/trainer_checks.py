@@ -31,6 +31,7 @@ from library.reporting.stage_times import timed
 from library.saving import snapshot
 from library.saving.checkpoints import Checkpoints
 from library.saving.exporting import export_notes, export_problems
+from library.saving.hub import Repository
 from library.saving.output_checks import check_outputs
 from library.saving.resumption import Resumption
 from library.saving.snapshot import Snapshot
@@ -109,7 +110,8 @@ class CheckStages(FamilyHooks):
         found = check_outputs(self.cfg)
         if not found and self.cfg.preview.sample_prompts:
             found = album_problems(self.cfg.save)
-        return [*found, *check_page(self.cfg)]
+        repository = Repository.of(self.cfg.save)
+        return [*found, *check_page(self.cfg), *(repository.problems() if repository else [])]
 
     @timed
     def prepare_process(self) -> None:
@@ -122,7 +124,9 @@ class CheckStages(FamilyHooks):
     @timed
     def open_state(self) -> None:
         """Establish which state to go on from, if any, and the seed."""
-        self.resumption = Resumption(self.cfg.resume, self.snapshot_schema)
+        token = self.cfg.save.huggingface_token
+        with self.accelerator.local_main_process_first():  # one process of a machine fetches it
+            self.resumption = Resumption(self.cfg.resume, self.snapshot_schema, token)
         self.seed = train_util.choose_seed(self.resumption.seed_or(self.cfg.loop.seed))
 
     @timed
@@ -251,6 +255,13 @@ class CheckStages(FamilyHooks):
         linears = model.linears_to_store(llm_adapter=False).values()
         shapes = Counter((linear.out_features, linear.in_features) for linear in linears)
         return int8_probe.Products(pixels // self.pixels_per_token, shapes)
+
+    @timed
+    def make_repository(self) -> None:
+        """Make the repository that files are uploaded to, where there is none yet."""
+        repository = Repository.of(self.cfg.save)
+        if repository and is_first_process(os.environ) and repository.make():
+            logger.info("made the repository %s", repository)
 
     def build_resume_snapshot(self) -> dict[str, Any]:
         """The settings of this run that a state keeps."""

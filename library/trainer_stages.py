@@ -119,6 +119,7 @@ class TrainerStages(CheckStages):
         self.check_products()
         self.check_attention()
         self.check_resume()
+        self.make_repository()
         self.prepare_strategies()
         self.plan_memory()
         self.cache_inputs()

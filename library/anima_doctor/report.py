@@ -219,7 +219,7 @@ class Check:
         with self.stage("process"):
             train_util.prepare_torch(self.train)
             train_util.prepare_accelerator(self.train)
-            Resumption(self.train.resume, schema)
+            Resumption(self.train.resume, schema, self.train.save.huggingface_token)
         with self.stage("outputs"):
             if self.train.save.output_dir and (problems := check_outputs(self.train)):
                 raise ConfigError(problems)

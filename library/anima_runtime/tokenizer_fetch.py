@@ -10,23 +10,21 @@ import json
 import logging
 import os
 import re
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from library.anima_runtime import tokenizer_assets as assets
 from library.anima_runtime.tokenizer_assets import T5
 from library.errors import ModelFileError, OutputError, Problem, UserError
 from library.system.files import remove_file, remove_folder, replace_file
+from library.system.network import CONNECT_TIMEOUT, why_unreachable
 from library.system.system_errors import output_errors
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ FILES_ASKED_SECOND = {"qwen": ("tokenizer.json",), "t5": ()}
 LOADERS = {"qwen": assets.load_qwen_tokenizer, "t5": assets.load_t5_tokenizer}
 HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope"}
 QWEN_ON_MODELSCOPE = "Qwen/Qwen3-0.6B-Base"
-CONNECT_TIMEOUT = 5  # seconds to reach a hub
 DOWNLOAD = "library.anima_runtime.hub_download"  # the module that fetches, run as a process
 
 
@@ -209,7 +206,8 @@ def fetch(
 def _fetch_from(source: Repository, kind: str, folder: Path, table_rows: int, seconds: float) -> None:
     """All of it from one source: fetch, complete, try out, move."""
     facts = assets.KINDS[kind]
-    check_reachable(source)
+    if reason := why_unreachable(endpoint(source)):
+        raise ModelFileError(reason)
     with output_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -239,31 +237,6 @@ def _without(problem: Problem, work: Path) -> Problem:
         0
     ]
     return replace(problem, message=message.replace(f" in {work}", "").strip())
-
-
-def check_reachable(source: Repository) -> None:
-    """Whether the hub answers at all: the libraries try for minutes before they give up.
-
-    Not asked behind a proxy. Raises ModelFileError.
-    """
-    url = urlsplit(endpoint(source))
-    if getproxies().get(url.scheme) and not proxy_bypass(url.hostname or ""):
-        return
-    port = url.port or {"https": 443, "http": 80}[url.scheme]
-    found: list[str] = []
-
-    def connect() -> None:  # in a thread, since looking up a name has no time limit
-        try:
-            socket.create_connection((url.hostname, port), timeout=CONNECT_TIMEOUT).close()
-            found.append("")
-        except OSError as error:
-            found.append(str(error))
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_TIMEOUT)
-    if reason := (found or [f"no answer within {CONNECT_TIMEOUT} s"])[0]:
-        raise ModelFileError(f"{url.hostname} cannot be reached ({reason}).")
 
 
 def endpoint(source: Repository) -> str:

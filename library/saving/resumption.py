@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from library.errors import Problem, ResumeError
 from library.saving import snapshot as resume_snapshot
+from library.saving.hub import state_from_hub
 from library.saving.state_folder import SavedState, open_state
 from library.system.run_lock import writers_of
 from library.training.optimizers import count_updates_before
@@ -27,12 +28,15 @@ class Resumption:
     state: None where the run begins without one
     """
 
-    def __init__(self, options: ResumeOptions, schema: str) -> None:
-        """Open the state. schema: of the snapshots that are taken. Raises ResumeError."""
+    def __init__(self, options: ResumeOptions, schema: str, token: str | None = None) -> None:
+        """Open the state, fetched first where it is on a hub. Raises ResumeError.
+
+        schema: of the snapshots that are taken; token: of the hub
+        """
         self.options = options
         self.state: SavedState | None = None
-        if options.resume:
-            self.state = open_state(options.resume, schema)
+        if folder := state_from_hub(options, token):
+            self.state = open_state(folder, schema)
             for writer in writers_of(self.state.folder):
                 logger.warning(
                     "%s: the run that wrote it may still be running (%s).", options.resume, writer

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from library.errors import UserError
-from library.saving.checkpoints import average_file, files_of_save
+from library.saving.checkpoints import average_file, files_of_save, universal_file
 from library.saving.exporting import Exporter
+from library.saving.hub import Repository
 from library.saving.metadata import of_session
 from library.saving.state_folder import StateContents, remove_state, write_state
+from library.saving.uploads import Uploads
 from library.system.files import remove_file
 from library.system.system_errors import system_fault
+from library.train_util import wait_for_all
 from library.training.optimizers import optimizer_eval_mode
 from library.utils import atomic_write
 from library.watching.picture_ledger import LedgerRow, PictureLedger, csv_text
@@ -59,6 +62,8 @@ class RunFiles:
     on_export:  hears of each adapter file, on the process that wrote it, before its state: (step, path)
     on_saved:   hears that a file and its state are there, and of the seconds they took
     record:     gives what a state keeps of the run's record, if there is one
+    uploads:    sends what is saved to a repository, if there is one; by the first process
+    held:       series of which something waits for its upload and is deleted after it, by prefix
     """
 
     def __init__(
@@ -82,6 +87,15 @@ class RunFiles:
         self.on_export: Callable[[int, Path], None] | None = None
         self.on_saved: Callable[[float], None] | None = None
         self.record: Callable[[], Mapping[str, Any]] | None = None
+        repository = Repository.of(checkpoints.options) if accelerator.is_main_process else None
+        self.uploads = Uploads(repository, beside=checkpoints.options.async_upload)
+        self.held: dict[str, tuple[Series, int]] = {}
+
+    def close(self) -> None:
+        """Have all uploads done; what waited for them is deleted."""
+        self.uploads.close()
+        for series, number in list(self.held.values()):
+            self.discard(series, number)
 
     def after_step(self, position: RunPosition, *, now: bool = False) -> None:
         """Save what is due at this step. now: a file and a state, due or not."""
@@ -131,10 +145,23 @@ class RunFiles:
                     self.write_state(folder, start_of_next if next_epoch else position, ranks)
             if self.on_saved:
                 self.on_saved(time.monotonic() - began)
+            self.upload(file, position.step, folder if with_state else None)
         else:  # the first process may have had to take other names, which only it knows
             self.last_file = position.step, file
             self.last_state = self.checkpoints.state_folder(file) if with_state else self.last_state
+        options = self.checkpoints.options
+        if options.huggingface_repo_id and not options.async_upload:
+            wait_for_all(self.accelerator)  # a device's own group would give up meanwhile
         return file
+
+    def upload(self, file: Path, step: int, state: Path | None) -> None:
+        """Send an adapter file with what was written beside it, and its state if that is asked for."""
+        made = [file, *([average_file(file)] if self.parts.average else [])]
+        if self.checkpoints.options.export_format == "both":
+            made += [universal_file(each) for each in made]
+        if state and self.checkpoints.states.save_state_to_huggingface:
+            made.append(state)
+        self.uploads.add(step, [each for each in made if each.exists()])
 
     def export(self, file: Path, position: RunPosition) -> Path:
         """Write the weights, and their average where one is kept; returns the file of the weights."""
@@ -232,6 +259,7 @@ class RunFiles:
         if rank == 0 or not folder.exists():
             self.export(file, position)
             self.write_state(folder, position, [{}] * rank + [self.parts.rank()])
+            self.upload(file, position.step, folder)
         else:
             self.last_file, self.last_state = (position.step, file), folder
 
@@ -268,12 +296,17 @@ class RunFiles:
         """Delete files and states that no longer stay once there is the one of `number`."""
         if not self.accelerator.is_main_process:
             return
-        for file in series.stale_files(number):
+        files, states = series.stale_files(number), series.stale_states(number)
+        waiting = {file for file in files if any(each in self.uploads for each in files_of_save(file))}
+        waiting |= {state for state in states if state in self.uploads}
+        if waiting:  # the only copies of what could not be uploaded
+            self.held[series.prefix] = series, number
+        for file in (each for each in files if each not in waiting):
             for each in files_of_save(file):  # what is left tells of all
                 if remove_file(each):
                     logger.info("removed %s", each)
-        for state in series.stale_states(number) if self.checkpoints.states.save_state else ():
-            if remove_state(state):
+        for state in states if self.checkpoints.states.save_state else ():
+            if state not in waiting and remove_state(state):
                 logger.info("removed %s", state)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,6 @@ from library.settings.schedule_names import SCHEDULES
 from library.settings.user_classes import parse_assignments
 from library.system.file_names import name_problem
 
-LATER = "not available yet in this version"
 OF_DEEPSPEED = "it is an option of deepspeed, which does not train adapters here"
 PER_BLOCK = "compile does it, block by block"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
@@ -80,6 +80,13 @@ DYNAMO = (
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """The modes of compile that record them."""
 NO_THUMBNAIL = "none"
+REPOSITORY_TYPES = ("model", "dataset", "space")
+REPOSITORY_NAME = r"\w[\w.-]*/\w[\w.-]*"
+REPOSITORY = re.compile(
+    rf"(?P<repo>{REPOSITORY_NAME})/(?P<path>[^:]+)"
+    rf"(:(?P<revision>[^:]*))?(:(?P<type>{'|'.join(REPOSITORY_TYPES)}))?"
+)
+"""A place in a repository, as sd-scripts writes it: user/name/path[:revision[:type]]."""
 OFFLOAD = ("cpu", "nvme", "None")
 
 
@@ -200,6 +207,7 @@ PROMPTED = needs(lambda o: o.sample_prompts, "sample_prompts is not set")
 NO_LOGS = needs(lambda o: o.log_with != "none", "log_with is none")
 WANDB = needs(lambda o: o.log_with in ("wandb", "all"), "log_with is {o.log_with}")
 SERVED = needs(lambda o: o.auto_start_tensorboard, "auto_start_tensorboard is off")
+UPLOADED = needs(lambda o: o.huggingface_repo_id, "huggingface_repo_id is not set")
 NO_METADATA = loses_to(lambda o: o.no_metadata, "no_metadata is set")
 SEVERAL = needs(lambda o: o.processes > 1, "one process trains")
 
@@ -966,15 +974,40 @@ class SaveOptions:
         True, "read each file again and compare it with the adapters in memory"
     )
     no_metadata: bool = flag(False, "write only modelspec.* and the metadata other tools need")
-    huggingface_repo_id: str | None = flag(None, "upload to this repository", refused=LATER)
-    huggingface_repo_type: str | None = flag(None, "its type", ignored=LATER)
-    huggingface_path_in_repo: str | None = flag(None, "path inside it", ignored=LATER)
-    huggingface_token: str | None = flag(None, "token of the upload", ignored=LATER)
-    huggingface_repo_visibility: str | None = flag(None, "public or private", ignored=LATER)
-    async_upload: bool = flag(False, "upload beside training", ignored=LATER)
+    huggingface_repo_id: str | None = flag(
+        None, "repository (user/name) to which each file is uploaded when it is saved; made if missing"
+    )
+    huggingface_repo_type: str | None = flag(
+        None, "its type; model if not given", choices=REPOSITORY_TYPES, idle=(UPLOADED,)
+    )
+    huggingface_path_in_repo: str | None = flag(
+        None, "folder in it; its root if not given", idle=(UPLOADED,)
+    )
+    huggingface_token: str | None = flag(
+        None,
+        "token for uploads and for resume_from_huggingface; the saved login if not given; never shown or kept",
+        idle=(
+            needs(
+                lambda o: o.huggingface_repo_id or o.resume_from_huggingface,
+                "neither huggingface_repo_id nor resume_from_huggingface is set",
+            ),
+        ),
+    )
+    huggingface_repo_visibility: str | None = flag(
+        None,
+        "of a repository that is made: private if not given",
+        choices=("public", "private"),
+        idle=(UPLOADED,),
+    )
+    async_upload: bool = flag(
+        False, "upload beside the training, which does not wait for it", idle=(UPLOADED,)
+    )
 
     def problems(self) -> list[Problem]:
         found = []
+        if self.huggingface_repo_id and not re.fullmatch(REPOSITORY_NAME, self.huggingface_repo_id):
+            message = "expected user/name, with letters, digits, dots and hyphens."
+            found.append(Problem(message, f"huggingface_repo_id = {self.huggingface_repo_id}"))
         if not self.output_dir:
             found.append(Problem("is needed: the folder for the trained files.", "output_dir"))
         if self.output_name and {"/", "\\"} & set(self.output_name):
@@ -1033,9 +1066,15 @@ class ResumeOptions:
             STEP_FILES,
         ),
     )
-    save_state_to_huggingface: bool = flag(False, "upload states", refused=LATER)
+    save_state_to_huggingface: bool = flag(
+        False, "upload states too, with the file they belong to", idle=(UPLOADED,)
+    )
     resume: str | None = flag(None, "state (a folder) to go on from", path=True)
-    resume_from_huggingface: bool = flag(False, "resume from a hub", refused=LATER)
+    resume_from_huggingface: bool = flag(
+        False,
+        "resume names a state on Hugging Face: user/name/folder[:revision[:type]]; it is fetched first",
+        idle=(RESUMED,),
+    )
     resume_allow: tuple[str, ...] | None = flag(
         None,
         "settings that may differ from the state's, by the names that the error gives",
@@ -1067,6 +1106,15 @@ class ResumeOptions:
     def given_step(self) -> bool:
         """Whether the start of the run is given, not taken from a state."""
         return given_step(self)
+
+    def problems(self) -> list[Problem]:
+        named = self.resume_from_huggingface and self.resume
+        if named and not REPOSITORY.fullmatch(named):
+            types = ", ".join(REPOSITORY_TYPES)
+            message = "resume_from_huggingface expects user/name/folder of the state, and if needed "
+            message += f":revision and :type ({types})."
+            return [Problem(message, f"resume = {named}")]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,6 +78,7 @@ EAGER_COMPILE = {"compile": True, "compile_backend": "eager"}
 A_RUN = "test_effective_flags.test_a_run_is_as_its_flags_say"
 MEMORY = "test_memory_modes.test_a_mode_changes_no_bit_and_reaches_the_model"
 PICTURES = "test_previews.test_pictures_are_drawn_when_they_are_due_and_once_for_each_step"
+UPLOADS = "test_uploads.test_a_run_uploads_what_it_saves_and_tries_again_what_failed"
 SHARED = "test_processes.test_settings_of_ddp_reach_torch"
 
 FLAGS: dict[str, Case] = {
@@ -267,6 +268,12 @@ FLAGS: dict[str, Case] = {
     "export_rank": shown("test_exporting.test_a_lokr_becomes_the_best_lora_of_the_rank", 8, {}),
     "verify_export": shown("test_exporting.test_files_are_compared_unless_that_is_off"),
     "no_metadata": shown("test_training.test_no_metadata_leaves_what_other_tools_need"),
+    "huggingface_repo_id": shown(UPLOADS),
+    "huggingface_repo_type": shown("test_uploads.test_a_repository_is_as_its_options_say", "dataset", {}),
+    "huggingface_path_in_repo": shown(UPLOADS, "loras", {}),
+    "huggingface_token": shown(UPLOADS, "hf_x", {}),
+    "huggingface_repo_visibility": shown("test_uploads.test_a_repository_is_as_its_options_say", "public", {}),
+    "async_upload": shown(UPLOADS, True, {}),
     "ema_decay": shown("test_which_file.test_a_run_saves_the_average_of_its_weights"),
     "ema_start_step": shown(
         "test_which_file.test_a_run_saves_the_average_of_its_weights", 2, {},
@@ -281,6 +288,8 @@ FLAGS: dict[str, Case] = {
         4, "saves", {**EVERY_STEPS, "save_state": True}, idle=(EVERY_STEPS, {"save_state": True})
     ),
     "resume": shown("test_resuming.test_from_every_state_a_run_ends_in_the_same_bytes"),
+    "save_state_to_huggingface": shown(UPLOADS, True, {}),
+    "resume_from_huggingface": shown(UPLOADS, True, {}),
     "resume_allow": shown("test_resume_snapshot.test_what_is_allowed_by_name_is_told_and_taken", ["seed"], {}),
     "resume_ignore_optimizer_mismatch": shown(
         "test_resume_snapshot.test_another_optimizer_is_allowed_by_its_own_flag", True, {}

@@ -101,13 +101,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(hub: Hub):
-    """The hub at hub.url while inside."""
-    handler = type("HubHandler", (Handler,), {"hub": hub})
+def serve(hub: Hub, kind: type[Handler] = Handler):
+    """The hub at hub.url while inside. kind: what answers for it"""
+    handler = type("HubHandler", (kind,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield hub

@@ -159,6 +159,7 @@ NOT_RUN = {
     "accelerate launch --multi_gpu": "needs two GPUs",
     f"accelerate launch --multi_gpu --num_processes 2 {LAUNCH}": "needs two GPUs",
     "hf download": "needs the internet",
+    "hf auth login": "needs an account",
     "modelscope download": "needs the internet",
     "pip install": "changes the environment",
 }
