@@ -56,6 +56,7 @@ def precision(value: Any) -> str:
 RULES = {
     **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
     "LoRA_type": Rule("special.algo", kind),
+    "constrain": Rule("network.constraint", loosely(number), asks_not=(0,)),
     "optimizer": Rule("special.optimizer_type", text),
     "max_resolution": Rule(
         "train.resolution", lambda value: read_flag(BY_DEST["resolution"], value)
@@ -81,7 +82,7 @@ RULES = {
     **many(
         "anima_checkbox model_list save_as_bool LyCORIS_preset block_alphas block_dims "
         "block_lr_zero_threshold conv_block_alphas conv_block_dims down_lr_weight mid_lr_weight "
-        "up_lr_weight stop_text_encoder_training multi_gpu lowvram train_on_input unit constrain "
+        "up_lr_weight stop_text_encoder_training multi_gpu lowvram train_on_input unit "
         "no_token_padding training_preset dataset_type loraplus_text_encoder_lr_ratio",
         lambda name: WINDOW,
     ),
