@@ -17,6 +17,7 @@ from networks._anima_arguments import (
     ADALN_TARGETS,
     ALIASES,
     DIT_TARGETS,
+    LLM_ADAPTER,
     LLM_ADAPTER_TARGETS,
     AdapterArguments,
     component_of,
@@ -185,7 +186,9 @@ class AnimaNetworks:
                 request.alpha if target.alpha is None else target.alpha, rank,
                 rank_stabilized=plan.arguments.rslora,
             )  # fmt: skip
-            adapter = plan.own.make(target.module, rank, alpha, request.dropout)
+            reads_text = target.path.startswith(LLM_ADAPTER)
+            own = plan.own.without_noise() if reads_text else plan.own
+            adapter = own.make(target.module, rank, alpha, request.dropout)
             return with_magnitudes(adapter, target.module) if plan.arguments.dora_wd else adapter
 
         placements = place_on_targets(selection, make, rates_of(plan.arguments))

@@ -28,6 +28,7 @@ from networks.codec import (
 )
 from networks.kinds.adapter import AdaptedModule, merged_parameters
 from networks.kinds.linear import copies_for
+from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import ALPHA, DORA_SCALE
 from networks.network_settings import NetworkSettings, NormExport
 from networks.norm_limit import limit_norms, limit_problems
@@ -93,12 +94,21 @@ class AdapterNetwork(Trained):
         self.model = unet
         self.check_trainables()
         self.copy_factors_together()
+        self.watch_noise()
 
     def copy_factors_together(self) -> None:
         """Let the model's passes use one copy of all factors in the dtype of its matrices."""
         dtype = next(p.dtype for p in self.attached().parameters() if not p.requires_grad)
         copies = copies_for(linear_adapters(self.trained()), dtype)
         self.copying = copies.stand_before(self.attached())
+
+    def watch_noise(self) -> None:
+        """Let adapters know how much noise a pass of the model has."""
+        noise = Noise()
+        asking = [a for a in linear_adapters(self.trained()) if a.acts_by_noise]
+        for adapter in asking:
+            adapter.use_noise(noise)
+        self.copying += noise.stand_before(self.attached()) if asking else []
 
     def remove(self) -> None:
         """Put the original modules back; the base stays frozen and the adapters stay filled."""

@@ -20,6 +20,7 @@ from networks.kinds.adapter import Adapter, at_use
 from networks.kinds.copies import Copies
 from networks.kinds.frozen import base_product
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
+from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import DORA_SCALE, Factors
 
 NOT_OF_ROWS = "holds magnitudes of the inputs, which are not trained here; --base_weights can merge it"
@@ -70,6 +71,13 @@ class Decomposed(LinearAdapter):
     def use_copies(self, copies: Copies) -> None:
         super().use_copies(copies)
         self.inner.use_copies(copies)
+
+    @property
+    def acts_by_noise(self) -> bool:
+        return self.inner.acts_by_noise
+
+    def use_noise(self, noise: Noise) -> None:
+        self.inner.use_noise(noise)
 
     def forward(self, x: Tensor, weight: Frozen, bias: Tensor | None) -> Tensor:
         out = self.with_gain(self.inner(x, weight, None))

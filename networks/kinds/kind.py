@@ -76,6 +76,10 @@ class KindArguments:
         """The arguments as the flags change them."""
         return self
 
+    def without_noise(self) -> KindArguments:
+        """The arguments for what sees no noise."""
+        return self
+
     def rank_of_file(self, rank: int) -> int:
         """The rank that files of a network of this rank have."""
         return rank

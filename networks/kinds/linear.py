@@ -19,6 +19,7 @@ from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import base_product
 from networks.kinds.fused import Chain, add_chain, can_fuse
+from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import Factors, adapter_scale, stored_alpha
 
 
@@ -31,6 +32,7 @@ class LinearAdapter(Adapter):
 
     rank:          None where the matrices are full
     copies:        of all the model's factors, for each of its passes
+    noise:         of each pass, for an adapter that acts by it
     not_universal: what the universal form has no place for; "" where it can stand for the adapter
     no_norm_limit: by what the norm of what is added cannot be limited, and why; "" where it can
     """
@@ -40,6 +42,7 @@ class LinearAdapter(Adapter):
 
     alpha: float
     copies = NO_COPIES
+    noise = Noise()
 
     def __init__(self, rank: int | None, alpha: float, dropout: Dropout) -> None:
         super().__init__()
@@ -60,6 +63,13 @@ class LinearAdapter(Adapter):
 
     def use_copies(self, copies: Copies) -> None:
         self.copies = copies
+
+    @property
+    def acts_by_noise(self) -> bool:
+        return False
+
+    def use_noise(self, noise: Noise) -> None:
+        self.noise = noise
 
     def module_mask(self, x: Tensor) -> Tensor | None:
         """0 or 1 for the whole of this call; None without module dropout."""

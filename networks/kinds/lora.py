@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.errors import Problem
+from library.errors import ConfigError, Problem
 from library.memory.quantised import Quantised, frozen_weight
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
-from networks.kinds.kind import Kind, KindArguments, Training
-from networks.kinds.linear import AdditiveAdapter
+from networks.kinds.kind import Kind, KindArguments, Request, Training
+from networks.kinds.linear import AdditiveAdapter, LinearAdapter
+from networks.kinds.noise_ranks import NoiseRanks
 from networks.kinds.principal import principal_inputs
 from networks.kinds.stored import (
     Factors,
@@ -37,9 +38,13 @@ def lora_delta(down: Tensor, up: Tensor) -> Tensor:
 
 
 class LoRA(AdditiveAdapter):
-    """`lora_down` starts random, `lora_up` at zero."""
+    """`lora_down` starts random, `lora_up` at zero.
+
+    noise_ranks: which ranks act in training, by the noise; None: all
+    """
 
     zero_factor = LORA_UP
+    noise_ranks: NoiseRanks | None = None
     rank: int
     lora_down: nn.Parameter
     lora_up: nn.Parameter
@@ -67,6 +72,8 @@ class LoRA(AdditiveAdapter):
             if self.dropout.rank:  # one mask per sample, as sd-scripts draws it
                 shape = (x.shape[0], *(1,) * (x.dim() - 2), self.rank)
                 hidden = hidden * keep_mask(shape, self.dropout.rank, hidden, rescale=True)
+            if self.noise_ranks:
+                hidden = hidden * self.noise.mask(self.noise_ranks, self.rank, hidden)
         return F.linear(hidden * self.strength(hidden), at_use(up, x))
 
     def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]]:
@@ -80,9 +87,15 @@ class LoRA(AdditiveAdapter):
                 per_sample = (x.shape[0], *(1,) * (x.dim() - 1), self.rank)
                 masks.append(keep_mask(per_sample, drop.rank, x))
                 strength /= 1 - drop.rank
+            if self.noise_ranks:
+                masks.append(self.noise.mask(self.noise_ranks, self.rank, x).unsqueeze(-2))
             masks += [mask for mask in [self.module_mask(x)] if mask is not None]
         mask = reduce(torch.mul, masks) if masks else None
         return Chain(1, None, strength, (mask, None)), self.pair()
+
+    @property
+    def acts_by_noise(self) -> bool:
+        return self.noise_ranks is not None
 
     def pair(self) -> tuple[Tensor, Tensor]:
         """The matrices that are applied in turn, (R, in) and (out, R)."""
@@ -147,19 +160,37 @@ class PiSSA(LoRA):
 class LoRAArguments(KindArguments):
     """svd_down: `lora_down` starts on the inputs to which the frozen weight answers most
     pissa:    both factors start on the main part of the frozen weight
+    tlora:    fewer ranks act the more noise there is, as T-LoRA has it: on noise alone tlora_min_rank;
+              tlora_power is NoiseRanks' power
     """
 
-    ALIASES: ClassVar[Mapping[str, str]] = {"use_pissa": "pissa"}
+    ALIASES: ClassVar[Mapping[str, str]] = {
+        "use_pissa": "pissa",
+        "use_timestep_mask": "tlora",
+        "min_rank": "tlora_min_rank",
+        "alpha_rank_scale": "tlora_power",
+    }
     OF_THE_START: ClassVar[tuple[str, ...]] = ("svd_down",)
 
     svd_down: bool = False
     pissa: bool = False
+    tlora: bool = False
+    tlora_min_rank: int = 1
+    tlora_power: float = 1.0
 
     @staticmethod
-    def problems_of(values: Mapping[str, object]) -> list[Problem]:
+    def problems_of(values: Mapping[str, Any]) -> list[Problem]:
+        found = []
         if values.get("pissa") and values.get("svd_down"):
-            return [Problem("are two starts: keep one.", "pissa and svd_down")]
-        return []
+            found.append(Problem("are two starts: keep one.", "pissa and svd_down"))
+        if values.get("pissa") and values.get("tlora"):
+            message = "do not go together: a rank of pissa's file is half of one that is trained."
+            found.append(Problem(message, "pissa and tlora"))
+        if (least := values.get("tlora_min_rank", 1)) < 1:
+            found.append(Problem("expected 1 or more.", f"tlora_min_rank={least}"))
+        if (power := values.get("tlora_power", 1.0)) <= 0:
+            found.append(Problem("expected a number above 0.", f"tlora_power={power:g}"))
+        return found
 
     def rank_of_file(self, rank: int) -> int:
         return 2 * rank if self.pissa else rank
@@ -169,11 +200,27 @@ class LoRAArguments(KindArguments):
         if self.pissa:
             return PiSSA(base, rank, alpha, dropout)
         adapter = LoRA(base.in_features, base.out_features, rank, alpha, dropout)
+        if self.tlora:
+            if self.tlora_min_rank > rank:
+                message = f"is above the rank {rank} of an adapter; see network_dim, network_reg_dims."
+                raise ConfigError([Problem(message, f"tlora_min_rank={self.tlora_min_rank}")])
+            adapter.noise_ranks = NoiseRanks(self.tlora_min_rank, self.tlora_power)
         if self.svd_down:
             rows = principal_inputs(dense_weight(base), rank)
             # as long as the random rows are in the mean, so that a learning rate means the same
             adapter.lora_down[: len(rows)] = rows.to(adapter.lora_down.device) / math.sqrt(3)
         return adapter
+
+
+    def without_noise(self) -> LoRAArguments:
+        return replace(self, tlora=False)
+
+    def remarks(self, adapters: Sequence[LinearAdapter], request: Request) -> Iterator[str]:
+        for name in ("tlora_min_rank", "tlora_power"):
+            if not self.tlora and getattr(self, name) != getattr(LoRAArguments(), name):
+                yield f"{name} has no effect without tlora=true"
+        if self.tlora and not any(isinstance(a, LoRA) and a.noise_ranks for a in adapters):
+            yield "tlora has no effect: no adapted Linear sees noise"
 
 
 def dense_weight(base: nn.Linear) -> Tensor:

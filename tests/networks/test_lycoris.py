@@ -12,6 +12,7 @@ from networks.kinds.dora import as_dora_scale
 from networks.kinds.loha import LoHa
 from networks.kinds.lokr import LoKr, factorize, lokr_shape
 from networks.kinds.lora import LoRA
+from networks.kinds.noise_ranks import NoiseRanks
 from networks.kinds.oft import OFTArguments
 from networks.kinds.stored import training_alpha
 
@@ -175,3 +176,12 @@ def test_an_oft_turns_as_lycoris_does_and_learns_by_the_same_gradients(name, con
     (theirs_grad,) = torch.autograd.grad(expected.square().sum() + expected.sum(), [theirs.oft_blocks])
     (mine_grad,) = torch.autograd.grad(found.square().sum() + found.sum(), [mine.oft_blocks])
     torch.testing.assert_close(mine_grad, theirs_grad, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("rank", "least", "power"), [(16, 1, 1.0), (8, 4, 1.0), (32, 2, 0.7), (5, 5, 2.0)])
+def test_a_tloras_ranks_are_those_of_lycoris(rank, least, power):
+    module = pytest.importorskip("lycoris.modules.tlora", reason=REASON)
+    moments = range(3, 1000, 7)
+    theirs = [module.compute_timestep_mask(t, 1000, rank, least, power)[0] for t in moments]
+    mine = NoiseRanks(least, power).acting(torch.tensor(moments) / 1000, rank)
+    assert torch.equal(mine, torch.stack(theirs))

@@ -22,7 +22,7 @@ from tools.importers.rules import (
 )
 from tools.importers.sd_scripts import flat, with_dataset
 from tools.importers.sd_scripts import other as option
-from tools.importers.shared import settle_shared, spread_arguments
+from tools.importers.shared import kind_of, settle_shared, spread_arguments
 
 FOLDERS = lost("pictures are read from source_image_dir and cached beside it")
 OTHER_ADAPTER = lost("it changes what the adapter is; a plain one is trained")
@@ -57,10 +57,13 @@ SHARED_RULES = {
     "use_vae_cache": Rule("train.cache_latents_to_disk", loosely(switch)),
     "use_text_cache": Rule("train.cache_text_encoder_outputs_to_disk", loosely(switch)),
     **many(
-        "use_timestep_mask min_rank alpha_rank_scale use_ortho use_hydra use_moe down_init "
+        "use_ortho use_hydra use_moe down_init "
         "use_reft reft_dim reft_layers add_reft",
         lambda name: lost(OTHER_ADAPTER.why, 1, 1.0, "kaiming"),
     ),
+    "use_timestep_mask": Rule("special.tlora", loosely(switch)),
+    "min_rank": Rule("special.tlora_min_rank", loosely(whole)),
+    "alpha_rank_scale": Rule("special.tlora_power", loosely(number)),
     **many("use_repa repa_mode repa_weight repa_layer repa_encoder use_cmmd", lambda n: OTHER_LOSS),
     **many(
         "static_token_count compile_dynamic_seq lora_fp32_accumulation cache_llm_adapter_outputs "
@@ -88,6 +91,7 @@ def settle(draft: Draft) -> None:
     """Noise, adaLN Linears, and what is trained there unasked."""
     settle_noise(draft)
     settle_adaln(draft)
+    settle_tlora(draft)
     settle_masks(draft)
     if draft.subsets:
         draft.add("general.enable_bucket", True, "buckets are always made there")
@@ -113,6 +117,24 @@ def settle_masks(draft: Draft) -> None:
         draft.find(UNSET, masks.leaf, why="masked_loss is off")
     elif masks:
         draft.put(masks.leaf, "subsets.mask_path", masks.value)
+
+
+def settle_tlora(draft: Draft) -> None:
+    """Ranks by the noise, which LoRA alone has here."""
+    asking = draft.take("tlora")
+    is_on = bool(asking and asking.value)
+    is_lora = kind_of(draft) == "lora"
+    if asking and is_on and not is_lora:
+        draft.lose(asking.leaf, "only a LoRA's ranks depend on the noise here")
+    elif asking and is_on:
+        draft.put(asking.leaf, "network.tlora", True)
+    elif asking:
+        draft.find(UNSET, asking.leaf)
+    for name in ("tlora_min_rank", "tlora_power"):
+        if (found := draft.take(name)) and is_on and is_lora:
+            draft.put(found.leaf, f"network.{name}", found.value)
+        elif found:
+            draft.find(UNSET, found.leaf, why="use_timestep_mask is not on")
 
 
 def settle_adaln(draft: Draft) -> None:

@@ -55,6 +55,7 @@ def settle(draft: Draft) -> None:
             draft.find(UNSET, waiting.leaf, why=f"optimizer_type is {chosen}")
     anima_lora.settle_noise(draft)
     anima_lora.settle_adaln(draft)
+    anima_lora.settle_tlora(draft)
     anima_lora.settle_masks(draft)
     settle_shared(draft)
 
