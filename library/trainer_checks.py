@@ -23,7 +23,7 @@ from library.data.scan import scan
 from library.device_utils import precision_dtype, without_memory
 from library.errors import ConfigError, DatasetError, Problem
 from library.memory import int8_probe
-from library.memory.modes import SavesMemory, mode_problems
+from library.memory.modes import SavesMemory, mode_problems, recording_problems
 from library.previews.album import album_problems
 from library.previews.prompts import caption_problems
 from library.reporting.reporter import Reporter, check_page
@@ -150,7 +150,8 @@ class CheckStages(FamilyHooks):
             merge_base_weights(self.cfg.network, model)
             self.outline = subject.made_for(model)
         unlimited = self.outline.limit_problems(self.cfg.network.scale_weight_norms)
-        if problems := [*export_problems(self.cfg.save, self.outline), *unlimited]:
+        recorded = recording_problems(self.cfg.precision, self.outline)
+        if problems := [*export_problems(self.cfg.save, self.outline), *unlimited, *recorded]:
             raise ConfigError(problems)
 
     def warnings(self) -> list[str]:

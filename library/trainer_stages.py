@@ -24,7 +24,7 @@ from library.data.ahead import Ahead
 from library.data.data_types import Batch, Drawn
 from library.data.datasets import TrainDataset
 from library.device_utils import trained_dtype
-from library.memory.modes import SavesMemory, enable_modes, store_weights
+from library.memory.modes import SavesMemory, enable_modes, record_passes, store_weights
 from library.memory.planning import MemoryChoice, choose_modes
 from library.memory.shortage import BetweenBuckets, StepDown
 from library.previews.album import Album
@@ -269,6 +269,8 @@ class TrainerStages(CheckStages):
         self.network = self.subject.made_for(self.base)
         self.network.attach(self.base, trained_dtype(self.cfg.precision))
         log_lines(logger, self.network.summary())
+        device = self.accelerator.device
+        log_lines(logger, record_passes(self.cfg.precision, self.base, self.network, device))
 
     @timed
     def prepare_optimization(self) -> None:

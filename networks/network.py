@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from networks.codec import (
     read_adapter,
     write_adapter,
 )
-from networks.kinds.adapter import AdaptedModule, merged_parameters
+from networks.kinds.adapter import NO_DROPOUT, AdaptedModule, merged_parameters
+from networks.kinds.copies import NO_COPIES
 from networks.kinds.linear import copies_for
 from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import ALPHA, DORA_SCALE
@@ -61,6 +62,7 @@ class AdapterNetwork(Trained):
         self.settings = settings
         self.trainable_dtype = torch.float32
         self.model: nn.Module | None = None
+        self.copies = NO_COPIES
         self.copying: list[RemovableHandle] = []
         self.set_multiplier(multiplier)
 
@@ -99,8 +101,8 @@ class AdapterNetwork(Trained):
     def copy_factors_together(self) -> None:
         """Let the model's passes use one copy of all factors in the dtype of its matrices."""
         dtype = next(p.dtype for p in self.attached().parameters() if not p.requires_grad)
-        copies = copies_for(linear_adapters(self.trained()), dtype)
-        self.copying = copies.stand_before(self.attached())
+        self.copies = copies_for(linear_adapters(self.trained()), dtype)
+        self.copying = self.copies.stand_before(self.attached())
 
     def watch_noise(self) -> None:
         """Let adapters know how much noise a pass of the model has."""
@@ -143,6 +145,13 @@ class AdapterNetwork(Trained):
         self.attached().requires_grad_(False)
         for placement in self.placements:
             placement.adapter.requires_grad_(not placement.frozen)
+
+    def within_pass(self) -> AbstractContextManager[None]:
+        return self.copies.fresh()
+
+    def unrecordable(self) -> str | None:
+        drops = any(each.dropout != NO_DROPOUT for each in linear_adapters(self.trained()))
+        return "dropout" if drops else None
 
     def set_training(self, active: bool) -> None:
         """Whether dropout is active."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -49,6 +50,14 @@ class Trained(ABC):
     @abstractmethod
     def set_training(self, active: bool) -> None:
         """Whether dropout is active."""
+
+    def within_pass(self) -> AbstractContextManager[None]:
+        """What stands around a forward pass that is recorded."""
+        return nullcontext()
+
+    def unrecordable(self) -> str | None:
+        """What makes each pass launch other kernels than the one before, if anything."""
+        return None
 
     def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:
         self.set_training(True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
-from library.memory.modes import enable_modes, store_weights
+from library.memory.modes import enable_modes, record_passes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
 from library.settings.run_config import (
     FlowOptions,
@@ -21,9 +21,11 @@ from library.settings.run_config import (
     OptimizerOptions,
     PrecisionOptions,
 )
-from library.strategy_anima import AnimaConditioning, predict_velocity
+from library.strategy_anima import AnimaConditioning, AnimaContext, predict_velocity
 from library.train_util import make_noising
 from library.training import losses
+from library.training.compiling import torch_options
+from library.training.flow_matching import NoisyLatents
 from networks.loading import load_network_module, make_network, quiet
 
 
@@ -53,6 +55,15 @@ MODES = {
     "int8_compute": Saving(precision=COMPUTE),
 }
 """Ways of saving memory by the names of measurements."""
+GRAPHS, COMPILED = PrecisionOptions(cuda_graphs=True), PrecisionOptions(compile=True)
+SPEEDS = {
+    "graphs": Saving(precision=GRAPHS),
+    "checkpoint_graphs": Saving(CHECKPOINT, GRAPHS),
+    "compile": Saving(precision=COMPILED),
+    "compile_checkpoint": Saving(CHECKPOINT, COMPILED),
+    "compile_graphs": Saving(precision=replace(COMPILED, cuda_graphs=True)),
+}
+"""Ways of saving time, where a card is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +108,12 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
         network = make_network(module, settings.network, dict(settings.arguments), model)
     network.apply_to(None, model, apply_text_encoder=False, apply_unet=True)
     network.prepare_grad_etc(None, model)
+    if settings.memory.precision.compile:
+        model.compile_blocks(any_size=False, **torch_options(settings.memory.precision))
     if settings.trained_dtype != torch.float32:
         with quiet():
             network.cast_trainables(settings.trained_dtype)
+    record_passes(settings.memory.precision, model, network, device)
     inputs = make_inputs(settings, device)
     loss = partial(loss_of, model, settings, *inputs)
     return Step(
@@ -126,5 +140,13 @@ def loss_of(
 ) -> Tensor:
     """As the trainer makes it of a micro-batch, with unweighted samples."""
     noisy = make_noising(FlowOptions()).draw(latents, range(len(latents)))
+    return loss_on(noisy, model, settings, conditioning)
+
+
+def loss_on(
+    noisy: NoisyLatents, model: Anima, settings: AnimaStep,
+    conditioning: AnimaConditioning | AnimaContext,
+) -> Tensor:  # fmt: skip
+    """The same where everything is drawn already, as the trainer does it beside the step before."""
     prediction = predict_velocity(model, noisy, conditioning)
     return losses.sample_losses(prediction, noisy.velocity, noisy.sigma, settings.loss).mean()

@@ -15,6 +15,8 @@ class Circumstances:
     def __init__(self, tensors: list[Tensor], *, random: bool) -> None:
         self.kinds = {"cpu", *(tensor.device.type for tensor in tensors)} - {"meta"}
         self.autocast = self.autocast_now()
+        # what is recorded as a CUDA graph draws nothing, and its recorder lets nobody ask
+        random = random and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
         self.cards = {t.device for t in tensors if t.is_cuda} if random else set()
         self.random = self.random_now() if random else []
 

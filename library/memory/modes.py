@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from library.errors import Problem
+from library.memory.replay import CudaRecorder, Recorder
 from library.memory.swapping import BUFFERS
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from library.settings.run_config import LoopOptions, PrecisionOptions
+    from networks.trained import Trained
 
 
 @runtime_checkable
@@ -34,6 +37,11 @@ class SavesMemory(Protocol):
     ) -> None: ...
 
     def enable_block_swap(self, blocks: int, device: torch.device | str) -> None: ...
+
+    def record_passes(
+        self, trained: Iterable[Tensor], recorder: Callable[[], Recorder], *,
+        state: Callable[[], Hashable] = ..., around: Callable[[], AbstractContextManager[None]] = ...,
+    ) -> None: ...  # fmt: skip
 
 
 def mode_problems(loop: LoopOptions, model: SavesMemory) -> list[Problem]:
@@ -71,6 +79,30 @@ def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) ->
     count = min(loop.blocks_to_swap, model.num_blocks)
     model.enable_block_swap(count, device)
     return swap_lines(loop.blocks_to_swap, count)
+
+
+def record_passes(
+    precision: PrecisionOptions, model: SavesMemory, trained: Trained, device: torch.device
+) -> list[str]:
+    """Have the model's passes recorded, if that is asked for; lines for the log."""
+    if not precision.cuda_graphs:
+        return []
+    if device.type != "cuda":
+        return [f"cuda_graphs: without effect, there are none on {device.type}"]
+    model.record_passes(
+        trained.get_trainable_params(), CudaRecorder,
+        state=lambda: trained.multiplier, around=trained.within_pass,
+    )  # fmt: skip
+    return ["cuda_graphs: a size's second step is recorded, the steps after that start it as a whole"]
+
+
+def recording_problems(precision: PrecisionOptions, trained: Trained) -> list[Problem]:
+    """What each step does anew cannot be recorded."""
+    reason = trained.unrecordable() if precision.cuda_graphs else None
+    if reason is None:
+        return []
+    message = f"records a step, and {reason} is another in each. Leave out one of the two."
+    return [Problem(message, "cuda_graphs = true")]
 
 
 def acting_modes(loop: LoopOptions) -> tuple[str, ...]:

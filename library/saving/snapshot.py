@@ -115,6 +115,7 @@ def soft_fields(cfg: TrainConfig) -> dict[str, Any]:
         "compile_backend": cfg.precision.compile_backend,
         "compile_mode": cfg.precision.compile_mode,
         "compile_dynamic": cfg.precision.compile_dynamic,
+        "cuda_graphs": cfg.precision.cuda_graphs,
         "activation_memory_budget": cfg.precision.activation_memory_budget,
         "save_precision": cfg.save.save_precision,
         "output_dir": cfg.save.output_dir,

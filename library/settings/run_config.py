@@ -693,6 +693,9 @@ class PrecisionOptions:
         check=between(0, 1),
         idle=(UNCOMPILED,),
     )
+    cuda_graphs: bool = flag(
+        False, "record a step of each size and start it as a whole: where the card waits for the processor"
+    )
     mem_eff_attn: bool = flag(
         False, "attention of Stable Diffusion's U-Net",
         ignored=f"{NOT_SD}; gradient_checkpointing saves memory",
@@ -1485,7 +1488,8 @@ class TrainConfig:
     def check(self) -> list[Problem]:
         """What is wrong between groups."""
         return [
-            *self.distributed_problems(), *self.dataset_problems(), *self.compile_problems()
+            *self.distributed_problems(), *self.dataset_problems(), *self.compile_problems(),
+            *self.recording_problems(),
         ]  # fmt: skip
 
     def dataset_problems(self) -> list[Problem]:
@@ -1512,6 +1516,25 @@ class TrainConfig:
             )
             found.append(Problem(message, f"compile_mode = {mode}"))
         return found
+
+    def recording_problems(self) -> list[Problem]:
+        """What a recorded step does not go with: it starts the same kernels on the same memory."""
+        if not self.precision.cuda_graphs:
+            return []
+        precision, loop = self.precision, self.loop
+        reasons = {
+            "blocks_to_swap: weights that come and go": bool(loop.blocks_to_swap),
+            "cpu_offload_checkpointing: inputs that come and go": loop.offloads,
+            "vram_target, which changes what a step keeps": bool(loop.vram_target),
+            "compile_mode, which records as well": precision.compile
+            and precision.compile_mode in CUDA_GRAPHS,
+            "several processes": self.situation().processes > 1,
+        }
+        found = [reason for reason, is_so in reasons.items() if is_so]
+        if not found:
+            return []
+        message = f"cannot be with {'; with '.join(found)}. Leave out one of the two."
+        return [Problem(message, "cuda_graphs = true")]
 
     def distributed_problems(self) -> list[Problem]:
         """torch ends with an internal error where micro-steps without exchange meet a static graph."""

@@ -7,7 +7,8 @@ called. Optimizers may change factors past every counter, so that no cheaper mom
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -37,10 +38,20 @@ class Copies:
             model.register_forward_hook(self.forget, always_call=True),
         ]
 
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Within: copies of the factors as they are now, made by what runs within."""
+        before = self.made
+        self.make(None, None)
+        try:
+            yield
+        finally:
+            self.made = before
+
     def forget(self, model: nn.Module, inputs: Any, output: Any) -> None:
         self.made = {}
 
-    def make(self, model: nn.Module, inputs: Any) -> None:
+    def make(self, model: nn.Module | None, inputs: Any) -> None:
         factors = [factor for factor in self.factors if factor.dtype != self.dtype]
         if not factors:
             return

@@ -196,6 +196,7 @@ FLAGS: dict[str, Case] = {
     "compile_fullgraph": shown(COMPILER, True, {}),
     "compile_cache_size_limit": shown(COMPILER, 5, {}),
     "activation_memory_budget": shown(COMPILER, 0.5, {}),
+    "cuda_graphs": shown("test_replay.test_gradients_are_the_same_bits"),
     "timestep_sampling": noise("uniform"),
     "sigmoid_scale": noise(2.0, {"timestep_sampling": "uniform"}, {"timestep_sampling": "sigma"}),
     "discrete_flow_shift": noise(

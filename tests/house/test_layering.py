@@ -22,7 +22,7 @@ from tools._imports import Import, Product, circles
 FLOORS = [
     ("library/memory/kept library/memory/layout library/memory/circumstances", "how tensors wait"),
     ("library/memory/lanes library/memory/recomputation", "and come back"),
-    ("library/memory/offloading library/memory/swapping", "from where they are"),
+    ("library/memory/offloading library/memory/swapping library/memory/replay", "from where they are, again and again"),
     ("library/memory/quantised library/memory/rotation", "weights of 8 bits"),
     ("library/anima_backend/modelling/*", "the networks"),
     ("library/errors", "what the user can put right"),

@@ -32,10 +32,15 @@ PARTS: dict[str, tuple[str, Callable[[Plan], Iterator[Figures]]]] = {
 }
 FLAGS = {
     "none": "no memory option",
+    "graphs": "--cuda_graphs",
+    "compile": "--compile",
+    "compile_graphs": "--compile --cuda_graphs",
     "cheap": "--recompute cheap",
     "checkpoint": "--gradient_checkpointing",
+    "checkpoint_graphs": "--gradient_checkpointing --cuda_graphs",
     "checkpoint_swap_all": "--gradient_checkpointing --blocks_to_swap 28",
     "fp8_checkpoint": "--fp8_base --gradient_checkpointing",
+    "int8_compute": "--int8_base --int8_compute always",
 }
 
 

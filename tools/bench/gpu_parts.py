@@ -26,12 +26,24 @@ from library.anima_backend.modelling.attention_probe import (
     fastest,
     try_kernel,
 )
-from library.anima_backend.modelling.dit import MIN_CONTEXT
+from library.anima_backend.modelling.dit import MIN_CONTEXT, Anima
 from library.anima_backend.modelling.kernels import KERNELS
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
-from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
+from library.anima_doctor.anima_step import (
+    MODES,
+    SPEEDS,
+    AnimaStep,
+    count,
+    loss_on,
+    make_inputs,
+    make_step,
+)
 from library.anima_models import load_anima_transformer, load_anima_vae
+from library.anima_runtime.text_contexts import adapts_text
 from library.memory.step_count import Step
+from library.settings.run_config import FlowOptions
+from library.strategy_anima import AnimaConditioning, AnimaContext
+from library.train_util import make_noising
 from tools.bench import gpu_kernels
 from tools.bench.ledger import GIB, network_of
 from tools.bench.measuring import Figures, relative_distance, seconds_of
@@ -40,7 +52,11 @@ GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LIMITS = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
 """Of the relative distance to the reference; in the halves three times what rounding gives on a CPU."""
-STEP_MODES = ("none", "cheap", "checkpoint", "checkpoint_swap_all", "fp8_checkpoint")
+STEP_MODES = (
+    "none", "graphs", "compile", "compile_graphs", "cheap", "checkpoint", "checkpoint_graphs",
+    "checkpoint_swap_all", "fp8_checkpoint", "int8_compute",
+)  # fmt: skip
+ALL_MODES = {**MODES, **SPEEDS}
 FULL = 0.92  # of the card's memory: with more, desktops and drivers get in the way
 TINY = replace(
     PUBLISHED, model_dim=64, head_dim=32, text_dim=32, adaln_dim=8, mlp_dim=128, num_blocks=2,
@@ -193,7 +209,7 @@ def made_in(dtype: torch.dtype) -> Iterator[None]:
 def settings_of(plan: Plan, adapter: str, mode: str, pixels: int) -> AnimaStep:
     network, arguments = network_of(adapter, 16, {})
     return AnimaStep(
-        params=plan.params, network=network, arguments=arguments, memory=MODES[mode],
+        params=plan.params, network=network, arguments=arguments, memory=ALL_MODES[mode],
         size=(pixels // 8, pixels // 8), dtype=torch.bfloat16, fused=has_kernels(plan.device),
     )  # fmt: skip
 
@@ -207,17 +223,31 @@ def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]
     torch.manual_seed(0)
     with made_in(settings.dtype):
         step = make_step(settings, plan.device)
+    loss_now = prepared_loss(settings, step)
     trained = step.network.get_trainable_params()
     optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
     def work() -> Tensor:
-        loss = step.loss()
+        loss = loss_now()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
     return step, work
+
+
+def prepared_loss(settings: AnimaStep, step: Step) -> Callable[[], Tensor]:
+    """The step's loss with what the trainer makes beside or before it: the draw, and texts read once."""
+    assert isinstance(step.model, Anima)
+    latents, texts = make_inputs(settings, step.device)
+    noisy = make_noising(FlowOptions()).draw(torch.randn_like(latents), range(len(latents)))
+    text: AnimaConditioning | AnimaContext = texts
+    if not adapts_text([placement.path for placement in step.network.placements]):
+        with torch.no_grad():
+            read = texts.qwen_hidden, texts.t5_ids, texts.qwen_mask, texts.t5_mask, None
+            text = AnimaContext(step.model.embedded(*read))
+    return partial(loss_on, noisy, step.model, settings, text)
 
 
 def kernels(plan: Plan) -> Iterator[Figures]:
@@ -242,7 +272,7 @@ def curves(plan: Plan) -> Iterator[Figures]:
     small = replace(plan.params, num_blocks=min(4, plan.params.num_blocks))
     pixels, steps = min(256, plan.pixels[0]), 4 if plan.quick else 12
     expected: list[float] = []
-    for mode in MODES:
+    for mode in ALL_MODES:
         settings = replace(settings_of(plan, "lora", mode, pixels), params=small)
         yield guarded(plan, {"mode": mode}, partial(curve, plan, settings, steps, expected))
 

@@ -7,8 +7,8 @@ without a mask; patches go in ordered (channel, row, column) and come out (row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ from library.memory.lanes import lane_of
 from library.memory.offloading import RamStore
 from library.memory.quantised import quantise_linears
 from library.memory.recomputation import cheaply, recompute
+from library.memory.replay import Recorder, Replays
 from library.memory.swapping import Swap, spread
 
 MIN_CONTEXT = 512
@@ -62,6 +63,8 @@ class Anima(nn.Module):
         self.swapped: list[int] = []  # numbers of blocks
         self.unshared: set[int] = set()  # ids of weights that processes do not share
         self.compiled: CompiledBlocks | None = None
+        self.recorded: Replays | None = None
+        self.recorded_text: Replays | None = None
         self.kernel = "torch"  # of attention
 
     @property
@@ -94,10 +97,19 @@ class Anima(nn.Module):
         """
         if context is None:
             assert qwen_hidden is not None and t5_ids is not None, "text, or its context"
-            masks = {"qwen_mask": qwen_mask, "t5_mask": t5_mask}
-            context = self.preprocess_text_embeds(
-                qwen_hidden, t5_ids, **masks, t5_weights=t5_weights
-            )
+            read = self.recorded_text or self.embedded
+            context = read(qwen_hidden, t5_ids, qwen_mask, t5_mask, t5_weights)
+        return (self.recorded or self.velocity)(latents, sigma, context)
+
+    def embedded(
+        self, qwen_hidden: Tensor, t5_ids: Tensor, *masks_and_weights: Tensor | None
+    ) -> Tensor:
+        """preprocess_text_embeds, its arguments by their places."""
+        named = dict(zip(("qwen_mask", "t5_mask", "t5_weights"), masks_and_weights, strict=True))
+        return self.preprocess_text_embeds(qwen_hidden, t5_ids, **named)
+
+    def velocity(self, latents: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Of `forward`, from the text's context."""
         height, width = latents.shape[2] // self.params.patch, latents.shape[3] // self.params.patch
         x = self.x_embedder(F.pad(latents.to(self.dtype), (0, 0, 0, 0, 0, 1)))  # the mask channel
         if self.dtype == torch.float16:
@@ -241,6 +253,27 @@ class Anima(nn.Module):
         any_size: one graph serves all sizes of pictures and batches
         """
         self.compiled = CompiledBlocks(any_size=any_size, **options)
+
+    def record_passes(
+        self,
+        trained: Iterable[Tensor],
+        recorder: Callable[[], Recorder],
+        *,
+        state: Callable[[], Hashable] = tuple,
+        around: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Record the LLM adapter and the blocks, each for itself; as `Replays` says, after the adapters attach.
+
+        recorder: makes one; a recording of both needs memory of its own
+        """
+        of_text = {id(parameter) for parameter in self.llm_adapter.parameters()}
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for each in trained:
+            parts[id(each) in of_text].append(each)
+        blocks, text = parts
+        if text:
+            self.recorded_text = Replays(self.embedded, text, recorder(), state=state, around=around)
+        self.recorded = Replays(self.velocity, blocks, recorder(), state=state, around=around)
 
     @contextmanager
     def uncompiled(self) -> Iterator[None]:
