@@ -10,6 +10,7 @@ One server for all workers of a session; it ends when the last of them has gone.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -20,9 +21,10 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -245,6 +247,10 @@ def import_everything() -> None:
     for module in MODULES:
         with contextlib.suppress(ModuleNotFoundError):  # an optional package
             importlib.import_module(module)
+    with contextlib.suppress(ImportError):  # made at the first loading of a model, in 0.2 s
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("qwen3")
     get_ready_to_fork()
     gc.enable()
 
@@ -324,18 +330,42 @@ def become(request: dict) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     random.seed()
     numpy.random.seed()
-    first, *rest = request["argv"]
-    if first == "-c":
-        sys.argv = ["-c", *rest[1:]]
-        sys.modules["__main__"] = main = types.ModuleType("__main__")
-        exec(rest[0], vars(main))  # noqa: S102  as Python does
-    elif first == "-m":
-        sys.argv = rest
-        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = [first, *rest]
-        sys.path[0] = str(Path(first).resolve().parent)
-        runpy.run_path(first, run_name="__main__")
+    with ending_at_once():
+        first, *rest = request["argv"]
+        if first == "-c":
+            sys.argv = ["-c", *rest[1:]]
+            sys.modules["__main__"] = main = types.ModuleType("__main__")
+            exec(rest[0], vars(main))  # noqa: S102  as Python does
+        elif first == "-m":
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [first, *rest]
+            sys.path[0] = str(Path(first).resolve().parent)
+            runpy.run_path(first, run_name="__main__")
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """End the process as Python does, except that what was imported is not taken apart: 0.35 s.
+
+    An error and an output that cannot be written go Python's own way.
+    """
+    code: object = None
+    try:
+        yield
+    except SystemExit as end:
+        code = end.code
+    if code is not None and not isinstance(code, int):
+        raise SystemExit(code)
+    threading._shutdown()  # waits for the other threads
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.exit(code)
+    os._exit((code or 0) & 0xFF)
 
 
 if __name__ == "__main__":

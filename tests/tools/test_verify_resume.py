@@ -121,7 +121,7 @@ class WarmJob(Job):
 
 def check(demo, folder, row, kind=Job, **more):
     seed = random.SystemRandom().randrange(10**6)
-    job = kind(write_run(demo, folder, row, **more), folder / "runs", steps=5, every=1)
+    job = kind(write_run(demo, folder, row, **more), folder / "runs", steps=4, every=1)
     exact, told = verify(job, random.Random(seed), together=not torch.cuda.is_available())
     assert exact, f"{told} (kill drawn with {seed})"
     if row["optimizer"].endswith("8bit"):
