@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from library.anima_workshop.checked import Checked
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
 from library.anima_workshop.metadata_numbers import number_in
+from library.reporting.texts import Text
 from networks.kinds.kind import FULL_MATRIX_DIM
 from networks.workshop.survey import Measured
 from networks.workshop.writing import MADE_FROM

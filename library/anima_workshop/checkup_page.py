@@ -13,8 +13,9 @@ from library.anima_workshop.checkup_tables import (
     parts_table,
     readers_table,
 )
-from library.anima_workshop.findings import Finding, Text
+from library.anima_workshop.findings import Finding
 from library.anima_workshop.page import AdapterPage, Cell, Curves, HeatMap, Table
+from library.reporting.texts import Text
 from networks.workshop.survey import Measured
 
 CURVES = 8

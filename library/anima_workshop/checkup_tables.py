@@ -11,11 +11,12 @@ from typing import Any
 
 from library.anima_workshop.checked import Checked
 from library.anima_workshop.coverage_checks import coverage_of
-from library.anima_workshop.findings import SEVERITIES, Finding, Severity, Text, worst
+from library.anima_workshop.findings import SEVERITIES, Finding, Severity, worst
 from library.anima_workshop.metadata_checks import claims_of
 from library.anima_workshop.metadata_numbers import number_in
 from library.anima_workshop.page import Cell, Table, finite
 from library.anima_workshop.reader_words import ANSWERS, told
+from library.reporting.texts import Text
 from networks.workshop.number_range import NumberRange
 from networks.workshop.survey import Measured
 

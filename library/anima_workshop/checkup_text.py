@@ -13,9 +13,10 @@ from library.anima_workshop.checkup_tables import (
     parts_table,
     readers_table,
 )
-from library.anima_workshop.findings import SEVERITIES, Finding, Text, worst
+from library.anima_workshop.findings import SEVERITIES, Finding, worst
 from library.anima_workshop.page import Cell, Table
 from library.errors import visible
+from library.reporting.texts import Text
 
 PLACES = 4
 """Of a finding; the page and the JSON have more."""

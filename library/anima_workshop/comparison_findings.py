@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from library.anima_workshop.comparison import Compared
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
 from library.anima_workshop.training_facts import number_of, value_of
+from library.reporting.texts import Text
 from networks.workshop.comparing import RatioParts
 
 ALIKE = 1.1

@@ -18,10 +18,11 @@ from library.anima_workshop.comparison_tables import (
     settings_table,
     strengths_table,
 )
-from library.anima_workshop.findings import Finding, Text
+from library.anima_workshop.findings import Finding
 from library.anima_workshop.page import AdapterPage, HeatMap, Table
 from library.anima_workshop.training_facts import settings_of
 from library.errors import visible
+from library.reporting.texts import Text
 from networks.workshop.comparing import Products
 
 FORMAT = "adapter_comparison/v1"

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from library.anima_workshop.comparison import Compared, Group, files_of
-from library.anima_workshop.findings import Text
 from library.anima_workshop.page import Cell, Table
 from library.anima_workshop.tables import name_of
 from library.anima_workshop.training_facts import settings_of
+from library.reporting.texts import Text
 from library.utils import first_few
 
 SHOWN = 3

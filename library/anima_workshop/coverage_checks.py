@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from library.anima_workshop.checked import Checked, is_of_text_encoder, part_of
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
 from library.reporting.strength import place_of
+from library.reporting.texts import Text
 
 CHOSEN = ("target_modules", "exclude_patterns", "include_patterns", "network_reg_lrs")
 """network_args by which the user chooses modules."""

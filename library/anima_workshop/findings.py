@@ -5,19 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
 
-
-class Text(NamedTuple):
-    """The same for readers of two languages."""
-
-    english: str
-    chinese: str
-
-    @classmethod
-    def same(cls, text: str) -> Text:
-        """A name, which has no languages."""
-        return cls(text, text)
+from library.reporting.texts import Text
 
 
 class Severity(IntEnum):

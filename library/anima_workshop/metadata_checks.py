@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from library.anima_runtime.family import ANIMA_FILES, MODULES
 from library.anima_workshop.alpha_checks import has_own_ranks
 from library.anima_workshop.checked import Checked, json_object, plain_kind
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
 from library.anima_workshop.metadata_numbers import number_in
 from library.reporting.strength import place_of
+from library.reporting.texts import Text
 from library.saving.metadata_table import adapted_parts
 from library.utils import first_few
 from networks.kinds.kind import FULL_MATRIX_DIM

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from library.anima_workshop.checked import Checked
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
+from library.reporting.texts import Text
 from networks.kinds.norm import B_NORM, W_NORM
 
 NORMS = (W_NORM, B_NORM)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from library.anima_workshop.findings import SEVERITIES, Finding, Text, worst
+from library.anima_workshop.findings import SEVERITIES, Finding, worst
 from library.reporting.page import page
 from library.reporting.strength import place_of
+from library.reporting.texts import Text
 
 Cell = Text | str | float | None
 GENERATOR = "adapter page v1"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
+from library.reporting.texts import Text
 from networks.reader_rules import Effect
 from networks.readers import Answer, Verdict
 from networks.readers import Finding as ReaderFinding

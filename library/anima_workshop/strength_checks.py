@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 
 from library.anima_workshop.checked import Checked
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
+from library.reporting.texts import Text
 from networks.workshop.outliers import DEAD, EXPLODED, Outlier, outliers
 from networks.workshop.survey import Measured
 

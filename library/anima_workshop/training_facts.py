@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from library.anima_workshop.findings import Text
 from library.anima_workshop.metadata_numbers import number_in
+from library.reporting.texts import Text
 
 SETTINGS: Mapping[str, Text] = {
     "network_module": Text("kind of adapter", "适配器种类"),

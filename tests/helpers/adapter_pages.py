@@ -1,7 +1,8 @@
 """A page about adapter files with every part; names and texts may be hostile."""
 
-from library.anima_workshop.findings import Finding, Severity, Text
+from library.anima_workshop.findings import Finding, Severity
 from library.anima_workshop.page import AdapterPage, Curves, HeatMap, Table
+from library.reporting.texts import Text
 
 LAYERS = ("self_attn.q_proj", "cross_attn.k_proj", "mlp.layer1")
 
