@@ -31,7 +31,9 @@ def parse_prompt(text: str) -> list[tuple[str, float]]:
 
 def caption_problems(images: Iterable[ImageInfo]) -> list[Problem]:
     """Captions that cannot be read as prompts are, each once."""
-    captions = {image.caption: image.path for image in images if image.caption}
+    captions = {
+        text: image.path for image in images for text in (image.caption, image.sentences) if text
+    }
     found = []
     for caption, path in captions.items():
         try:

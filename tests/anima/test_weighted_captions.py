@@ -98,8 +98,11 @@ def test_a_run_weighs_the_words_of_its_captions(demo, run_folder):
 def test_weights_that_cannot_be_are_told_all_at_once(demo, run_folder):
     first, second = sorted((run_folder / "pictures").glob("*.txt"))[:2]
     first.write_text("sky, (sea:inf)", encoding="utf-8")
-    second.write_text("(" * 101 + "sea" + ")" * 101, encoding="utf-8")
-    trainer = make_trainer(config_files(demo, run_folder, {"weighted_captions": True}))
+    sentences = second.with_name(f"{second.stem}_nl.txt")
+    sentences.write_text("(" * 101 + "sea" + ")" * 101, encoding="utf-8")
+    shares = {"tags": 1, "sentences": 1}
+    argv = config_files(demo, run_folder, {"weighted_captions": True}, caption_shares=shares)
+    trainer = make_trainer(argv)
     with pytest.raises(DatasetError) as error:
         trainer.prepare()
     text = str(error.value)
