@@ -3,9 +3,13 @@
 python tools/preview_buckets.py --dataset_config dataset.toml [--config_file train_args.toml]
        [--output preview.png] [--epoch 1] [--max_samples 60] [any trainer flag]
 
+Beside the picture it writes a page, preview.html, of what is worth mending in pictures and captions:
+pictures that are there twice or look nearly the same, trigger words that are missing, tags of one picture,
+tags that Anima reads otherwise than they are written. Pictures and captions are never changed.
 The contact sheet has every sample in the order of training: cropped, mirrored and masked as the
 trainer will see it (what the mask leaves out is red), its caption after shuffling and dropping.
-No model is loaded. 显示训练时真正使用的分桶、裁剪、翻转、蒙版和处理后的标注；不加载模型。
+No model is loaded. 显示训练时真正使用的分桶、裁剪、翻转、蒙版和处理后的标注，并把图片与标注里值得修改的地方写成网页
+preview.html；不加载模型，也不改动图片和标注。
 """
 
 import sys
@@ -22,6 +26,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from library.anima_doctor.looking_over import look_over
 from library.anima_runtime.command_line import GROUPS, setup_parser
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.shared_groups import SHARED_GROUPS
@@ -33,10 +38,14 @@ from library.data.data_types import ImageInfo
 from library.data.datasets import TrainDataset
 from library.data.scan import scan
 from library.errors import ConfigError, visible
+from library.linting.findings import report_lines
+from library.linting.page import findings_page
 from library.settings.config_file import read_config
 from library.settings.run_config import TrainConfig
 from library.system.program import run_main
+from library.system.system_errors import output_errors
 from library.train_util import StepPlan
+from library.utils import atomic_write
 from tools._contact_sheet import draw_sheet
 
 WORST_SHOWN = 5
@@ -125,6 +134,18 @@ def warnings_of(catalogue: Catalogue) -> list[str]:
     return lines
 
 
+def write_findings(cfg: TrainConfig, catalogue: Catalogue, file: Path) -> Path:
+    """Print what is worth mending, and write it as a page with pictures and words; returns the page."""
+    findings = look_over(catalogue, cfg)
+    for line in report_lines(findings):
+        print(f"{'' if line.startswith(' ') else 'to mend: '}{visible(line)}")
+    pictures = len({image.path for image in (*catalogue.images, *catalogue.held_out)})
+    name = Path(cfg.files.dataset_config or catalogue.group.source).name
+    with output_errors(file), atomic_write(file) as temporary:
+        temporary.write_text(findings_page(name, findings, pictures), encoding="utf-8")
+    return file
+
+
 def preview(argv: Sequence[str]) -> list[Path]:
     """Print the table and draw the sheet; returns the files written."""
     own, rest = parse(argv)
@@ -150,6 +171,7 @@ def preview(argv: Sequence[str]) -> list[Path]:
     batches = sampler.batches(own.epoch - 1)
     shown = math.ceil(own.max_samples / max(len(batch) for batch in batches))
     files = draw_sheet(dataset, batches[:shown], Path(own.output))
+    files.append(write_findings(cfg, catalogue, Path(own.output).with_suffix(".html")))
     samples = sum(map(len, batches[:shown]))
     written = visible(", ".join(map(str, files)))
     print(

@@ -27,6 +27,7 @@ from library.anima_doctor import page as run_report
 from library.anima_doctor.estimates import Estimates
 from library.anima_doctor.exposures import exposure_rows, exposure_warnings
 from library.anima_doctor.file_rows import file_rows
+from library.anima_doctor.looking_over import overview
 from library.anima_doctor.page import Page
 from library.anima_runtime import (
     tokenizer_assets,
@@ -345,6 +346,10 @@ class Check:
             page.line("  not known: see the result")
         else:
             run_report.dataset(page, self.catalogue)
+            page.heading("Pictures and captions", "图片与标注")
+            with self.stage("looking over"):
+                for line in overview(self.catalogue, self.train):
+                    page.line(f"  {line}")
         page.heading("Length of the run", "训练长度")
         trainer, network, params = self.trainer, self.network, self.inspection.params
         if trainer and self.plan:

@@ -33,7 +33,7 @@ def test_a_good_run_is_described_and_would_start(demo, run_folder):
     for heading in (
         *("Environment / ", "Options that were set / ", "Model files / ", "Tokenizers / "),
         *("Dataset / ", "Length of the run / ", "Adapters / ", "Captions / ", "Result / "),
-        *("Memory, expected / ", "Disk space / "),
+        *("Memory, expected / ", "Disk space / ", "Pictures and captions / "),
     ):
         assert text.count(f"== {heading}") == 1
     assert "effective" in line_of(text, "network_dim")

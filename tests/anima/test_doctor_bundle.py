@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 
 import pytest
@@ -12,13 +13,14 @@ from tests.helpers import warm
 from tests.helpers.running import config_files
 from tools.doctor import without_bundle
 
+ODD = "solitary_heron"  # a tag that the report finds fault with
 CAPTION, WORDS, PROMPT = "zebra in lilac fog", "uncommon trigger words", "a stilt house at dusk"
 LONG = (
     f'{WORDS} and "quoted" ones that go on beyond the sixty letters which the report has room for'
 )
 PREFIX = 'teal "quoted" prefix'
 USER = "quillwort"
-PRIVATE = (CAPTION, WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark")
+PRIVATE = (CAPTION, ODD, WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark")
 PRIVATE += ("Jane Doe", "that go on", "teal", "typed title")
 
 
@@ -31,6 +33,7 @@ def bundled(demo, tmp_path_factory):
     for source in sorted((demo / "pictures").glob("*.png"))[:4]:
         (folder / "pictures" / source.name).write_bytes(source.read_bytes())
         (folder / "pictures" / f"{source.stem}.txt").write_text(CAPTION, encoding="utf-8")
+    (folder / "pictures" / f"{source.stem}.txt").write_text(f"{ODD}, {ODD}", encoding="utf-8")
     (folder / "prompts.txt").write_text(f"{PROMPT} --w 64 --h 64\n", encoding="utf-8")
     (folder / "run.log").write_text(
         "".join(f"line {i}\n" for i in range(300))
@@ -83,6 +86,8 @@ def test_what_helps_is_in_the_zip(bundled):
         *("settings/config_file.json", "settings/dataset_config.json"),
     }
     assert "The run would start." in parts["report.txt"]
+    for finding in ("same tag more than once", "tags with underscores"):
+        assert re.search(rf"{finding}[^\n]* \(1\): 05_city.txt", parts["report.txt"]), finding
     settings = json.loads(parts["settings/config_file.json"])
     assert settings["learning_rate"] == 1e-3 and settings["wandb_api_key"] == "***"
     (subset,) = json.loads(parts["settings/dataset_config.json"])["datasets"][0]["subsets"]

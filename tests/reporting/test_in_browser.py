@@ -5,11 +5,15 @@ import time
 
 import pytest
 
+from library.linting.findings import Finding, Kind, Place
+from library.linting.page import findings_page
 from library.reporting.index import SUMMARY, summary, write_index
 from library.reporting.page import page
 from library.reporting.server import Source, start
+from library.reporting.texts import Text
 from tests.helpers import browser
 from tests.helpers.adapter_pages import page_of
+from tests.helpers.dataset_files import draw
 from tests.helpers.records import HOSTILE, record_of
 
 PROGRAM = browser.installed()
@@ -143,4 +147,22 @@ def test_a_page_about_adapters_shows_all_in_both_languages(tab, tmp_path, width)
     assert "blocks.0.mlp.layer1: 0.5" in tab.run(cells).split("|")
     tab.run("document.querySelector('header .tools button').click()")
     assert "（中文）" in check(tab) and "more places" not in check(tab)
+    tab.run("localStorage.clear()")
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_a_page_of_findings_shows_pictures_and_words_of_others_as_text(tab, tmp_path, width):
+    picture = draw(tmp_path / "a.png")
+    alike = Place((picture, tmp_path / "gone.png"), (f"a.png{HOSTILE}", "gone.png"))
+    alone = [Place((picture,), ("a.txt",), f"tag {n} {HOSTILE}") for n in range(9)]
+    kind = Kind("kind", Text(f"a kind {HOSTILE}", "一种"), Text("mend it", "修改"))
+    findings = [Finding(kind, (alike,)), Finding(kind, tuple(alone), HOSTILE), Finding(kind, (Place((), ()),))]
+    file = tmp_path / "findings.html"
+    file.write_text(findings_page(HOSTILE, findings, 3), encoding="utf-8")
+    tab.open(file.as_uri(), width, phone=width < 500)
+    assert check(tab).count(HOSTILE) > 14
+    assert tab.run("document.images.length") == 10
+    assert tab.run("[...document.images].every((image) => image.src.startsWith('data:'))")
+    tab.run("document.querySelectorAll('.tools button')[0].click()")
+    assert "一种" in check(tab) and "a kind" not in check(tab)
     tab.run("localStorage.clear()")

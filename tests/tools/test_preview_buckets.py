@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from library.errors import UserError
+from library.reporting.page import blocks_of
 from tests.helpers import warm
 from tests.helpers.dataset_files import folder_of
 from tests.helpers.paths import ROOT
@@ -39,6 +40,12 @@ def test_the_table_and_its_warnings(dataset, tmp_path, capsys):
     row = next(line.split() for line in shown.splitlines() if line.split()[:1] == ["64x64"])
     assert row == ["64x64", "5", "5", "3", "1", "0.0%", "0.0%", "1.00-1.00"]
     assert "has one picture, 5.png" in shown and "has one picture, 6.png" in shown
+    assert "to mend: tags that only one picture has (7): 0.txt" in shown and "tag0" not in shown
+    page = (tmp_path / "sheet.html").read_text(encoding="utf-8")
+    (data,) = (data for name, data in blocks_of(page) if name == "findings")
+    assert data["looked_at"] == 7 and len(data["pictures"]) == 7
+    (once,) = data["findings"]
+    assert once["places"][0] == {"files": ["0.txt"], "words": "tag0", "pictures": [0]}
     assert "6.png (40 x 90) loses" in shown and "7 of 7 samples, 5 of 5 batches" in shown
 
 
@@ -49,7 +56,7 @@ def test_the_sheet_holds_what_the_trainer_sees(dataset, tmp_path):
     from library.data.datasets import TrainDataset
     from library.data.scan import scan
 
-    (file,) = run(dataset, "--output", str(tmp_path / "sheet.png"), "--seed", "3", "--epoch", "2")
+    file, _ = run(dataset, "--output", str(tmp_path / "sheet.png"), "--seed", "3", "--epoch", "2")
     catalogue = scan(load_dataset_config(dataset, {}))
     request = BucketBatchSampler(catalogue, seed=3).batches(1)[0][0]
     pixels, mask = TrainDataset(catalogue, seed=3).picture_of(request)
@@ -74,7 +81,7 @@ def test_what_a_mask_leaves_out_is_red():
 def test_many_samples_take_several_pages(dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(contact_sheet, "ROWS", 1)
     files = run(dataset, "--output", str(tmp_path / "sheet.png"))
-    assert [file.name for file in files] == ["sheet.png", "sheet_2.png"]
+    assert [file.name for file in files] == ["sheet.png", "sheet_2.png", "sheet.html"]
     only = run(dataset, "--output", str(tmp_path / "few.png"), "--max_samples", "2")
     assert Image.open(only[0]).width == 2 * (contact_sheet.CELL + contact_sheet.GAP)
 
