@@ -132,7 +132,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             logger.info("mixed_precision = no keeps the base in float32: %.1f GB", size)
         # weights that are swapped or stored otherwise never lie on the device all at once
         waits = self.memory_modes.blocks_to_swap or self.precision.stored_form
-        return model_loading.load_transformer(
+        model = model_loading.load_transformer(
             self.model_files.transformer,
             device="cpu" if waits else self.accelerator.device,
             dtype=self.loaded_dtype,
@@ -143,6 +143,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
             # what --base_weights are merged into has to be whole
             stored=None if self.cfg.network.base_weights else self.precision,
         )
+        model.folds_text = self.anima.folds_text
+        return model
 
     @property
     def loaded_dtype(self) -> torch.dtype:
@@ -306,7 +308,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
             **contents,
         )
         places = {f"{role}_path": path for role, path in files.items()}
-        made.soft.update(attention=self.attention, fused_kernels=self.fused, **places)
+        own = {"attention": self.attention, "fused_kernels": self.fused}
+        made.soft.update(text_padding=anima.text_padding, **own, **places)
         return made
 
     def hashed_files(self) -> dict[str, str]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from library.anima_backend.modelling.dit import pad_context
 from library.anima_runtime import sd_scripts_caches
 from library.data.data_types import StoredTensor
 from library.data.stored import UnfitFile
@@ -364,8 +363,8 @@ def predict_velocity(
     every trainable tensor in one forward. sigma goes in as float32.
     """
     if isinstance(conditioning, AnimaContext):
-        context = pad_context(conditioning.context)
-        return dit(noisy.latents, noisy.sigma, context=context).float()
+        context = conditioning.context
+        return dit(noisy.latents, noisy.sigma, context=context, whole=False).float()
     prediction = dit(
         noisy.latents,
         noisy.sigma,

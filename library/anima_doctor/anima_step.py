@@ -88,6 +88,7 @@ class AnimaStep:
     memory: Saving = field(default_factory=Saving)
     accumulates: bool = False
     fused: bool = False
+    folds_text: bool = False
 
 
 @cache
@@ -100,6 +101,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     """The step with random weights on `device`, or with none on the meta device."""
     with device, quiet():
         model = Anima(settings.params).to(settings.dtype).requires_grad_(False)
+        model.folds_text = settings.folds_text
         store_weights(settings.memory.precision, model, device)
         enable_modes(settings.memory.loop, model, device)
         model.use_one_kernel(settings.fused)

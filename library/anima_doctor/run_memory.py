@@ -65,6 +65,7 @@ class RunMemory:
             memory=anima_step.Saving(loop, cfg.precision),
             fused=fused_choice.are_likely(self.anima),
             accumulates=cfg.loop.gradient_accumulation_steps > 1,
+            folds_text=self.anima.folds_text,
         )
         return anima_step.count(settings)
 

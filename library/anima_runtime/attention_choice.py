@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from library.anima_backend.modelling.attention import PACKAGED
 from library.anima_backend.modelling.attention_probe import (
+    COUNTING,
     Sizes,
     Trial,
     fastest,
+    try_counting,
     try_kernel,
 )
 from library.anima_backend.modelling.kernels import AUTO, KERNELS
@@ -37,6 +39,9 @@ class Place:
 
     def try_all(self) -> list[Trial]:
         return [self.trial(name) for name in KERNELS]
+
+    def try_counting(self) -> Trial:
+        return try_counting(self.sizes, self.dtype, self.device)
 
     def trial(self, kernel: str) -> Trial:
         return try_kernel(kernel, self.sizes, self.dtype, self.device)
@@ -81,6 +86,11 @@ def choose_kernel(anima: AnimaConfig, saved: str | None, place: Place, *, is_mai
 def decide(anima: AnimaConfig, saved: str | None, place: Place) -> Choice:
     """Deterministic runs take torch's own untimed: another choice at the next start would be other bits."""
     asked = anima.attention_backend
+    if anima.folds_text:
+        counting = place.try_counting()
+        if counting.why_not:
+            return Choice(counting, "")
+        place = replace(place, sizes=replace(place.sizes, texts=0))
     if asked != AUTO:
         trial = Trial("torch") if asked == "torch" else place.trial(asked)
         return Choice(trial, "as asked for")
@@ -106,7 +116,9 @@ def comparison(chosen: Trial, trials: Sequence[Trial], place: Place) -> str:
 
 
 def problem_of(anima: AnimaConfig, trial: Trial) -> Problem:
-    """Of a kernel that cannot be used."""
+    """Of what was asked for and cannot be used."""
+    if trial.kernel == COUNTING:
+        return Problem(f"{trial.why_not}. Write rows.", COUNTING)
     asking = [name for name, kernel in anima.kernels_asked().items() if kernel == trial.kernel]
     return Problem(f"{trial}. {ADVICE}", asking[0] if asking else "attention")
 

@@ -121,6 +121,12 @@ class AnimaConfig(FamilyOptions):
     split_attn: bool = flag(
         False, "attention of one picture at a time", ignored="batches share one shape, unmasked"
     )
+    text_padding: str = flag(
+        "rows",
+        "the zeros that texts are padded with to 512: attended to as rows, or counted in the softmax, "
+        "which is less work and differs by rounding",
+        choices=("rows", "fold"),
+    )
     anima_timestep_sampling: str | None = flag(
         None, "as timestep_sampling; logit_normal is sigmoid", choices=("logit_normal", "uniform")
     )
@@ -206,6 +212,10 @@ class AnimaConfig(FamilyOptions):
         """The kernel, or auto; a false value of an alias never switches another off."""
         asked = set(self.kernels_asked().values())
         return chosen_kernel(asked | ({"torch"} if self.sdpa else set()))
+
+    @property
+    def folds_text(self) -> bool:
+        return self.text_padding == "fold"
 
     def kernels_asked(self) -> dict[str, str]:
         """The flags that ask for a kernel of attention -> which."""

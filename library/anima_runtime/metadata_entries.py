@@ -24,5 +24,6 @@ def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str, fused: bo
         "ss_empty_caption": anima.empty_caption,
         "ss_attention": attention,
         "ss_fused_kernels": str(fused),
+        "ss_text_padding": anima.text_padding,
         "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
     }

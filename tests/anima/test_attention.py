@@ -62,11 +62,11 @@ def test_a_wrong_kernel_and_one_that_changes_its_bits_are_found_out(monkeypatch)
 
 
 def test_another_is_taken_only_where_it_is_faster_by_more_than_times_vary():
-    plain = Trial("torch", 1.00)
-    assert fastest([plain, Trial("cudnn", 0.98)]) == "torch"
-    assert fastest([plain, Trial("cudnn", 0.9), Trial("flash3", 0.8)]) == "flash3"
-    assert fastest([plain, Trial("cudnn", 0.5, why_not="is wrong here")]) == "torch"
-    assert fastest([Trial("torch", why_not="does not work"), Trial("cudnn", 2.0)]) == "cudnn"
+    plain = Trial("torch", (1.00,))
+    assert fastest([plain, Trial("cudnn", (0.98,))]) == "torch"
+    assert fastest([plain, Trial("cudnn", (0.9,)), Trial("flash3", (0.8,))]) == "flash3"
+    assert fastest([plain, Trial("cudnn", (0.5,), why_not="is wrong here")]) == "torch"
+    assert fastest([Trial("torch", why_not="does not work"), Trial("cudnn", (2.0,))]) == "cudnn"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class OnACard(Place):
 
 
 def card():
-    answers = [Trial("torch", 2e-2, 1e-3), Trial("cudnn", 1.5e-2, 1e-3)]
+    answers = [Trial("torch", (2e-2,), 1e-3), Trial("cudnn", (1.5e-2,), 1e-3)]
     return OnACard(SMALL, torch.bfloat16, torch.device("cuda"), {t.kernel: t for t in answers})
 
 

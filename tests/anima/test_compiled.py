@@ -64,6 +64,22 @@ def test_sizes_that_are_equal_by_chance_stay_two():
     assert len(graphs) == 1
 
 
+def test_zeros_that_are_counted_are_in_one_graph_for_all_texts():
+    model, _ = adapted("lora linears", blocks=1)
+    model.folds_text = True
+
+    def velocities():
+        for rows in (200, 400):
+            text = torch.full((2, rows, model.params.text_dim), 0.5)
+            noisy, sigma = torch.zeros(2, 16, 8, 8), torch.tensor([0.3, 0.8])
+            yield model(noisy, sigma, context=text, whole=False)
+
+    expected = list(velocities())
+    graphs = compiled(model)
+    assert all(rel_l2(*both) < BOUND for both in zip(velocities(), expected, strict=True))
+    assert len(graphs) == 1
+
+
 def test_the_golden_model_gives_its_loss_and_gradients():
     def passed(model):
         vectors = golden_vectors()

@@ -395,6 +395,7 @@ FLAGS: dict[str, Case] = {
     "empty_caption": Case("zeros", "text"),
     "anima_attention_backend": Case("xformers", "text"),
     "attn_mode": Case("xformers", "text"),
+    "text_padding": Case("fold", "text"),
     "xformers": Case(True, "text"),
     "xfomers": Case(True, "text"),
     "sdpa": shown(

@@ -122,7 +122,8 @@ def network(train: TrainConfig, anima: AnimaConfig) -> Any:
 
 
 def text(train: TrainConfig, anima: AnimaConfig) -> Any:
-    return anima.qwen_max_length, anima.t5_max_length, anima.empty_caption, anima.attention_backend
+    return anima.qwen_max_length, anima.t5_max_length, anima.empty_caption, (
+        anima.attention_backend, anima.folds_text)  # fmt: skip
 
 
 def sources(train: TrainConfig, anima: AnimaConfig) -> Any:

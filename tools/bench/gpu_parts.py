@@ -20,10 +20,12 @@ from torch import Tensor
 
 from library.anima_backend.modelling import kernel_trial
 from library.anima_backend.modelling.attention_probe import (
+    REAL_ROWS,
     ROUNDS,
     Sizes,
     Trial,
     fastest,
+    try_counting,
     try_kernel,
 )
 from library.anima_backend.modelling.dit import MIN_CONTEXT, Anima
@@ -85,6 +87,10 @@ class Plan:
         if self.tiny:
             return (64,)
         return (512,) if self.quick else (512, 1024)
+
+    @property
+    def rounds(self) -> int:
+        return 3 if self.quick else ROUNDS
 
     @property
     def adapters(self) -> dict[str, str]:
@@ -182,16 +188,26 @@ def attention(plan: Plan) -> Iterator[Figures]:
             yield guarded(plan, names, partial(attention_of, plan, name, dtype, sizes, trials))
         names = {"kernel": f"auto: {fastest(trials)}", "dtype": dtype}
         yield {**names, "result": f"as at {sizes}"}
+        names = {"kernel": f"text of {REAL_ROWS} rows, zeros counted", "dtype": dtype}
+        yield guarded(plan, names, partial(counting_of, plan, dtype, sizes))
 
 
 def attention_of(
     plan: Plan, name: str, dtype: str, sizes: Sizes, trials: list[Trial]
 ) -> dict[str, object]:
-    trial = try_kernel(name, sizes, DTYPES[dtype], plan.device, 3 if plan.quick else ROUNDS)
-    trials.append(trial)
-    if not trial.seconds:
+    trials.append(try_kernel(name, sizes, DTYPES[dtype], plan.device, plan.rounds))
+    return figures_of(trials[-1])
+
+
+def counting_of(plan: Plan, dtype: str, sizes: Sizes) -> dict[str, object]:
+    return figures_of(try_counting(sizes, DTYPES[dtype], plan.device, plan.rounds))
+
+
+def figures_of(trial: Trial) -> dict[str, object]:
+    if not trial.parts:
         return {"result": trial.why_not}
-    figures = {"ms": f"{1e3 * trial.seconds:.2f}", "distance": f"{trial.apart:.1e}"}
+    *pictures, texts = (f"{1e3 * seconds:.2f}" for seconds in trial.parts)
+    figures = {"pictures ms": "".join(pictures), "texts ms": texts, "distance": f"{trial.apart:.1e}"}
     return {**figures, "result": f"TOO FAR: {trial.why_not}" if trial.why_not else "ok"}
 
 

@@ -3,7 +3,8 @@
 python -m tools.bench.step [--device cuda --blocks 28 --width 2048 --pixels 1024] [--json step.json]
 
 A step is forward, backward, clipping and AdamW, on random weights; text is given as the DiT reads it.
-The project's arms are adapters, or one of them with a memory mode: lora, lokr_full, lora:checkpoint.
+The project's arms are adapters, or one of them with a memory mode: lora, lokr_full, lora:checkpoint; or
+with a text of 192 rows whose zeros up to 512 are counted (text_padding = fold): lora:fold.
 Others train float32 factors under autocast, as they do in scripts.
 """
 
@@ -17,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from library.anima_backend.modelling.attention_probe import REAL_ROWS
 from library.anima_backend.modelling.dit import MIN_CONTEXT
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
@@ -36,6 +38,8 @@ from tools.bench.measuring import (
     settle,
     time_arms,
 )
+
+FOLD = "fold"
 
 
 @dataclass(frozen=True)
@@ -93,17 +97,19 @@ def step_of(
 def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str) -> Work:
     """The project's model with an adapter, and a memory mode after a colon."""
     adapter, _, mode = arm.partition(":")
+    folds, mode = mode == FOLD, "" if mode == FOLD else mode
     if (mode or "none") not in MODES:
-        raise ConfigError(f"--arms {arm}: no such mode; there are {', '.join(MODES)}.")
+        raise ConfigError(f"--arms {arm}: no such mode; there are {', '.join([*MODES, FOLD])}.")
     network, arguments = network_of(adapter, options.rank, {})
     settings = AnimaStep(
         params=params, network=network, arguments=arguments, dtype=options.dtype,
-        optimizer=OptimizerOptions(), memory=MODES[mode or "none"],
+        optimizer=OptimizerOptions(), memory=MODES[mode or "none"], folds_text=folds,
     )  # fmt: skip
     step = make_step(settings, options.device)
     trained = step.network.get_trainable_params()
+    context = inputs.context[:, :REAL_ROWS] if folds else inputs.context
     given = (inputs.noisy, inputs.sigma)
-    predict = partial(step.model, *given, context=inputs.context)
+    predict = partial(step.model, *given, context=context, whole=not folds)
     return step_of(trained, predict, inputs.velocity)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -15,11 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from library.anima_backend.modelling.attention import FUNCTIONS, PACKAGED, preferring
 from library.anima_backend.modelling.kernels import KERNELS
+from library.anima_backend.modelling.padded_text import STEP, attention_beside_zeros
 
 ROUNDS = 7
 MARGIN = 1.03  # how much slower torch's own choice may be and still be taken: times vary by less
 FURTHEST = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """|found - expected| / |expected| of a kernel that computes what it should; TF32 may be on."""
+REAL_ROWS = 3 * STEP  # of a text that is padded: a caption of more than 128 tokens
+COUNTING = "text_padding = fold"
 MOST_TOKENS = 4096  # that are compared: the formula makes a matrix of their square
 
 
@@ -27,7 +31,7 @@ MOST_TOKENS = 4096  # that are compared: the formula makes a matrix of their squ
 class Sizes:
     """The attentions of a step: in each of `blocks` one to itself, one to a text.
 
-    tokens: of a picture; texts: keys of a text; heads, of `width` each
+    tokens: of a picture; texts: keys of a text, 0 where that is computed otherwise; heads, of `width` each
     """
 
     batch: int
@@ -38,8 +42,8 @@ class Sizes:
     blocks: int
 
     @property
-    def keys(self) -> tuple[int, int]:
-        return self.tokens, self.texts
+    def keys(self) -> tuple[int, ...]:
+        return (self.tokens, self.texts) if self.texts else (self.tokens,)
 
     def __str__(self) -> str:
         each = " and ".join(f"{self.tokens} x {keys}" for keys in self.keys)
@@ -50,15 +54,19 @@ class Sizes:
 class Trial:
     """What came of a kernel.
 
-    seconds: of a step's attentions, forward and backward
+    parts:   seconds of a step's attentions to the picture, then to texts; forward and backward
     apart:   the furthest of outputs and gradients from float32
     why_not: why it cannot be used; "" where it can
     """
 
     kernel: str
-    seconds: float = 0.0
+    parts: tuple[float, ...] = ()
     apart: float = 0.0
     why_not: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts)
 
     def __str__(self) -> str:
         return f"{self.kernel} {self.why_not or f'{1e3 * self.seconds:.1f} ms'}"
@@ -90,7 +98,7 @@ def try_kernel(
     if name != "torch" and device.type != "cuda":
         return Trial(name, why_not=f"has no kernel for {device.type}")
     small = replace(sizes, batch=1, tokens=min(MOST_TOKENS, sizes.tokens))
-    seconds, apart = 0.0, 0.0
+    parts, apart = [], 0.0
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -100,12 +108,40 @@ def try_kernel(
                     apart = max(apart, call.distance(FUNCTIONS[name]))
                 for keys in sizes.keys:
                     call = Call.random(sizes, keys, dtype, device)
-                    seconds += sizes.blocks * call.seconds(FUNCTIONS[name], rounds)
+                    parts.append(sizes.blocks * call.seconds(FUNCTIONS[name], rounds))
         except Exception as error:  # noqa: BLE001  packages of others; the reason is told
             return Trial(name, why_not=f"does not work ({reason(error, told)})")
-    if not apart <= FURTHEST[dtype]:
-        return Trial(name, seconds, apart, f"is wrong here ({apart:.1e} of the result)")
-    return Trial(name, seconds, apart)
+    return judged(Trial(name, tuple(parts), apart), dtype)
+
+
+def try_counting(
+    sizes: Sizes, dtype: torch.dtype, device: torch.device, rounds: int = ROUNDS
+) -> Trial:
+    """Attention to a text of REAL_ROWS rows, its zeros up to sizes.texts counted: against rows of zeros."""
+    zeros = sizes.texts - REAL_ROWS
+    log_zeros = torch.full((), math.log(zeros), device=device)
+
+    def counted(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+        return attention_beside_zeros(q, k, v, log_zeros)
+
+    def formula(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+        k, v = (F.pad(each, (0, 0, 0, 0, 0, zeros)) for each in (k, v))
+        return in_floats(q, k, v, None)
+
+    try:
+        call = Call.random(sizes, REAL_ROWS, dtype, device)
+        apart = call.distance(counted, formula)
+        seconds = sizes.blocks * call.seconds(counted, rounds)
+    except Exception as error:  # noqa: BLE001  the reason is told
+        return Trial(COUNTING, why_not=f"does not work ({reason(error, ())})")
+    return judged(Trial(COUNTING, (seconds,), apart), dtype)
+
+
+def judged(trial: Trial, dtype: torch.dtype) -> Trial:
+    """The same, with what is wrong with it."""
+    if trial.apart <= FURTHEST[dtype]:
+        return trial
+    return replace(trial, why_not=f"is wrong here ({trial.apart:.1e} of the result)")
 
 
 def reason(error: Exception, told: Sequence[warnings.WarningMessage]) -> str:
@@ -140,9 +176,12 @@ class Call:
         output = function(*inputs, None)
         return output.detach(), *torch.autograd.grad(output, inputs, output.detach())
 
-    def distance(self, function: Callable[..., Tensor]) -> float:
+    def distance(
+        self, function: Callable[..., Tensor], formula: Callable[..., Tensor] | None = None
+    ) -> float:
         """The furthest of results from float32, in the first picture's first head.
 
+        formula: what is expected; attention's own if None
         Raises RuntimeError where the same bits are asked for twice and do not come.
         """
         found = self.results(function)
@@ -153,7 +192,7 @@ class Call:
             each.detach()[:1, :, :1].float().requires_grad_(True)
             for each in (self.q, self.k, self.v)
         ))  # fmt: skip
-        expected = first.results(in_floats)
+        expected = first.results(formula or in_floats)
         width = self.q.shape[-1]
         output = found[0][:1, :, :width], *(each[:1, :, :1] for each in found[1:])
         return max(map(apart_from, output, expected))

@@ -30,6 +30,7 @@ from library.anima_backend.modelling.layers import (
 )
 from library.anima_backend.modelling.llm_adapter import AdapterAttention, LLMAdapter
 from library.anima_backend.modelling.modulation import Modulation, Modulations
+from library.anima_backend.modelling.padded_text import log_left_out, shortened
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import image_rope
 from library.memory.kept import Way
@@ -66,6 +67,7 @@ class Anima(nn.Module):
         self.recorded: Replays | None = None
         self.recorded_text: Replays | None = None
         self.kernel = "torch"  # of attention
+        self.folds_text = False  # rows of zeros that pad texts are counted, not computed
 
     @property
     def num_blocks(self) -> int:
@@ -90,26 +92,38 @@ class Anima(nn.Module):
         t5_mask: Tensor | None = None,
         t5_weights: Tensor | None = None,
         context: Tensor | None = None,
+        whole: bool = True,
     ) -> Tensor:
         """(B, 16, H, W) velocity; H, W even. sigma (B,) in [0, 1]. `context` given skips the adapter.
 
+        whole: the context that is given has its rows of zeros
         In the model's dtype; float32 when that is float16, as the residual stream then is.
         """
         if context is None:
             assert qwen_hidden is not None and t5_ids is not None, "text, or its context"
             read = self.recorded_text or self.embedded
             context = read(qwen_hidden, t5_ids, qwen_mask, t5_mask, t5_weights)
-        return (self.recorded or self.velocity)(latents, sigma, context)
+            whole = not self.folds_text
+        elif not whole:
+            context = self.padded(context)
+        log_zeros = None if whole else log_left_out(context, MIN_CONTEXT)
+        return (self.recorded or self.velocity)(latents, sigma, context, log_zeros)
 
     def embedded(
         self, qwen_hidden: Tensor, t5_ids: Tensor, *masks_and_weights: Tensor | None
     ) -> Tensor:
-        """preprocess_text_embeds, its arguments by their places."""
+        """The text as it is attended to: text_rows, its arguments by their places, and rows of zeros."""
         named = dict(zip(("qwen_mask", "t5_mask", "t5_weights"), masks_and_weights, strict=True))
-        return self.preprocess_text_embeds(qwen_hidden, t5_ids, **named)
+        return self.padded(self.text_rows(qwen_hidden, t5_ids, **named))
 
-    def velocity(self, latents: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """Of `forward`, from the text's context."""
+    def padded(self, rows: Tensor) -> Tensor:
+        """A text with its rows of zeros, or with few of them where the others are to be counted."""
+        return shortened(rows, MIN_CONTEXT) if self.folds_text else pad_context(rows)
+
+    def velocity(
+        self, latents: Tensor, sigma: Tensor, context: Tensor, log_zeros: Tensor | None = None
+    ) -> Tensor:
+        """Of `forward`, from the text's context; log_zeros: of how many rows it lacks, None: of none."""
         height, width = latents.shape[2] // self.params.patch, latents.shape[3] // self.params.patch
         x = self.x_embedder(F.pad(latents.to(self.dtype), (0, 0, 0, 0, 0, 1)))  # the mask channel
         if self.dtype == torch.float16:
@@ -117,10 +131,11 @@ class Anima(nn.Module):
         features = sinusoid(sigma, self.params.model_dim).to(self.dtype)
         time = (self.t_embedding_norm(features), self.t_embedder(features))
         rope = image_rope(height, width, self.params.head_dim, latents.device)
+        tables = rope if log_zeros is None else (*rope, log_zeros)
         context = context.to(self.dtype)
         with preferring(self.kernel):
             for number, steered in enumerate(self.steered(time)):
-                x = self.run_block(number, x, context, time, rope, steered)
+                x = self.run_block(number, x, context, time, tables, steered)
         patches = self.final_layer(x, time).to(x.dtype)  # (B, h*w, p*p*C)
         p = self.params.patch
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
@@ -139,12 +154,28 @@ class Anima(nn.Module):
 
         t5_weights: (B, T), of a prompt that weighs its words; each row is multiplied by its own
         """
+        return pad_context(
+            self.text_rows(
+                qwen_hidden, t5_ids, qwen_mask=qwen_mask, t5_mask=t5_mask, t5_weights=t5_weights
+            )
+        )
+
+    def text_rows(
+        self,
+        qwen_hidden: Tensor,
+        t5_ids: Tensor,
+        *,
+        qwen_mask: Tensor | None = None,
+        t5_mask: Tensor | None = None,
+        t5_weights: Tensor | None = None,
+    ) -> Tensor:
+        """The same without rows beyond the T of t5_ids."""
         rows = self.llm_adapter(qwen_hidden.to(self.dtype), t5_ids, qwen_mask, t5_mask)
         if t5_mask is not None:
             rows = rows * t5_mask.to(rows)[..., None]
         if t5_weights is not None:
             rows = rows * t5_weights.to(rows)[..., None]
-        return pad_context(rows)
+        return rows
 
     def steered(self, time: tuple[Tensor, Tensor]) -> Sequence[Tensor | None]:
         """For each block what its modulations make of the time, (9, B, 1, D), or None: it asks them."""

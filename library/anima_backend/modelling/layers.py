@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from library.anima_backend.modelling.attention import attention
 from library.anima_backend.modelling.glue import EPS, entered, gated, heads, modulate, passed
 from library.anima_backend.modelling.modulation import Modulation
+from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import DiTParams
 from library.memory.recomputation import cheap
 
@@ -64,11 +65,17 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(params.head_dim, eps=EPS)
         self.k_norm = nn.RMSNorm(params.head_dim, eps=EPS)
 
-    def forward(self, x: Tensor, source: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, source: Tensor, rope: tuple[Tensor, ...] | None,
+        log_zeros: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """log_zeros: of how many rows of zeros were left out of `source`; None: of none."""
         split, made = (-1, self.head_dim), partial(heads, fused=self.fused)
         q = cheap(made, self.q_proj(x).unflatten(-1, split), self.q_norm, rope)
         k = cheap(made, self.k_proj(source).unflatten(-1, split), self.k_norm, rope)
         v = self.v_proj(source).unflatten(-1, split)
+        if log_zeros is not None:
+            return self.output_proj(attention_beside_zeros(q, k, v, log_zeros))
         return self.output_proj(attention(q, k, v, None, self.backend))
 
 
@@ -98,19 +105,20 @@ class Block(nn.Module):
         self.fused = False
 
     def forward(
-        self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor],
+        self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], tables: tuple[Tensor, ...],
         steered: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """x (B, L, D), context (B, T, X), time = (embedded (B, 1, D), shared (B, 1, 3D)).
 
+        tables:  cos and sin of the positions; log(n) of n rows of zeros that the context lacks, if any
         steered: (9, B, 1, D), what the three modulations make of the time, where that is known
         """
         shift, scale, gate, *others = self.modulated(time) if steered is None else steered.unbind()
         x, normed = entered(x, shift, scale, fused=self.fused)
-        y = self.self_attn(normed, normed, rope)
+        y = self.self_attn(normed, normed, tables[:2])
         shift, scale, next_gate, *others = others
         x, normed = passed(x, gate, y, shift, scale, fused=self.fused)
-        y = self.cross_attn(normed, context, None)
+        y = self.cross_attn(normed, context, None, *tables[2:])
         shift, scale, last_gate = others
         x, normed = passed(x, next_gate, y, shift, scale, fused=self.fused)
         return gated(x, last_gate, self.mlp(normed), fused=self.fused)

@@ -1,0 +1,124 @@
+"""Attention to a text whose rows of zeros are not there: they are counted where they would have acted.
+
+A row of zeros has a key and a value of zeros, whatever is adapted, since its projections have no bias. n such
+keys add n to the sum of a softmax and nothing to what it weighs, so a kernel computes the real rows alone,
+and its result and the logarithm of its sums are corrected. Its backward pass reads nothing but these two.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from library.anima_backend.modelling.attention import HALVES
+
+aten = torch.ops.aten
+STEP = 64  # of the number of rows: kernels take as many keys at a time, and texts have few sizes
+
+
+def shortened(rows: Tensor, least: int) -> Tensor:
+    """A text (B, T, X) with zeros up to a multiple of STEP rows, or up to `least` where that is fewer."""
+    count = min(math.ceil(rows.shape[1] / STEP) * STEP, least)
+    return F.pad(rows, (0, 0, 0, max(0, count - rows.shape[1])))
+
+
+def log_left_out(rows: Tensor, least: int) -> Tensor | None:
+    """log(n) of the n rows that a text has less than `least`; None where it has as many."""
+    count = least - rows.shape[1]
+    return torch.full((), math.log(count), device=rows.device) if count > 0 else None
+
+
+def attention_beside_zeros(q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor) -> Tensor:
+    """Attention with n keys and values of zeros beside k and v; (B, Lq, heads*hd).
+
+    q (B, Lq, heads, hd), k v (B, Lk, heads, hd); log_zeros: (), log(n), float32
+    """
+    return BesideZeros.apply(q.to(v.dtype), k.to(v.dtype), v, log_zeros)
+
+
+class BesideZeros(torch.autograd.Function):
+    """Keeps q, k, v, the result and the logarithm of the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor) -> Tensor:
+        out, sums, *state = kernel_of(q).forward(*(t.transpose(1, 2) for t in (q, k, v)))
+        whole = torch.logaddexp(sums, log_zeros)
+        share = (sums - whole).exp_()[:, :, : q.shape[1], None]  # of the softmax that real keys have
+        out.mul_(share)
+        result = out.transpose(1, 2).flatten(2)
+        ctx.save_for_backward(q, k, v, result, whole, *state)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, result, whole, *state = ctx.saved_tensors
+        sides = [t.transpose(1, 2) for t in (q, k, v)]
+        grad, result = (t.unflatten(-1, q.shape[2:]).transpose(1, 2) for t in (grad, result))
+        found = kernel_of(q).backward(grad, *sides, result, whole, *state)
+        return *(t.transpose(1, 2) for t in found[:3]), None
+
+
+class OnCPU:
+    """All take q (B, heads, Lq, hd), k and v (B, heads, Lk, hd), and return the result of q's shape and
+    log-sums (B, heads, Lq or more), float32; then gradients of all three.
+    """
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        return found
+
+    @staticmethod
+    def backward(*kept: Tensor) -> tuple[Tensor, ...]:
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(*kept, 0.0, False)
+
+
+class Flash:
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        out, sums, _, _, _, _, seed, offset, _ = aten._scaled_dot_product_flash_attention(q, k, v)
+        return out, sums, seed, offset
+
+    @staticmethod
+    def backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        lengths = None, None, q.shape[2], k.shape[2]
+        return aten._scaled_dot_product_flash_attention_backward(
+            grad, q, k, v, out, sums, *lengths, 0.0, False, *state
+        )
+
+
+class Efficient:
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
+        return found
+
+    @staticmethod
+    def backward(
+        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, *state: Tensor
+    ) -> tuple[Tensor, ...]:
+        wanted = [True, True, True, False]
+        return aten._scaled_dot_product_efficient_attention_backward(
+            grad, q, k, v, None, out, sums, *state, 0.0, wanted
+        )
+
+
+def kernel_of(q: Tensor) -> type[OnCPU | Flash | Efficient]:
+    """Flash where it is built and the card has it, of torch's; on the meta device as on such a card."""
+    if q.device.type == "cpu":
+        return OnCPU
+    takes = q.dtype in HALVES and q.shape[-1] % 8 == 0
+    return Flash if takes and (q.is_meta or card_has_flash(q.device)) else Efficient
+
+
+def card_has_flash(device: torch.device) -> bool:
+    is_built = torch.backends.cuda.is_flash_attention_available()
+    return is_built and torch.cuda.get_device_capability(device) >= (8, 0)
