@@ -5,13 +5,22 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from library.memory.quantised import Frozen, Quantised, quantised_product
+from library.memory.quantised import Frozen, Quantised, Rotated, quantised_product
 
 
 def base_product(x: Tensor, weight: Frozen, bias: Tensor | None) -> Tensor:
     if isinstance(weight, Quantised):
         return quantised_product(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def add_base_gradient(out: Tensor, grad: Tensor, weight: Frozen) -> None:
+    """Add base_gradient to out, dense, in the product itself."""
+    if isinstance(weight, Rotated):  # which turns what it has computed
+        out.add_(weight.gradient(grad))
+        return
+    matrix = weight.dense(grad.dtype) if isinstance(weight, Quantised) else weight
+    out.view(-1, matrix.shape[1]).addmm_(grad.reshape(-1, matrix.shape[0]), matrix)
 
 
 def base_gradient(grad: Tensor, weight: Frozen) -> Tensor:

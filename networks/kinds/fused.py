@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from library.memory.gradient_sums import GradientSum, sum_for
 from library.memory.quantised import Frozen, Quantised
 from networks.kinds.copies import NO_COPIES, Copies
-from networks.kinds.frozen import base_gradient, base_product
+from networks.kinds.frozen import add_base_gradient, base_gradient, base_product
 
 HALVES = (torch.float16, torch.bfloat16)
 NARROW = 16  # what has at most 1 / NARROW of the input's elements is kept
@@ -112,7 +113,7 @@ class AddedChain(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Frozen, bias: Tensor | None, chain: Chain,
-        used: Sequence[Tensor], *factors: Tensor,
+        used: Sequence[Tensor], total: GradientSum | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         steps = _steps(chain, used)
         out = base_product(x, weight, bias)
@@ -127,7 +128,7 @@ class AddedChain(torch.autograd.Function):
             added = _masked(steps[-1](hidden), last_mask, x)
             out.view(added.shape[0], -1).add_(added.flatten(1), alpha=chain.strength)
         kept = [b if b.numel() * NARROW <= x.numel() else None for b in between]
-        ctx.count, ctx.dtype = len(used), factors[0].dtype
+        ctx.count, ctx.dtype, ctx.total = len(used), factors[0].dtype, total
         ctx.chain = replace(
             chain, masks=()
         )  # masks are kept where recomputation can leave them out
@@ -148,7 +149,7 @@ class AddedChain(torch.autograd.Function):
         inputs = [x.reshape(-1, chain.groups, x.shape[-1] // chain.groups)]
         for step, mask, saved in zip(steps[:-1], masks, kept):
             inputs.append(_masked(step(inputs[-1]), mask, x) if saved is None else saved)
-        d_input = base_gradient(grad, weight) if ctx.needs_input_grad[0] else None
+        d_input = _base_gradient(ctx, grad, weight) if ctx.needs_input_grad[0] else None
         groups = inputs[-1].shape[1] if isinstance(steps[-1], Inside) else len(steps[-1].matrix)
         change = grad.reshape(inputs[0].shape[0], groups, -1)
         gradients: list[Tensor] = []
@@ -161,7 +162,19 @@ class AddedChain(torch.autograd.Function):
                 change = step.back(change)
             elif d_input is not None:
                 step.add_back_to(d_input, change, chain.strength)
-        return d_input, None, None, None, None, *_as_given(chain, gradients)
+        if d_input is not None and ctx.total is not None:
+            ctx.total.leave(d_input)
+            d_input = None
+        return d_input, None, None, None, None, None, *_as_given(chain, gradients)
+
+
+def _base_gradient(ctx: Any, grad: Tensor, weight: Frozen) -> Tensor:
+    """That of the input, through the frozen weight; added to what other uses of the input have left."""
+    so_far: Tensor | None = None if ctx.total is None else ctx.total.so_far()
+    if so_far is None:
+        return base_gradient(grad, weight)
+    add_base_gradient(so_far, grad, weight)
+    return so_far
 
 
 def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -225,4 +238,4 @@ def add_chain(
 ) -> Tensor:  # fmt: skip
     """The Linear's output (..., out) with what the chain adds. factors: w1, if it mixes, then w2's."""
     used = [copies.of(factor, x.dtype) for factor in factors]
-    return AddedChain.apply(x, weight, bias, chain, used, *factors)
+    return AddedChain.apply(x, weight, bias, chain, used, sum_for(x), *factors)

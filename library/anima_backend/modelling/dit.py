@@ -33,6 +33,7 @@ from library.anima_backend.modelling.modulation import Modulation, Modulations
 from library.anima_backend.modelling.padded_text import log_left_out, shortened
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_backend.modelling.rope import image_rope
+from library.memory.gradient_sums import shared
 from library.memory.kept import Way
 from library.memory.lanes import lane_of
 from library.memory.offloading import RamStore
@@ -61,6 +62,7 @@ class Anima(nn.Module):
         self.recomputing = ["nothing"] * params.num_blocks  # or "cheap" or "block"
         self.keep_input: Way | None = None  # of a block of which nothing else is kept
         self.swap: Swap | None = None
+        self.fused = False  # see use_one_kernel
         self.swapped: list[int] = []  # numbers of blocks
         self.unshared: set[int] = set()  # ids of weights that processes do not share
         self.compiled: CompiledBlocks | None = None
@@ -133,6 +135,8 @@ class Anima(nn.Module):
         rope = image_rope(height, width, self.params.head_dim, latents.device)
         tables = rope if log_zeros is None else (*rope, log_zeros)
         context = context.to(self.dtype)
+        if self.fused:
+            context = shared(context)
         with preferring(self.kernel):
             for number, steered in enumerate(self.steered(time)):
                 x = self.run_block(number, x, context, time, tables, steered)
@@ -318,8 +322,11 @@ class Anima(nn.Module):
     def use_one_kernel(self, fused: bool = True) -> None:
         """Norms with their rotations, and gates with the modulated norm after them, each in one kernel.
 
+        Gradients of what several Linears use are added in their products.
+
         The device has to have them: see one_kernel.why_not
         """
+        self.fused = fused
         for module in self.modules():
             if isinstance(module, (Attention, AdapterAttention, Block)):
                 module.fused = fused

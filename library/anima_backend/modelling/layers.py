@@ -14,6 +14,7 @@ from library.anima_backend.modelling.glue import EPS, entered, gated, heads, mod
 from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import DiTParams
+from library.memory.gradient_sums import shared
 from library.memory.recomputation import cheap
 
 
@@ -71,6 +72,8 @@ class Attention(nn.Module):
     ) -> Tensor:  # fmt: skip
         """log_zeros: of how many rows of zeros were left out of `source`; None: of none."""
         split, made = (-1, self.head_dim), partial(heads, fused=self.fused)
+        if self.fused:
+            source, x = (shared(x),) * 2 if source is x else (shared(source), x)
         q = cheap(made, self.q_proj(x).unflatten(-1, split), self.q_norm, rope)
         k = cheap(made, self.k_proj(source).unflatten(-1, split), self.k_norm, rope)
         v = self.v_proj(source).unflatten(-1, split)
