@@ -99,10 +99,13 @@ class NetworkTrainer(TrainerStages):
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
+        fused = self.optimization.is_fused  # then weights change in the backward pass
+        self.optimization.begin(self.state.step)
         try:
-            results = self.gradients_of(window)
+            with self.files.unsettled() if fused else contextlib.nullcontext():
+                results = self.gradients_of(window)
         except torch.OutOfMemoryError:
-            if not self.cheaper.is_there(self.state.step, self.plain_model.num_blocks):
+            if fused or not self.cheaper.is_there(self.state.step, self.plain_model.num_blocks):
                 raise
             results = []
         if not results:  # by now nothing is kept of the pass that failed

@@ -276,7 +276,7 @@ class TrainerStages(CheckStages):
     def prepare_optimization(self) -> None:
         """Establish what makes the updates, and the model as it is called in a step."""
         self.optimization = Optimization(
-            self.cfg, self.network, self.plan.total_steps, self.accelerator
+            self.cfg, self.network, self.plan.total_steps, self.accelerator, self.seed
         )
         self.model = self.optimization.wrap(self.base)
         self.network.check_trainables()
@@ -317,7 +317,8 @@ class TrainerStages(CheckStages):
 
     def make_guard(self) -> UpdateGuard:
         policy, made = self.cfg.monitor.monitor_alert_policy, self.optimization
-        return UpdateGuard(made.optimizer, policy, made.flat)
+        single = partial(made.single.step, max_norm=made.max_norm) if made.single else None
+        return UpdateGuard(made.optimizer, policy, made.flat, single)
 
     @timed
     def take_over(self) -> None:

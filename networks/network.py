@@ -35,7 +35,7 @@ from networks.network_settings import NetworkSettings, NormExport
 from networks.norm_limit import limit_norms, limit_problems
 from networks.placements import Placement, fill_from_file, linear_adapters
 from networks.precision import in_precision
-from networks.trained import Trained
+from networks.trained import ROUNDED_AWAY, Trained
 
 logger = logging.getLogger(__name__)
 
@@ -216,9 +216,7 @@ class AdapterNetwork(Trained):
 
     def cast_trainables(self, dtype: torch.dtype) -> None:
         """Hold the factors in another dtype, by the user's explicit choice (full_bf16)."""
-        logger.warning(
-            "the factors are kept in %s: updates much smaller than a value are rounded away", dtype
-        )
+        logger.warning(ROUNDED_AWAY, "factors", dtype)
         for placement in self.placements:
             placement.adapter.to(dtype)
         self.trainable_dtype = dtype

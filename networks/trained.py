@@ -16,6 +16,11 @@ from torch import Tensor, nn
 
 from library.errors import Problem
 
+ROUNDED_AWAY = (
+    "the %s are kept in %s: updates much smaller than a value are rounded away, unless "
+    "stochastic_rounding is set"
+)
+
 
 class Subject(ABC):
     """What a run will train, by its options."""
@@ -75,6 +80,10 @@ class Trained(ABC):
         self, text_encoder_lr: Any, unet_lr: float | None, learning_rate: float | None
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """Optimizer groups, one per rate, and their names; without any rate: no "lr" entry."""
+
+    def pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """(weight of the model, which gets a gradient; what the optimizer changes for it), in that order."""
+        return [(each, each) for each in self.get_trainable_params()]
 
     @abstractmethod
     def check_trainables(self) -> None:

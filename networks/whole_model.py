@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from library.errors import ConfigError, Problem
 from networks.model_layout import ModelLayout
-from networks.trained import Subject, Trained
+from networks.trained import ROUNDED_AWAY, Subject, Trained
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ class WholeModel(Trained):
         assert model is self.model, "made for another model"
         _ = self.layout  # while the file is there
         computed, self.dtype = self.subject.computed, dtype
+        if dtype != torch.float32:
+            logger.warning(ROUNDED_AWAY, "weights", dtype)
         model.requires_grad_(False)
         trained = {part.name: part for part in self.parts}
         for name, weight in model.named_parameters():
@@ -141,6 +143,9 @@ class WholeModel(Trained):
 
     def get_trainable_params(self) -> list[nn.Parameter]:
         return [part.held for part in self.parts]
+
+    def pairs(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        return [(part.weight, part.held) for part in self.parts]
 
     def prepare_optimizer_params(
         self, text_encoder_lr: Any, unet_lr: float | None, learning_rate: float | None

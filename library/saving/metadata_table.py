@@ -111,6 +111,8 @@ OPTIONS = {
 
 WHERE_SET = {
     "fp8_base_unet": "precision.fp8_base_unet",
+    "stochastic_rounding": "precision.stochastic_rounding",
+    "fused_backward_pass": "optimizer.fused_backward_pass",
     "int8_base": "precision.int8_base",
     "int8_compute": "precision.int8_compute",
     "multiscale_loss_weight": "loss.multiscale_loss_weight",

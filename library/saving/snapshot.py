@@ -75,6 +75,7 @@ def run_fields(
         "seed": seed,
         "mixed_precision": cfg.precision.mixed_precision,
         "full_bf16": cfg.precision.full_bf16,
+        "stochastic_rounding": cfg.precision.full_bf16 and cfg.precision.stochastic_rounding,
         "fp8_base": cfg.precision.fp8_base,
         "fp8_base_unet": cfg.precision.fp8_base_unet and not cfg.precision.fp8_base,
         "int8_base": cfg.precision.int8_base,
@@ -100,6 +101,7 @@ def run_fields(
 
 def soft_fields(cfg: TrainConfig) -> dict[str, Any]:
     return {
+        "fused_backward_pass": cfg.whole and cfg.optimizer.fused_backward_pass,
         "gradient_checkpointing": cfg.loop.gradient_checkpointing,
         "cpu_offload_checkpointing": cfg.loop.cpu_offload_checkpointing,
         "checkpoint_every_n": cfg.loop.checkpoint_every_n,

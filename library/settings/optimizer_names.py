@@ -22,6 +22,7 @@ class KnownOptimizer:
     usual_rates:  the optimizer whose usual learning rates are its own too; "" where none is known
     elementwise:  each element is updated by its own gradient and state alone, wherever a tensor ends
     in_tensors:   an update changes parameters and tensors beside them alone, no number on the host
+    single:       each tensor is updated by its own gradient and state alone, in calls of its own
     """
 
     path: str
@@ -32,6 +33,7 @@ class KnownOptimizer:
     usual_rates: str = ""
     elementwise: bool = False
     in_tensors: bool = False
+    single: bool = False
 
 
 def _bitsandbytes(
@@ -53,7 +55,9 @@ def _schedulefree(name: str, state_bytes: float) -> KnownOptimizer:
 
 
 OPTIMIZERS: dict[str, KnownOptimizer] = {
-    "AdamW": KnownOptimizer("torch.optim.AdamW", 8, usual_rates="AdamW", elementwise=True),
+    "AdamW": KnownOptimizer(
+        "torch.optim.AdamW", 8, usual_rates="AdamW", elementwise=True, single=True
+    ),
     "AdamW8bit": _bitsandbytes("AdamW8bit", 2, "AdamW"),
     "PagedAdamW": _bitsandbytes("PagedAdamW", 8, "AdamW"),
     "PagedAdamW8bit": _bitsandbytes("PagedAdamW8bit", 2, "AdamW"),
@@ -86,7 +90,9 @@ OPTIMIZERS: dict[str, KnownOptimizer] = {
     "DAdaptLion": _dadaptation("DAdaptLion", 8),
     "DAdaptSGD": _dadaptation("DAdaptSGD", 12),
     "Prodigy": KnownOptimizer("prodigyopt.Prodigy", 16, "prodigyopt", finds_own_lr=True),
-    "Adafactor": KnownOptimizer("transformers.optimization.Adafactor", 1, "transformers"),
+    "Adafactor": KnownOptimizer(
+        "transformers.optimization.Adafactor", 1, "transformers", single=True
+    ),
     "RAdamScheduleFree": _schedulefree("RAdamScheduleFree", 8),
     "AdamWScheduleFree": _schedulefree("AdamWScheduleFree", 8),
     "SGDScheduleFree": _schedulefree("SGDScheduleFree", 4),
@@ -132,6 +138,12 @@ def keeps_all_in_tensors(options: OptimizerChoice) -> bool:
     """The same of `in_tensors`."""
     known = OPTIMIZERS.get(optimizer_name(options))
     return known is not None and known.in_tensors
+
+
+def takes_single_updates(options: OptimizerChoice) -> bool:
+    """The same of `single`."""
+    known = OPTIMIZERS.get(optimizer_name(options))
+    return known is not None and known.single
 
 
 def chooses_step_size(arguments: Mapping[str, Any]) -> bool:

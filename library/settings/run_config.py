@@ -22,6 +22,7 @@ from library.settings.optimizer_names import (
     OPTIMIZERS,
     chooses_step_size,
     optimizer_name,
+    takes_single_updates,
 )
 from library.settings.options import (
     above,
@@ -488,12 +489,20 @@ class OptimizerOptions:
     optimizer_args: tuple[str, ...] | None = flag(None, "key=value arguments of the optimizer")
     fused_backward_pass: bool = flag(
         False,
-        "update each weight as soon as its gradient is there, and let that go",
-        ignored="the gradients of adapters are small, and their norm is clipped and checked for NaN as a "
-        "whole before any weight moves",
+        "where the model itself trains: update each weight as soon as its gradient is there, and let that "
+        "go; with AdamW and Adafactor, without max_grad_norm and gradient_accumulation_steps",
+        idle=(
+            needs(
+                lambda o: o.whole,
+                "the gradients of adapters are small, and their norm is clipped and checked for NaN as a "
+                "whole before any weight moves",
+            ),
+        ),
     )
     blockwise_fused_optimizers: bool = flag(
-        False, "one optimizer per block", ignored="is for training whole models; adapters are small"
+        False,
+        "one optimizer per block",
+        ignored="fused_backward_pass of a model, weight by weight, saves more; adapters are small",
     )
 
 
@@ -630,7 +639,15 @@ class PrecisionOptions:
     """Precision and speed"""
 
     mixed_precision: str = flag("no", "precision of the base model", choices=("no", "fp16", "bf16"))
-    full_bf16: bool = flag(False, "adapters in bf16 too: small updates are lost")
+    full_bf16: bool = flag(
+        False, "what trains is in bf16 too, adapters or model: small updates are lost"
+    )
+    stochastic_rounding: bool = flag(
+        False,
+        "round what full_bf16 keeps up or down by chance, so that on average no update is lost; with "
+        "AdamW and Adafactor",
+        idle=(needs(lambda o: o.full_bf16, "full_bf16 is not set"),),
+    )
     full_fp16: bool = flag(
         False, "adapters in fp16 too", refused="updates would be lost; leave adapters in float32"
     )
@@ -1489,7 +1506,7 @@ class TrainConfig:
         """What is wrong between groups."""
         return [
             *self.distributed_problems(), *self.dataset_problems(), *self.compile_problems(),
-            *self.recording_problems(),
+            *self.recording_problems(), *self.single_problems(),
         ]  # fmt: skip
 
     def dataset_problems(self) -> list[Problem]:
@@ -1497,6 +1514,35 @@ class TrainConfig:
             return []
         message = "is needed: a TOML file that describes the pictures (or --train_data_dir)."
         return [Problem(message, "dataset_config")]
+
+    def single_problems(self) -> list[Problem]:
+        """What updates of one weight after another do not go with."""
+        rounds = self.precision.full_bf16 and self.precision.stochastic_rounding
+        fused = self.whole and self.optimizer.fused_backward_pass
+        found, name = [], optimizer_name(self.optimizer)
+        if (rounds or fused) and not takes_single_updates(self.optimizer):
+            asked = "fused_backward_pass" if fused else "stochastic_rounding"
+            message = f"updates one weight after another. Use AdamW or Adafactor, or leave out {asked}."
+            found.append(Problem(message, f"{asked} = true with optimizer_type = {name}"))
+        return found + (self.fused_problems() if fused else [])
+
+    def fused_problems(self) -> list[Problem]:
+        accumulation, limit = self.loop.gradient_accumulation_steps, self.optimizer.max_grad_norm
+        because = {
+            f"gradient_accumulation_steps = {accumulation}": accumulation > 1
+            and "a weight would be updated by the first micro-step's gradient. Use 1.",
+            f"max_grad_norm = {limit:g}": limit
+            and "the norm of all gradients is known after the last update only. Set it to 0.",
+            "mixed_precision = fp16": self.precision.mixed_precision == "fp16"
+            and "its gradient scaler looks at all gradients before an update. Use bf16.",
+            "several processes": self.situation().processes > 1
+            and "exchange gradients when all are there. Train with one, or leave it out.",
+        }
+        return [
+            Problem(f"does not go with fused_backward_pass: {reason}", what)
+            for what, reason in because.items()
+            if reason
+        ]
 
     def compile_problems(self) -> list[Problem]:
         """What compiled blocks do not go with: a count of memory, and CUDA graphs what moves."""

@@ -16,6 +16,7 @@ from library.training.learning_rates import LearningRates
 from library.training.optimizer_trial import try_optimizer, try_schedule
 from library.training.optimizers import create_optimizer
 from library.training.schedulers import create_scheduler
+from library.training.single_updates import SingleUpdates
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -55,6 +56,7 @@ class Optimization:
     inner:      torch's optimizer; optimizer: accelerate's around it
     trainables: whose gradients are clipped together
     flat:       the same as one tensor for each group; None where the optimizer is not elementwise
+    single:     updates of one weight after another, where the options ask for them
     """
 
     def __init__(
@@ -63,13 +65,16 @@ class Optimization:
         network: Trained,
         total_steps: int,
         accelerator: Accelerator,
+        seed: int,
     ) -> None:
         """As the flags ask, over the network's trainables; `wrap` comes before the first update."""
         groups, names = optimizer_groups(cfg, network)
         self.accelerator = accelerator
         self.inner = create_optimizer(cfg.optimizer, groups)
-        self.network = network
-        self.flat = None if network.is_whole else FlatUpdates.of(self.inner, cfg.optimizer)
+        self.network, self.seed = network, seed
+        self.single = SingleUpdates.of(cfg, self.inner, network)
+        together = not (network.is_whole or self.single)
+        self.flat = FlatUpdates.of(self.inner, cfg.optimizer) if together else None
         self.scheduler = create_scheduler(cfg.schedule, self.inner, total_steps=total_steps)
         # torch's advice where the first updates are left out (fp16 looking for its scale)
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")
@@ -85,6 +90,16 @@ class Optimization:
         )  # the model is where it should be: weights that are swapped in RAM
         return model
 
+    def begin(self, step: int) -> None:
+        """Before the first backward pass of an update; step: updates before it."""
+        if self.single is not None:
+            self.single.begin(self.seed, step)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether weights change in the backward pass already."""
+        return self.single is not None and self.single.is_fused
+
     def update(self, step: Callable[[Tensor], None]) -> Tensor:
         """Clip, step, advance the schedule once; returns the gradient norm, on the device.
 
@@ -94,6 +109,11 @@ class Optimization:
         same rates in any precision and with any optimizer. (In sd-scripts the schedule waits while fp16
         looks for its scale, so that it never reaches its end.)
         """
+        if self.single is not None:
+            norm = self.single.norm()
+            self._step(step, norm)
+            self.scheduler.step()
+            return norm
         self.network.gather_gradients()
         if self.flat is not None and self.flat.gather():
             with self.flat.as_one():

@@ -26,6 +26,7 @@ from library.errors import UserError
 from library.settings.options import written_names
 from library.training.flat_updates import FlatUpdates
 from library.training.optimizers import unwrapped
+from library.training.single_updates import found_inf, skips_on_device
 from library.utils import first_few, log_lines
 
 if TYPE_CHECKING:
@@ -189,11 +190,18 @@ class UpdateGuard:
     host does not wait: to the optimizer's own kernel where that can skip, or the update is taken back
     where it is made over one buffer. Other optimizers and policy raise read the norm before every update.
     flat:    the optimizer's updates over one buffer, if they are
+    single:  its updates of one weight after another, if they are: those leave out what is not finite
     tripped: policy raise has seen a gradient that is not finite
     """
 
-    def __init__(self, optimizer: Optimizer, policy: str, flat: FlatUpdates | None = None) -> None:
-        self.optimizer, self.flat = optimizer, flat
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        policy: str,
+        flat: FlatUpdates | None = None,
+        single: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.optimizer, self.flat, self.single = optimizer, flat, single
         self.inner = unwrapped(optimizer)
         self.has_scaler = getattr(optimizer, "scaler", None) is not None
         self.stops = policy == "raise"
@@ -201,15 +209,14 @@ class UpdateGuard:
 
     def step(self, norm: Tensor) -> None:
         """One update with the gradients whose norm (a scalar, on the device) this is, or none."""
-        if self.has_scaler:
+        if self.single is not None:
+            self.single(norm)
+            self.tripped = self.stops and not torch.isfinite(norm).item()
+        elif self.has_scaler:
             self.optimizer.step()
         elif self.skips_on_device and not self.stops:
-            found_inf = (~torch.isfinite(norm.detach())).float()
-            self.inner.found_inf = found_inf  # type: ignore[attr-defined]  # the kernel's door
-            try:
+            with found_inf(self.inner, ~torch.isfinite(norm.detach())):
                 self.optimizer.step()
-            finally:
-                del self.inner.found_inf  # type: ignore[attr-defined]  # as above
         elif self.flat is not None and self.flat.undoes and not self.stops:
             with self.flat.undone_if(~torch.isfinite(norm)):
                 self.optimizer.step()
@@ -220,12 +227,7 @@ class UpdateGuard:
 
     @property
     def skips_on_device(self) -> bool:
-        """Whether the kernel obeys `found_inf`: torch's fused Adam and AdamW.
-
-        Fused SGD has the argument too, but leaves its momentum uninitialized when the first is skipped.
-        """
-        known = type(self.inner) in (torch.optim.Adam, torch.optim.AdamW)
-        return known and all(group.get("fused") for group in self.inner.param_groups)
+        return skips_on_device(self.inner)
 
     def describe(self) -> str:
         """What happens to a gradient that is not finite, and what knowing it costs."""
@@ -233,6 +235,8 @@ class UpdateGuard:
             return "gradients that are not finite: skipped by the gradient scaler of fp16"
         if self.stops:
             return "gradients that are not finite stop the run: each update waits for its norm"
+        if self.single is not None:
+            return "gradients that are not finite: left out weight by weight, told at log points"
         if self.skips_on_device:
             return "gradients that are not finite: skipped on the device, told at log points"
         if self.flat is not None and self.flat.can_undo:

@@ -140,6 +140,7 @@ FLAGS: dict[str, Case] = {
     "use_8bit_adam": shown(SETTINGS),
     "use_lion_optimizer": Case(True, "updates"),
     "learning_rate": Case(5e-3, "updates", idle=({"unet_lr": 1e-3}, ADAFACTOR)),
+    "fused_backward_pass": shown("test_whole_model.test_a_fused_backward_pass_changes_no_bit", True, {}),
     "max_grad_norm": shown(A_RUN),
     "optimizer_args": Case(["betas=0.5,0.6"], "updates", {"learning_rate": 1e-2}),
     "lr_scheduler": Case("cosine", "updates", {"learning_rate": 1e-2}, idle=(
@@ -185,6 +186,7 @@ FLAGS: dict[str, Case] = {
     "int8_base": Case(True, "", HALF, STORED),
     "int8_compute": Case("always", "", {**HALF, "int8_base": True}, STORED, idle=(HALF,)),
     "full_bf16": shown(SETTINGS),
+    "stochastic_rounding": shown("test_single_updates.test_small_updates_are_not_lost_on_average", True, {}),
     "cuda_allow_tf32": shown(PROCESS),
     "cuda_cudnn_benchmark": shown(PROCESS),
     "deterministic": shown(PROCESS),

@@ -63,6 +63,45 @@ def test_the_average_is_a_file_of_its_own_between_the_weights(demo, done):
     assert 0 < distance[0] < distance[1]
 
 
+BF16 = {
+    **SETTINGS, "full_bf16": True, "stochastic_rounding": True, "optimizer_type": "Adafactor",
+    "optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"],
+    "gradient_checkpointing": False, "ema_decay": None, "max_train_steps": 3,
+}  # fmt: skip
+FUSED = {"fused_backward_pass": True, "max_grad_norm": 0}
+
+
+@pytest.fixture(scope="module")
+def by_chance(demo, folder):
+    """Runs in bf16, rounded by chance: updated together, and in the backward pass."""
+    settings = {name: {**BF16, **more, "output_dir": str(folder / name)} for name, more in {
+        "together": {"max_grad_norm": 0}, "fused": {**FUSED, "recompute": "cheap"},
+    }.items()}  # fmt: skip
+    for each in settings.values():
+        train_model(demo, folder, each)
+    return settings
+
+
+def final_states(folder, *names):
+    return [load_file(folder / name / "run-state/adapters.safetensors") for name in names]
+
+
+def test_a_fused_backward_pass_changes_no_bit(folder, by_chance):
+    together, fused = final_states(folder, "together", "fused")
+    assert together.keys() == fused.keys()
+    assert all(torch.equal(together[name], fused[name]) for name in fused)
+    assert {tensor.dtype for tensor in fused.values()} == {torch.bfloat16}
+
+
+def test_chance_and_fused_updates_go_on_to_the_same_bits(demo, folder, by_chance):
+    state = folder / "fused/run-step00000002-state"
+    train_model(demo, folder, {
+        **by_chance["fused"], "output_dir": str(folder / "again"), "resume": str(state),
+    })  # fmt: skip
+    for name in ("run.safetensors", "run-state/adapters.safetensors", "run-state/optimizer.pt"):
+        assert (folder / "again" / name).read_bytes() == (folder / "fused" / name).read_bytes()
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(demo, folder, done):
     """Killed while the third step is on its way, by SIGKILL, in a process of its own."""
     out = folder / "killed"
