@@ -6,6 +6,7 @@ problems are reported at once with their lines. Without a file, the folders name
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,6 +22,7 @@ from library.data.dataset_config import (
 )
 from library.data.dataset_effects import written_keys
 from library.data.dataset_file import TableLines, folder_problem, folders_document, read_document
+from library.data.user_pictures import class_problem
 from library.errors import ConfigError, Problem
 from library.settings.dataset_keys import KEYS, LEVELS, belongs, convert, split_numbers
 from library.settings.family import ForeignMessage
@@ -179,7 +181,12 @@ class _DatasetFileReader:
             message = "timestep_offset and custom_attributes' timestep_sampling.offset: keep one."
             self.problem(message, given.where)
         found["timestep_offset"] = self.entry("timestep_offset", sampling["offset"], given.where)
-        if given.value == {"timestep_sampling": {"offset": sampling["offset"]}}:
+        rest = {name: value for name, value in sampling.items() if name != "offset"}
+        others = {name: each for name, each in given.value.items() if name != "timestep_sampling"}
+        others |= {"timestep_sampling": rest} if rest else {}
+        if others:
+            found["custom_attributes"] = Setting(others, given.where)
+        else:
             del found["custom_attributes"]
         return found
 
@@ -282,12 +289,21 @@ class _DatasetFileReader:
             self.problem(f"min_ar is above max_ar = {high.value:g}.", low.where)
         if values["is_reg"].value and "trigger_word" not in chain[0]:
             values["trigger_word"] = Setting("")  # regularisation pictures show the class without it
+        if attributes := values["custom_attributes"].value:
+            text = json.dumps(attributes, sort_keys=True, default=str)
+            values["custom_attributes"] = Setting(text, values["custom_attributes"].where)
         return SubsetConfig(**{name: entry.value for name, entry in values.items()})
 
     def check_places(self, values: Settings, path: tuple) -> None:
-        """The pictures' folder is there and has pictures; the metadata file is a file."""
+        """The pictures' folder is there and has pictures; the metadata file is a file, the class a class."""
         folder, metadata = values["image_dir"], values["metadata_file"]
-        if not folder.where and not metadata.where:
+        named = values["dataset_class"]
+        if named.value is not None:
+            if other := [name for name in ("image_dir", "metadata_file") if values[name].where]:
+                self.problem(f"dataset_class and {other[0]} are both set. Keep one.", named.where)
+            elif message := class_problem(named.value):
+                self.problem(message, named.where)
+        elif not folder.where and not metadata.where:
             self.problem("image_dir is missing: the folder with the pictures.", self.where(path))
         if folder.value is not None:
             recursive = values["recursive"].value or metadata.value is not None

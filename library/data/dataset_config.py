@@ -17,11 +17,14 @@ ANOTHER_NAME = {"resolutions": "resolution"}
 class SubsetConfig(CaptionRecipe):
     """One folder or metadata file of pictures, and how its pictures and captions are used.
 
-    At most one of alpha_mask, mask_path and conditioning_data_dir is set.
+    At most one of alpha_mask, mask_path and conditioning_data_dir is set. Pictures are of image_dir, of
+    metadata_file, or of dataset_class, which is called with custom_attributes, a JSON object.
     """
 
     image_dir: str | None = default_of("image_dir")
     metadata_file: str | None = default_of("metadata_file")
+    dataset_class: str | None = default_of("dataset_class")
+    custom_attributes: str | None = None
     recursive: bool = default_of("recursive")
     num_repeats: int = default_of("num_repeats")
     is_reg: bool = default_of("is_reg")
@@ -44,8 +47,8 @@ class SubsetConfig(CaptionRecipe):
 
     @property
     def place(self) -> str:
-        """What to call it: its folder, else its metadata file."""
-        return self.image_dir or self.metadata_file or ""
+        """What to call it: its folder, else its metadata file or its class."""
+        return self.image_dir or self.metadata_file or self.dataset_class or ""
 
     @property
     def pictures_dir(self) -> str:

@@ -96,6 +96,9 @@ def folders_document(fallbacks: Mapping[str, Any]) -> tuple[dict, TableLines, li
             {"metadata_file": fallbacks["in_json"], **({"image_dir": folder} if folder else {})}
         ]
         flags = ["--in_json"]
+    if fallbacks.get("dataset_class"):
+        subsets.append({"dataset_class": fallbacks["dataset_class"]})
+        flags.append("--dataset_class")
     for name, parent in parents.items():
         if not parent:
             continue

@@ -23,6 +23,7 @@ from library.data.masks import MaskFolder
 from library.data.picture_files import Findings, PictureFile, count, list_pictures, names
 from library.data.picture_folders import Search
 from library.data.picture_sizes import read_headers
+from library.data.user_pictures import pictures_of_class
 from library.data.validation_split import hold_out
 from library.errors import DatasetError, as_utf8
 
@@ -87,7 +88,8 @@ def _list_folders(group: DatasetGroupConfig, findings: Findings) -> Iterator[_Fo
         seen: set[tuple[str, ...]] = set()
         for s, subset in enumerate(dataset.subsets):
             places = (subset.image_dir, subset.metadata_file)
-            place = tuple(os.path.realpath(each) for each in places if each)
+            own = (subset.dataset_class or "", subset.custom_attributes or "")
+            place = (*(os.path.realpath(each) for each in places if each), *own)
             if place in seen:
                 findings.notes.append(
                     f"{subset.place}: given twice in dataset {d}; the second time is ignored"
@@ -96,7 +98,10 @@ def _list_folders(group: DatasetGroupConfig, findings: Findings) -> Iterator[_Fo
             seen.add(place)
             family = dataset.family, s
             if family not in listed:  # the datasets of one list of resolutions share theirs
-                pictures = tuple(list_pictures(subset, findings, _search_of(subset, group)))
+                if subset.dataset_class:
+                    pictures = tuple(pictures_of_class(subset, findings))
+                else:
+                    pictures = tuple(list_pictures(subset, findings, _search_of(subset, group)))
                 masks = MaskFolder(subset, findings)
                 masks_found = tuple(masks.mask_of(picture) for picture in pictures)
                 masks.tell(p.path for p, mask in zip(pictures, masks_found) if mask is None)
@@ -108,7 +113,9 @@ def _list_folders(group: DatasetGroupConfig, findings: Findings) -> Iterator[_Fo
 def _search_of(subset: SubsetConfig, group: DatasetGroupConfig) -> Search:
     """The search for a subset's pictures, which leaves masks and the other sort to their own uses."""
     subsets = [each for dataset in group.datasets for each in dataset.subsets]
-    places = {each: os.path.realpath(each.pictures_dir) for each in subsets}
+    places = {
+        each: os.path.realpath(each.pictures_dir) for each in subsets if not each.dataset_class
+    }
     return Search(
         deep=subset.is_deep,
         masks={os.path.realpath(each) for each in group.mask_dirs},

@@ -121,10 +121,10 @@ class Repository:
         try:
             if api.repo_exists(self.id, repo_type=self.kind):
                 return False
-            sdk = {"space_sdk": "static"} if self.kind == "space" else {}
             api.create_repo(
-                self.id, repo_type=self.kind, private=self.private is not False, exist_ok=True, **sdk
-            )
+                self.id, repo_type=self.kind, private=self.private is not False, exist_ok=True,
+                space_sdk="static" if self.kind == "space" else None,
+            )  # fmt: skip
         except Exception as error:  # noqa: BLE001  as above
             where = f"huggingface_repo_id = {self.id}"
             message = f"the repository cannot be made: {self.refusal(error)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -57,6 +58,8 @@ def describe_subset(subset: SubsetConfig, images: Sequence[ImageInfo]) -> dict[s
     """A subset's settings and the number of its pictures; no paths of the user's disk."""
     settings = asdict(subset)
     shown: dict[str, Any] = {key: folder_name(settings[key]) for key in PATHS if settings[key]}
+    if subset.custom_attributes:  # their values may be paths
+        shown["custom_attributes"] = sorted(json.loads(subset.custom_attributes))
     if subset.caption_shares:
         shown["caption_shares"] = dict(zip(CAPTION_FORMS, subset.caption_shares))
     return {**settings, **shown, "img_count": len(images)}
@@ -69,7 +72,7 @@ def folder_name(path: str) -> str:
 
 def shown_name(subset: SubsetConfig) -> str:
     """What readers call a subset: its metadata file, else its folder."""
-    return folder_name(subset.metadata_file or subset.image_dir or "")
+    return subset.dataset_class or folder_name(subset.metadata_file or subset.image_dir or "")
 
 
 def dataset_dirs(catalogue: Catalogue, *, is_reg: bool) -> dict[str, dict[str, int]]:

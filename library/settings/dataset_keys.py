@@ -50,6 +50,7 @@ NO_CAPTIONS = loses_to(
     lambda o: o.caption_dropout_rate == 1 or o.caption_dropout_every_n_epochs == 1,
     "every caption is dropped as a whole",
 )
+FROM_CLASS = loses_to(lambda o: o.dataset_class, "captions come from dataset_class")
 CHANGING_TAGS = needs(
     lambda o: o.shuffle_caption or o.token_warmup_step or o.caption_tag_dropout_rate,
     "tags are neither shuffled nor dropped (shuffle_caption, caption_tag_dropout_rate)",
@@ -109,7 +110,7 @@ KEYS = {
     "caption_extension": Key(
         "text",
         ".txt",
-        idle=(NO_CAPTIONS, loses_to(lambda o: o.metadata_file, "captions are in metadata_file")),
+        idle=(NO_CAPTIONS, loses_to(lambda o: o.metadata_file, "captions are in metadata_file"), FROM_CLASS),
     ),
     "class_tokens": Key("text", "", flag=None, idle=(NO_CAPTIONS,)),
     "cache_info": Key("bool", False),
@@ -128,6 +129,7 @@ KEYS = {
     "face_crop_aug_range": Key("range", None),
     "is_reg": Key("bool", False, "s", flag=None),
     "metadata_file": Key("path", None, "s", flag=None),
+    "dataset_class": Key("text", None, "s"),
     "alpha_mask": Key("bool", False, "s", idle=(loses_to(lambda o: not o.alpha_mask, OTHER_MASK),)),
     "conditioning_data_dir": Key(
         "path",
@@ -140,7 +142,7 @@ KEYS = {
     ),
     "custom_attributes": Key(
         "table", None, flag=None,
-        ignored="of its entries only timestep_sampling.offset is read, which is timestep_offset here",
+        idle=(needs(lambda o: o.dataset_class, "beside timestep_sampling.offset it is read by a dataset_class alone"),),
     ),
     # beyond sd-scripts
     "resolutions": Key("sizes", None, "gd", flag=None),
@@ -164,7 +166,7 @@ KEYS = {
         idle=(
             NO_CAPTIONS,
             SENTENCES,
-            loses_to(lambda o: o.metadata_file, "captions are in metadata_file"),
+            loses_to(lambda o: o.metadata_file, "captions are in metadata_file"), FROM_CLASS,
         ),
     ),
 }

@@ -46,7 +46,7 @@ PER_BLOCK = "compile does it, block by block"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
 FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
 
-FOLDERS = ("train_data_dir", "reg_data_dir", "in_json")
+FOLDERS = ("train_data_dir", "reg_data_dir", "in_json", "dataset_class")
 """Flags that name the pictures where there is no dataset_config."""
 
 SCHEDULE_CHOICES = ", ".join(name + known.value for name, known in SCHEDULES.items())
@@ -332,8 +332,8 @@ class DataOptions:
         None,
         "metadata file of captions, with the pictures in train_data_dir",
         idle=(FILE_OF_DATASETS,), path=True)
-    dataset_class: str | None = flag(
-        None, "class path of a dataset of your own", refused="datasets are described in TOML here"
+    dataset_class: str | None = key_flag(
+        "dataset_class", "module.Class of your own that names pictures and captions; see docs/config_README.md"
     )
     color_aug: bool = key_flag(
         "color_aug", "change hue or brightness a little at random; not with cache_latents"

@@ -439,6 +439,7 @@ BUCKETS = {
 SHUFFLED = {"shuffle_caption": True}
 SENTENCES_TOO = {"caption_shares": {"tags": 1, "sentences": 1, "tags_sentences": 2}}
 DROPPED = {"caption_dropout_rate": 1.0}
+OWN_CLASS = "test_user_pictures.test_what_a_class_names_is_what_its_folder_has"
 EVERY_EPOCH = {"caption_dropout_every_n_epochs": 1}
 
 
@@ -493,6 +494,8 @@ KEYS: dict[str, Case] = {
     "face_crop_aug_range": picture([1.0, 2.0]),
     "is_reg": shown("test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss"),
     "metadata_file": picture("{folder}/all.json"),
+    "dataset_class": shown(OWN_CLASS),
+    "custom_attributes": shown(OWN_CLASS),
     "alpha_mask": picture(True),
     "conditioning_data_dir": shown(
         "test_training_datasets.test_the_loss_counts_inside_the_mask_only", "{masks}", {}

@@ -74,7 +74,7 @@ def test_a_key_without_use_is_named_with_the_reason(notes):
 
 def test_a_key_that_no_program_reads_is_named(notes):
     (note,) = notes(file_with(subset="custom_attributes = {a = 1}"))
-    assert "custom_attributes has no effect: of its entries only timestep_sampling.offset" in note
+    assert "custom_attributes has no effect: beside timestep_sampling.offset it is read" in note
     offset = "custom_attributes = {timestep_sampling = {offset = 0.5}}"
     assert not notes(file_with(subset=offset))
     (note,) = notes(file_with(subset=offset), "--timestep_sampling", "uniform")
