@@ -140,9 +140,11 @@ def _describe_subset(subset: SubsetConfig, images: list[ImageInfo]) -> str:
     samples = sum(image.repeats for image in images)
     each = f" x {subset.num_repeats}" if samples == len(images) * subset.num_repeats else ""
     masked = sum(image.mask is not None for image in images)
+    told = sum(image.sentences is not None for image in images)
     extras = [
         "regularisation" if subset.is_reg else "",
         f"{masked} masks" if masked else "",
+        f"{told} with sentences" if told else "",
         "masks by transparency" if subset.alpha_mask else "",
         f"loss x {subset.loss_multiplier:g}" if subset.loss_multiplier != 1 else "",
         f"timestep_offset {subset.timestep_offset:g}" if subset.timestep_offset else "",

@@ -62,7 +62,7 @@ def find_in_captions(
     written: Sequence[Written], phrase: str | None, is_common: IsCommon
 ) -> Iterator[Finding]:
     """All of this file. phrase: the trigger words that the run's metadata name"""
-    empty = (one.place() for one in written if not (one.lines or one.prose))
+    empty = (one.place() for one in written if not (one.lines or one.prose or one.added))
     yield from found(EMPTY, empty)
     yield from found(REPEATED, repeated_tags(written))
     yield from found(ONCE, tags_of_one(written, is_common))
@@ -132,9 +132,9 @@ def likely_triggers(own: Sequence[Written], is_common: IsCommon) -> list[str]:
         return []
     if everywhere := [tag for tag in own[0].added if not is_common(tag)]:
         return everywhere[:1]
-    candidates = {tag for tag in own[0].tags if not is_common(tag)}
-    if everywhere := sorted(tag for tag in candidates if all(one.names(tag) for one in own)):
-        return everywhere[:1]
+    candidates = [tag for line in own[0].lines for tag in line if not is_common(tag)]
+    if everywhere := next((tag for tag in candidates if all(one.names(tag) for one in own)), None):
+        return [everywhere]
     first = Counter(tag for one in own for tag in first_tags(one, is_common))
     tag, times = first.most_common(1)[0] if first else ("", 0)
     return [tag] if len(own) >= FEW and times >= MOST_HAVE_IT * len(own) else []

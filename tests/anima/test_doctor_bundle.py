@@ -13,14 +13,16 @@ from tests.helpers import warm
 from tests.helpers.running import config_files
 from tools.doctor import without_bundle
 
+SHARES = {"tags": 1, "sentences": 1}
 ODD = "solitary_heron"  # a tag that the report finds fault with
+SAID = "A quokka, unposed, looks on."
 CAPTION, WORDS, PROMPT = "zebra in lilac fog", "uncommon trigger words", "a stilt house at dusk"
 LONG = (
     f'{WORDS} and "quoted" ones that go on beyond the sixty letters which the report has room for'
 )
 PREFIX = 'teal "quoted" prefix'
 USER = "quillwort"
-PRIVATE = (CAPTION, ODD, WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark")
+PRIVATE = (CAPTION, ODD, "quokka", WORDS, PROMPT, USER, "0123456789abcdef", "s3cret", "my own remark")
 PRIVATE += ("Jane Doe", "that go on", "teal", "typed title")
 
 
@@ -34,9 +36,11 @@ def bundled(demo, tmp_path_factory):
         (folder / "pictures" / source.name).write_bytes(source.read_bytes())
         (folder / "pictures" / f"{source.stem}.txt").write_text(CAPTION, encoding="utf-8")
     (folder / "pictures" / f"{source.stem}.txt").write_text(f"{ODD}, {ODD}", encoding="utf-8")
+    (folder / "pictures" / f"{source.stem}_nl.txt").write_text(f"{SAID}\n", encoding="utf-8")
     (folder / "prompts.txt").write_text(f"{PROMPT} --w 64 --h 64\n", encoding="utf-8")
     (folder / "run.log").write_text(
         "".join(f"line {i}\n" for i in range(300))
+        + f"trained with {SAID}\n"
         + f"drew {PROMPT}\nshortened the caption '{CAPTION}' of C:\\Users\\{USER} S\\b.png\n"
         + f"https://me:s3cret@example.org by {USER}@host\n",
         encoding="utf-8",
@@ -50,7 +54,7 @@ def bundled(demo, tmp_path_factory):
         "metadata_author": "Jane Doe",
         "training_comment": LONG,
     }
-    argv = config_files(demo, folder, settings, caption_prefix=PREFIX, keep_tokens=1)
+    argv = config_files(demo, folder, settings, caption_prefix=PREFIX, keep_tokens=1, caption_shares=SHARES)
     with open(argv[1], "a", encoding="utf-8") as file:
         file.write("# my own remark\n")
     names = {"USER": USER, "LOGNAME": USER, "USERNAME": USER}
@@ -95,6 +99,8 @@ def test_what_helps_is_in_the_zip(bundled):
     assert "1,234  run-000001.safetensors" in parts["output_files.txt"]
     log = parts["log.txt"].splitlines()
     assert len(log) == 200 and log[-3] == "drew ***"
+    assert log[-4] == "trained with ***"
+    assert "with sentences: 1" in parts["report.txt"]
     assert "torch==" in parts["versions.txt"] and parts["steps.jsonl"] == '{"step": 1}\n'
 
 

@@ -306,6 +306,7 @@ DATASET = {
     "caption_dropout_rate": 0.2,
     "caption_tag_dropout_rate": 0.2,
     "flip_aug": True,
+    "caption_shares": {"tags": 1, "sentences": 1, "tags_sentences": 1, "sentences_tags": 1},
 }
 
 
@@ -321,6 +322,8 @@ def run(demo, folder, settings):
         (folder / "pictures").mkdir()
         for picture in (demo / "pictures").iterdir():
             (folder / "pictures" / picture.name).write_bytes(picture.read_bytes())
+            sentences = folder / "pictures" / f"{picture.stem}_nl.txt"
+            sentences.write_text(f"A picture, {picture.stem}, of a girl.", encoding="utf-8")
     length = {"max_train_steps": None, "max_train_epochs": 3}
     trainer = make_trainer(config_files(demo, folder, {**length, **settings}, **DATASET))
     trainer.train()

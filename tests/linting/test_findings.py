@@ -55,6 +55,8 @@ def test_nothing_is_found_where_nothing_is_wrong(tmp_path):
     "captions, subset, options, expected",
     [
         ([*GOOD, None, " "], "", {}, {"empty": [(("d.txt",), ""), (("e.txt",), "")]}),
+        ([*GOOD, None], "trigger_word = 'aoi'", {}, {}),
+        (["my_oc, 1girl, blue_hair"] * 3, "", {}, {"underscores": [((f"{each}.txt",), "blue_hair") for each in "abc"]}),
         ([*GOOD, None], "class_tokens = 'aoi, 1girl'", {}, {}),
         ([*GOOD, "aoi, Rain, rain, hat"], "", {}, {"repeated_tag": [(("d.txt",), "rain")], "tag_of_one_picture": [(("d.txt",), "Rain")]}),
         ([*GOOD, "aoi, smiel, hat, {red|blue}"], "", {}, {"tag_of_one_picture": [(("d.txt",), "smiel")]}),

@@ -111,6 +111,11 @@ def test_what_is_made_of_caption_lines_has_to_agree_where_it_is_set():
     assert differences_of(before, before, "critical") == {}
     now = document(SubsetConfig(caption_lines="each"))
     assert list(differences_of(before, now, "critical")) == ["dataset.0.subset.0.caption_lines"]
+    shared = document(SubsetConfig(caption_shares=(1.0, 2.0, 0.0, 0.0), sentence_suffix="_said"))
+    read = json.loads(json.dumps(shared))
+    assert differences_of(read, shared, "critical") == {}
+    names = ["dataset.0.subset.0.caption_shares", "dataset.0.subset.0.sentence_suffix"]
+    assert sorted(differences_of(before, shared, "critical")) == names
 
 
 def test_another_number_of_processes_says_what_it_changes(tmp_path, caplog):

@@ -182,7 +182,9 @@ def test_a_run_begins_where_the_flags_say(given, expected):
     assert (begun.step, begun.epoch, begun.batch_in_epoch) == expected
 
 
+SHARES = {"tags": 1, "sentences": 1, "tags_sentences": 1, "sentences_tags": 1}
 VARIED = {"shuffle_caption": True, "caption_dropout_rate": 0.3, "flip_aug": True}
+VARIED |= {"caption_shares": SHARES}
 RUN = {
     "max_train_steps": None,
     "max_train_epochs": 2,
@@ -199,6 +201,9 @@ RUN = {
 
 
 def test_from_every_state_a_run_ends_in_the_same_bytes(demo, run_folder):
+    for caption in sorted((run_folder / "pictures").glob("*.txt"))[::2]:
+        sentences = caption.with_name(f"{caption.stem}_nl.txt")
+        sentences.write_text(f"A picture, {caption.stem}, of a girl.", encoding="utf-8")
     argv = config_files(demo, run_folder, RUN, **VARIED)
     whole = make_trainer(argv)
     whole.train()
