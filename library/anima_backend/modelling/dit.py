@@ -307,7 +307,9 @@ class Anima(nn.Module):
             parts[id(each) in of_text].append(each)
         blocks, text = parts
         if text:
-            self.recorded_text = Replays(self.embedded, text, recorder(), state=state, around=around)
+            self.recorded_text = Replays(
+                self.embedded, text, recorder(), state=state, around=around
+            )
         self.recorded = Replays(self.velocity, blocks, recorder(), state=state, around=around)
 
     @contextmanager

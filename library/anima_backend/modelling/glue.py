@@ -21,6 +21,7 @@ from library.memory.recomputation import cheap, remade
 EPS = 1e-6
 Table = tuple[Tensor, Tensor]
 """cos and sin (L, hd/2), float32"""
+Ropes = tuple[Table | None, Table | None]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -85,11 +86,26 @@ def passed(
     return x, normed
 
 
-def heads(projected: Tensor, norm: nn.Module, rope: Table | None, *, fused: bool = False) -> Tensor:
-    """(B, L, heads, hd) -> the same normalised per head and, where rope is given, turned."""
-    weight = weight_in_use(norm) if fused else None
-    if weight is not None and takes_one_kernel(projected):
-        return one_kernel.NormTurn.apply(projected, weight, *(rope or (None, None)), EPS)
+def heads(
+    q: Tensor, k: Tensor, norms: tuple[nn.Module, nn.Module], ropes: Ropes, *, fused: bool = False
+) -> tuple[Tensor, Tensor]:
+    """q, k (B, L, heads, hd) normalised per head and, each where its rope is given, turned."""
+    weights = [weight_in_use(norm) for norm in norms] if fused else [None]
+    if None in weights or not (takes_one_kernel(q) and takes_one_kernel(k)):
+        return cheap(head, q, norms[0], ropes[0]), cheap(head, k, norms[1], ropes[1])
+    q_rope, k_rope = (rope or (None, None) for rope in ropes)
+    if q.shape == k.shape and q.dtype == k.dtype and ropes[0] is ropes[1]:
+        outs = one_kernel.NormTurn.apply(*q_rope, EPS, q, weights[0], k, weights[1])
+    else:
+        (of_q,) = one_kernel.NormTurn.apply(*q_rope, EPS, q, weights[0])
+        outs = of_q, *one_kernel.NormTurn.apply(*k_rope, EPS, k, weights[1])
+    again = partial(one_kernel.turned, eps=EPS)
+    remade(outs[0], again, q, weights[0], *q_rope)
+    remade(outs[1], again, k, weights[1], *k_rope)
+    return outs
+
+
+def head(projected: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
     normed = norm(projected)
     return normed if rope is None else rotate(normed, rope)
 

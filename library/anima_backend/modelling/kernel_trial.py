@@ -43,16 +43,24 @@ SMALL = Sizes(batch=2, side=3, heads=3, head_dim=16)
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel each way: what it is given, which of it has a gradient, and how it is called."""
+    """A kernel each way: what it is given, which of it has a gradient, and how it is called.
+
+    second: the shape of the second result, where it is not that of the first, which is the first input's
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     trained: tuple[bool, ...]
     call: Callable[..., Sequence[Tensor]]
+    second: tuple[int, ...] | None = None
+
+    @property
+    def results(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.shapes[0], self.second or self.shapes[0]
 
     def given(self, device: torch.device, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
         """Inputs, and directions for gradients: the same numbers in every dtype, exact in bfloat16."""
         drawn = torch.Generator().manual_seed(0)
-        shapes = [*self.shapes, self.shapes[0], self.shapes[0]]
+        shapes = [*self.shapes, *self.results]
         made = [
             torch.randn(shape, generator=drawn).bfloat16().to(device, dtype) for shape in shapes
         ]
@@ -85,12 +93,14 @@ class Norm(nn.Module):
         return F.rms_norm(x, weight.shape, weight, EPS)
 
 
-def norm_heads(side: int, x: Tensor, weight: Tensor, *, fused: bool) -> Sequence[Tensor]:
+def norm_heads(
+    side: int, q: Tensor, q_weight: Tensor, k: Tensor, k_weight: Tensor, *, fused: bool
+) -> Sequence[Tensor]:
     """side: of the picture whose places turn the heads, or 0"""
-    rope = table(side, side, x.shape[-1], x.device) if side else None
-    if rope is not None and x.dtype == torch.float64:
+    rope = table(side, side, q.shape[-1], q.device) if side else None
+    if rope is not None and q.dtype == torch.float64:
         rope = rope[0].double(), rope[1].double()
-    return [heads(x, Norm(weight), rope, fused=fused)]
+    return heads(q, k, (Norm(q_weight), Norm(k_weight)), (rope, rope), fused=fused)
 
 
 def gate(x: Tensor, weight: Tensor, y: Tensor, *, fused: bool) -> Sequence[Tensor]:
@@ -99,15 +109,16 @@ def gate(x: Tensor, weight: Tensor, y: Tensor, *, fused: bool) -> Sequence[Tenso
 
 def cases(sizes: Sizes) -> dict[str, Case]:
     """By name: all that a block does, with shared values frozen and trained."""
-    batch, length, _ = sizes.tokens
-    split = ((batch, length, sizes.heads, sizes.head_dim), (sizes.head_dim,))
+    (batch, length, _), weight = sizes.tokens, (sizes.head_dim,)
+    q = (batch, length, sizes.heads, sizes.head_dim)
+    text = (batch, length // 2 + 1, sizes.heads, sizes.head_dim)
     x, one = sizes.tokens, sizes.shared
     found: dict[str, Case] = {}
     for name, trains in (("", False), (", all trained", True)):
         turned, plain = partial(norm_heads, sizes.side), partial(norm_heads, 0)
         found |= {
-            f"norm and rotation{name}": Case(split, (True, trains), turned),
-            f"norm{name}": Case(split, (True, trains), plain),
+            f"norms and rotations{name}": Case((q, weight, q, weight), (True, trains) * 2, turned),
+            f"norms{name}": Case((q, weight, text, weight), (True, trains) * 2, plain, text),
             f"modulated norm{name}": Case((x, one, one), (True, trains, trains), entered),
             f"gate and modulated norm{name}": Case(
                 (x, one, x, one, one), (True, trains, True, trains, trains), passed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,11 +70,11 @@ class Attention(nn.Module):
         log_zeros: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """log_zeros: of how many rows of zeros were left out of `source`; None: of none."""
-        split, made = (-1, self.head_dim), partial(heads, fused=self.fused)
+        split, norms = (-1, self.head_dim), (self.q_norm, self.k_norm)
         if self.fused:
             source, x = (shared(x),) * 2 if source is x else (shared(source), x)
-        q = cheap(made, self.q_proj(x).unflatten(-1, split), self.q_norm, rope)
-        k = cheap(made, self.k_proj(source).unflatten(-1, split), self.k_norm, rope)
+        q, k = self.q_proj(x).unflatten(-1, split), self.k_proj(source).unflatten(-1, split)
+        q, k = heads(q, k, norms, (rope, rope), fused=self.fused)
         v = self.v_proj(source).unflatten(-1, split)
         if log_zeros is not None:
             return self.output_proj(attention_beside_zeros(q, k, v, log_zeros))

@@ -36,8 +36,7 @@ class AdapterAttention(nn.Module):
     ) -> Tensor:
         split = (-1, self.head_dim)
         q, k = self.q_proj(x).unflatten(-1, split), self.k_proj(source).unflatten(-1, split)
-        q = heads(q, self.q_norm, ropes[0], fused=self.fused)
-        k = heads(k, self.k_norm, ropes[1], fused=self.fused)
+        q, k = heads(q, k, (self.q_norm, self.k_norm), ropes, fused=self.fused)
         v = self.v_proj(source).unflatten(-1, split)
         return self.o_proj(attention(q, k, v, mask, "torch"))
 

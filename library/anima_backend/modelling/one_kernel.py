@@ -22,15 +22,16 @@ except ImportError:  # no Triton: it is not there for every system
 else:
     HAS_TRITON = True
 
-PROGRAMS = 128  # at least so many share the sums over the tokens, where there are so many tokens
+PROGRAMS, NARROW = 128, 512
+"""At least so many share sums over the tokens, where there are so many tokens; those of a head's width."""
 MOST_ROWS = 16  # that one of them adds up, one after the other
 LIBRARY = torch.library.Library("one_kernel", "FRAGMENT")
 
 
-def rows_of(length: int) -> int:
+def rows_of(length: int, programs: int = PROGRAMS) -> int:
     """How many of so many tokens one program adds up: by the size alone, so that sums are the same bits."""
     rows = 1
-    while rows < MOST_ROWS and 2 * rows * PROGRAMS <= length:
+    while rows < MOST_ROWS and 2 * rows * programs <= length:
         rows *= 2
     return rows
 
@@ -47,37 +48,36 @@ def operator(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
     return declared
 
 
-@operator("norm_turn(Tensor x, Tensor weight, Tensor? cos, Tensor? sin, float eps) -> Tensor")
+@operator(
+    "norm_turn(Tensor[] xs, Tensor[] weights, Tensor? cos, Tensor? sin, float eps) -> Tensor[]"
+)
 def norm_turn(
-    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
-) -> Tensor:
-    """x (B, L, heads, hd) -> the same divided by each head's root mean square, weighted and turned."""
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    if not x.is_meta:
-        triton_kernels.norm_turn(x, weight, cos, sin, eps, out)
-    return out
+    xs: list[Tensor], weights: list[Tensor], cos: Tensor | None, sin: Tensor | None, eps: float
+) -> list[Tensor]:
+    """xs (B, L, heads, hd), one or two, divided by each head's root mean square, weighted and turned."""
+    outs = [torch.empty_like(x) for x in xs]
+    if not xs[0].is_meta:
+        triton_kernels.norm_turn(xs, weights, cos, sin, eps, outs)
+    return outs
 
 
 @operator(
-    "norm_turn_back(Tensor grad, Tensor x, Tensor weight, Tensor? cos, Tensor? sin, float eps,"
-    " bool of_weight) -> Tensor[]"
+    "norm_turn_back(Tensor[] grads, Tensor[] xs, Tensor[] weights, Tensor? cos, Tensor? sin,"
+    " float eps, bool of_weights) -> Tensor[]"
 )
 def norm_turn_back(
-    grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float,
-    of_weight: bool,
+    grads: list[Tensor], xs: list[Tensor], weights: list[Tensor], cos: Tensor | None,
+    sin: Tensor | None, eps: float, of_weights: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """The gradient of x and, if asked for, float32 sums (programs, hd) for that of the weight."""
-    x = x.contiguous()
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    of_x, sums, rows = torch.empty_like(x), None, 1
-    if of_weight:
-        rows = rows_of(x.shape[0] * x.shape[1])
-        programs = -(-x.shape[0] * x.shape[1] // rows)
-        sums = x.new_empty(programs, x.shape[-1], dtype=torch.float32)
-    if not x.is_meta:
-        triton_kernels.norm_turn_back(grad, x, weight, cos, sin, eps, of_x, sums, rows)
-    return [of_x] if sums is None else [of_x, sums]
+    """Gradients of xs and, if asked for, float32 sums (xs, programs, hd) for those of the weights."""
+    of_xs, tokens = [torch.empty_like(x) for x in xs], xs[0].shape[0] * xs[0].shape[1]
+    rows, sums = 1, None
+    if of_weights:
+        rows = rows_of(tokens, NARROW)
+        sums = xs[0].new_empty(len(xs), -(-tokens // rows), xs[0].shape[-1], dtype=torch.float32)
+    if not xs[0].is_meta:
+        triton_kernels.norm_turn_back(grads, xs, weights, cos, sin, eps, of_xs, sums, rows)
+    return of_xs if sums is None else [*of_xs, sums]
 
 
 @operator(
@@ -130,27 +130,39 @@ def normed(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
     return found[0]
 
 
+@torch.no_grad()
+def turned(
+    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, *, eps: float
+) -> Tensor:
+    """One of NormTurn's results again, the same bits."""
+    found: list[Tensor] = norm_turn([x], [weight], cos, sin, eps)
+    return found[0]
+
+
 class NormTurn(torch.autograd.Function):
-    """Keeps what comes in."""
+    """Of one tensor or two of a shape, each with its weight after it. Keeps what comes in."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, cos, sin)
+        ctx: Any, cos: Tensor | None, sin: Tensor | None, eps: float, *given: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(cos, sin, *given)
         ctx.eps = eps
-        out: Tensor = norm_turn(x, weight, cos, sin, eps)
-        return out
+        return tuple(norm_turn(given[::2], given[1::2], cos, sin, eps))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, of_weight = (
-            ctx.saved_tensors,
-            ctx.needs_input_grad[1],
-        )  # asked for once: it may be remade
-        of_x, *sums = norm_turn_back(grad, *kept, ctx.eps, of_weight)
-        return of_x, sums[0].sum(0).to(kept[1].dtype) if sums else None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin, *given = ctx.saved_tensors  # asked for once: they may be made again
+        xs, weights, asked = given[::2], given[1::2], ctx.needs_input_grad[4::2]
+        dense = [grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads]
+        found = norm_turn_back(dense, xs, weights, cos, sin, ctx.eps, any(asked))
+        sums: list[Tensor | None] = [None] * len(xs)
+        if any(asked):
+            summed = found[-1].sum(1).to(weights[0].dtype)
+            sums = [each.to(w.dtype) if a else None for each, w, a in zip(summed, weights, asked)]
+        pairs = zip(found, sums)
+        return None, None, None, *(each for pair in pairs for each in pair)
 
 
 class Steer(torch.autograd.Function):

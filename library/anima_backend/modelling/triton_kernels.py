@@ -5,6 +5,8 @@ it makes again of the kernel's inputs. Gradients of what all tokens share are le
 program, which the caller adds up: the same bits in every run. Import it only where Triton is.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -12,76 +14,124 @@ from torch import Tensor
 
 
 @triton.jit
-def norm_turn_kernel(
-    x, weight, cos, sin, out, length, eps,
+def norm_turn_one(
+    x, weight, out, at, c, s, eps, head, place,
     TURNED: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token: each head (a | b) divided by its root mean square, weighted and turned."""
-    token = tl.program_id(0)
-    head, place = tl.arange(0, HEAD_BLOCK)[:, None], tl.arange(0, HALF_BLOCK)[None, :]
+    """One token of x: each head (a | b) divided by its root mean square, weighted and turned."""
     here, inside = place < HALF, (head < HEADS) & (place < HALF)
-    at = token.to(tl.int64) * (HEADS * 2 * HALF) + head * (2 * HALF) + place
     a = tl.load(x + at, inside, other=0.0).to(tl.float32)
     b = tl.load(x + at + HALF, inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / (2 * HALF) + eps)[:, None]
     a = a * scale * tl.load(weight + place, here, other=0.0).to(tl.float32)
     b = b * scale * tl.load(weight + HALF + place, here, other=0.0).to(tl.float32)
     if TURNED:
-        angle = (token % length) * HALF + place
-        c = tl.load(cos + angle, here, other=0.0)
-        s = tl.load(sin + angle, here, other=0.0)
         a, b = a * c - b * s, b * c + a * s
     tl.store(out + at, a.to(out.dtype.element_ty), inside)
     tl.store(out + at + HALF, b.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def norm_turn_back_kernel(
-    grad, x, weight, cos, sin, of_x, sums, tokens, length, by_sample, by_token, by_head, eps,
-    TURNED: tl.constexpr, OF_WEIGHT: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr,
-    HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+def norm_turn_kernel(
+    x, weight, out, other, other_weight, other_out, cos, sin, length, eps, TURNED: tl.constexpr,
+    TWO: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens: gradients turned back, of the input, and summed those of the weight.
+    """One token of x and, if there are two, of other."""
+    token = tl.program_id(0)
+    head, place = tl.arange(0, HEAD_BLOCK)[:, None], tl.arange(0, HALF_BLOCK)[None, :]
+    at = token.to(tl.int64) * (HEADS * 2 * HALF) + head * (2 * HALF) + place
+    c = tl.zeros((1, HALF_BLOCK), tl.float32)
+    s = tl.zeros((1, HALF_BLOCK), tl.float32)
+    if TURNED:
+        angle = (token % length) * HALF + place
+        c = tl.load(cos + angle, place < HALF, other=0.0)
+        s = tl.load(sin + angle, place < HALF, other=0.0)
+    norm_turn_one(x, weight, out, at, c, s, eps, head, place, TURNED, HEADS, HALF)
+    if TWO:
+        norm_turn_one(
+            other, other_weight, other_out, at, c, s, eps, head, place, TURNED, HEADS, HALF
+        )
 
-    by_sample, by_token, by_head: the strides of grad
+
+@triton.jit
+def norm_turn_back_one(
+    grad, x, weight_a, weight_b, of_x, from_, at, c, s, eps, inside,
+    TURNED: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """One token: the gradient of x; returned, what each head adds to that of the weight (a | b)."""
+    grad_a = tl.load(grad + from_, inside, other=0.0).to(tl.float32)
+    grad_b = tl.load(grad + from_ + HALF, inside, other=0.0).to(tl.float32)
+    if TURNED:
+        grad_a, grad_b = grad_a * c + grad_b * s, grad_b * c - grad_a * s
+    a = tl.load(x + at, inside, other=0.0).to(tl.float32)
+    b = tl.load(x + at + HALF, inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / (2 * HALF) + eps)[:, None]
+    a, b = a * scale, b * scale
+    of_weight_a, of_weight_b = grad_a * a, grad_b * b
+    mean = (tl.sum(of_weight_a * weight_a + of_weight_b * weight_b, 1) / (2 * HALF))[:, None]
+    grad_a, grad_b = grad_a * weight_a, grad_b * weight_b
+    of_a, of_b = scale * (grad_a - a * mean), scale * (grad_b - b * mean)
+    tl.store(of_x + at, of_a.to(of_x.dtype.element_ty), inside)
+    tl.store(of_x + at + HALF, of_b.to(of_x.dtype.element_ty), inside)
+    return of_weight_a, of_weight_b
+
+
+@triton.jit
+def norm_turn_back_kernel(
+    grad, x, weight, of_x, other_grad, other, other_weight, of_other, cos, sin, sums, tokens, length,
+    by_sample, by_token, by_head, other_by_sample, other_by_token, other_by_head, eps,
+    TURNED: tl.constexpr, TWO: tl.constexpr, OF_WEIGHT: tl.constexpr, ROWS: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS tokens: gradients turned back, of the inputs, and summed those of the weights.
+
+    by_...: the strides of the gradients
     """
     head, place = tl.arange(0, HEAD_BLOCK)[:, None], tl.arange(0, HALF_BLOCK)[None, :]
     here, heads = place < HALF, (head < HEADS) & (place < HALF)
     weight_a = tl.load(weight + place, here, other=0.0).to(tl.float32)
     weight_b = tl.load(weight + HALF + place, here, other=0.0).to(tl.float32)
+    other_a = tl.load(other_weight + place, here, other=0.0).to(tl.float32)
+    other_b = tl.load(other_weight + HALF + place, here, other=0.0).to(tl.float32)
     sum_a = tl.zeros((HEAD_BLOCK, HALF_BLOCK), tl.float32)
     sum_b = tl.zeros((HEAD_BLOCK, HALF_BLOCK), tl.float32)
+    other_sum_a = tl.zeros((HEAD_BLOCK, HALF_BLOCK), tl.float32)
+    other_sum_b = tl.zeros((HEAD_BLOCK, HALF_BLOCK), tl.float32)
+    c = tl.zeros((1, HALF_BLOCK), tl.float32)
+    s = tl.zeros((1, HALF_BLOCK), tl.float32)
     for row in range(ROWS):
         token = tl.program_id(0) * ROWS + row
         inside = heads & (token < tokens)
-        sample = (token // length).to(tl.int64)
-        at = sample * by_sample + (token % length) * by_token + head * by_head + place
-        grad_a = tl.load(grad + at, inside, other=0.0).to(tl.float32)
-        grad_b = tl.load(grad + at + HALF, inside, other=0.0).to(tl.float32)
+        sample, row_of_sample = (token // length).to(tl.int64), token % length
         if TURNED:
-            angle = (token % length) * HALF + place
-            c = tl.load(cos + angle, here, other=0.0)
-            s = tl.load(sin + angle, here, other=0.0)
-            grad_a, grad_b = grad_a * c + grad_b * s, grad_b * c - grad_a * s
+            c = tl.load(cos + row_of_sample * HALF + place, here, other=0.0)
+            s = tl.load(sin + row_of_sample * HALF + place, here, other=0.0)
         at = token.to(tl.int64) * (HEADS * 2 * HALF) + head * (2 * HALF) + place
-        a = tl.load(x + at, inside, other=0.0).to(tl.float32)
-        b = tl.load(x + at + HALF, inside, other=0.0).to(tl.float32)
-        scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / (2 * HALF) + eps)[:, None]
-        a, b = a * scale, b * scale
-        if OF_WEIGHT:
-            sum_a += grad_a * a
-            sum_b += grad_b * b
-        grad_a, grad_b = grad_a * weight_a, grad_b * weight_b
-        mean = (tl.sum(grad_a * a + grad_b * b, 1) / (2 * HALF))[:, None]
-        grad_a, grad_b = scale * (grad_a - a * mean), scale * (grad_b - b * mean)
-        tl.store(of_x + at, grad_a.to(of_x.dtype.element_ty), inside)
-        tl.store(of_x + at + HALF, grad_b.to(of_x.dtype.element_ty), inside)
+        from_ = sample * by_sample + row_of_sample * by_token + head * by_head + place
+        a, b = norm_turn_back_one(
+            grad, x, weight_a, weight_b, of_x, from_, at, c, s, eps, inside, TURNED, HALF
+        )
+        sum_a += a
+        sum_b += b
+        if TWO:
+            from_ = sample * other_by_sample + row_of_sample * other_by_token
+            from_ += head * other_by_head + place
+            a, b = norm_turn_back_one(
+                other_grad, other, other_a, other_b, of_other, from_, at, c, s, eps, inside,
+                TURNED, HALF,
+            )  # fmt: skip
+            other_sum_a += a
+            other_sum_b += b
     if OF_WEIGHT:
         at = tl.program_id(0) * (2 * HALF) + tl.arange(0, HALF_BLOCK)
         inside = tl.arange(0, HALF_BLOCK) < HALF
         tl.store(sums + at, tl.sum(sum_a, 0), inside)
         tl.store(sums + at + HALF, tl.sum(sum_b, 0), inside)
+        if TWO:
+            at += tl.num_programs(0) * (2 * HALF)
+            tl.store(sums + at, tl.sum(other_sum_a, 0), inside)
+            tl.store(sums + at + HALF, tl.sum(other_sum_b, 0), inside)
 
 
 @triton.jit
@@ -166,30 +216,32 @@ def steer_back_kernel(
 
 
 def norm_turn(
-    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float, out: Tensor
-) -> None:
-    """Fill out; x, out (B, L, heads, hd) contiguous."""
-    batch, length, heads, width = x.shape
-    turned = cos is not None
-    with on_its_card(x):
+    xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None,
+    eps: float, outs: Sequence[Tensor],
+) -> None:  # fmt: skip
+    """Fill outs; xs, one or two, and outs (B, L, heads, hd) dense."""
+    batch, length, heads, width = xs[0].shape
+    with on_its_card(xs[0]):
         norm_turn_kernel[(batch * length,)](
-            x, weight, cos if turned else weight, sin if turned else weight, out, length, eps,
-            TURNED=turned, **blocks_of(heads, width), num_warps=4,
+            xs[0], weights[0], outs[0], xs[-1], weights[-1], outs[-1], given(cos, xs[0]),
+            given(sin, xs[0]), length, eps, TURNED=cos is not None, TWO=len(xs) > 1,
+            **blocks_of(heads, width), num_warps=4,
         )  # fmt: skip
 
 
 def norm_turn_back(
-    grad: Tensor, x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float,
-    of_x: Tensor, sums: Tensor | None, rows: int,
+    grads: Sequence[Tensor], xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None,
+    sin: Tensor | None, eps: float, of_xs: Sequence[Tensor], sums: Tensor | None, rows: int,
 ) -> None:  # fmt: skip
-    """Fill of_x and, if given, sums (programs of so many rows, hd). grad: its last axis is dense."""
-    batch, length, heads, width = x.shape
-    turned, summed = cos is not None, sums is not None
-    with on_its_card(x):
+    """Fill of_xs and, if given, sums (xs, programs of so many rows, hd). grads: dense in their last axis."""
+    batch, length, heads, width = xs[0].shape
+    with on_its_card(xs[0]):
         norm_turn_back_kernel[(triton.cdiv(batch * length, rows),)](
-            grad, x, weight, cos if turned else weight, sin if turned else weight, of_x,
-            sums if summed else weight, batch * length, length, *grad.stride()[:3], eps,
-            TURNED=turned, OF_WEIGHT=summed, ROWS=rows, **blocks_of(heads, width), num_warps=4,
+            grads[0], xs[0], weights[0], of_xs[0], grads[-1], xs[-1], weights[-1], of_xs[-1],
+            given(cos, xs[0]), given(sin, xs[0]), given(sums, xs[0]), batch * length, length,
+            *grads[0].stride()[:3], *grads[-1].stride()[:3], eps, TURNED=cos is not None,
+            TWO=len(xs) > 1, OF_WEIGHT=sums is not None, ROWS=rows, **blocks_of(heads, width),
+            num_warps=4,
         )  # fmt: skip
 
 
