@@ -115,9 +115,9 @@ def _refuse_sharding() -> None:
     for variable, name in SHARDING_VARIABLES.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise ConfigError(
-                f"accelerate is set up for {name}, which splits a model that is trained. Here the base "
-                "is frozen and adapters are small: every process holds the whole. Use plain "
-                "--multi_gpu, and gradient_checkpointing where memory is short."
+                f"accelerate is set up for {name}, which divides what is trained among processes. Here "
+                "every process holds the whole. Use plain --multi_gpu, and gradient_checkpointing or "
+                "vram_target where memory is short."
             )
 
 

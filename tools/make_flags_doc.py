@@ -18,6 +18,7 @@ import argparse
 from pathlib import Path
 
 from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.flags_in_chinese import REASONS, SENTENCES, TITLES
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.settings.options import Flag, flags_of
 from library.system.program import run_main
@@ -36,8 +37,8 @@ TOML < 命令行。名称、类型和默认值与 sd-scripts 相同；不同之�
 - 开关写 `--名称` 打开，`--no-名称` 关闭；TOML 中写 `true` 或 `false`。
 - 列表在命令行中用空格分开，在 TOML 中写成 `["a=1", "b=2"]`。
 - Windows 路径在 TOML 中请用单引号：`'C:\\models\\a.safetensors'`，或者用 `/`。
-- 状态一栏：“effective” 有效；“no effect” 可以写，但不起作用，设置时会提示一次；“refused” 设置即报错，
-  因为忽略它会改变训练结果。
+- 状态一栏：空白为有效；“无效” 可以写，但不起作用，设置时会提示一次；“拒绝” 设置即报错，因为忽略它会改变
+  训练结果。
 - 拼错的名称会报错并给出最接近的名称。所有错误一次列出，退出码为 2。
 
 **English.** These are all flags of `anima_train_network.py`, generated from the program's own table. A flag
@@ -48,21 +49,26 @@ differ, the meaning says so.
 - A switch is turned on by `--name` and off by `--no-name`; in TOML, `true` or `false`.
 - A list is separated by spaces on the command line and written `["a=1", "b=2"]` in TOML.
 - Write Windows paths in TOML in single quotes, `'C:\\models\\a.safetensors'`, or with `/`.
-- State: *effective*; *no effect*: accepted, and named once when set; *refused*: an error when set, because
-  leaving it out silently would change what is trained.
+- State: empty, where the flag acts; *no effect*: accepted, and named once when set; *refused*: an error when
+  set, because leaving it out silently would change what is trained.
 - A misspelt name is an error that offers the nearest one. All problems are listed at once; the exit code
   is 2.
 """
-HEADER = "| flag | type | default | choices | state | meaning |\n|---|---|---|---|---|---|\n"
+HEADER = (
+    "| 参数 / flag | 类型 / type | 默认 / default | 可选 / choices | 含义 | meaning | 状态 / state |\n"
+    "|---|---|---|---|---|---|---|\n"
+)
+KINDS = {bool: "开关 / switch", int: "整数 / whole number", float: "数 / number", str: "文字 / text"}
 
 
 def document() -> str:
     """The whole file."""
     parts = [INTRODUCTION]
-    for group in (*SHARED_GROUPS.values(), AnimaConfig):
+    for name, group in {**SHARED_GROUPS, "anima": AnimaConfig}.items():
         title = (group.__doc__ or group.__name__).split("\n")[0]
+        both = title if title == TITLES[name] else f"{TITLES[name]} / {title}"
         rows = "".join(map(row, flags_of(group)))
-        parts.append(f"\n## {title}\n\n{HEADER}{rows}")
+        parts.append(f"\n## {both}\n\n{HEADER}{rows}")
     return "".join(parts)
 
 
@@ -73,15 +79,21 @@ def row(flag: Flag) -> str:
         kind(flag),
         "" if flag.default in (None, "") else f"`{shown(flag.default)}`",
         ", ".join(f"`{choice}`" for choice in flag.choices or ()),
-        state(flag),
-        flag.help,
+        in_text(SENTENCES[flag.dest]),
+        in_text(flag.help),
+        in_text(state(flag)),
     )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
+def in_text(words: str) -> str:
+    """Words in angle brackets would be taken for HTML."""
+    return words.replace("<", "\\<")
+
+
 def kind(flag: Flag) -> str:
-    names = {bool: "switch", int: "whole number", float: "number", str: "text"}
-    return names[flag.type] + (" list" if flag.many else "")
+    one, in_english = KINDS[flag.type].split(" / ")
+    return f"{one}列表 / {in_english} list" if flag.many else KINDS[flag.type]
 
 
 def shown(value: object) -> str:
@@ -89,12 +101,16 @@ def shown(value: object) -> str:
 
 
 def state(flag: Flag) -> str:
+    """Why it does not act, in both languages; "" where it does."""
     if flag.refused:
-        return f"refused: {flag.refused}"
+        return f"拒绝：{REASONS[flag.dest]} / refused: {flag.refused}"
     if flag.ignored:
-        return f"no effect: {flag.ignored}"
-    refused = [f"`{value}` is refused: {reason}" for value, reason in flag.refuses.items()]
-    return "; ".join(["effective", *refused])
+        return f"无效：{REASONS[flag.dest]} / no effect: {flag.ignored}"
+    if flag.refuses:
+        values = ", ".join(f"`{value}`" for value in flag.refuses)
+        (reason,) = set(flag.refuses.values())
+        return f"拒绝 {values}：{REASONS[flag.dest]} / refused: {reason}"
+    return ""
 
 
 def main() -> int:

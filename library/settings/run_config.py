@@ -41,7 +41,7 @@ from library.settings.schedule_names import SCHEDULES
 from library.settings.user_classes import parse_assignments
 from library.system.file_names import name_problem
 
-OF_DEEPSPEED = "it is an option of deepspeed, which does not train adapters here"
+OF_DEEPSPEED = "it is an option of deepspeed, which is refused here"
 PER_BLOCK = "compile does it, block by block"
 NOT_SD = "it belongs to Stable Diffusion models and means nothing here"
 FLOW = "it is defined for noise-predicting models with a beta schedule; this is rectified flow"
@@ -1403,8 +1403,8 @@ class DistributedOptions:
     deepspeed: bool = flag(
         False,
         "train by DeepSpeed's engine, which divides what is trained among processes (ZeRO)",
-        refused="it divides what is trained, and adapters are small: every process holds them whole. The "
-        "frozen base is what takes memory; see vram_target, blocks_to_swap and int8_base",
+        refused="every process holds all that trains here. What saves memory are vram_target, "
+        "blocks_to_swap, int8_base and, where the model itself trains, fused_backward_pass",
     )
     zero_stage: int = flag(
         2, "what ZeRO divides: optimizer (1), gradients too (2), weights too (3)",

@@ -1,10 +1,13 @@
 """The flag table as a contract: a flag is added, renamed or given another default on purpose."""
 
 import json
+import re
 
 import pytest
 
 from library.anima_runtime.command_line import GROUPS, load_run, setup_parser
+from library.anima_runtime.flags_in_chinese import REASONS, SENTENCES, TITLES
+from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.settings.config_file import read_config
 from library.settings.options import all_flags
 from tests.helpers.paths import TESTS
@@ -112,6 +115,19 @@ def test_help_names_every_flag_and_ends_well(capsys):
     assert not end.value.code
     text = capsys.readouterr().out
     assert not [name for name, flag in BY_NAME.items() if name not in text and not flag.hidden]
+
+
+def test_every_flag_has_its_sentence_in_chinese_too():
+    """And its reason, where it does not act; each group its title."""
+    chinese = "library/settings/flags_in_chinese.py, or library/anima_runtime/ for a flag of the family"
+    reasoned = {f.dest for f in FLAGS.values() if f.ignored or f.refused or f.refuses}
+    for table, wanted in (
+        (SENTENCES, set(FLAGS)), (REASONS, reasoned), (TITLES, {*SHARED_GROUPS, "anima"}),
+    ):  # fmt: skip
+        assert not wanted - set(table), f"add these to {chinese}"
+        assert not set(table) - wanted, f"there is no such flag, or none without effect: {chinese}"
+    words = [text for dest, text in SENTENCES.items() if dest != "v2"] + list(REASONS.values())
+    assert not [text for text in words if not re.search(r"[\u4e00-\u9fff]", text)]
 
 
 def test_the_document_is_made_from_the_table():
