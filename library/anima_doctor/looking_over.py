@@ -29,7 +29,7 @@ def look_over(
         triggers.update(triggers_of(own, phrase, names_nothing))
     held_out = {image.path for image in catalogue.held_out}
     return [
-        *find_duplicates([one.image for one in written], held_out, most=most_pictures),
+        *find_duplicates({one.path: one.name for one in written}, held_out, most=most_pictures),
         *find_in_captions(written, phrase, names_nothing),
         *find_habits(written, triggers, weighs=cfg.data.weighted_captions),
     ]

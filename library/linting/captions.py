@@ -130,11 +130,10 @@ def likely_triggers(own: Sequence[Written], is_common: IsCommon) -> list[str]:
     """Words that all captions have; else the word that most of them begin with; none where there is none."""
     if not own:
         return []
-    if everywhere := [tag for tag in own[0].added if not is_common(tag)]:
-        return everywhere[:1]
-    candidates = [tag for line in own[0].lines for tag in line if not is_common(tag)]
-    if everywhere := next((tag for tag in candidates if all(one.names(tag) for one in own)), None):
-        return [everywhere]
+    candidates = [tag for line in (own[0].added, *own[0].lines) for tag in line]
+    for tag in candidates:
+        if not is_common(tag) and all(one.names(tag) for one in own):
+            return [tag]
     first = Counter(tag for one in own for tag in first_tags(one, is_common))
     tag, times = first.most_common(1)[0] if first else ("", 0)
     return [tag] if len(own) >= FEW and times >= MOST_HAVE_IT * len(own) else []

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from library.caching.cache_files import DELAY, THREADS
 from library.caching.contents import quick_hash
-from library.data.data_types import ImageInfo
 from library.data.images import UnreadableImage
 from library.linting.findings import Finding, Kind, Place, found
 from library.linting.likeness import Look, groups, look_of
@@ -47,13 +46,12 @@ SPLIT = Kind(
 
 
 def find_duplicates(
-    images: Sequence[ImageInfo], held_out: Collection[Path], *, most: int | None = None
+    names: Mapping[Path, str], held_out: Collection[Path], *, most: int | None = None
 ) -> Iterator[Finding]:
-    """What is there twice. images: each file once; held_out: those not trained
+    """What is there twice. names: pictures and what to call them; held_out: those not trained
 
     most: more pictures than that are compared by their bytes alone, which is told by no finding
     """
-    names = {image.path: image.key.partition("/")[2] for image in images}
     same = same_bytes(list(names))
     yield from found(SAME, (place_of(group, names) for group in same))
     copies = {path for group in same for path in group[1:]}

@@ -19,11 +19,8 @@ from PIL import Image, ImageOps
 
 from library.data.images import UnreadableImage, open_image, to_rgb
 
-GREY, LOW, SMALL = (
-    32,
-    8,
-    8,
-)  # sides of the grey copy, of the frequencies kept, of the copy in colour
+GREY, LOW, SMALL = 32, 8, 8
+"""Sides of the grey copy, of the frequencies kept, of the copy in colour."""
 BITS = LOW * LOW - 1  # without the mean
 MOST_BITS = 8
 """Signs by which pictures that look alike may differ."""
@@ -82,8 +79,8 @@ def cosines() -> NDArray[np.float64]:
 def groups(looks: Sequence[Look]) -> list[list[int]]:
     """Indices of pictures that look alike, two or more together; each is like one other of its group.
 
-    Pictures are compared where a part of their hashes is the same: 1 in 128 of all pairs, where pictures
-    differ. Those that are in one group already are not compared again.
+    Pictures are compared where one of BANDS parts of their hashes is the same: of pictures that differ that
+    is 1 pair in 14. Those that are in one group already are not compared again.
     """
     if not looks:
         return []

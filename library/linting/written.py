@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from pathlib import Path
 from library.data.captions import names_word, sentence_variants, split_tags, variants
 from library.data.catalogue import Catalogue
 from library.data.data_types import ImageInfo
+from library.data.picture_files import sentence_file
 from library.linting.findings import Place
 from library.saving.metadata_datasets import is_prose
 
@@ -20,14 +22,16 @@ class Written:
 
     lines: the tags of each line of tags that is trained; a file's marks between them are gone
     prose: lines that are sentences, and those of its file of sentences
+    name:  of the picture: its path in its folder, with the folder's name where the run has several
     """
 
     image: ImageInfo
     lines: tuple[tuple[str, ...], ...]
     prose: tuple[str, ...]
+    name: str
 
     @classmethod
-    def of(cls, image: ImageInfo) -> Written:
+    def of(cls, image: ImageInfo, *, names_folder: bool) -> Written:
         subset = image.subset
         named = "" if image.has_text else subset.class_tokens
         lines, prose = [], list(sentence_variants(image.sentences or "", subset))
@@ -39,7 +43,10 @@ class Written:
                 prose.append(line)
             elif tags:
                 lines.append(tuple(tags))
-        return cls(image, tuple(lines), tuple(prose))
+        name = image.key.partition("/")[2]
+        if names_folder:
+            name = f"{os.path.basename(os.path.abspath(subset.pictures_dir))}/{name}"
+        return cls(image, tuple(lines), tuple(prose), name)
 
     @property
     def path(self) -> Path:
@@ -65,12 +72,12 @@ class Written:
     @property
     def file(self) -> str:
         """The name of the file that it is written in, or would be."""
-        subset = self.image.subset
+        subset, name = self.image.subset, Path(self.name)
         if subset.metadata_file:
-            return f"{Path(subset.metadata_file).name}: {self.image.key.partition('/')[2]}"
-        return (
-            Path(self.image.key.partition("/")[2]).with_suffix(subset.caption_extension).as_posix()
-        )
+            return f"{Path(subset.metadata_file).name}: {name.as_posix()}"
+        if self.prose and not (self.image.caption or "").strip():
+            return sentence_file(name, subset).as_posix()
+        return name.with_suffix(subset.caption_extension).as_posix()
 
     def place(self, words: str = "") -> Place:
         return Place((self.path,), (self.file,), words)
@@ -79,7 +86,8 @@ class Written:
 def written_for(catalogue: Catalogue) -> list[Written]:
     """Of each picture once, those kept for validation too."""
     once = {image.path: image for image in (*catalogue.images, *catalogue.held_out)}
-    return [Written.of(image) for image in once.values()]
+    several = len({image.subset.place for image in once.values()}) > 1
+    return [Written.of(image, names_folder=several) for image in once.values()]
 
 
 def by_subset(written: Iterable[Written]) -> Iterator[tuple[str, list[Written]]]:

@@ -15,7 +15,7 @@ from library.anima_doctor.tag_habits import (
 )
 from library.linting import duplicates
 from library.settings.run_config import DataOptions, MetadataOptions
-from tests.helpers.dataset_files import catalogue_of, draw
+from tests.helpers.dataset_files import catalogue_from, catalogue_of, draw
 
 
 class Options:
@@ -82,12 +82,29 @@ def test_what_is_found_and_where(tmp_path, captions, subset, options, expected):
     assert told(catalogue_with(tmp_path / "set", captions, subset), **options) == expected
 
 
-def test_regularisation_teaches_no_trigger_and_sentences_name_it_too(tmp_path):
+def test_regularisation_teaches_no_trigger(tmp_path):
+    folders = tmp_path / "set", tmp_path / "reg"
+    for folder, captions in zip(folders, (GOOD, ["cat", "dog, dog", "cow"])):
+        catalogue_with(folder, captions)
+    text = "[[datasets]]\nresolution = 64\n"
+    for folder in folders:
+        text += f"[[datasets.subsets]]\nimage_dir = '{folder}'\n"
+    catalogue = catalogue_from(tmp_path, f"{text}is_reg = true\n")
+    same = [((f"set/{letter}.png", f"reg/{letter}.png"), "") for letter in "abc"]
+    repeated = [(("reg/b.txt",), "dog")]
+    assert told(catalogue) == {"same_picture": same, "repeated_tag": repeated}
+
+
+def test_sentences_name_the_trigger_too(tmp_path):
     folder = tmp_path / "set"
     catalogue = catalogue_with(folder, ["aoi, rain", "aoi, rain", "aoi, rain"])
     (folder / "d_nl.txt").write_text("In the rain aoi waits.", encoding="utf-8")
     draw(folder / "d.png", seed=9)
-    assert told(catalogue_of(folder, subset="caption_shares = {sentences = 1}")) == {}
+    shares = "caption_shares = {sentences = 1}"
+    assert told(catalogue_of(folder, subset=shares)) == {}
+    draw(folder / "e.png", seed=10)
+    (folder / "e_nl.txt").write_text("Nobody is here.", encoding="utf-8")
+    assert told(catalogue_of(folder, subset=shares)) == {"trigger_not_named": [(("e_nl.txt",), "aoi")]}
     assert "empty" in told(catalogue_of(folder)), "without shares the sentences are not read"
     assert len(catalogue.images) == 3
 
@@ -108,7 +125,7 @@ def test_copies_are_found_by_their_bytes_and_by_their_looks(demo, tmp_path, monk
     assert [place.files for place in found["same_picture"].places] == [(first.name, "x.png")]
     assert [place.files for place in found["alike"].places] == [(first.name, "y.jpg")]
     assert found["alike"].places[0].pictures == (first, folder / "y.jpg")
-    images = catalogue.images
+    images = {image.path: image.path.name for image in catalogue.images}
     (_, split) = duplicates.find_duplicates(images, {folder / "y.jpg"})
     assert split.kind.name == "alike_held_out"
     assert [f.kind.name for f in duplicates.find_duplicates(images, (), most=3)] == ["same_picture"]
