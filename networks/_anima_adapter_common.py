@@ -6,7 +6,7 @@ Its names are networks.<kind>_anima; each of those modules is an AnimaNetworks' 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,17 +22,18 @@ from networks._anima_arguments import (
     AdapterArguments,
     component_of,
 )
-from networks.arguments import SOURCE, argument_text, read_arguments, read_number
+from networks.arguments import SOURCE, read_arguments, read_number
 from networks.codec import DecodedFile, KeyDecoder, decode_tensors, read_adapter
 from networks.kinds.adapter import Dropout
 from networks.kinds.decomposed import with_magnitudes, without_magnitudes
-from networks.kinds.kind import FULL_MATRIX_DIM, KindArguments, Kinds, Request
+from networks.kinds.kind import KindArguments, Kinds, Request
 from networks.kinds.linear import LinearAdapter, is_adaptable_linear
 from networks.kinds.norm import Norm, is_adaptable_norm
 from networks.kinds.stored import training_alpha
 from networks.kinds.table import KINDS
 from networks.network import AdapterNetwork, check_kind
 from networks.network_settings import NetworkSettings, NormExport
+from networks.own_arguments import OwnArguments, kinds_by_word, kinds_of, too_full, undecomposed
 from networks.placements import (
     GroupRates,
     adapters_as_file,
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 FAMILY = "anima"
 DEFAULT_DIM = 4
+FULL_MATRICES = "networks.lokr_anima"
 
 # Arguments of other programs, answered better than by the nearest name.
 ELSEWHERE = {
@@ -62,10 +64,10 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a create_network call asks for, checked. own: the arguments of the kind alone"""
+    """What a create_network call asks for, checked. own: the arguments of single kinds"""
 
     arguments: AdapterArguments
-    own: KindArguments
+    own: OwnArguments
     request: Request
 
 
@@ -136,42 +138,41 @@ class AnimaNetworks:
 
         Raises ConfigError with every problem.
         """
-        (dim, alpha, neuron), problems = read_flags(
-            dims, None if self.own.FULL_MATRICES else FULL_MATRIX_DIM
-        )
-        elsewhere = ELSEWHERE | self.of_other_kinds()
+        (dim, alpha, neuron), problems = read_flags(dims)
+        used, wrong = kinds_of(self.kind, values, self.kinds)
+        classes = {name: self.kinds.trained[name].arguments for name in used}
+        aliases = dict(ALIASES)
+        for cls in classes.values():
+            aliases |= cls.ALIASES
+        asked = {f"--network_dim {dim:.0f}": dim} if dim else {}
+        problems += [*wrong, *too_full(classes, asked, FULL_MATRICES)]
         try:
-            shared, own = read_arguments(
-                (AdapterArguments, self.own), values, {**ALIASES, **self.own.ALIASES}, elsewhere
-            )
+            shared, *own = read_arguments(
+                (AdapterArguments, *classes.values()), values, aliases,
+                ELSEWHERE | self.of_other_kinds(used),
+            )  # fmt: skip
         except ConfigError as error:
             problems += error.problems
+            raise ConfigError(problems, source=SOURCE) from error
+        arguments = AdapterArguments(**shared)
+        ranks = {f"network_reg_dims {p!r}": rank for p, rank in arguments.network_reg_dims}
+        problems += too_full(classes, ranks, FULL_MATRICES)
+        problems += undecomposed(classes) if arguments.dora_wd else []
         if problems:
             raise ConfigError(problems, source=SOURCE)
-        arguments = AdapterArguments(**shared)
-        if arguments.dora_wd and not self.own.ADDS:
-            message = f"stands beside what is added to a weight; {self.kind} adds nothing. Remove it."
-            raise ConfigError([Problem(message, "dora_wd")], source=SOURCE)
         dropout = Dropout(neuron or 0.0, arguments.rank_dropout, arguments.module_dropout)
-        self.check_reg_dims(arguments)
         request = Request(int(dim or DEFAULT_DIM), alpha, dropout, dim_given=dim is not None)
-        return Plan(arguments, self.own(**own), request)
+        by_kind = {name: cls(**values) for (name, cls), values in zip(classes.items(), own)}
+        return Plan(arguments, OwnArguments(self.kind, by_kind), request)
 
-    def of_other_kinds(self) -> dict[str, str]:
-        """The arguments that another kind alone has -> where they belong."""
+    def of_other_kinds(self, used: Collection[str]) -> dict[str, str]:
+        """The arguments that only kinds have which are not used -> where they belong."""
         return {
             name: f"belongs to --network_module {other.module_of(FAMILY)}."
             for kind, other in self.kinds.trained.items()
-            if kind != self.kind
+            if kind not in used
             for name in (*(f.name for f in fields(other.arguments)), *other.arguments.ALIASES)
         }
-
-    def check_reg_dims(self, arguments: AdapterArguments) -> None:
-        ranks = () if self.own.FULL_MATRICES else arguments.network_reg_dims
-        message = "asks for full matrices, which only networks.lokr_anima has."
-        too_large = [pattern for pattern, rank in ranks if rank >= FULL_MATRIX_DIM]
-        if too_large:
-            raise ConfigError([Problem(message, f"network_reg_dims {p!r}") for p in too_large])
 
     def fresh(self, plan: Plan, unet: nn.Module, multiplier: float) -> AdapterNetwork:
         """A network on the modules that the arguments choose."""
@@ -179,6 +180,7 @@ class AnimaNetworks:
         selection = select_targets(model.linears, model.norms, plan.arguments.target_rules())
         check_component_rates(selection, plan.arguments)
         report_selection(selection, plan.arguments)
+        words = kinds_by_word(self.kinds)
 
         def make(target: Target[nn.Linear]) -> LinearAdapter:
             rank = target.rank or request.dim
@@ -186,8 +188,9 @@ class AnimaNetworks:
                 request.alpha if target.alpha is None else target.alpha, rank,
                 rank_stabilized=plan.arguments.rslora,
             )  # fmt: skip
-            reads_text = target.path.startswith(LLM_ADAPTER)
-            own = plan.own.without_noise() if reads_text else plan.own
+            own = plan.own.of(target.kind and words[target.kind.lower()])
+            if target.path.startswith(LLM_ADAPTER):
+                own = own.without_noise()
             adapter = own.make(target.module, rank, alpha, request.dropout)
             return with_magnitudes(adapter, target.module) if plan.arguments.dora_wd else adapter
 
@@ -195,7 +198,7 @@ class AnimaNetworks:
         asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
         default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS, *ADALN_TARGETS)
         matches = {pattern: n for pattern, n in asked.items() if pattern not in default}
-        dim = plan.own.rank_of_file(request.dim)
+        dim = plan.own.main.rank_of_file(request.dim)
         settings = replace(self.settings(plan, model), dim=dim, matches=matches)
         return AdapterNetwork(placements, settings, multiplier)
 
@@ -207,6 +210,8 @@ class AnimaNetworks:
         With train_norm=false, norms of the file stay as they are: applied and exported, but frozen.
         """
         settings, arguments = self.settings(plan, model), plan.arguments
+        if self.kind in file.kinds:  # with others beside it
+            settings = replace(settings, used=file.kinds)
         check_kind(file, settings)
         adapters = adapters_as_file(file, model.linears, plan.request.dropout, self.kinds)
         norms = {path: module for path, module in model.norms.items() if path in file.modules}
@@ -232,7 +237,8 @@ class AnimaNetworks:
             self.kind,
             kinds=self.kinds,
             modules={name: t.module_of(FAMILY) for name, t in self.kinds.trained.items()},
-            network_args=plan.arguments.effective() | as_texts(plan.own),
+            network_args=plan.arguments.effective() | plan.own.told(),
+            used=tuple(plan.own.by_kind),
             paths=frozenset(model.linears) | frozenset(model.norms),
             norms=frozenset(model.norms),
             loraplus_ratio=plan.arguments.loraplus_ratio,
@@ -240,26 +246,19 @@ class AnimaNetworks:
         )
 
 
-def as_texts(own: KindArguments) -> dict[str, str]:
-    """Arguments of one kind as metadata: all of them."""
-    return {field.name: argument_text(getattr(own, field.name)) for field in fields(own)}
-
-
 def log_remarks(network: AdapterNetwork, plan: Plan) -> None:
     """Say once what was asked for and has no effect."""
     plain = map(without_magnitudes, linear_adapters(network.placements))
     adapters = [adapter for adapter in plain if isinstance(adapter, LinearAdapter)]
-    for remark in plan.own.remarks(adapters, plan.request):
+    for remark in plan.own.remarks(adapters, plan.request, network.settings.kinds):
         logger.warning(remark)
     if plan.arguments.rslora and all(adapter.rank is None for adapter in adapters):
         logger.warning("rslora has no effect: no adapter has a rank")
     if plan.arguments.loraplus_ratio and adapters and not any(a.zero_factor for a in adapters):
-        logger.warning("loraplus_lr_ratio has no effect: %s has one factor", network.settings.kind)
+        logger.warning("loraplus_lr_ratio has no effect: %s has one factor", network.settings.name)
 
 
-def read_flags(
-    dims: tuple[Any, Any, Any], max_dim: int | None
-) -> tuple[list[float | None], list[Problem]]:
+def read_flags(dims: tuple[Any, Any, Any]) -> tuple[list[float | None], list[Problem]]:
     """network_dim, network_alpha and network_dropout as numbers, and what is wrong with them."""
     problems: list[Problem] = []
     numbers: list[float | None] = []
@@ -272,14 +271,6 @@ def read_flags(
     dim, alpha, neuron = numbers
     if dim is not None and (dim < 1 or not float(dim).is_integer()):
         problems.append(Problem("expected a whole number of 1 or more.", f"--network_dim {dim:g}"))
-    if dim is not None and max_dim and dim >= max_dim:
-        problems.append(
-            Problem(
-                "asks for full matrices, which is LoKr: use --network_module networks.lokr_anima, "
-                "or a rank such as 16.",
-                f"--network_dim {dim:.0f}",
-            )
-        )
     if alpha is not None and alpha < 0:
         problems.append(Problem("expected 0 (the rank) or more.", f"--network_alpha {alpha:g}"))
     if neuron is not None and not 0 <= neuron < 1:
@@ -295,17 +286,19 @@ def without_choices(plan: Plan, source: str) -> Plan:
         target_modules=default.target_modules,
         train_adaln=default.train_adaln,
         include_patterns=default.include_patterns,
+        network_reg_kinds=default.network_reg_kinds,
         network_reg_dims=default.network_reg_dims,
         network_reg_alphas=default.network_reg_alphas,
         dora_wd=default.dora_wd,
         rslora=default.rslora,
     )
-    own = type(plan.own)()
-    given = [*differing(plan.arguments, plain), *differing(plan.own, own)]
+    given = differing(plan.arguments, plain)
+    for own in plan.own.by_kind.values():
+        given += differing(own, type(own)())
     if given:
         names = ", ".join(given)
         logger.warning("no effect of %s: dim_from_weights takes %s as it is", names, source)
-    return replace(plan, arguments=plain, own=own)
+    return replace(plan, arguments=plain, own=plan.own.plain())
 
 
 def differing(one: KindArguments | AdapterArguments, other: object) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from library.errors import Problem
-from networks.arguments import Pairs, argument_text
+from networks.arguments import Pairs, Words, argument_text
 from networks.network_settings import NormExport
 from networks.targets import TargetRules
 
@@ -62,6 +62,7 @@ class AdapterArguments:
     norm_export: str = "diff"
     exclude_patterns: tuple[str, ...] = ()
     include_patterns: tuple[str, ...] = ()
+    network_reg_kinds: Words = ()
     network_reg_dims: Pairs = ()
     network_reg_alphas: Pairs = ()
     network_reg_lrs: Pairs = ()
@@ -128,6 +129,7 @@ class AdapterArguments:
             include=self.include_patterns,
             prefixes=() if self.train_llm_adapter else (LLM_ADAPTER,),
             train_norm=self.train_norm,
+            kinds=self.network_reg_kinds,
             dims=self.network_reg_dims,
             alphas=self.network_reg_alphas,
             lrs=self.network_reg_lrs,

@@ -23,6 +23,7 @@ TRUE_WORDS = ("true", "1", "yes", "y", "on", "t")
 FALSE_WORDS = ("false", "0", "no", "n", "off", "f")
 
 Pairs = tuple[tuple[str, float], ...]
+Words = tuple[tuple[str, str], ...]
 
 
 def parse_network_args(strings: Sequence[str] | None) -> dict[str, str]:
@@ -170,6 +171,17 @@ def read_pairs(value: Any) -> Pairs:
     return tuple(pairs)
 
 
+def read_words(value: Any) -> Words:
+    """regex=word,... -> ((regex, word), ...)."""
+    pairs = []
+    for part in read_list(value):
+        pattern, equals, word = part.rpartition("=")
+        if not equals or not pattern or not word.strip():
+            raise ValueError(f"expected regex=word,..., found {part!r}")
+        pairs.append((pattern.strip(), word.strip()))
+    return tuple(pairs)
+
+
 def split_outside_brackets(text: str) -> list[str]:
     """Split at commas that are not inside (), [] or {}: regexes such as a{1,2} stay whole."""
     parts, depth = [""], 0
@@ -193,6 +205,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "tuple[str, ...]": read_list,
     "tuple[str, ...] | None": read_list,
     "Pairs": read_pairs,
+    "Words": read_words,
 }
 
 
@@ -201,6 +214,7 @@ def argument_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        pairs = (part if isinstance(part, str) else f"{part[0]}={part[1]:g}" for part in value)
-        return ",".join(pairs)
+        return ",".join(
+            part if isinstance(part, str) else f"{part[0]}={argument_text(part[1])}" for part in value
+        )
     return f"{value:g}" if isinstance(value, float) else str(value)

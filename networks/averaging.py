@@ -25,7 +25,7 @@ from library.system.tensor_files import (
     read_tensors,
 )
 from library.utils import first_few
-from networks.codec import is_adapter_key, kind_of_file, split_factor, write_adapter
+from networks.codec import is_adapter_key, kinds_of_file, split_factor, write_adapter
 from networks.kinds.stored import ALPHA
 from networks.kinds.table import KINDS
 
@@ -49,7 +49,8 @@ class AdapterFile:
     def kinds(self) -> str:
         """The kinds of adapters in it, for messages."""
         splits = (split_factor(key, KINDS) for key in self.header.entries)
-        return kind_of_file([split for split in splits if split], KINDS)
+        found = kinds_of_file([split for split in splits if split], KINDS)
+        return " and ".join(found) or "norm"
 
     def read(self, key: str) -> Tensor:
         """One tensor. Raises AdapterFileError."""

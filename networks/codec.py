@@ -164,14 +164,19 @@ class DecodedFile:
 
     source: what to call the file
     whole:  which are no differences
-    kind:   LoRA, LoKr, norm (differences only), or a mixture named as such
+    kinds:  those of which adapters of Linears are
     """
 
     source: str
     modules: Mapping[str, Mapping[str, Tensor]]
     keys: Mapping[tuple[str, str], str]
     whole: frozenset[tuple[str, str]]
-    kind: str
+    kinds: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """LoRA, LoKr, norm (differences only), or a mixture named as such."""
+        return " and ".join(self.kinds) or "norm"
 
 
 def decode_tensors(tensors: Mapping[str, Tensor], decoder: KeyDecoder, source: str) -> DecodedFile:
@@ -201,13 +206,13 @@ def decode_tensors(tensors: Mapping[str, Tensor], decoder: KeyDecoder, source: s
         more = len(problems) - KEYS_NAMED
         rest = [Problem(f"{more} more keys do not belong either.", "...")] if more > 0 else []
         raise AdapterFileError(problems[:KEYS_NAMED] + rest, source=source)
-    return DecodedFile(source, modules, keys, frozenset(whole), kind_of_file(keys, decoder.kinds))
+    return DecodedFile(source, modules, keys, frozenset(whole), kinds_of_file(keys, decoder.kinds))
 
 
-def kind_of_file(places: Iterable[tuple[str, str]], kinds: Kinds) -> str:
-    """The kinds of Linears' adapters that the factors at these (path, factor) are of; else norm."""
+def kinds_of_file(places: Iterable[tuple[str, str]], kinds: Kinds) -> tuple[str, ...]:
+    """The kinds of Linears' adapters that the factors at these (path, factor) are of."""
     found = kinds.among({factor for _, factor in places})
-    return " and ".join(kind.name for kind in found if kind.training) or "norm"
+    return tuple(kind.name for kind in found if kind.training)
 
 
 def read_adapter(file: str | Path, kinds: Kinds = KINDS) -> dict[str, Tensor]:

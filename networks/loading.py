@@ -82,7 +82,8 @@ def decided_by_file(network: AdapterNetwork, asked: Sequence[float | None]) -> I
     settings = network.settings
     if other:
         yield f"{other} adapters take their alpha from --network_weights, not from network_alpha and network_args"
-    for name in settings.kinds.trained[settings.kind].arguments.OF_THE_START:
+    trained = settings.kinds.trained
+    for name in (n for kind in settings.used for n in trained[kind].arguments.OF_THE_START):
         if filled and settings.network_args.get(name) == "true":
             yield f"network_args: {name} has no effect on the {filled} adapters that --network_weights fills"
 

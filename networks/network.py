@@ -378,10 +378,10 @@ def replace_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def check_kind(file: DecodedFile, settings: NetworkSettings) -> None:
     """Raise AdapterFileError when the file is of another kind than the network."""
-    if file.kind in (settings.kind, "norm"):
+    if {*file.kinds} <= {settings.kind, *settings.used}:
         return
     if other := settings.modules.get(file.kind):
         advice = f"Use --network_module {other}."
     else:
-        advice = "A file holds one kind."
-    raise AdapterFileError(f"{file.source}: a {file.kind} file, not a {settings.kind}. {advice}")
+        advice = "Several kinds are trained as network_reg_kinds says, or as dim_from_weights finds them."
+    raise AdapterFileError(f"{file.source}: a {file.kind} file, not a {settings.name}. {advice}")

@@ -26,6 +26,7 @@ class NetworkSettings:
     """What a network is beside its adapters.
 
     kind:         the name of the kind that is trained
+    used:         it and the others that are trained in some modules
     kinds:        the table of kinds
     dim:          the rank that was asked for; None where a file decided
     modules:      kind -> the --network_module that makes it, for messages
@@ -45,3 +46,9 @@ class NetworkSettings:
     norms: frozenset[str] = frozenset()
     loraplus_ratio: float | None = None
     norm_export: NormExport = NormExport.DIFF
+    used: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of all kinds that are trained, for people."""
+        return " and ".join(self.used or (self.kind,))

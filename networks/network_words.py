@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from networks.kinds.norm import NormDelta
 from networks.network_settings import NetworkSettings
+from networks.own_arguments import kind_of_adapter
 from networks.placements import Placement, linear_adapters
 
 
@@ -15,10 +16,14 @@ def summary(settings: NetworkSettings, placements: Sequence[Placement]) -> list[
     """Lines to log: what is adapted, by which pattern, with how many parameters."""
     linears = linear_adapters(placements)
     norms = len(placements) - len(linears)
-    ranks = Counter(adapter.size for adapter in linears)
+    mixed = len(settings.used) > 1
+    ranks = Counter(
+        f"{kind_of_adapter(each, settings.kinds)} of {each.size}" if mixed else each.size
+        for each in linears
+    )
     sizes = ", ".join(f"{name}: {n}" if len(ranks) > 1 else name for name, n in ranks.items())
     counts = f"{len(linears)} Linears{f' ({sizes})' if sizes else ''} and {norms} norms"
-    lines = [f"{settings.kind}: {counts}, {numbers(placements):,} trained parameters"]
+    lines = [f"{settings.name}: {counts}, {numbers(placements):,} trained parameters"]
     if settings.matches:
         matched = "; ".join(f"{pattern} {n}" for pattern, n in settings.matches.items())
         lines.append(f"modules matched by pattern: {matched}")
@@ -29,7 +34,7 @@ def summary(settings: NetworkSettings, placements: Sequence[Placement]) -> list[
 
 def in_short(settings: NetworkSettings, placements: Sequence[Placement]) -> str:
     trained = sum(not placement.frozen for placement in placements)
-    return f"{trained} ({settings.kind}), {numbers(placements) / 1e6:.2f} M"
+    return f"{trained} ({settings.name}), {numbers(placements) / 1e6:.2f} M"
 
 
 def described(placements: Sequence[Placement]) -> str:

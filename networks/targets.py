@@ -24,6 +24,7 @@ from networks.kinds.norm import Norm
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value", float, str)
 Module_co = TypeVar("Module_co", bound=nn.Module, covariant=True)
 
 
@@ -35,6 +36,7 @@ class TargetRules:
     exclude:  regexes of modules left out, norms included
     include:  regexes of Linears added whatever `targets` and `exclude` say
     prefixes: paths below which nothing is adapted, e.g. "llm_adapter."
+    kinds:    regex -> word for a kind of adapter; the first that matches wins
     dims, alphas, lrs: regex -> value; the first that matches wins; rank 0 leaves a module out
     """
 
@@ -43,6 +45,7 @@ class TargetRules:
     include: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     train_norm: bool = True
+    kinds: tuple[tuple[str, str], ...] = ()
     dims: tuple[tuple[str, float], ...] = ()
     alphas: tuple[tuple[str, float], ...] = ()
     lrs: tuple[tuple[str, float], ...] = ()
@@ -50,13 +53,14 @@ class TargetRules:
 
 @dataclass(frozen=True)
 class Target(Generic[Module_co]):
-    """A module to adapt; rank, alpha and lr are None where no network_reg_* pattern names it."""
+    """A module to adapt; rank, alpha, lr and kind are None where no network_reg_* pattern names it."""
 
     path: str
     module: Module_co
     rank: int | None = None
     alpha: float | None = None
     lr: float | None = None
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,7 @@ class PatternTally:
             "target_modules": rules.targets,
             "exclude_patterns": rules.exclude,
             "include_patterns": rules.include,
+            "network_reg_kinds": tuple(p for p, _ in rules.kinds),
             "network_reg_dims": tuple(p for p, _ in rules.dims),
             "network_reg_alphas": tuple(p for p, _ in rules.alphas),
             "network_reg_lrs": tuple(p for p, _ in rules.lrs),
@@ -116,6 +121,7 @@ UNMATCHED_HINTS = {
     " (*.mlp.*), or re: and a regular expression.",
     "exclude_patterns": _REGEX_HINT,
     "include_patterns": _REGEX_HINT,
+    "network_reg_kinds": _REGEX_HINT,
     "network_reg_dims": _REGEX_HINT,
     "network_reg_alphas": _REGEX_HINT,
     "network_reg_lrs": _REGEX_HINT,
@@ -180,7 +186,8 @@ def apply_reg_rules(
     rank = first_value("network_reg_dims", rules.dims, path, tally)
     alpha = first_value("network_reg_alphas", rules.alphas, path, tally)
     lr = first_value("network_reg_lrs", rules.lrs, path, tally)
-    return Target(path, module, None if rank is None else int(rank), alpha, lr)
+    kind = first_value("network_reg_kinds", rules.kinds, path, tally)
+    return Target(path, module, None if rank is None else int(rank), alpha, lr, kind)
 
 
 def apply_lr_rules(
@@ -190,8 +197,8 @@ def apply_lr_rules(
 
 
 def first_value(
-    option: str, rules: tuple[tuple[str, float], ...], path: str, tally: PatternTally
-) -> float | None:
+    option: str, rules: tuple[tuple[str, Value], ...], path: str, tally: PatternTally
+) -> Value | None:
     """The value of the first rule that matches the path; every matching rule is counted."""
     tally.match_any(option, path, matches_regex)
     return next((value for pattern, value in rules if matches_regex(pattern, path)), None)

@@ -61,6 +61,8 @@ def module_claim(checked: Checked, says: str) -> Answer:
     kinds = {plain_kind(module) for module in checked.scaled}
     named = kind_named(says, checked.arguments or {})
     found = Text.same(" + ".join(sorted(kinds)) or "-")
+    if checked.arguments and "network_reg_kinds" in checked.arguments:
+        return (None if named is None or not kinds else named in kinds), found
     return (None if named is None or not kinds else kinds == {named}), found
 
 
@@ -69,7 +71,7 @@ def kind_named(module: str, arguments: Mapping[str, object]) -> str | None:
     if module in MODULES:
         return MODULES[module]
     own = str(arguments.get("algo", "")).lower() if "lycoris" in module.lower() else module.lower()
-    return next((kind for kind in ("LoKr", "LoHa", "LoRA") if kind.lower() in own), None)
+    return next((kind for kind in ("LoKr", "LoHa", "OFT", "LoRA") if kind.lower() in own), None)
 
 
 def dim_claim(checked: Checked, says: str) -> Answer:

@@ -101,7 +101,7 @@ class UniversalForm(AdapterForm):
         if not self.made.errors:
             return []
         path, worst = max(self.made.errors.items(), key=lambda pair: pair[1])
-        kind, rank = self.network.settings.kind, self.rule.rank
+        kind, rank = self.network.settings.name, self.rule.rank
         line = (
             f"a LoRA of rank {rank} in place of the {kind}: it differs from it by {self.made.error:.1%}, "
             f"at most by {worst:.1%} ({path}); a higher --export_rank brings it nearer"

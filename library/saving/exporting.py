@@ -148,7 +148,7 @@ def export_notes(options: SaveOptions, network: Trained) -> list[str]:
     """What is trained and files leave out, and what a LoRA stands in place of; for the start of a run."""
     if not isinstance(network, AdapterNetwork):
         return []
-    notes, kind = [], network.settings.kind
+    notes, kind = [], network.settings.name
     trained = trained_norms(network)
     if trained and network.settings.norm_export is NormExport.OMIT_TRAINED:
         notes.append(f"no file will hold the {trained} norms: norm_export = omit_trained.")

@@ -157,6 +157,7 @@ NETWORK_ARGS = {
     "target_modules": "target_modules",
     "exclude_patterns": "exclude_patterns",
     "include_patterns": "include_patterns",
+    "network_reg_kinds": "network_reg_kinds",
     "network_reg_dims": "network_reg_dims",
     "network_reg_alphas": "network_reg_alphas",
     "network_reg_lrs": "network_reg_lrs",

@@ -9,18 +9,17 @@ MODULES = {"lora": lora_anima, "lokr": lokr_anima, "loha": loha_anima, "oft": of
 OPTIONS = {
     "lora": ("lora", {}),
     "loha": ("loha", {}),
-    "oft": ("oft", {}),
-    "boft": ("oft", {"boft": "true", "network_dim": 6}),
     "lokr low": ("lokr", {"lokr_factor": 4}),
     "lokr full": ("lokr", {"lokr_full_matrix": "true"}),
     "lokr both": ("lokr", {"lokr_decompose_both": 1, "factor": -1}),
     "lokr sentinel": ("lokr", {"network_dim": 100_000}),
 }
+TURNED = {"oft": ("oft", {}), "boft": ("oft", {"boft": "true", "network_dim": 6})}
 
 
 def trained(name="lora", alpha=1, model=None, scale=0.05, **kwargs):
     """A network on the tiny model whose every factor is random, as after training."""
-    kind, options = OPTIONS[name]
+    kind, options = (OPTIONS | TURNED)[name]
     options = {"network_dim": 3, **options, **kwargs}
     model = model or tiny_transformer()
     network = MODULES[kind].create_network(

@@ -118,6 +118,7 @@ def start(demo, folder, settings):
     trainer.check_compile()
     trainer.plan_memory()
     trainer.check_products()
+    trainer.check_attention()
     trainer.load_models()
     trainer.prepare_model()
     trainer.attach_network()

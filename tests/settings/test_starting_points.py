@@ -19,7 +19,6 @@ from tests.helpers.written_adapters import (
     difference,
     dora_of_columns,
     live_differences,
-    loha,
     start,
     write_lokr,
     write_lora,
@@ -144,7 +143,6 @@ def test_ranks_of_the_file_may_differ_from_layer_to_layer(demo, run_folder, base
 
 
 BAD_STARTS = {
-    "LoHa": (loha, "A file holds one kind"),
     "DoRA of inputs": (dora_of_columns, "--base_weights can merge it"),
     "full difference": (difference, "--base_weights can merge it"),
 }
