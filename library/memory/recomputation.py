@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from library.memory.circumstances import Circumstances
 from library.memory.kept import Kept, Way, keeping, restored, storage_key
 from library.memory.layout import Layout
 
+Result = TypeVar("Result")
 OUTPUT = -1
 """The place of what a region returns; those of what autograd keeps of it count from 0."""
 
@@ -40,7 +41,7 @@ def recompute(
         return function(*inputs)
 
 
-def cheaply(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+def cheaply(function: Callable[..., Result], *inputs: Any) -> Result:
     """function(*inputs), without what its `cheap` parts would keep and what they return."""
     if not torch.is_grad_enabled():
         return function(*inputs)

@@ -47,9 +47,7 @@ def flash3_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
         return torch_attention(q, k, v, mask)
     exact = torch.are_deterministic_algorithms_enabled()
     found = _of_flash3()(q.to(v.dtype), k.to(v.dtype), v, deterministic=exact)
-    output: Tensor = (
-        found if isinstance(found, Tensor) else found[0]
-    )  # early ones: the sums as well
+    output: Tensor = found if isinstance(found, Tensor) else found[0]  # early ones: the sums as well
     return output.flatten(2)
 
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from library.anima_backend.modelling.attention import FUNCTIONS, preferring
 from library.anima_backend.modelling.compiled import CompiledBlocks
-from library.anima_backend.modelling.glue import EPS
+from library.anima_backend.modelling.glue import EPS, Open
 from library.anima_backend.modelling.layers import (
     Attention,
     Block,
@@ -137,10 +137,12 @@ class Anima(nn.Module):
         context = context.to(self.dtype)
         if self.fused:
             context = shared(context)
+        stream: Tensor | Open = x
         with preferring(self.kernel):
             for number, steered in enumerate(self.steered(time)):
-                x = self.run_block(number, x, context, time, tables, steered)
-        patches = self.final_layer(x, time).to(x.dtype)  # (B, h*w, p*p*C)
+                stream = self.run_block(number, stream, context, time, tables, steered)
+        assert isinstance(stream, Tensor), "the last block leaves nothing open"
+        patches = self.final_layer(stream, time).to(stream.dtype)  # (B, h*w, p*p*C)
         p = self.params.patch
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
@@ -188,9 +190,18 @@ class Anima(nn.Module):
             return [None] * len(self.blocks)
         return values.unflatten(0, (len(self.blocks), -1)).flatten(1, 2).unbind()
 
-    def run_block(self, number: int, x: Tensor, *others: object) -> Tensor:
+    def leaves_open(self, number: int) -> bool:
+        """Whether a block's last sum is made with the next one's first norm: where neither is a whole."""
+        if not self.fused or self.compiled is not None or self.swap is not None:
+            return False
+        both = self.recomputing[number : number + 2]
+        return len(both) == 2 and "block" not in both
+
+    def run_block(self, number: int, x: Tensor | Open, *others: object) -> Tensor | Open:
         block: Callable[..., Tensor] = self.blocks[number]
         mode = self.recomputing[number]
+        if self.leaves_open(number):
+            block = partial(block, leaves_open=True)
         if self.compiled is not None:
             block = partial(self.compiled, self.blocks[number])
         if self.swap is not None and number in self.swapped:
@@ -307,9 +318,7 @@ class Anima(nn.Module):
             parts[id(each) in of_text].append(each)
         blocks, text = parts
         if text:
-            self.recorded_text = Replays(
-                self.embedded, text, recorder(), state=state, around=around
-            )
+            self.recorded_text = Replays(self.embedded, text, recorder(), state=state, around=around)
         self.recorded = Replays(self.velocity, blocks, recorder(), state=state, around=around)
 
     @contextmanager

@@ -7,7 +7,7 @@ the plain form, of which it makes its own.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from library.anima_backend.modelling.rope import rotate
 from library.memory.recomputation import cheap, remade
 
 EPS = 1e-6
-Table = tuple[Tensor, Tensor]
+Table = tuple[Tensor, ...]
 """cos and sin (L, hd/2), float32"""
 Ropes = tuple[Table | None, Table | None]
 
@@ -61,10 +61,20 @@ def gated(x: Tensor, gate: Tensor, y: Tensor, *, fused: bool = False) -> Tensor:
     return Gated.apply(x, gate, y)
 
 
+class Open(NamedTuple):
+    """x + gate * y, a residual sum that is left to the kernel of the norm after it."""
+
+    x: Tensor
+    gate: Tensor
+    y: Tensor
+
+
 def entered(
-    x: Tensor, shift: Tensor, scale: Tensor, *, fused: bool = False
+    x: Tensor | Open, shift: Tensor, scale: Tensor, *, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
     """x itself and its modulated norm: what a sub-layer adds to, and what it sees."""
+    if isinstance(x, Open):
+        return passed(*x, shift, scale, fused=fused)
     if not (fused and takes_one_kernel(x, shift, scale)):
         return x, cheap(modulate, x, shift, scale)
     shift, scale = shift.contiguous(), scale.contiguous()

@@ -9,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
-from library.anima_backend.modelling.glue import EPS, entered, gated, heads, modulate, passed
+from library.anima_backend.modelling.glue import (
+    EPS,
+    Open,
+    Table,
+    entered,
+    gated,
+    heads,
+    modulate,
+    passed,
+)
 from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import DiTParams
@@ -66,7 +75,7 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(params.head_dim, eps=EPS)
 
     def forward(
-        self, x: Tensor, source: Tensor, rope: tuple[Tensor, ...] | None,
+        self, x: Tensor, source: Tensor, rope: Table | None,
         log_zeros: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """log_zeros: of how many rows of zeros were left out of `source`; None: of none."""
@@ -107,13 +116,14 @@ class Block(nn.Module):
         self.fused = False
 
     def forward(
-        self, x: Tensor, context: Tensor, time: tuple[Tensor, Tensor], tables: tuple[Tensor, ...],
-        steered: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, x: Tensor | Open, context: Tensor, time: tuple[Tensor, Tensor],
+        tables: tuple[Tensor, ...], steered: Tensor | None = None, *, leaves_open: bool = False,
+    ) -> Tensor | Open:  # fmt: skip
         """x (B, L, D), context (B, T, X), time = (embedded (B, 1, D), shared (B, 1, 3D)).
 
         tables:  cos and sin of the positions; log(n) of n rows of zeros that the context lacks, if any
         steered: (9, B, 1, D), what the three modulations make of the time, where that is known
+        leaves_open: whether the last sum is left to the next block
         """
         shift, scale, gate, *others = self.modulated(time) if steered is None else steered.unbind()
         x, normed = entered(x, shift, scale, fused=self.fused)
@@ -123,7 +133,8 @@ class Block(nn.Module):
         y = self.cross_attn(normed, context, None, *tables[2:])
         shift, scale, last_gate = others
         x, normed = passed(x, next_gate, y, shift, scale, fused=self.fused)
-        return gated(x, last_gate, self.mlp(normed), fused=self.fused)
+        y = self.mlp(normed)
+        return Open(x, last_gate, y) if leaves_open else gated(x, last_gate, y, fused=self.fused)
 
     def modulations(self) -> tuple[Modulation, ...]:
         """In the order in which they are used."""

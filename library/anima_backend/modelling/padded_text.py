@@ -48,9 +48,7 @@ class BesideZeros(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor) -> Tensor:
         out, sums, *state = kernel_of(q).forward(*(t.transpose(1, 2) for t in (q, k, v)))
         whole = torch.logaddexp(sums, log_zeros)
-        share = (sums - whole).exp_()[
-            :, :, : q.shape[1], None
-        ]  # of the softmax that real keys have
+        share = (sums - whole).exp_()[:, :, : q.shape[1], None]  # of the softmax that real keys have
         out.mul_(share)
         result = out.transpose(1, 2).flatten(2)
         ctx.save_for_backward(q, k, v, result, whole, *state)
@@ -100,9 +98,7 @@ class Flash:
 class Efficient:
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = aten._scaled_dot_product_efficient_attention(
-            q, k, v, None, True
-        )
+        found: tuple[Tensor, ...] = aten._scaled_dot_product_efficient_attention(q, k, v, None, True)
         return found
 
     @staticmethod

@@ -201,7 +201,9 @@ def steer_back_kernel(
             grad = grad * weight
             along = tl.sum(grad * value, 0) / WIDTH
             total += over * (grad - tl.sum(grad, 0) / WIDTH - value * along)
-            tl.store(of_x + at, total.to(of_x.dtype.element_ty), inside)
+            rounded = total.to(of_x.dtype.element_ty)
+            tl.store(of_x + at, rounded, inside)
+            total = rounded.to(tl.float32)  # as where the gate has a kernel of its own
         if GATED:
             tl.store(of_y + at, (total * factor).to(of_y.dtype.element_ty), inside)
             if OF_GATE:
