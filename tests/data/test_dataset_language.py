@@ -37,7 +37,10 @@ FITTING = {
     "shares": {"tags": 1, "sentences": 0.5},
     "table": {"a": 1},
 }
-SPECIAL = {"resize_interpolation": "area", "caption_lines": "join", "caption_extension": ".cap"}
+SPECIAL = {
+    "resize_interpolation": "area", "caption_lines": "join", "caption_extension": ".cap",
+    "dataset_class": "builtins.list",  # nothing is asked of it here
+}  # fmt: skip
 FOLDERS = ("image_dir", "mask_path", "conditioning_data_dir")
 
 
@@ -85,11 +88,15 @@ def test_every_key_has_its_levels_and_its_type(tmp_path, folder, name, level):
         document["datasets"][0]["subsets"].append({"image_dir": str(folder)})
     if name == "resolutions" and level == "general":
         del document["general"]["resolution"]
+    if name == "dataset_class":  # in place of a folder
+        del document["datasets"][0]["subsets"][0]["image_dir"]
     group = load(tmp_path, document, masked_loss=True)
     holder = group.datasets[0] if name in DatasetConfig.__dataclass_fields__ else None
     holder = group.datasets[0].subsets[0] if name in SubsetConfig.__dataclass_fields__ else holder
     if holder is None:
-        assert name in ("resolutions", "custom_attributes")
+        assert name == "resolutions"
+    elif name == "custom_attributes":
+        assert json.loads(holder.custom_attributes) == fitting
     else:
         value = getattr(holder, name)
         pair = (fitting, fitting) if KEYS[name].kind == "size" else fitting

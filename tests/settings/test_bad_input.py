@@ -31,7 +31,7 @@ FLAGS = {
     "misspelt": ({"leanring_rate": 1}, ["leanring_rate", "Did you mean learning_rate?", "line"]),
     "text for a number": ({"learning_rate": "1e-4"}, ["Remove the quotes", "learning_rate"]),
     "no such choice": ({"mixed_precision": "bf61"}, ["Did you mean bf16?"]),
-    "refused": ({"huggingface_repo_id": "a/b"}, ["huggingface_repo_id", "not available yet"]),
+    "refused": ({"deepspeed": True}, ["deepspeed", "every process holds all that trains"]),
     "two forms": ({"fp8_base": True, "int8_base": True}, ["one form", "int8_base"]),
     "8 bits of float32": ({"int8_base": True}, ["int8_base", "needs mixed_precision = bf16"]),
     "unknown network argument": ({"network_args": ["lokr_facto=4"]}, ["lokr_facto"]),

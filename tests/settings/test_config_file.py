@@ -147,7 +147,7 @@ def test_a_cache_on_disk_is_a_cache():
         ('mixed_precision = "bf61"', "expected one of no, fp16, bf16. Did you mean bf16?"),
         ('lr_warmup_steps = "many"', "expected whole steps, a fraction below 1, or a percentage"),
         ("train_batch_size = 0", "expected 1 or more."),
-        ("huggingface_repo_id = 'a/b'", "is refused: not available yet in this version."),
+        ("deepspeed = true", "is refused: every process holds all that trains here."),
         ("leanring_rate = 1e-4", "no such option. Did you mean learning_rate?"),
         ("batch_size = 2", "belongs in the dataset file; the flag of that meaning is"),
         ('image_dir = "a"', "belongs in the dataset file."),
