@@ -26,6 +26,7 @@ from networks.codec import (
     read_adapter,
     write_adapter,
 )
+from networks.kinds import mixing
 from networks.kinds.adapter import NO_DROPOUT, AdaptedModule, merged_parameters
 from networks.kinds.copies import NO_COPIES
 from networks.kinds.linear import copies_for
@@ -91,6 +92,7 @@ class AdapterNetwork(Trained):
             device = getattr(unet, "device", base.get_parameter("weight").device)
             if device.type != "meta":
                 placement.adapter.to(device)
+            placement.adapter.fused = getattr(unet, "fused", False) and mixing.works(device)
             placement.adapter.requires_grad_(not placement.frozen)
             replace_submodule(unet, placement.path, placement.adapter.adopt(base))
         self.model = unet
@@ -151,7 +153,8 @@ class AdapterNetwork(Trained):
 
     def unrecordable(self) -> str | None:
         drops = any(each.dropout != NO_DROPOUT for each in linear_adapters(self.trained()))
-        return "dropout" if drops else None
+        by_noise = any(each.acts_by_noise for each in linear_adapters(self.trained()))
+        return "dropout" if drops else "the ranks that noise leaves" if by_noise else None
 
     def set_training(self, active: bool) -> None:
         """Whether dropout is active."""

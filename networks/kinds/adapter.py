@@ -39,12 +39,14 @@ class Adapter(nn.Module):
     zero_factor: the factor that starts at zero; LoRA+ raises its learning rate
     changed:     the parameters of the base that merging changes
     alpha:       what a file has beside the factors; None for kinds without one
+    fused:       whether it uses kernels of our own, as the model does
     """
 
     zero_factor = ""
     changed: tuple[str, ...] = ("weight",)
     rank: int | None = None
     alpha: float | None = None
+    fused = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from library.memory.gradient_sums import GradientSum, sum_for
 from library.memory.quantised import Frozen, Quantised
+from networks.kinds import mixing
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import add_base_gradient, base_gradient, base_product
 
@@ -34,18 +35,20 @@ class Chain:
     mix_at:   before which matrix the groups are mixed, or after all of them; None: never
     strength: what the result is multiplied by
     masks:    after each step; None, or 0 and 1 that broadcast to (samples, ..., groups, width)
+    fused:    whether groups are mixed by a kernel of our own
     """
 
     groups: int
     mix_at: int | None
     strength: float
     masks: tuple[Tensor | None, ...]
+    fused: bool = False
 
     def order(self, w1: Tensor | None, w2: Sequence[Tensor]) -> list[Step]:
         steps: list[Step] = [Inside(matrix) for matrix in w2]
         if self.mix_at is not None:
             assert w1 is not None
-            steps.insert(self.mix_at, Across(w1))
+            steps.insert(self.mix_at, (Mixed if self.fused else Across)(w1))
         return steps
 
 
@@ -102,6 +105,33 @@ class Across:
     def gradient(self, x: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
         """A product for each token, summed in `dtype`: no copies of whole activations."""
         return torch.bmm(grad, x.transpose(1, 2)).sum(0, dtype=dtype)
+
+
+class Mixed(Across):
+    """The same in one kernel each, where that takes what it is given."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not mixing.is_for(self.matrix, x):
+            return super().__call__(x)
+        mixed: Tensor = mixing.mix(self.matrix, x)
+        return mixed
+
+    def add_to(self, out: Tensor, x: Tensor, strength: float) -> None:
+        if not mixing.is_for(self.matrix, x):
+            return super().add_to(out, x, strength)
+        mixing.mix_add(out.view(len(x), len(self.matrix), -1), self.matrix, x, strength)
+
+    def back(self, grad: Tensor) -> Tensor:
+        return Mixed(self.matrix.t())(grad)
+
+    def add_back_to(self, out: Tensor, grad: Tensor, strength: float) -> None:
+        Mixed(self.matrix.t()).add_to(out, grad, strength)
+
+    def gradient(self, x: Tensor, grad: Tensor, dtype: torch.dtype) -> Tensor:
+        if not mixing.is_for(self.matrix, x):
+            return super().gradient(x, grad, dtype)
+        sums: Tensor = mixing.mix_sums(x, grad)
+        return sums.sum(0).to(dtype)
 
 
 Step = Inside | Across

@@ -201,7 +201,7 @@ class LoKr(AdditiveAdapter):
             added = (*x.shape[:-1], self.shape.l, self.shape.k)
             masks[-1] = keep_mask(added, self.dropout.neuron, x)
             strength /= 1 - self.dropout.neuron
-        return Chain(self.shape.m, mix_at, strength, tuple(masks)), (w1, *w2)
+        return Chain(self.shape.m, mix_at, strength, tuple(masks), self.fused), (w1, *w2)
 
     def delta(self) -> Tensor:
         w1, w2 = self.chains()

@@ -23,7 +23,7 @@ FLOORS = [
     ("library/memory/kept library/memory/layout library/memory/circumstances library/memory/gradient_sums", "how tensors wait"),
     ("library/memory/lanes library/memory/recomputation", "and come back"),
     ("library/memory/offloading library/memory/swapping library/memory/replay", "from where they are, again and again"),
-    ("library/memory/quantised library/memory/rotation", "weights of 8 bits"),
+    ("library/memory/quantised library/memory/rotation library/memory/operators", "weights of 8 bits, kernels of our own"),
     ("library/anima_backend/modelling/*", "the networks"),
     ("library/errors", "what the user can put right"),
     ("library/system/*", "files, locks, signals, console"),

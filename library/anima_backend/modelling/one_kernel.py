@@ -7,13 +7,13 @@ Each kernel is an operator below autograd, so that a count on the meta device se
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.autograd.function import once_differentiable
+
+from library.memory.operators import operator
 
 try:
     from library.anima_backend.modelling import triton_kernels
@@ -25,7 +25,6 @@ else:
 PROGRAMS, NARROW = 128, 512
 """At least so many share sums over the tokens, where there are so many tokens; those of a head's width."""
 MOST_ROWS = 16  # that one of them adds up, one after the other
-LIBRARY = torch.library.Library("one_kernel", "FRAGMENT")
 
 
 def rows_of(length: int, programs: int = PROGRAMS) -> int:
@@ -34,18 +33,6 @@ def rows_of(length: int, programs: int = PROGRAMS) -> int:
     while rows < MOST_ROWS and 2 * rows * programs <= length:
         rows *= 2
     return rows
-
-
-def operator(schema: str) -> Callable[[Callable[..., Any]], OpOverload]:
-    """The decorated function as an operator; on the meta device it makes its results and no more."""
-
-    def declared(function: Callable[..., Any]) -> OpOverload:
-        name = LIBRARY.define(schema)
-        LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        overload: OpOverload = getattr(torch.ops.one_kernel, name).default
-        return overload
-
-    return declared
 
 
 @operator(
