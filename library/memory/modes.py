@@ -82,13 +82,14 @@ def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) ->
 
 
 def record_passes(
-    precision: PrecisionOptions, model: SavesMemory, trained: Trained, device: torch.device
+    precision: PrecisionOptions, model: nn.Module, trained: Trained, device: torch.device
 ) -> list[str]:
     """Have the model's passes recorded, if that is asked for; lines for the log."""
     if not precision.cuda_graphs:
         return []
     if device.type != "cuda":
         return [f"cuda_graphs: without effect, there are none on {device.type}"]
+    assert isinstance(model, SavesMemory), "every family's model does"
     model.record_passes(
         trained.get_trainable_params(), CudaRecorder,
         state=lambda: trained.multiplier, around=trained.within_pass,

@@ -142,7 +142,7 @@ class Recording:
             places = [*self.asked_gradients, *owner.gradients.places]
             self.used = [each is not None for each in found]
             pairs = [(place, each) for place, each in zip(places, found) if each is not None]
-            torch._foreach_copy_(*map(list, zip(*pairs)))
+            torch._foreach_copy_([to for to, _ in pairs], [each for _, each in pairs])
 
         self.forward = owner.recorder(forward)
         self.output = made[-1].detach()

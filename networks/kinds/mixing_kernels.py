@@ -64,7 +64,7 @@ def blocks_of(l: int, m: int, w: int) -> dict[str, int]:
 
 
 def mix(matrix: Tensor, x: Tensor, out: Tensor, strength: float, *, add: bool) -> None:
-    sizes = blocks_of(*matrix.shape, x.shape[2])
+    sizes = blocks_of(matrix.shape[0], matrix.shape[1], x.shape[2])
     grid = triton.cdiv(x.shape[0], ROWS), triton.cdiv(x.shape[2], sizes["W_BLOCK"])
     with torch.cuda.device_of(x):
         mix_kernel[grid](
