@@ -25,17 +25,18 @@ from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_to
 from library.anima_runtime import attention_choice, model_loading, start_notes, tokenizer_loading
 from library.anima_runtime.command_line import ADAPTERS, load_run
 from library.anima_runtime.config_adapter import AnimaConfig, run_notes
+from library.anima_runtime.empty_model import empty_model
 from library.anima_runtime.family import ANIMA_FILES
 from library.anima_runtime.fused_choice import choose_fused
-from library.anima_runtime.metadata_entries import run_entries
+from library.anima_runtime.metadata_entries import hash_entries, run_entries
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
 from library.anima_runtime.text_contexts import TextContexts, adapts_text, prompt_context
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.caching.text_windows import TextWindows
 from library.data.data_types import TextOutputs
 from library.data.dataset_config import DatasetGroupConfig
-from library.device_utils import LoadedOnUse, without_memory
-from library.errors import ConfigError, ModelFileError, Problem
+from library.device_utils import LoadedOnUse
+from library.errors import ConfigError, Problem
 from library.memory.planning import Count
 from library.saving.metadata import FileHashes
 from library.saving.snapshot import Snapshot, content_hash
@@ -107,8 +108,12 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return start_notes.differences(self.start)
 
     def empty_model(self) -> Anima:
-        with without_memory():
-            return Anima(self.model_facts.params)
+        return empty_model(self.model_facts.params, self.trained_text_encoder)
+
+    @property
+    def trained_text_encoder(self) -> str | None:
+        """The file or folder of the text encoder, if adapters of it train."""
+        return self.model_files.qwen if self.cfg.network.text_encoder_rate else None
 
     def option_groups(self) -> list[Any]:
         return [*super().option_groups(), self.anima]
@@ -144,6 +149,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
             stored=None if self.cfg.network.base_weights else self.precision,
         )
         model.folds_text = self.anima.folds_text
+        if self.trained_text_encoder:
+            model.hold_text_encoder(self.qwen_on(self.accelerator.device).model)
         return model
 
     @property
@@ -153,6 +160,10 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def vae_on(self, device: torch.device, dtype: torch.dtype) -> LoadedOnUse:
         return self.encoder(model_loading.load_vae, self.model_files.vae, device, dtype)
+
+    def qwen_on(self, device: torch.device) -> LoadedOnUse:
+        load = model_loading.load_qwen
+        return self.encoder(load, self.model_files.qwen, device, self.weight_dtype)
 
     def encoder(
         self, load: Callable[..., nn.Module], path: str, device: torch.device, dtype: torch.dtype
@@ -186,11 +197,10 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def get_text_encoding_strategy(
         self, device: torch.device | None = None
     ) -> AnimaTextEncodingStrategy:
-        place = device or self.accelerator.device
-        load, path = model_loading.load_qwen, self.model_files.qwen
+        place, trains = device or self.accelerator.device, self.trained_text_encoder
         return AnimaTextEncodingStrategy(
             self.tokenize_strategy,
-            self.encoder(load, path, place, self.weight_dtype),
+            None if trains else self.qwen_on(place),
             empty_caption=self.anima.empty_caption,
         )
 
@@ -271,17 +281,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         entries |= run_entries(self.model_files, self.anima, self.attention, self.fused)
 
     def late_metadata(self) -> dict[str, str]:
-        """The base models' hashes, as far as their files can still be read: weights are not lost to it."""
-        found = {}
-        for role in self.model_files.by_role():
-            try:
-                digest = self.hashes.get(role)
-            except ModelFileError as error:
-                logger.warning("saved without the hash of a base model: %s", error)
-                continue
-            if digest:
-                found[f"ss_new_{role}_hash"] = digest
-        return found
+        return hash_entries(self.model_files, self.hashes)
 
     def hash_model(self, path: str | Path) -> str:
         """Of a model's content; remembered beside the pictures where a cache lies there."""

@@ -57,7 +57,8 @@ class AnimaTokens:
 class AnimaConditioning:
     """What a batch is conditioned on, padded at the right; masks are 1 at real positions.
 
-    qwen_hidden: (B, S, D), last hidden states of Qwen after its final norm   qwen_mask: (B, S)
+    qwen_hidden: (B, S, D), last hidden states of Qwen after its final norm; ids (B, S) where adapters of
+                 Qwen train, for the model to encode   qwen_mask: (B, S)
     t5_ids:      (B, T)   t5_mask: (B, T); all 0 for a caption whose context is zeros
     t5_weights:  (B, T), of captions that weigh words; None where captions do not
     """
@@ -192,6 +193,7 @@ def weights_of(tokens: AnimaTokens) -> Tensor:
 class AnimaTextEncodingStrategy(TextEncodingStrategy):
     """Ids to Qwen's hidden states, and the padding of a batch.
 
+    qwen_model:    None: ids are handed on, to a model that holds Qwen while adapters of it train
     empty_caption: "encode" gives "" the hidden state of one pad token, as ComfyUI does; "zeros"
     gives it a context of zeros, as other trainers do.
     """
@@ -199,7 +201,7 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
     def __init__(
         self,
         tokenize: AnimaTokenizeStrategy,
-        qwen_model: Qwen3Model | LoadedOnUse,
+        qwen_model: Qwen3Model | LoadedOnUse | None,
         *,
         empty_caption: str = "encode",
     ) -> None:
@@ -210,21 +212,23 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
 
     @torch.no_grad()
     def encode_tokens(self, tokens: AnimaTokens) -> TextOutputs:
-        """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,), t5_mask (T,); t5_weights (T,) where
-        captions weigh words."""
+        """qwen_hidden (S, D) in the encoder's dtype, or ids (S,); t5_ids (T,), t5_mask (T,); t5_weights
+        (T,) where captions weigh words."""
         t5_ids = torch.tensor(tokens.t5_ids)
         made = {"t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
         if self.weighs_words:
             made["t5_weights"] = weights_of(tokens)
         if tokens == self.zero_tokens:
-            width = self.qwen_model.config.hidden_size
-            zeros = torch.zeros(1, width, dtype=self.qwen_model.dtype)
-            return {**made, "qwen_hidden": zeros, "t5_mask": torch.zeros_like(t5_ids)}
+            made["t5_mask"] = torch.zeros_like(t5_ids)
+            if self.qwen_model is not None:
+                width = self.qwen_model.config.hidden_size
+                return {**made, "qwen_hidden": torch.zeros(1, width, dtype=self.qwen_model.dtype)}
         return {**made, "qwen_hidden": self.hidden_states(tokens)}
 
     @torch.no_grad()
     def encode_prompt(self, tokens: AnimaTokens) -> TextOutputs:
-        """qwen_hidden (S, D) in the encoder's dtype, t5_ids (T,) and t5_weights (T,), on the CPU."""
+        """qwen_hidden (S, D) in the encoder's dtype, or ids (S,); t5_ids (T,) and t5_weights (T,), on the
+        CPU."""
         return {
             "qwen_hidden": self.hidden_states(tokens).cpu(),
             "t5_ids": torch.tensor(tokens.t5_ids),
@@ -232,7 +236,9 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
         }
 
     def hidden_states(self, tokens: AnimaTokens) -> Tensor:
-        """(S, D), on the encoder's device."""
+        """(S, D), on the encoder's device; ids (S,) where the model encodes them."""
+        if self.qwen_model is None:
+            return torch.tensor(tokens.qwen_ids)
         ids = torch.tensor([tokens.qwen_ids], device=self.qwen_model.device)
         output = self.qwen_model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
         hidden: Tensor = output.last_hidden_state[0]
@@ -359,7 +365,7 @@ def predict_velocity(
 ) -> Tensor:
     """The DiT's velocity for noisy latents, (B, 16, H, W), float32.
 
-    The LLM adapter runs inside this one call, so that gradients reach it and several processes see
+    The LLM adapter, and a text encoder that trains, run inside this one call, so that gradients reach it and several processes see
     every trainable tensor in one forward. sigma goes in as float32.
     """
     if isinstance(conditioning, AnimaContext):

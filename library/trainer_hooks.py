@@ -110,7 +110,9 @@ class FamilyHooks(ABC):
 
     def network_kwargs(self) -> dict[str, Any]:
         """Arguments of the network: --network_args, and what a family adds from its own flags."""
-        return parse_network_args(self.cfg.network.network_args)
+        options = self.cfg.network
+        rate = options.text_encoder_rate
+        return parse_network_args(options.network_args) | ({"text_encoder_lr": rate} if rate else {})
 
     def option_groups(self) -> list[Any]:
         """All options of the run; a family adds its own."""

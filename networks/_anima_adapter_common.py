@@ -19,6 +19,7 @@ from networks._anima_arguments import (
     DIT_TARGETS,
     LLM_ADAPTER,
     LLM_ADAPTER_TARGETS,
+    TEXT_ENCODER_TARGETS,
     AdapterArguments,
     component_of,
 )
@@ -196,7 +197,7 @@ class AnimaNetworks:
 
         placements = place_on_targets(selection, make, rates_of(plan.arguments))
         asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
-        default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS, *ADALN_TARGETS)
+        default = (*DIT_TARGETS, *LLM_ADAPTER_TARGETS, *ADALN_TARGETS, *TEXT_ENCODER_TARGETS)
         matches = {pattern: n for pattern, n in asked.items() if pattern not in default}
         dim = plan.own.main.rank_of_file(request.dim)
         settings = replace(self.settings(plan, model), dim=dim, matches=matches)
@@ -242,6 +243,7 @@ class AnimaNetworks:
             paths=frozenset(model.linears) | frozenset(model.norms),
             norms=frozenset(model.norms),
             loraplus_ratio=plan.arguments.loraplus_ratio,
+            loraplus_text_encoder_ratio=plan.arguments.loraplus_text_encoder_ratio,
             norm_export=NormExport(plan.arguments.norm_export),
         )
 
@@ -349,9 +351,10 @@ def check_component_rates(selection: Selection, arguments: AdapterArguments) -> 
 
 def idle_arguments(selection: Selection, arguments: AdapterArguments) -> Iterator[tuple[str, str]]:
     """The arguments that were given and do nothing here, with the reason."""
-    if arguments.loraplus_text_encoder_lr_ratio:
-        yield "loraplus_text_encoder_lr_ratio", "text encoders are not trained"
-    if arguments.loraplus_unet_lr_ratio and arguments.loraplus_lr_ratio:
+    if arguments.loraplus_text_encoder_lr_ratio and not arguments.text_encoder_lr:
+        yield "loraplus_text_encoder_lr_ratio", "the text encoder does not train (text_encoder_lr)"
+    of_text = arguments.loraplus_text_encoder_lr_ratio or not arguments.text_encoder_lr
+    if arguments.loraplus_unet_lr_ratio and arguments.loraplus_lr_ratio and of_text:
         yield "loraplus_lr_ratio", "loraplus_unet_lr_ratio decides"
     if not selection.linears:
         for name in ("rank_dropout", "module_dropout", "loraplus_lr_ratio"):

@@ -1,21 +1,25 @@
 """What network_args of an adapter on Anima may say: which modules, at which rates, with which dropout.
 
 Default targets: the attention and feed-forward Linears of the DiT (280 at true size) and of the LLM
-adapter (60), and every norm that has a weight (113 and 43).
+adapter (60), and every norm that has a weight (113 and 43). Where the text encoder trains, its attention
+and feed-forward Linears too (196).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from library.anima_backend.modelling.text_encoder import PLACE
 from library.errors import Problem
 from networks.arguments import Pairs, Words, argument_text
 from networks.network_settings import NormExport
 from networks.targets import TargetRules
 
 LLM_ADAPTER = "llm_adapter."
+TEXT_ENCODER = f"{PLACE}."
 DIT_TARGETS = (
     r"re:^blocks\.\d+\.(self|cross)_attn\.(q|k|v|output)_proj$",
     r"re:^blocks\.\d+\.mlp\.layer[12]$",
@@ -25,6 +29,9 @@ LLM_ADAPTER_TARGETS = (
     r"re:^llm_adapter\.blocks\.\d+\.mlp\.[02]$",
 )
 ADALN_TARGETS = (r"re:^blocks\.\d+\.adaln_modulation_(self_attn|cross_attn|mlp)\.[12]$",)
+TEXT_ENCODER_TARGETS = (
+    rf"re:^{re.escape(TEXT_ENCODER)}layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$",
+)
 NO_LINEARS = ("none",)
 ALIASES = {
     "use_dora": "dora_wd",
@@ -36,6 +43,7 @@ ALIASES = {
 
 # Component -> how its modules are recognised, first match first. Its rate: <name>_lr.
 COMPONENTS: dict[str, Callable[[str], bool]] = {
+    "text_encoder": lambda path: path.startswith(TEXT_ENCODER),
     "llm_adapter": lambda path: path.startswith(LLM_ADAPTER),
     "self_attn": lambda path: ".self_attn." in path,
     "cross_attn": lambda path: ".cross_attn." in path,
@@ -52,7 +60,8 @@ class AdapterArguments:
     train_adaln:    adapts the blocks' modulations by sigma too, beside target_modules
     dora_wd:        trains a magnitude for each output too (DoRA)
     rslora:         the scale is alpha / sqrt(rank)
-    *_lr:           of a component; 0 freezes it
+    *_lr:           of a component; 0 freezes it. text_encoder_lr, given by its own flag, is above 0 where
+                    the model holds its text encoder
     """
 
     target_modules: tuple[str, ...] | None = None
@@ -69,6 +78,7 @@ class AdapterArguments:
     loraplus_lr_ratio: float | None = None
     loraplus_unet_lr_ratio: float | None = None
     loraplus_text_encoder_lr_ratio: float | None = None
+    text_encoder_lr: float | None = None
     llm_adapter_lr: float | None = None
     self_attn_lr: float | None = None
     cross_attn_lr: float | None = None
@@ -118,8 +128,13 @@ class AdapterArguments:
     def loraplus_ratio(self) -> float | None:
         return self.loraplus_unet_lr_ratio or self.loraplus_lr_ratio
 
+    @property
+    def loraplus_text_encoder_ratio(self) -> float | None:
+        return self.loraplus_text_encoder_lr_ratio or self.loraplus_lr_ratio
+
     def target_rules(self) -> TargetRules:
         targets = DIT_TARGETS + (LLM_ADAPTER_TARGETS if self.train_llm_adapter else ())
+        targets += TEXT_ENCODER_TARGETS if self.text_encoder_lr else ()
         if self.target_modules is not None:
             targets = () if self.target_modules == NO_LINEARS else self.target_modules
         targets += ADALN_TARGETS if self.train_adaln else ()

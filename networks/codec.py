@@ -55,6 +55,9 @@ DOTTED_PREFIXES = (
 )
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet_net_", "lora_unet_", "lycoris_")
 TEXT_ENCODER_PREFIXES = ("text_encoders.", "text_encoder.", "lora_te")
+"""Of names of text encoders' modules, in any spelling."""
+TEXT_ENCODERS = re.compile(r"^text_encoders\.\w+\.transformer\.model\.")
+"""How they begin in ComfyUI's spelling, which is also where they stand in a model that holds its encoder."""
 
 # A fork's first releases stored whole norm weights, not differences: __<family>_norm__.<path>.weight
 WHOLE_NORM = re.compile(r"^__[a-z]+_norm__\.")
@@ -77,6 +80,8 @@ class FileKey:
 def encode(path: str, factor: str, style: KeyStyle = KeyStyle.COMFY, kinds: Kinds = KINDS) -> str:
     """The key of a module's factor, e.g. diffusion_model.blocks.0.mlp.layer1.lora_down.weight."""
     ending = kinds.written[factor]
+    if style is KeyStyle.COMFY and TEXT_ENCODERS.match(path):
+        return f"{path}.{ending}"
     if style is KeyStyle.PEFT:
         ending = PEFT_SPELLINGS.get(factor, ending)
     if style is KeyStyle.KOHYA:
@@ -102,6 +107,8 @@ class KeyDecoder:
         self.flat: dict[str, list[str]] = {}
         for path in sorted(self.paths):
             self.flat.setdefault(path.replace(".", "_"), []).append(path)
+            for name in text_encoder_aliases(path):
+                self.flat.setdefault(name, []).append(path)
 
     def decode(self, key: str) -> FileKey | str:
         """What `key` names, or the reason why it names nothing here."""
@@ -117,7 +124,7 @@ class KeyDecoder:
         if WHOLE_NORM.match(key):
             return "the model has no such norm"
         if name.startswith(TEXT_ENCODER_PREFIXES):
-            return "of a text encoder, which is frozen here"
+            return "of a text encoder, which is frozen here (it trains where text_encoder_lr is above 0)"
         return "the model has no such module, or none that can be adapted"
 
     def _checked(self, path: str, factor: str) -> FileKey | str:
@@ -131,6 +138,8 @@ class KeyDecoder:
         return FileKey(path, factor)
 
     def _candidates(self, name: str) -> list[str]:
+        if name.startswith(TEXT_ENCODER_PREFIXES) and name not in self.paths:
+            return self.flat.get(name, [])
         plain = name.removeprefix(KeyStyle.PEFT.value)
         for prefix in DOTTED_PREFIXES:
             if plain.startswith(prefix) and plain.removeprefix(prefix) in self.paths:
@@ -139,6 +148,15 @@ class KeyDecoder:
             if name.startswith(prefix) and (found := self.flat.get(name.removeprefix(prefix))):
                 return found
         return []
+
+
+def text_encoder_aliases(path: str) -> tuple[str, ...]:
+    """The other names that ComfyUI reads for a text encoder's module; none for another module."""
+    place = TEXT_ENCODERS.match(path)
+    if place is None:
+        return ()
+    name = path[place.end() :]
+    return f"text_encoders.transformer.model.{name}", f"lora_te_{name.replace('.', '_')}"
 
 
 def split_factor(key: str, kinds: Kinds) -> tuple[str, str] | None:

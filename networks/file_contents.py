@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from library.system.tensor_files import TensorFileError, read_header
 from networks.codec import TEXT_ENCODER_PREFIXES, KeyStyle, split_factor
 from networks.kinds.stored import ALPHA, DORA_SCALE, MAGNITUDE
 from networks.kinds.table import KINDS
@@ -92,6 +93,15 @@ class Contents:
         return any(
             entry.name.startswith((KeyStyle.KOHYA.value, "lora_te_")) for entry in self.entries
         )
+
+
+def has_text_encoder(file: str) -> bool:
+    """Whether an adapter file has anything for a text encoder; what cannot be read is told elsewhere."""
+    try:
+        keys = read_header(file).entries
+    except TensorFileError:
+        return False
+    return any(key.startswith(TEXT_ENCODER_PREFIXES) for key in keys)
 
 
 def entries_of(keys: Iterable[str]) -> Iterator[Entry]:

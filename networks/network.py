@@ -81,7 +81,7 @@ class AdapterNetwork(Trained):
         apply_text_encoder: bool = True,
         apply_unet: bool = True,
     ) -> None:
-        """Freeze the whole of `unet` and put every adapter in place; text encoders have none."""
+        """Freeze the whole of `unet` and put every adapter in place, those of a text encoder that it holds."""
         if not apply_unet:
             return
         assert self.model is None, "this network is already attached"
@@ -204,9 +204,8 @@ class AdapterNetwork(Trained):
         groups: dict[tuple[str, float | None], list[nn.Parameter]] = {}
         for placement in self.trained():
             lr = default if placement.lr is None else placement.lr
-            name = f"unet {placement.group}".strip()
+            name, ratio = placement.rate_name, self.settings.loraplus_of(placement.is_of_text_encoder)
             for factor, parameter in placement.adapter.factors().items():
-                ratio = self.settings.loraplus_ratio
                 if ratio and lr and factor == placement.adapter.zero_factor:
                     groups.setdefault((f"{name} plus", lr * ratio), []).append(parameter)
                 else:

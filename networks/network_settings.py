@@ -45,6 +45,7 @@ class NetworkSettings:
     paths: frozenset[str] = frozenset()
     norms: frozenset[str] = frozenset()
     loraplus_ratio: float | None = None
+    loraplus_text_encoder_ratio: float | None = None
     norm_export: NormExport = NormExport.DIFF
     used: tuple[str, ...] = ()
 
@@ -52,3 +53,7 @@ class NetworkSettings:
     def name(self) -> str:
         """Of all kinds that are trained, for people."""
         return " and ".join(self.used or (self.kind,))
+
+    def loraplus_of(self, text_encoder: bool) -> float | None:
+        """How many times faster the factor learns that starts at zero, in one of the two models."""
+        return self.loraplus_text_encoder_ratio if text_encoder else self.loraplus_ratio

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from library.errors import AdapterFileError, Problem
-from networks.codec import DecodedFile
+from networks.codec import TEXT_ENCODERS, DecodedFile
 from networks.kinds.adapter import Adapter, Dropout
 from networks.kinds.decomposed import decomposed_as_file
 from networks.kinds.kind import Kinds
@@ -56,6 +56,15 @@ class Placement:
     @property
     def is_norm(self) -> bool:
         return isinstance(self.adapter, NormDelta)
+
+    @property
+    def is_of_text_encoder(self) -> bool:
+        return TEXT_ENCODERS.match(self.path) is not None
+
+    @property
+    def rate_name(self) -> str:
+        """Of its optimizer group, in the logs."""
+        return self.group if self.is_of_text_encoder else f"unet {self.group}".strip()
 
     def parameter_names(self) -> list[str]:
         """The model's names of the factors, once attached."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime.command_line import GROUPS
 from library.anima_runtime.config_adapter import AnimaConfig, adapt
+from library.anima_runtime.empty_model import empty_model
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.data.images import read_picture_header
@@ -26,6 +26,7 @@ from library.previews.sampling import sigma_list
 from library.settings.config_file import COMMAND_LINE, LoadedConfig, Parser, read_config
 from library.settings.options import add_flags, all_flags, flags_of
 from library.settings.run_config import TrainConfig
+from networks.file_contents import has_text_encoder
 from networks.merging import merge_file
 from tools._drawing_options import DENOISE, DrawingOptions
 
@@ -66,6 +67,9 @@ class Order:
     dtype: torch.dtype
     notes: tuple[str, ...]
 
+    def adapter_files(self) -> list[str]:
+        return adapter_files(self.options, self.loras)
+
     @property
     def denoise(self) -> float:
         return (self.options.denoise or DENOISE) if self.options.image else 1.0
@@ -104,8 +108,9 @@ def read_order(argv: Sequence[str]) -> Order:
     device = read_device(options, loaded)
     prompts = read_all_prompts(options, train, loaded)
     if inspection.params is not None:
-        files = [file for file, _ in loras] + list(options.matrix or ())
-        loaded.problems += adapter_problems(inspection.params, files)
+        files = adapter_files(options, loras)
+        encoder = None if inspection.qwen_rows is None else anima.qwen
+        loaded.problems += adapter_problems(inspection.params, encoder, files)
     loaded.require()
     assert inspection.facts is not None, "else a problem was told"
     notes = [note for note in loaded.notes if note.startswith("--")]  # the others are of training
@@ -260,10 +265,16 @@ def check_sigmas(prompt: PreviewPrompt, options: DrawingOptions) -> None:
     )
 
 
-def adapter_problems(params: DiTParams, files: Sequence[str]) -> list[Problem]:
+def adapter_files(options: DrawingOptions, loras: Strengths) -> list[str]:
+    """All that are named."""
+    return [file for file, _ in loras] + list(options.matrix or ())
+
+
+def adapter_problems(
+    params: DiTParams, text_encoder: str | None, files: Sequence[str]
+) -> list[Problem]:
     """What is wrong with adapter files, found on a model without memory."""
-    with torch.device("meta"):
-        model = Anima(params)
+    model = empty_model(params, text_encoder if any(map(has_text_encoder, files)) else None)
     problems: list[Problem] = []
     for file in dict.fromkeys(files):
         try:

@@ -27,6 +27,7 @@ from library.strategy_anima import (
     AnimaTextEncodingStrategy,
     AnimaTokenizeStrategy,
 )
+from networks.file_contents import has_text_encoder
 from networks.overlay import Overlay, Strengths
 from tools._drawing_order import Order
 
@@ -45,6 +46,7 @@ class Studio:
     def __init__(self, order: Order) -> None:
         """Loads everything but the VAE, which is loaded for the first picture."""
         self.order = order
+        self.holds_encoder = any(map(has_text_encoder, order.adapter_files()))
         self.latents_strategy = AnimaLatentsCachingStrategy(
             LoadedOnUse(self.load_vae, order.device), "for drawing"
         )
@@ -60,13 +62,16 @@ class Studio:
         self.overlay = Overlay(self.model)
 
     def read(self, texts: Sequence[str]) -> dict[str, TextOutputs]:
-        """The text encoder's outputs, in the host's memory; the encoder is gone afterwards."""
+        """The text encoder's outputs, in the host's memory; the encoder is gone afterwards.
+
+        Ids where an adapter changes it: then it stays in the DiT, which encodes them.
+        """
         order = self.order
         folders = tokenizer_loading.folders_of(order.anima, order.files)
         tokenizer_loading.fetch_missing(order.anima, folders, order.facts)
         tokenize = AnimaTokenizeStrategy(*tokenizer_loading.load_both(folders, order.facts))
         encoder = LoadedOnUse(self.load_qwen, order.device)
-        encoding = AnimaTextEncodingStrategy(tokenize, encoder)
+        encoding = AnimaTextEncodingStrategy(tokenize, None if self.holds_encoder else encoder)
         made = {text: encoding.encode_prompt(tokenize.tokenize_prompt(text)) for text in texts}
         encoder.unload()
         return made
@@ -129,14 +134,17 @@ class Studio:
     def load_dit(self) -> Anima:
         files, order = self.order.files, self.order
         logger.info("loading the DiT from %s", files.transformer)
-        return model_loading.load_transformer(
+        model = model_loading.load_transformer(
             files.transformer,
             device=order.device,
             dtype=order.dtype,
             llm_adapter_path=files.llm_adapter,
             attention_backend=untried_kernel(order.anima, order.device),
             disable_mmap=order.train.cache.disable_mmap_load_safetensors,
-        ).eval()
+        )
+        if self.holds_encoder:
+            model.hold_text_encoder(self.load_qwen())
+        return model.eval()
 
     def load_qwen(self) -> nn.Module:
         return self.load_encoder(model_loading.load_qwen, self.order.files.qwen, self.order.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
+from library.anima_runtime.empty_model import new_text_encoder
 from library.memory.modes import enable_modes, record_passes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
 from library.settings.run_config import (
@@ -72,6 +73,7 @@ class AnimaStep:
 
     size:      (H, W) of the latents; tokens: (Qwen's, T5's) of a caption
     arguments: of the network module, by name
+    text_encoder: its file or folder, where adapters of it train in the step
     fused:     whether what lies between products is in one kernel, where a GPU has them
     """
 
@@ -89,6 +91,7 @@ class AnimaStep:
     accumulates: bool = False
     fused: bool = False
     folds_text: bool = False
+    text_encoder: str | None = None
 
 
 @cache
@@ -100,7 +103,10 @@ def count(step: AnimaStep) -> StepCount:
 def make_step(settings: AnimaStep, device: torch.device) -> Step:
     """The step with random weights on `device`, or with none on the meta device."""
     with device, quiet():
-        model = Anima(settings.params).to(settings.dtype).requires_grad_(False)
+        model = Anima(settings.params)
+        if settings.text_encoder:
+            model.hold_text_encoder(new_text_encoder(settings.text_encoder))
+        model.to(settings.dtype).requires_grad_(False)
         model.folds_text = settings.folds_text
         store_weights(settings.memory.precision, model, device)
         enable_modes(settings.memory.loop, model, device)
@@ -129,8 +135,10 @@ def make_inputs(settings: AnimaStep, device: torch.device) -> tuple[Tensor, Anim
     params, batch, (qwen, t5) = settings.params, settings.batch, settings.tokens
     with device:
         latents = torch.zeros(batch, params.channels, *settings.size)
+        hidden = torch.zeros(batch, qwen, params.llm_adapter.source_dim).to(settings.dtype)
+        ids = torch.zeros(batch, qwen, dtype=torch.long)
         return latents, AnimaConditioning(
-            qwen_hidden=torch.zeros(batch, qwen, params.llm_adapter.source_dim).to(settings.dtype),
+            qwen_hidden=ids if settings.text_encoder else hidden,
             qwen_mask=torch.ones(batch, qwen, dtype=torch.long),
             t5_ids=torch.zeros(batch, t5, dtype=torch.long),
             t5_mask=torch.ones(batch, t5, dtype=torch.long),

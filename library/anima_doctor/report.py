@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from library import train_util
-from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import machine
 from library.anima_doctor import page as run_report
@@ -35,6 +34,7 @@ from library.anima_runtime import (
 )
 from library.anima_runtime.command_line import GROUPS, Entry
 from library.anima_runtime.config_adapter import AnimaConfig, adapt, run_notes
+from library.anima_runtime.empty_model import empty_model
 from library.anima_runtime.family import ANIMA
 from library.anima_runtime.model_facts import Inspection, inspect_models
 from library.anima_runtime.shared_groups import SHARED_GROUPS
@@ -313,7 +313,8 @@ class Check:
     def make_adapters(self, trainer: NetworkTrainer, params: DiTParams) -> None:
         """What would train, without memory, --base_weights tried on it, and its optimizer."""
         with without_memory():
-            model = Anima(params)
+            encoder = self.anima.qwen if self.train.network.text_encoder_rate else None
+            model = empty_model(params, encoder)
             self.network = trainer.get_subject().made_for(model)
             merge_base_weights(self.train.network, model)
         self.try_optimization(trainer, self.network)

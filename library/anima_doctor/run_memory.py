@@ -49,6 +49,11 @@ class RunMemory:
     def trained_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.cfg.precision.full_bf16 else torch.float32
 
+    @property
+    def text_encoder(self) -> str | None:
+        """Its file or folder, where adapters of it train."""
+        return self.anima.qwen if self.cfg.network.text_encoder_rate else None
+
     def step(self, loop: LoopOptions) -> StepCount:
         """One step in the memory modes of `loop`; any optimizer leaves the same room."""
         cfg, (batch, width, height) = self.cfg, self.batch
@@ -66,6 +71,7 @@ class RunMemory:
             fused=fused_choice.are_likely(self.anima),
             accumulates=cfg.loop.gradient_accumulation_steps > 1,
             folds_text=self.anima.folds_text,
+            text_encoder=self.text_encoder,
         )
         return anima_step.count(settings)
 
@@ -80,7 +86,7 @@ class RunMemory:
         item = self.trained_dtype.itemsize
         state, optimizer = optimizer_state(self.cfg, trained)
         return [
-            ("DiT and LLM adapter", step.weights, self.how_stored(loop)),
+            (self.what_is_frozen(), step.weights, self.how_stored(loop)),
             *self.encoder_rows(),
             ("adapters", trained * item, f"{trained:,} trained parameters, {item} bytes each"),
             ("gradients", trained * item, "the same"),
@@ -100,13 +106,17 @@ class RunMemory:
         kept: list[tuple[str, int, torch.dtype]] = []
         if not cache.cache_latents:
             kept.append(("VAE", vae_parameters(files.vae), dtype_of_vae(self.cfg)))
-        if not cache.cache_text_encoder_outputs:
+        if not cache.cache_text_encoder_outputs and not self.text_encoder:
             kept.append(("Qwen", qwen_parameters(files.qwen), self.weight_dtype))
         how = "parameters; stays, since its outputs are not cached"
         return [(name, count * dtype.itemsize, f"{count:,} {how}") for name, count, dtype in kept]
 
+    def what_is_frozen(self) -> str:
+        return "DiT, LLM adapter, Qwen" if self.text_encoder else "DiT and LLM adapter"
+
     def how_stored(self, loop: LoopOptions) -> str:
         weights = model_loading.parameter_count(self.params)
+        weights += qwen_parameters(self.text_encoder) if self.text_encoder else 0
         precise = f"{self.cfg.precision.mixed_precision} ({self.weight_dtype})"
         away = "; of swapped blocks what passes through" if loop.blocks_to_swap else ""
         form = self.cfg.precision.stored_form

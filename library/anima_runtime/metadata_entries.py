@@ -1,13 +1,17 @@
-"""What Anima adds to the metadata of its files at the start of a run."""
+"""What Anima adds to the metadata of its files: at the start of a run, and when the first is written."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.family import ANIMA_METADATA
 from library.anima_runtime.model_facts import ModelFiles
-from library.saving.metadata import legacy_hash
+from library.errors import ModelFileError
+from library.saving.metadata import FileHashes, legacy_hash
+
+logger = logging.getLogger(__name__)
 
 
 def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str, fused: bool) -> dict[str, str]:
@@ -27,3 +31,17 @@ def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str, fused: bo
         "ss_text_padding": anima.text_padding,
         "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
     }
+
+
+def hash_entries(files: ModelFiles, hashes: FileHashes) -> dict[str, str]:
+    """The base models' hashes, as far as their files can still be read: weights are not lost to it."""
+    found = {}
+    for role in files.by_role():
+        try:
+            digest = hashes.get(role)
+        except ModelFileError as error:
+            logger.warning("saved without the hash of a base model: %s", error)
+            continue
+        if digest:
+            found[f"ss_new_{role}_hash"] = digest
+    return found

@@ -124,11 +124,14 @@ def beyond(start: Start) -> str | None:
 
 
 def text_encoder(start: Start) -> str | None:
-    if start.train.network.network_train_unet_only or start.train.cache.cache_text_encoder_outputs:
+    network = start.train.network
+    if network.network_train_unet_only or start.train.cache.cache_text_encoder_outputs:
+        return None
+    if network.text_encoder_rate:
         return None
     return (
         "the text encoder stays as it is; official sd-scripts trains a LoRA on it as well unless "
-        "network_train_unet_only is set"
+        "network_train_unet_only is set. Here: text_encoder_lr, above 0"
     )
 
 

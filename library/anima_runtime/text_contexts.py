@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from library.anima_backend.modelling.dit import Anima
     from library.data.data_types import TextOutputs
 
-LLM_ADAPTER = "llm_adapter."
+READ_TEXT = ("llm_adapter.", "text_encoders.")
+"""How the paths of the modules begin that stand between a caption and its context."""
 
 
 def adapts_text(adapted: Iterable[str]) -> bool:
-    """Whether the LLM adapter is among the modules at these paths, or has one of them."""
-    return any(path.startswith(LLM_ADAPTER) for path in adapted)
+    """Whether a text's context depends on one of the modules at these paths."""
+    return any(path.startswith(READ_TEXT) for path in adapted)
 
 
 @torch.no_grad()

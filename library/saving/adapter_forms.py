@@ -48,16 +48,25 @@ class AdapterForm(Form):
         return differences(self.network, tensors, self.written())
 
     def left_out(self) -> str:
-        norms = trained_norms(self.network) if not self.has_norms() else 0
-        return f"the {norms} norms that were trained are not in it" if norms else ""
+        norms = 0 if self.has_norms() else trained_norms(self.network)
+        text = 0 if self.has_text_encoder() else trained_of_text_encoder(self.network)
+        parts = [f"the {norms} norms that were trained"] if norms else []
+        parts += [f"the {text} modules of the text encoder"] if text else []
+        return f"{' and '.join(parts)} are not in it" if parts else ""
 
     def has_norms(self) -> bool:
+        return False
+
+    def has_text_encoder(self) -> bool:
         return False
 
 
 class ComfyForm(AdapterForm):
     def has_norms(self) -> bool:
         return self.network.settings.norm_export is not NormExport.OMIT_TRAINED
+
+    def has_text_encoder(self) -> bool:
+        return True
 
     def write(self, file: Path, metadata: Mapping[str, str]) -> None:
         self.network.save_weights(file, self.dtype, metadata)
@@ -73,7 +82,7 @@ class UniversalForm(AdapterForm):
         adapters = {
             placement.path: placement.adapter
             for placement in self.network.exported()
-            if isinstance(placement.adapter, AdditiveAdapter)
+            if isinstance(placement.adapter, AdditiveAdapter) and not placement.is_of_text_encoder
         }
         deltas = {path: delta_of_adapter(adapter) for path, adapter in adapters.items()}
         cut = {path for path, adapter in adapters.items() if is_cut(adapter, self.asked)}
@@ -83,7 +92,9 @@ class UniversalForm(AdapterForm):
         write_adapter(file, in_precision(self.made.tensors, self.dtype), metadata)
 
     def written(self) -> Written:
-        return Written(self.dtype, has_norms=False, errors=self.made.errors)
+        return Written(
+            self.dtype, has_norms=False, has_text_encoder=False, errors=self.made.errors
+        )  # fmt: skip
 
     def metadata(self, metadata: Mapping[str, str]) -> dict[str, str]:
         """Of the LoRA that it holds, whose scale is 1; ss_network_args stay those of the training."""
@@ -120,6 +131,11 @@ FORMS: dict[str, tuple[type[AdapterForm], ...]] = {
 def trained_norms(network: AdapterNetwork) -> int:
     """Norms with a difference that a file may hold."""
     return sum(p.is_norm and (p.loaded or not p.frozen) for p in network.placements)
+
+
+def trained_of_text_encoder(network: AdapterNetwork) -> int:
+    """Its modules that a file may hold."""
+    return sum(placement.is_of_text_encoder for placement in network.exported())
 
 
 def is_cut(adapter: AdditiveAdapter, asked: int | None) -> bool:

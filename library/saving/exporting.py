@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from library.device_utils import precision_dtype
 from library.errors import OutputError, Problem
-from library.saving.adapter_forms import DEFAULT_RANK, FORMS, ComfyForm, is_cut, trained_norms
+from library.saving.adapter_forms import (
+    DEFAULT_RANK,
+    FORMS,
+    ComfyForm,
+    is_cut,
+    trained_norms,
+    trained_of_text_encoder,
+)
 from library.saving.checkpoints import EXTENSION, universal_file, write_or_rescue
 from library.saving.form import Form
 from library.saving.model_form import ModelForm
@@ -133,6 +140,14 @@ def export_problems(options: SaveOptions, network: Trained) -> list[Problem]:
     if homeless := sorted({each.not_universal for each in linears} - {""}):
         message = f"has no place for {' and '.join(homeless)}. Use comfy."
         return [Problem(message, where)]
+    text = trained_of_text_encoder(network)
+    if text and options.export_format == "universal":
+        message = (
+            f"has no place for the {text} modules of the text encoder that are trained: not all programs "
+            "read them. Set export_format = both, of which the comfy file has them, or "
+            "network_train_unet_only."
+        )
+        return [Problem(message, where)]
     norms = sum(placement.is_norm for placement in kept)
     if norms and options.export_format == "universal":
         message = (
@@ -154,6 +169,10 @@ def export_notes(options: SaveOptions, network: Trained) -> list[str]:
         notes.append(f"no file will hold the {trained} norms: norm_export = omit_trained.")
     elif trained and options.export_format == "both":
         notes.append(f"the universal files will not hold the {trained} norms; the others do.")
+    if (text := trained_of_text_encoder(network)) and options.export_format == "both":
+        notes.append(
+            f"the universal files will not hold the {text} modules of the text encoder; the others do."
+        )
     if options.export_format != "comfy":
         if is_approximated(network, options.export_rank):
             rank = options.export_rank or DEFAULT_RANK
@@ -190,7 +209,7 @@ def bytes_of_save(options: SaveOptions, network: Trained) -> int:
             continue
         for placement in kept:
             adapter = placement.adapter
-            if isinstance(adapter, AdditiveAdapter):
+            if isinstance(adapter, AdditiveAdapter) and not placement.is_of_text_encoder:
                 sides = sum(placement.base.get_parameter("weight").shape)
                 own = min(placement.base.get_parameter("weight").shape)
                 exact = len(adapter.chains()) == 1 and not is_cut(adapter, options.export_rank)

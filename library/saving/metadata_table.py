@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 BLOCK = re.compile(r"(.*?)\bblocks\.(\d+)\.")
+NUMBER = re.compile(r"\b(blocks|layers)\.\d+\.")
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def adapted_parts(paths: Iterable[str]) -> dict[str, int]:
 
     E.g. {"blocks.*.mlp.layer1": 28}.
     """
-    return dict(sorted(Counter(BLOCK.sub(r"\1blocks.*.", path) for path in paths).items()))
+    return dict(sorted(Counter(NUMBER.sub(r"\1.*.", path) for path in paths).items()))
 
 
 def names(files: Iterable[str] | None) -> str | None:

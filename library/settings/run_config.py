@@ -447,13 +447,32 @@ class NetworkOptions:
         None, "learning rate of the adapters", check=at_least(0), idle=(OWN_RATE,)
     )
     text_encoder_lr: tuple[float, ...] | None = flag(
-        None, "learning rate of the text encoder: above 0 an error without network_train_unet_only",
-        check=at_least(0), ignored="the text encoder is frozen here",
+        None, "learning rate of the text encoder, which trains only where this is above 0",
+        check=at_least(0),
+        idle=(
+            loses_to(
+                lambda o: o.network_train_unet_only and any(o.text_encoder_lr or ()),
+                "network_train_unet_only leaves the text encoder alone",
+            ),
+            needs(
+                lambda o: not sets_own_rate(o),
+                "the text encoder trains, and " + OWN_RATE.reason,
+            ),
+        ),
     )  # fmt: skip
-    network_train_unet_only: bool = flag(False, "leave the text encoder alone (always so here)")
-    network_train_text_encoder_only: bool = flag(
-        False, "train only the text encoder", refused="the text encoder is frozen here"
+    network_train_unet_only: bool = flag(
+        False, "leave the text encoder alone, whatever text_encoder_lr says"
     )
+    network_train_text_encoder_only: bool = flag(
+        False, "train only the text encoder",
+        refused="the DiT's adapters are a part of every file here; unet_lr = 0 keeps them at nothing",
+    )  # fmt: skip
+
+    @property
+    def text_encoder_rate(self) -> float | None:
+        """At which adapters of the text encoder train; None where none do."""
+        rates = () if self.network_train_unet_only else self.text_encoder_lr or ()
+        return max(rates, default=0) or None
 
     def problems(self) -> list[Problem]:
         found = []
@@ -461,9 +480,11 @@ class NetworkOptions:
             found.append(Problem("needs network_weights.", "dim_from_weights"))
         if len(self.base_weights_multiplier or ()) > len(self.base_weights or ()):
             found.append(Problem("has more numbers than base_weights.", "base_weights_multiplier"))
-        if any(self.text_encoder_lr or ()) and not self.network_train_unet_only:
-            message = "the text encoder is frozen here. Remove it, or set network_train_unet_only."
-            found.append(Problem(message, "text_encoder_lr"))
+        if self.text_encoder_rate and len(self.text_encoder_lr or ()) > 1:
+            found.append(Problem("expected one rate: there is one text encoder.", "text_encoder_lr"))
+        if any(text.partition("=")[0].strip() == "text_encoder_lr" for text in self.network_args or ()):
+            message = "is an option of its own: write text_encoder_lr beside network_args."
+            found.append(Problem(message, "network_args text_encoder_lr"))
         return found
 
 
@@ -1506,8 +1527,17 @@ class TrainConfig:
         """What is wrong between groups."""
         return [
             *self.distributed_problems(), *self.dataset_problems(), *self.compile_problems(),
-            *self.recording_problems(), *self.single_problems(),
+            *self.recording_problems(), *self.single_problems(), *self.text_encoder_problems(),
         ]  # fmt: skip
+
+    def text_encoder_problems(self) -> list[Problem]:
+        if not (self.network.text_encoder_rate and self.cache.cache_text_encoder_outputs):
+            return []
+        message = (
+            "trains the text encoder, and cache_text_encoder_outputs encodes every caption once, as the "
+            "encoder is before training. Remove one of the two, or set network_train_unet_only."
+        )
+        return [Problem(message, "text_encoder_lr")]
 
     def dataset_problems(self) -> list[Problem]:
         if self.files.dataset_config or any(getattr(self.data, name) for name in FOLDERS):

@@ -35,13 +35,15 @@ ERRORS_APART = 1e-4  # of a relative error: singular values are float32
 class Written:
     """What a file should hold.
 
-    dtype:     of the factors; float32 is right too
-    has_norms: whether norms are in it
-    errors:    path -> relative error that was told of a LoRA in place of another delta
+    dtype:            of the factors; float32 is right too
+    has_norms:        whether norms are in it
+    has_text_encoder: whether what is of the text encoder is
+    errors:           path -> relative error that was told of a LoRA in place of another delta
     """
 
     dtype: torch.dtype
     has_norms: bool = True
+    has_text_encoder: bool = True
     errors: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -59,7 +61,8 @@ def differences(
     expected = {
         placement.path: placement.adapter
         for placement in network.exported()
-        if written.has_norms or not placement.is_norm
+        if (written.has_norms or not placement.is_norm)
+        and (written.has_text_encoder or not placement.is_of_text_encoder)
     }
     found = [f"{path} is not in the file" for path in expected if path not in file.modules]
     for path, factors in file.modules.items():

@@ -133,8 +133,12 @@ FLAGS: dict[str, Case] = {
     ),
     "scale_weight_norms": shown("test_norm_limit.test_a_run_keeps_the_limit_and_logs_it"),
     "unet_lr": Case(5e-3, "updates", idle=(ADAFACTOR,)),
+    "text_encoder_lr": shown(
+        "test_text_encoder.test_every_linear_of_its_layers_learns_and_is_named_as_comfyui_names_it", 1e-4,
+        {"network_train_unet_only": True}, ADAFACTOR,
+    ),
     "network_train_unet_only": shown(
-        "test_effective_flags.test_a_rate_of_the_text_encoder_is_an_error_unless_it_is_left_alone"
+        "test_text_encoder.test_it_does_not_train_where_it_is_told_not_to_or_no_rate_is_given"
     ),
     "optimizer_type": Case("Lion", "updates"),
     "use_8bit_adam": shown(SETTINGS),

@@ -157,7 +157,7 @@ def test_a_cache_on_disk_is_a_cache():
         ("dim_from_weights = true", "needs network_weights."),
         ("base_weights_multiplier = [1]", "has more numbers than base_weights."),
         ('save_model_as = "ckpt"', "is refused: only safetensors is written"),
-        ("text_encoder_lr = 1e-4", "the text encoder is frozen here."),
+        ("text_encoder_lr = [1e-4, 1e-4]", "expected one rate: there is one text encoder."),
         ('metadata_thumbnail = "no.png"', "expected a picture file or a data: URL."),
     ],
 )

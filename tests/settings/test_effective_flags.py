@@ -13,7 +13,6 @@ from anima_train_network import load_run
 from library import train_util
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.datasets import TrainDataset
-from library.errors import ConfigError
 from library.settings.run_config import MetadataOptions, ValidationOptions
 from library.watching.validation import Validation
 from tests.helpers.dataset_files import catalogue_of, folder_of, picture_url
@@ -126,9 +125,11 @@ def test_messages_look_as_asked(demo, run_folder):
     assert "not this" not in file.read_text(encoding="utf-8")
 
 
-def test_a_rate_of_the_text_encoder_is_an_error_unless_it_is_left_alone(demo, run_folder):
-    rate = {"text_encoder_lr": [1e-5]}
-    with pytest.raises(ConfigError, match="Remove it, or set network_train_unet_only"):
-        options(demo, run_folder, **rate)
+def test_a_rate_of_the_text_encoder_counts_unless_it_is_left_alone(demo, run_folder):
+    rate = {"text_encoder_lr": [1e-5], "cache_text_encoder_outputs": False}
+    assert options(demo, run_folder, **rate).network.text_encoder_rate == 1e-5
     argv = config_files(demo, run_folder, {**rate, "network_train_unet_only": True})
-    assert load_run(argv)[3] == ["text_encoder_lr has no effect: the text encoder is frozen here."]
+    train, _, _, notes = load_run(argv)
+    assert train.network.text_encoder_rate is None
+    told = "--text_encoder_lr has no effect: network_train_unet_only leaves the text encoder alone."
+    assert notes == [told]

@@ -77,6 +77,9 @@ def off_values(flag: Flag) -> tuple[Any, ...]:
     return (flag.default, str(flag.default), *flag.off)
 
 
+LEAVES_TEXT_ENCODER = (
+    "network_train_unet_only", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"
+)  # fmt: skip
 SETTLED = ("network_module", "optimizer_type", "text_encoder_lr")
 
 
@@ -208,17 +211,16 @@ def settle_shared(draft: Draft, *, unet_only: bool = False) -> None:
 
 
 def settle_text_encoder(draft: Draft) -> None:
-    """Whether the text encoder trains: there unless it is told not to."""
-    rate = draft.take("text_encoder_lr")
-    trains = not draft.train.get("network_train_unet_only")
-    if rate and BY_DEST["text_encoder_lr"].ignored:
-        draft.lose(rate.leaf, BY_DEST["text_encoder_lr"].ignored)
+    """Whether the text encoder trains: there unless it is told not to, or texts are cached."""
+    rate, usual = draft.take("text_encoder_lr"), draft.train.get("learning_rate")
+    told = [name for name in LEAVES_TEXT_ENCODER if draft.train.get(name)]
+    if told and rate:
+        draft.lose(rate.leaf, f"{told[0]} is set: the text encoder does not train")
     elif rate:
         draft.put(rate.leaf, "train.text_encoder_lr", rate.value)
-    if trains and BY_DEST["text_encoder_lr"].ignored:
-        draft.notes.append(
-            "network_train_unet_only is not set: there the text encoder trains too; here it never changes."
-        )
+    elif usual and not told:
+        why = "there the text encoder trains as well, unless network_train_unet_only is set"
+        draft.add("train.text_encoder_lr", usual, why)
 
 
 def kind_of(draft: Draft) -> str:

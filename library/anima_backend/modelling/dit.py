@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from library.anima_backend.modelling import text_encoder
 from library.anima_backend.modelling.attention import FUNCTIONS, preferring
 from library.anima_backend.modelling.compiled import CompiledBlocks
 from library.anima_backend.modelling.glue import EPS, Open
@@ -60,6 +61,7 @@ class Anima(nn.Module):
         self.llm_adapter = LLMAdapter(params.llm_adapter)
         self.modulations = Modulations([each for block in blocks for each in block.modulations()])
         self.recomputing = ["nothing"] * params.num_blocks  # or "cheap" or "block"
+        self.recomputes_text = False  # the layers of a text encoder that it holds
         self.keep_input: Way | None = None  # of a block of which nothing else is kept
         self.swap: Swap | None = None
         self.fused = False  # see use_one_kernel
@@ -147,6 +149,13 @@ class Anima(nn.Module):
         patches = patches.unflatten(1, (height, width)).unflatten(3, (p, p, -1))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
+    def hold_text_encoder(self, encoder: nn.Module) -> None:
+        """Let transformers' Qwen3Model be a part of the model, so that adapters of it train too.
+
+        Before all modes and adapters. From then on the model takes ids where it takes hidden states.
+        """
+        text_encoder.hold(self, encoder, lambda: self.recomputes_text)
+
     def preprocess_text_embeds(
         self,
         qwen_hidden: Tensor,
@@ -158,6 +167,7 @@ class Anima(nn.Module):
     ) -> Tensor:
         """The text context (B, max(512, T), X): the adapter's rows, zero where T5 is padded.
 
+        qwen_hidden: (B, S, D), or ids (B, S) for the text encoder that the model holds
         t5_weights: (B, T), of a prompt that weighs its words; each row is multiplied by its own
         """
         return pad_context(
@@ -176,6 +186,10 @@ class Anima(nn.Module):
         t5_weights: Tensor | None = None,
     ) -> Tensor:
         """The same without rows beyond the T of t5_ids."""
+        if qwen_hidden.dtype == torch.long:
+            encoder = text_encoder.held(self)
+            assert encoder is not None, "ids are for a model that holds its text encoder"
+            qwen_hidden = text_encoder.hidden_states(encoder, qwen_hidden, qwen_mask)
         rows = self.llm_adapter(qwen_hidden.to(self.dtype), t5_ids, qwen_mask, t5_mask)
         if t5_mask is not None:
             rows = rows * t5_mask.to(rows)[..., None]
@@ -229,6 +243,7 @@ class Anima(nn.Module):
         cpu_offload: the inputs of blocks of mode "block" wait in RAM
         """
         assert mode in ("block", "cheap") and every > 0, (mode, every)
+        self.recomputes_text |= mode == "block"
         for number in range(len(self.blocks) - every, -1, -every):
             self.recomputing[number] = mode
         if cpu_offload:
@@ -310,14 +325,17 @@ class Anima(nn.Module):
     ) -> None:
         """Record the LLM adapter and the blocks, each for itself; as `Replays` says, after the adapters attach.
 
+        What reads texts is not recorded where the model holds a text encoder, whose code is transformers'.
         recorder: makes one; a recording of both needs memory of its own
         """
-        of_text = {id(parameter) for parameter in self.llm_adapter.parameters()}
+        held = text_encoder.held(self)
+        readers = [self.llm_adapter, *([held] if held else [])]
+        of_text = {id(parameter) for reader in readers for parameter in reader.parameters()}
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         for each in trained:
             parts[id(each) in of_text].append(each)
         blocks, text = parts
-        if text:
+        if text and held is None:
             self.recorded_text = Replays(self.embedded, text, recorder(), state=state, around=around)
         self.recorded = Replays(self.velocity, blocks, recorder(), state=state, around=around)
 
