@@ -174,15 +174,34 @@ def run(argv: Sequence[str], **keywords: Any) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(list(argv), code, *said)
 
 
+def stand_in(argv: Sequence[str], server: Path) -> int:
+    """Be there for a program while it runs; SIGINT and SIGTERM are passed on to it. Returns its code."""
+    program = Forked(argv, cwd=Path.cwd(), server=server)
+
+    def pass_on(number: int, _: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(program.pid, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    code = program.wait()
+    return code if code >= 0 else 128 - code
+
+
 def connect(kind: bytes) -> socket.socket:
-    """A connection to the session's server, which is started if it is not there."""
+    """A connection to the session's server."""
+    return connected(session_server(), kind)
+
+
+def session_server() -> Path:
+    """Where the session's server listens, which is started if it is not there."""
     global lease, place
     if place is None:
         run_id = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
         place = Path(tempfile.gettempdir()) / f"warm-{run_id[:12]}.socket"
     if lease is None:
         lease = first_connection(place)
-    return connected(place, kind)
+    return place
 
 
 def connected(place: Path, kind: bytes) -> socket.socket:

@@ -47,7 +47,12 @@ def fork_for(specs: Iterable[XSpec], place: Path, chosen: Iterable[str]) -> None
         time.sleep(0.02)
     for spec in specs:
         if spec.popen and not spec.python:
-            spec.python = shlex.join([sys.executable, "-S", str(Path(__file__)), str(place)])
+            spec.python = shlex.join(forking_python(place))
+
+
+def forking_python(place: Path) -> list[str]:
+    """A command for `python -u` that has the server at `place` fork, and is there as long as the fork."""
+    return [sys.executable, "-S", str(Path(__file__)), str(place)]
 
 
 def serve(place: Path, chosen: list[str]) -> None:
@@ -83,9 +88,8 @@ def collect(chosen: list[str]) -> None:
 
 def main() -> int:
     place, *words = sys.argv[1:]
-    if words[:1] == ["-u"]:  # execnet's words: as Python's own
-        argv = words[words.index("-c") :]
-        return warm.Forked(argv, cwd=Path.cwd(), server=Path(place)).wait()
+    if words[:1] == ["-u"]:  # as execnet and torchrun start a Python
+        return warm.stand_in(words[1:], Path(place))
     serve(Path(place), words)
     return 0
 
