@@ -33,6 +33,7 @@ from library.training import compiling, losses
 from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.training.optimizers import optimizer_eval_mode
 from library.training.prior import mixed_targets
+from library.training.processes import losses_told
 from library.utils import log_lines
 from library.watching import drawn_sigmas, drift, evaluation, validation
 
@@ -46,7 +47,7 @@ class NetworkTrainer(TrainerStages):
         """The whole run, from pictures on disk to the exported file; or what is shown in its place."""
         if self.cfg.shown_draw.show_timesteps:
             return drawn_sigmas.show(self.cfg, self.datasets, self.pixels_per_token)
-        with outputs_claimed(self.cfg.save), self.reporter:
+        with losses_told(), outputs_claimed(self.cfg.save), self.reporter:
             self.prepare()
             with (
                 self.stops, contextlib.closing(self.progress), contextlib.closing(self.files),

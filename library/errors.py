@@ -33,6 +33,8 @@ class Problem:
 class UserError(Exception):
     """Something the user can put right; holds one or several problems."""
 
+    is_cause = True  # not what the end of another process led to, which has its own error
+
     def __init__(self, problems: str | Problem | Sequence[Problem], *, source: str = "") -> None:
         if isinstance(problems, str):
             problems = Problem(problems)

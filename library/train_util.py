@@ -30,16 +30,19 @@ from library.settings.run_config import (
     FlowOptions,
     TrainConfig,
 )
+from library.training import processes
 from library.training.flow_matching import NoiseSettings, Noising, SigmaSampling
+from library.training.processes import wait_for_all
 from library.utils import position_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import KwargsHandler
 
+    from library.data.catalogue import Catalogue
+
 logger = logging.getLogger(__name__)
 
-LONGEST_WAIT = timedelta(days=30)  # of processes that wait for one that still encodes
 SHARDING_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -66,20 +69,22 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
         logger.warning("accelerate launch asks for dynamo backend %s, which has no effect: compile "
                        "compiles each block.", compiler)  # fmt: skip
     _refuse_sharding()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         mixed_precision=wanted,
         dynamo_backend="no",
         kwargs_handlers=_accelerate_settings(cfg.distributed),
-        cpu=processes > 1 and not torch.accelerator.is_available(),  # else each would train alone
+        cpu=started > 1 and not torch.accelerator.is_available(),  # else each would train alone
     )
     accelerator.gradient_accumulation_steps = 1
-    if processes != accelerator.num_processes:
+    if started != accelerator.num_processes:
         raise ConfigError(
-            f"the launcher started {processes} processes, and {accelerator.num_processes} of them "
+            f"the launcher started {started} processes, and {accelerator.num_processes} of them "
             "found each other. Start them with accelerate launch --multi_gpu, or with torchrun."
         )
+    minutes = cfg.distributed.ddp_timeout
+    processes.begin(accelerator, timedelta(minutes=minutes) if minutes else None)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)  # one process tells what all of them do
     if wanted == "fp16" and accelerator.device.type != "cuda":
@@ -121,21 +126,16 @@ def _refuse_sharding() -> None:
             )
 
 
-def share_of_caching(accelerator: Accelerator, to_disk: bool) -> Share:
-    """Of all processes; on disk, of those on this machine, which read each other's files."""
+def share_of_caching(accelerator: Accelerator, to_disk: bool, catalogue: Catalogue) -> Share:
+    """Of all processes; on disk, where these are on machines that do not see each other's files, of
+    those on this machine."""
     wait = partial(wait_for_all, accelerator)
-    if to_disk:
-        together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-        return Share(accelerator.local_process_index, together, wait)
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    if to_disk and together < accelerator.num_processes:
+        folders = {image.path.parent for image in catalogue.images}
+        if not processes.have_one_disk(accelerator, folders):
+            return Share(accelerator.local_process_index, together, wait)
     return Share(accelerator.process_index, accelerator.num_processes, wait)
-
-
-def wait_for_all(accelerator: Accelerator) -> None:
-    """Until every process is here, however long it takes: a GPU's own group gives up after ten minutes."""
-    if accelerator.num_processes > 1:
-        group = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-        torch.distributed.barrier(group)
-        torch.distributed.destroy_process_group(group)
 
 
 def prepare_torch(cfg: TrainConfig) -> None:

@@ -198,16 +198,16 @@ class TrainerStages(CheckStages):
     def cache_latents(self) -> LatentsCache:
         """Encode every picture once; the VAE is freed when this returns."""
         options, to_disk = self.cfg.cache, self.cfg.cache.cache_latents_to_disk
-        share = train_util.share_of_caching(self.accelerator, to_disk)
         how = Storing(to_disk, options.vae_batch_size, options.skip_cache_check)
         pictures = self.catalogue.everything()
+        share = train_util.share_of_caching(self.accelerator, to_disk, pictures)
         return cache_latents(pictures, self.latents_strategy, how, share, self.contents)
 
     def cache_text(self) -> TextWindows:
         """The run's texts, shuffled and dropped ones included; those needed first are encoded."""
         strategy, options = self.get_text_encoder_outputs_caching_strategy(), self.cfg.cache
         share = train_util.share_of_caching(
-            self.accelerator, options.cache_text_encoder_outputs_to_disk
+            self.accelerator, options.cache_text_encoder_outputs_to_disk, self.catalogue.everything()
         )
         windows = TextWindows.make(self.run_texts(), strategy, options, self.contents, share)
         windows.prepare_epoch(self.state.epoch)

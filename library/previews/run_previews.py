@@ -28,7 +28,7 @@ from library.previews.prompt_file import PreviewPrompt
 from library.previews.prompt_texts import PromptTexts
 from library.previews.schedule import Moment, Schedule
 from library.saving.stopping import is_out_of_memory
-from library.train_util import wait_for_all
+from library.training.processes import wait_for_all
 from library.training.random_states import random_states, restore_random_states
 from library.utils import is_quiet
 

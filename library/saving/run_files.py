@@ -20,8 +20,8 @@ from library.saving.state_folder import StateContents, remove_state, write_state
 from library.saving.uploads import Uploads
 from library.system.files import remove_file
 from library.system.system_errors import system_fault
-from library.train_util import wait_for_all
 from library.training.optimizers import optimizer_eval_mode
+from library.training.processes import wait_for_all
 from library.utils import atomic_write
 from library.watching.picture_ledger import LedgerRow, PictureLedger, csv_text
 

@@ -28,6 +28,7 @@ from library.errors import UserError
 from library.system import stop_signals
 from library.system.files import remove_file
 from library.system.stop_signals import Interrupts, Preparing, is_launched
+from library.training.processes import ProcessLost, loss_of
 from library.watching.monitor import AlertError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class StopRequests:
         self.folder, self.began = folder, began
         self.is_main = accelerator.is_main_process
         self.num_processes = accelerator.num_processes
+        asked = accelerator.init_handler
+        self.timeout = asked.timeout if asked else None  # torch's own when None
         self.received = Request.NOTHING
         self.interrupts = Interrupts()
         self.quits = False
@@ -86,7 +89,7 @@ class StopRequests:
         if self.is_main:
             self.remove_earlier_files()
         if self.num_processes > 1:  # apart from the devices' group, so that no device is waited for
-            self.group = torch.distributed.new_group(backend="gloo")
+            self.group = torch.distributed.new_group(backend="gloo", timeout=self.timeout)
         if threading.current_thread() is threading.main_thread():
             earlier = {each: signal.signal(each, self.on_signal) for each in stop_signals.signals()}
             self.handlers = earlier
@@ -173,6 +176,8 @@ def rescue(files: RunFiles, position: RunPosition) -> Iterator[None]:
             *others, last = error.problems
             last = replace(last, message=f"{last.message} {end}")
             raise type(error)([*others, last]) from None
+        if lost := loss_of(error):
+            raise ProcessLost(f"{lost.problems[-1].message} {end}") from None
         if out_of_memory:
             what = f"no more memory at step {position.step + 1} ({str(error).splitlines()[0]})."
             raise OutOfMemory(f"{what} {MEMORY_ADVICE} {end}") from None

@@ -38,7 +38,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         code = main() or 0
     except UserError as error:
         close_bars()
-        if launcher_report.is_told_here(str(error)):
+        if not error.is_cause or launcher_report.is_told_here(str(error)):
             line_end = "" if is_first_process(os.environ) else "\n"  # of the first one's bar
             print(f"{line_end}{error}", file=sys.stderr, flush=True)
         code = EXIT_USER_ERROR

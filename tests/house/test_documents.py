@@ -92,6 +92,12 @@ BY_ANOTHER_TEST = {
         "saving.test_stopping.test_a_launcher_that_is_gone_first_does_not_harm_the_save",
     f"torchrun --nproc_per_node 2 {LAUNCH}":
         "runs.test_processes.test_a_rank_that_dies_ends_the_run_with_a_message",
+    "torchrun --nnodes 2 --nproc_per_node 1 --node_rank 0 --master_addr 192.168.1.10 "
+    f"--master_port 29500 {LAUNCH}":
+        "runs.test_machines.test_two_machines_fill_their_caches_write_once_and_stop_together",
+    "accelerate launch --multi_gpu --num_machines 2 --num_processes 2 --machine_rank 0 "
+    f"--main_process_ip 192.168.1.10 --main_process_port 29500 {LAUNCH}":
+        "runs.test_machines.test_two_machines_go_on_and_one_that_is_lost_ends_the_other_with_a_message",
     "python tools/average_lora.py my_lora-000003.safetensors my_lora-000004.safetensors "
     "--output average.safetensors":
         "tools.test_average_lora.test_the_command_writes_the_average",
