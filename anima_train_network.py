@@ -305,6 +305,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
             qwen3_max_token_length=anima.qwen_max_length,
             t5_max_token_length=anima.t5_max_length,
             empty_caption=anima.empty_caption,
+            modulation_storage="int8" if self.precision.stored_form else None,
             **contents,
         )
         places = {f"{role}_path": path for role, path in files.items()}

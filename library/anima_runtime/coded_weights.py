@@ -110,14 +110,17 @@ def keep_codes(
     if not coded_ones:
         return
     form = stored.stored_form if stored is not None else None
-    linears: Mapping[str, nn.Linear] = {}
+    linears: dict[str, tuple[str, nn.Linear]] = {}
     if stored is not None and form is not None:
-        linears = network.linears_to_store(llm_adapter=not stored.stores_unet_only)
+        forms = network.forms_to_store(form, llm_adapter=not stored.stores_unet_only)
+        linears = {name: (each, linear) for each, own in forms for name, linear in own.items()}
     kept = 0
-    for name, linear in linears.items():
+    for name, (own, linear) in linears.items():
         weight = tensors.get(f"{name}.weight")
-        if form is not None and isinstance(weight, Coded) and weight.own_form == form:
-            network.set_submodule(name, QuantisedLinear.empty(linear, form))
+        in_file = weight.own_form if isinstance(weight, Coded) else None
+        # the run's form is taken for modulation too: to round it again would be further off
+        if isinstance(weight, Coded) and in_file is not None and in_file in (own, form):
+            network.set_submodule(name, QuantisedLinear.empty(linear, in_file))
             tensors[f"{name}.weight"] = weight.codes
             tensors[f"{name}.weight_scale"] = weight.row_scales()
             kept += 1

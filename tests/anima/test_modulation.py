@@ -13,6 +13,8 @@ from tests.helpers.memory_modes import (
     small_dit,
 )
 
+CPU = torch.device("cpu")
+
 
 def one_by_one(model):
     """The model, each of whose modulations makes its own values."""
@@ -103,3 +105,22 @@ def test_what_came_from_ram_is_not_kept_for_the_backward_pass():
         assert alive.size() < home.up.nbytes / 2
     sum(each.sum() for each in steered).backward()
     assert time[0].grad.any()
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_matrices_of_8_bits_are_made_for_all_blocks_at_once_and_not_kept(away):
+    model = small_dit().requires_grad_(False)
+    model.quantise("fp8", CPU, llm_adapter=False)
+    if away:
+        model.enable_block_swap(2, "cpu")
+    time = (torch.ones(1, 1, 32, requires_grad=True), torch.ones(1, 1, 96))
+    expected = torch.stack([torch.stack(b.modulated(time)) for b in model.blocks])
+    codes = model.modulations.settle() or model.modulations.stacked().homes()
+    assert {each.dtype for each in codes} == {torch.int8}
+    with Alive(model.parameters()) as alive:
+        steered = torch.stack(tuple(model.steered(time)))
+        assert alive.size() < codes[1].nbytes
+    torch.testing.assert_close(steered, expected)
+    of_both = [torch.autograd.grad(each.sum(), time[0])[0] for each in (steered, expected)]
+    torch.testing.assert_close(*of_both)
+    assert model.modulations.stack.holds(model.modulations.linears())

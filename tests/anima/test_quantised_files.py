@@ -79,7 +79,8 @@ def test_codes_of_the_runs_own_form_are_kept_to_the_bit(tmp_path, form, option, 
     caplog.set_level(logging.INFO)
     model = model_loading.load_transformer(file, stored=precision)
     kept = {n: m for n, m in model.named_modules() if isinstance(m, QuantisedLinear)}
-    linears = set(model.linears_to_store(llm_adapter=True))
+    forms = model.forms_to_store(precision.stored_form, llm_adapter=True)
+    linears = {name for _, named in forms for name in named}
     in_file = load_file(file)
     coded = {n for n in linears if in_file[f"net.{n}.weight"].element_size() == 1}
     assert set(kept) == (coded if form in OWN[option] else set()) and coded

@@ -276,16 +276,31 @@ class Anima(nn.Module):
         self.swap = Swap(groups, device)
 
     def quantise(self, form: str, device: torch.device, *, llm_adapter: bool) -> None:
-        """Store the blocks' frozen matrices in 8 bits, modulation's not; before adapters and all other modes.
+        """Store the blocks' frozen matrices in 8 bits; before adapters and all other modes.
 
-        form: fp8 or int8, found on `device` and stored where they are; llm_adapter: its matrices too.
+        form: found on `device` and stored where they are; llm_adapter: its matrices too.
         Processes do not share these weights: each has to load the same.
         """
-        linears = self.linears_to_store(llm_adapter=llm_adapter)
-        self.leave_unshared(map(id, quantise_linears(self, linears, form, device)))
+        for of_form, linears in self.forms_to_store(form, llm_adapter=llm_adapter):
+            self.leave_unshared(map(id, quantise_linears(self, linears, of_form, device)))
+
+    def forms_to_store(
+        self, form: str, *, llm_adapter: bool
+    ) -> list[tuple[str, dict[str, nn.Linear]]]:
+        """The forms that `quantise` stores in, each with Linears by name.
+
+        Modulation, which steers all tokens alike, is in int8 always: fp8 would double the velocity's error.
+        """
+        steering = {id(linear) for linear in self.modulations.linears()}
+        modules = self.named_modules()
+        few = {n: m for n, m in modules if isinstance(m, nn.Linear) and id(m) in steering}
+        return [
+            (form, self.linears_to_store(llm_adapter=llm_adapter)),
+            ("int8", few),
+        ]
 
     def linears_to_store(self, *, llm_adapter: bool) -> dict[str, nn.Linear]:
-        """Those whose weights `quantise` stores in 8 bits, by name."""
+        """Those of the Linears that `quantise` stores whose products have a row for each token, by name."""
         parts = ("blocks.", "llm_adapter.") if llm_adapter else ("blocks.",)
         modules = dict(self.named_modules())
         left_out = {

@@ -2,13 +2,14 @@
 
 Each sub-layer has two small matrices of its own. While they are frozen and nobody adapts them they lie in
 two tensors, of which the parameters are views, and three products make what all blocks need. Weights that
-wait in RAM are on the device only while they compute, in a backward pass as well.
+wait in RAM, or are stored in 8 bits, are whole on the device only while they compute, in a backward pass as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from library.anima_backend.modelling.params import DiTParams
 from library.memory.kept import Kept, keeping, storage_key
 from library.memory.layout import Layout
+from library.memory.quantised import Frozen, Quantised, QuantisedLinear
 from library.memory.swapping import place_of
 
 
@@ -42,35 +44,61 @@ class Modulation(nn.ModuleList):
 
 
 class Stack(NamedTuple):
-    """The matrices of n modulations; down (n, R, D), up (n, 3D, R)."""
+    """The matrices of n modulations, down (n, R, D) and up (n, 3D, R); stored in 8 bits, scales beside them."""
 
-    down: Tensor
-    up: Tensor
+    down: Frozen
+    up: Frozen
 
     @classmethod
-    def of(cls, weights: Sequence[nn.Parameter], *, pinned: bool) -> Stack:
-        """Copies of the weights, down and up in turn, whose data then are views of it.
+    def of(cls, linears: Sequence[nn.Module], *, pinned: bool) -> Stack:
+        """Copies of their weights, down and up in turn, whose data then are views of it.
 
         pinned: in RAM, from where the copies to a card are fast
         """
-        count, first = len(weights) // 2, weights[:2]
-        place = torch.device("cpu") if pinned else weights[0].device
-        stack = cls(*(
-            torch.empty(count, *each.shape, dtype=each.dtype, device=place, pin_memory=pinned)
-            for each in first
-        ))  # fmt: skip
-        for number, weight in enumerate(weights):
-            view = stack[number % 2][number // 2]
-            weight.data = view.copy_(weight.data)
-        return stack
+        return cls(*(piled(linears[side::2], pinned=pinned) for side in range(2)))
 
-    def holds(self, weights: Sequence[Tensor]) -> bool:
+    def homes(self) -> list[Tensor]:
+        """Of down and of up what is stored, but for scales."""
+        return [each.codes if isinstance(each, Quantised) else each for each in self]
+
+    def holds(self, linears: Sequence[nn.Module]) -> bool:
         """Whether the weights still are its views: merging and moving replace them."""
-        keys, sizes = [storage_key(each) for each in self], [each.stride(0) for each in self]
         return all(
-            place_of(weight) == (keys[number % 2], number // 2 * sizes[number % 2])
-            for number, weight in enumerate(weights)
+            place_of(parameter) == (storage_key(pile), number * pile.stride(0))
+            for side, stored in enumerate(self)
+            for name, pile in named(stored).items()
+            for number, parameter in enumerate(parameters_of(linears[side::2], name))
         )
+
+
+def named(stored: Frozen) -> dict[str, Tensor]:
+    """By the names of a Linear's parameters."""
+    if isinstance(stored, Quantised):
+        return {"weight": stored.codes, "weight_scale": stored.scale}
+    return {"weight": stored}
+
+
+def parameters_of(linears: Sequence[nn.Module], name: str) -> list[nn.Parameter]:
+    return [linear.get_parameter(name) for linear in linears]
+
+
+def piled(linears: Sequence[nn.Module], *, pinned: bool) -> Frozen:
+    """The weights of Linears that are built alike, in one piece of which they become views."""
+    weight = pile_of(parameters_of(linears, "weight"), pinned=pinned)
+    if not isinstance(linears[0], QuantisedLinear):
+        return weight
+    return Quantised(weight, pile_of(parameters_of(linears, "weight_scale"), pinned=False))
+
+
+def pile_of(parameters: Sequence[nn.Parameter], *, pinned: bool) -> Tensor:
+    first = parameters[0]
+    place = torch.device("cpu") if pinned else first.device
+    pile = torch.empty(
+        len(parameters), *first.shape, dtype=first.dtype, device=place, pin_memory=pinned
+    )
+    for view, parameter in zip(pile, parameters):
+        parameter.data = view.copy_(parameter.data)
+    return pile
 
 
 class Modulations:
@@ -92,9 +120,11 @@ class Modulations:
         stack = self.stacked()
         if stack is None:
             return None
-        with self.present(stack) as (down, up):
+        with self.present(stack.down, embedded.dtype) as down:
             hidden = F.linear(F.silu(embedded)[:, 0], down.flatten(0, 1))  # (B, n*R)
             hidden = hidden.unflatten(-1, (len(down), -1)).transpose(0, 1)
+        del down
+        with self.present(stack.up, embedded.dtype) as up:
             values = torch.bmm(hidden, up.transpose(1, 2)) + shared[:, 0]  # (n, B, 3D)
         values = values.unflatten(-1, (3, 1, -1)).transpose(1, 2)
         values[:, 1] += 1
@@ -108,7 +138,7 @@ class Modulations:
     def settle(self) -> list[Tensor]:
         """Put the weights where they are in every forward; returns what waits in RAM."""
         stack = self.stacked()
-        return [] if stack is None or self.away is None else list(stack)
+        return [] if stack is None or self.away is None else stack.homes()
 
     def linears(self) -> list[nn.Module]:
         return [part for each in self.each for part in tuple(each)[1:]]
@@ -116,13 +146,13 @@ class Modulations:
     def stacked(self) -> Stack | None:
         """The weights in one piece, which they become where they can; None where they cannot."""
         linears = self.linears()
-        weights = [linear.get_parameter("weight") for linear in linears]
-        if not all(type(linear) is nn.Linear for linear in linears) or not are_alike(weights):
+        weights = parameters_of(linears, "weight")
+        if not (are_plain(linears) and are_alike(weights)):
             self.stack = None
             self.come_back(weights)
-        elif self.stack is None or not self.stack.holds(weights):
+        elif self.stack is None or not self.stack.holds(linears):
             pinned = self.away is not None and self.away.type == "cuda"
-            self.stack = Stack.of(weights, pinned=pinned)
+            self.stack = Stack.of(linears, pinned=pinned)
         return self.stack
 
     def come_back(self, weights: Sequence[nn.Parameter]) -> None:
@@ -133,36 +163,52 @@ class Modulations:
             self.away = None
 
     @contextmanager
-    def present(self, stack: Stack) -> Iterator[Stack]:
-        """Within: the stack where it computes. Autograd keeps none that came from RAM: it comes again."""
-        if self.away is None:
-            yield stack
+    def present(self, stored: Frozen, dtype: torch.dtype) -> Iterator[Tensor]:
+        """Within: matrices as they compute. Autograd keeps none that was made for it: it is made again."""
+        if self.away is None and isinstance(stored, Tensor):
+            yield stored
             return
-        there = Stack(*(fetched(home, self.away) for home in stack))
-        homes = {storage_key(each): home for each, home in zip(there, stack)}
+        again = partial(made, stored, self.away, dtype)
+        there = again()
+        key = storage_key(there)
 
         def way(kept: Kept) -> Kept:
-            if not isinstance(kept, Tensor) or storage_key(kept) not in homes:
+            if not isinstance(kept, Tensor) or storage_key(kept) != key:
                 return kept
-            return Waiting(homes[storage_key(kept)], kept.device, Layout.of(kept))
+            return Waiting(again, Layout.of(kept))
 
         with keeping(way):
             yield there
 
 
 class Waiting(NamedTuple):
-    """Stands for a view of what is fetched from RAM."""
+    """Stands for a view of what is made again."""
 
-    home: Tensor
-    device: torch.device
+    again: Callable[[], Tensor]
     layout: Layout
 
     def tensor(self) -> Tensor:
-        return self.layout.in_memory_of(fetched(self.home, self.device))
+        return self.layout.in_memory_of(self.again())
+
+
+def made(stored: Frozen, away: torch.device | None, dtype: torch.dtype) -> Tensor:
+    """The matrices of one side as they compute. away: where they go from RAM"""
+    if not isinstance(stored, Quantised):
+        return stored if away is None else fetched(stored, away)
+    codes = stored.codes if away is None else fetched(stored.codes, away)
+    return Quantised(codes, stored.scale).dense(dtype)
 
 
 def fetched(home: Tensor, device: torch.device) -> Tensor:
     return torch.empty_like(home, device=device).copy_(home, non_blocking=True)
+
+
+def are_plain(linears: Sequence[nn.Module]) -> bool:
+    """Whether they are all Linears as they were built, or all stored in 8 bits and computed in floats."""
+    stored = [linear for linear in linears if isinstance(linear, QuantisedLinear)]
+    if stored:
+        return len(stored) == len(linears) and all(each.kind is Quantised for each in stored)
+    return all(type(linear) is nn.Linear for linear in linears)
 
 
 def are_alike(weights: Sequence[Tensor]) -> bool:
