@@ -6,15 +6,19 @@ import os
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.anima_backend.modelling.kernel_trial import Sizes, cases, why_not
 from library.anima_backend.modelling.one_kernel import HAS_TRITON, rows_of
+from library.anima_doctor.anima_step import make_step
 from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.fused_choice import are_likely, choose_fused
 from library.errors import ConfigError
-from library.memory.ledger import Ledger
+from library.memory.cuda_kernels import as_on_cuda
+from library.memory.ledger import Ledger, tensors_in
 from tests.helpers.processes import python
 from tests.helpers.tiny import tiny_transformer
+from tools.bench import ledger as ledger_of_steps
 
 META = torch.device("meta")
 MANY = cases(Sizes(batch=1, side=32, heads=2, head_dim=16))
@@ -120,6 +124,32 @@ def test_each_is_one_kernel_each_way_and_reads_nothing_twice(name):
     calls, trained = 2 if name.startswith("norms,") or name == "norms" else 1, "trained" in name
     assert counts[True].launched["glue"] == 2 * calls * (1 + trained)
     assert counts[True].moved <= counts[False].moved
+
+
+class Copied(TorchDispatchMode):
+    """Notes what is copied, by its operator and the number of its elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if any(word in func._schema.name for word in ("copy", "clone", "cat", "stack")):
+            self.found += [(func._schema.name, each.numel()) for each in tensors_in([out])]
+        return out
+
+
+@pytest.mark.parametrize("trains", ["", "norm"])
+def test_nothing_as_large_as_the_tokens_is_copied_around_attention(trains):
+    options = ledger_of_steps.make_parser().parse_args(
+        ["--adapters", f"lora+{trains}s" if trains else "lora", "--blocks", "2", "--modes", "none"]
+    )
+    ((_, settings),) = ledger_of_steps.steps(options)
+    step, width = make_step(settings, META), settings.params.model_dim
+    with as_on_cuda(Ledger(META)), Copied() as copied:
+        step.loss().backward()
+    assert [each for each in copied.found if each[1] >= 500 * width] == []
 
 
 @pytest.mark.parametrize("length", [1, 128, 255, 256, 1024, 4096, 100_000])

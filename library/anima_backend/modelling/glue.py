@@ -78,9 +78,9 @@ def entered(
     if not (fused and takes_one_kernel(x, shift, scale)):
         return x, cheap(modulate, x, shift, scale)
     shift, scale = shift.contiguous(), scale.contiguous()
-    x, normed = one_kernel.Steer.apply(x, None, None, shift, scale, EPS)
-    remade(normed, partial(one_kernel.normed, eps=EPS), x, shift, scale)
-    return x, normed
+    stream, normed = one_kernel.Steer.apply(x, None, None, shift, scale, EPS)
+    remade(normed, partial(one_kernel.normed, eps=EPS), stream, shift, scale)
+    return stream, normed
 
 
 def passed(
@@ -100,8 +100,9 @@ def heads(
     q: Tensor, k: Tensor, norms: tuple[nn.Module, nn.Module], ropes: Ropes, *, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
     """q, k (B, L, heads, hd) normalised per head and, each where its rope is given, turned."""
-    weights = [weight_in_use(norm) for norm in norms] if fused else [None]
-    if None in weights or not (takes_one_kernel(q) and takes_one_kernel(k)):
+    fused = fused and takes_one_kernel(q) and takes_one_kernel(k)
+    weights = [weight_in_use(norm) if fused else None for norm in norms]
+    if any(weight is None for weight in weights):
         return cheap(head, q, norms[0], ropes[0]), cheap(head, k, norms[1], ropes[1])
     q_rope, k_rope = (rope or (None, None) for rope in ropes)
     if q.shape == k.shape and q.dtype == k.dtype and ropes[0] is ropes[1]:

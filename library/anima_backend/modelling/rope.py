@@ -54,7 +54,7 @@ def image_rope(
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rope: tuple[Tensor, ...]) -> Tensor:
     """x (B, L, heads, hd) turned by cos, sin (L, hd/2); computed in float32, returned in x's dtype."""
     if torch.compiler.is_compiling():
         cos, sin = (table[None, :, None] for table in rope)
