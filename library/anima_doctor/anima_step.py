@@ -27,7 +27,11 @@ from library.train_util import make_noising
 from library.training import losses
 from library.training.compiling import torch_options
 from library.training.flow_matching import NoisyLatents
-from networks.loading import load_network_module, make_network, quiet
+from networks._anima_arguments import component_of
+from networks.loading import Adapters, quiet
+from networks.model_layout import ModelLayout
+from networks.trained import Subject
+from networks.whole_model import Whole
 
 
 class Saving(NamedTuple):
@@ -67,6 +71,19 @@ SPEEDS = {
 """Ways of saving time, where a card is."""
 
 
+@dataclass(frozen=True)
+class Full:
+    """That the model itself trains.
+
+    rates:  of its parts that have one of their own
+    single: one weight is updated after another; fused: in the backward pass
+    """
+
+    rates: tuple[tuple[str, float], ...] = ()
+    single: bool = False
+    fused: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnimaStep:
     """The settings that decide what a step costs.
@@ -75,6 +92,7 @@ class AnimaStep:
     arguments: of the network module, by name
     text_encoder: its file or folder, where adapters of it train in the step
     fused:     whether what lies between products is in one kernel, where a GPU has them
+    full:      the model itself trains, not adapters
     """
 
     params: DiTParams
@@ -92,6 +110,7 @@ class AnimaStep:
     fused: bool = False
     folds_text: bool = False
     text_encoder: str | None = None
+    full: Full | None = None
 
 
 @cache
@@ -103,31 +122,43 @@ def count(step: AnimaStep) -> StepCount:
 def make_step(settings: AnimaStep, device: torch.device) -> Step:
     """The step with random weights on `device`, or with none on the meta device."""
     with device, quiet():
+        wider = max(settings.dtype, settings.trained_dtype, key=lambda dtype: dtype.itemsize)
         model = Anima(settings.params)
         if settings.text_encoder:
             model.hold_text_encoder(new_text_encoder(settings.text_encoder))
-        model.to(settings.dtype).requires_grad_(False)
+        model.to(wider if settings.full else settings.dtype).requires_grad_(False)
         model.folds_text = settings.folds_text
         store_weights(settings.memory.precision, model, device)
         enable_modes(settings.memory.loop, model, device)
         model.use_one_kernel(settings.fused)
-        assert settings.network.network_module, "a step needs adapters"
-        module = load_network_module(settings.network.network_module)
-        network = make_network(module, settings.network, dict(settings.arguments), model)
-    network.apply_to(None, model, apply_text_encoder=False, apply_unet=True)
-    network.prepare_grad_etc(None, model)
+        network = subject_of(settings).made_for(model)
+        network.attach(model, settings.trained_dtype)
+    if settings.full and settings.full.fused:
+        for weight, _ in network.pairs():
+            weight.register_post_accumulate_grad_hook(let_go)
     if settings.memory.precision.compile:
         model.compile_blocks(any_size=False, **torch_options(settings.memory.precision))
-    if settings.trained_dtype != torch.float32:
-        with quiet():
-            network.cast_trainables(settings.trained_dtype)
     record_passes(settings.memory.precision, model, network, device)
     inputs = make_inputs(settings, device)
     loss = partial(loss_of, model, settings, *inputs)
     return Step(
-        device=device, model=model, network=network, loss=loss, optimizer=settings.optimizer,
+        device=device, model=model, network=network, loss=loss,
+        optimizer=None if settings.full else settings.optimizer,
         swap=model.swap, waits=model.modulations.settle(), accumulates=settings.accumulates,
+        single=bool(settings.full and settings.full.single),
     )  # fmt: skip
+
+
+def subject_of(settings: AnimaStep) -> Subject:
+    if settings.full is None:
+        return Adapters(settings.network, dict(settings.arguments))
+    rates = dict(settings.full.rates)
+    return Whole(component_of, rates, settings.dtype, layout=lambda: ModelLayout({}, {}))
+
+
+def let_go(weight: Tensor) -> None:
+    """As an update in the backward pass does with a gradient."""
+    weight.grad = None
 
 
 def make_inputs(settings: AnimaStep, device: torch.device) -> tuple[Tensor, AnimaConditioning]:

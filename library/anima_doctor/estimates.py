@@ -189,7 +189,7 @@ class Estimates:
         averaged = bool(cfg.average.ema_decay)
         files = bytes_of_save(cfg.save, self.network) * (1 + averaged)
         kinds = (
-            ("adapter files", files, "each with its average" if averaged else "each"),
+            ("model files" if cfg.whole else "adapter files", files, "each with its average" if averaged else "each"),
             ("states", self.state_bytes(), "each"),
         )
         counts = files_of_run(trainer.checkpoints, trainer.plan, trainer.state.step)
@@ -201,7 +201,7 @@ class Estimates:
     def state_bytes(self) -> float:
         """Of one state: the adapters as they are trained, and their optimizer."""
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
-        state, _ = run_report.optimizer_state(self.trainer.cfg, trained)
+        state, _ = run_report.optimizer_state(self.trainer.cfg, self.network)
         averaged = trained * torch.float32.itemsize if self.trainer.cfg.average.ema_decay else 0
         return trained * self.memory.trained_dtype.itemsize + state + averaged
 

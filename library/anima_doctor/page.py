@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from library.data.catalogue import Catalogue
 from library.errors import EXIT_USER_ERROR, DatasetError, Problem, UserError, visible
@@ -32,6 +33,7 @@ from library.settings.run_config import TrainConfig
 
 if TYPE_CHECKING:
     from library.train_util import StepPlan
+    from networks.trained import Trained
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -302,12 +304,25 @@ def length(page: Page, cfg: TrainConfig, plan: StepPlan, processes: int) -> None
     )
 
 
-def optimizer_state(cfg: TrainConfig, trained: int) -> tuple[float, str]:
-    """Bytes of the optimizer's state for `trained` parameters, and how they are known."""
-    name = optimizer_name(cfg.optimizer)
+def optimizer_state(cfg: TrainConfig, network: Trained) -> tuple[float, str]:
+    """Bytes of the optimizer's state for what is trained, and how they are known."""
+    name, parameters = optimizer_name(cfg.optimizer), network.get_trainable_params()
+    trained = sum(parameter.numel() for parameter in parameters)
+    if network.is_whole and name == "Adafactor":
+        return sum(map(factored_bytes, parameters)), f"{name}, of each matrix its rows and columns"
+    if network.is_whole and cfg.precision.full_bf16 and not cfg.precision.stochastic_rounding:
+        return OPTIMIZERS[DEFAULT].state_bytes / 2 * trained, f"{name}, in bf16 as the weights"
     if known := OPTIMIZERS.get(name):
         return known.state_bytes * trained, name
     return OPTIMIZERS[DEFAULT].state_bytes * trained, f"{name}, taken to be like {DEFAULT}"
+
+
+def factored_bytes(parameter: Tensor) -> int:
+    """Of Adafactor's float32 state: a number for each row and each column of a matrix."""
+    if parameter.dim() < 2:
+        return 4 * parameter.numel()
+    count, (*_, rows, columns) = parameter.numel(), parameter.shape
+    return 4 * (count // columns + count // rows)
 
 
 @dataclass(frozen=True)

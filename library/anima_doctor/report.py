@@ -355,13 +355,14 @@ class Check:
         trainer, network, params = self.trainer, self.network, self.inspection.params
         if trainer and self.plan:
             run_report.length(page, self.train, self.plan, trainer.accelerator.num_processes)
-            page.table(exposure_rows(trainer.catalogue, self.plan, self.train.files.preset))
+            rows = list(exposure_rows(trainer.catalogue, self.plan, self.train.files.preset))
+            page.table(rows[:1] if self.train.whole else rows)  # presets are of adapters
         if not (trainer and self.plan and network and params) or (
             len(self.tokenizers) < len(TOKENIZERS)
         ):
             page.line("  The rest is worked out when the problems below are solved.")
             return
-        page.heading("Adapters", "适配器")
+        page.heading(*(("What trains", "训练对象") if self.train.whole else ("Adapters", "适配器")))
         for line in network.summary():
             page.line(f"  {line}")
         with self.stage("estimates"):

@@ -70,10 +70,21 @@ class RunMemory:
             memory=anima_step.Saving(loop, cfg.precision),
             fused=fused_choice.are_likely(self.anima),
             accumulates=cfg.loop.gradient_accumulation_steps > 1,
+            full=self.full,
             folds_text=self.anima.folds_text,
             text_encoder=self.text_encoder,
         )
         return anima_step.count(settings)
+
+    @property
+    def full(self) -> anima_step.Full | None:
+        """How the model itself trains; None where adapters do."""
+        if not self.cfg.whole:
+            return None
+        precision, fused = self.cfg.precision, self.cfg.optimizer.fused_backward_pass
+        single = fused or (precision.full_bf16 and precision.stochastic_rounding)
+        rates = tuple(self.anima.component_rates().items())
+        return anima_step.Full(rates=rates, single=single, fused=fused)
 
     def total(self, loop: LoopOptions) -> int:
         """Bytes of all rows."""
@@ -84,7 +95,14 @@ class RunMemory:
         step = self.step(loop)
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
         item = self.trained_dtype.itemsize
-        state, optimizer = optimizer_state(self.cfg, trained)
+        state, optimizer = optimizer_state(self.cfg, self.network)
+        if self.full:
+            return [
+                *self.whole_rows(step, loop, trained),
+                ("optimizer state", state, optimizer),
+                *self.average_rows(trained),
+                ("activations", step.activations, self.how_counted(loop)),
+            ]
         return [
             (self.what_is_frozen(), step.weights, self.how_stored(loop)),
             *self.encoder_rows(),
@@ -94,6 +112,19 @@ class RunMemory:
             *self.average_rows(trained),
             ("activations", step.activations, self.how_counted(loop)),
         ]
+
+    def whole_rows(
+        self, step: StepCount, loop: LoopOptions, trained: int
+    ) -> list[tuple[str, float, str]]:
+        """Of a model that trains itself, and what is beside it."""
+        has_masters = self.trained_dtype != self.weight_dtype
+        weights = step.weights + (0 if has_masters else step.adapters)
+        how = f"{trained:,} trained parameters"
+        rows = [("DiT and LLM adapter", weights, self.how_stored(loop)), *self.encoder_rows()]
+        if has_masters:
+            rows.append(("float32 masters", step.adapters, f"{how}, {self.trained_dtype.itemsize} bytes each"))
+        goes = "fused_backward_pass: each goes at once" if self.full and self.full.fused else how
+        return [*rows, ("gradients", step.gradients, goes)]
 
     def average_rows(self, trained: int) -> list[tuple[str, float, str]]:
         size = trained * torch.float32.itemsize

@@ -236,9 +236,13 @@ class AnimaConfig(FamilyOptions):
 
     def network_kwargs(self) -> dict[str, Any]:
         """What the network takes from these flags."""
-        rates = {name: getattr(self, name) for name in COMPONENT_RATES}
-        given = {name: rate for name, rate in rates.items() if rate is not None}
+        given = {f"{name}_lr": rate for name, rate in self.component_rates().items()}
         return {"train_norm": self.train_norm, "norm_export": self.norm_export, **given}
+
+    def component_rates(self) -> dict[str, float]:
+        """Those that were given, by component."""
+        rates = {name: getattr(self, name) for name in COMPONENT_RATES}
+        return {n.removesuffix("_lr"): rate for n, rate in rates.items() if rate is not None}
 
     def problems(self) -> list[Problem]:
         found: list[Problem] = []

@@ -45,6 +45,11 @@ ADVICE = (
     "Lower the resolution, batch_size or network_dim, take LoKr or an 8-bit optimizer, "
     "set cache_latents and cache_text_encoder_outputs."
 )
+ADVICE_WHOLE = (
+    "Lower the resolution or batch_size, set full_bf16 with stochastic_rounding, fused_backward_pass, "
+    "optimizer_type Adafactor, cache_latents and cache_text_encoder_outputs, freeze parts by a rate of 0, or "
+    "train adapters instead."
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def choose_modes(cfg: TrainConfig, device: torch.device, blocks: int, count: Cou
     """
     assert cfg.loop.vram_target, "else nothing is chosen"
     card = Card.of(cfg.loop.vram_target, device)
-    kept = kept_names(cfg.loop, cfg.explicit)
+    kept = kept_names(cfg)
     passed: list[tuple[LoopOptions, int]] = []
     for loop in candidates(cfg.loop, kept):
         peak = count(loop)
@@ -116,9 +121,15 @@ def choose_modes(cfg: TrainConfig, device: torch.device, blocks: int, count: Cou
     refuse(card, min(passed, key=lambda pair: pair[1]), cfg)
 
 
-def kept_names(loop: LoopOptions, explicit: AbstractSet[str]) -> set[str]:
-    """Memory options that stay as they are, since the user set them or what they belong to."""
-    kept = {field.name for field in fields(LoopOptions)} & explicit
+def kept_names(cfg: TrainConfig) -> set[str]:
+    """Memory options that stay as they are, since the user set them or what they belong to.
+
+    Nor are blocks swapped whose weights train.
+    """
+    loop = cfg.loop
+    kept = {field.name for field in fields(LoopOptions)} & cfg.explicit
+    if cfg.whole:
+        kept.add("blocks_to_swap")
     if "unsloth_offload_checkpointing" in kept:
         kept.add("cpu_offload_checkpointing")
     if loop.checkpoints:  # which blocks, was said
@@ -163,7 +174,7 @@ def refuse(card: Card, smallest: tuple[LoopOptions, int], cfg: TrainConfig) -> N
     loop, peak = smallest
     message = (
         f"the least this run can do with is {gib(peak)} ({describe_modes(loop)}); a step may have "
-        f"{gib(card.room)} of {gib(card.size)}. {ADVICE}"
+        f"{gib(card.room)} of {gib(card.size)}. {ADVICE_WHOLE if cfg.whole else ADVICE}"
     )
     if kept := sorted({*CHANGED, "blocks_to_swap"} & cfg.explicit):
         message += f" Kept as you set them: {', '.join(kept)}."

@@ -34,7 +34,7 @@ def next_cheaper(cfg: TrainConfig, loop: LoopOptions, blocks: int) -> LoopOption
     """
     if loop.blocks_to_swap:
         return None
-    kept = kept_names(cfg.loop, cfg.explicit)
+    kept = kept_names(cfg)
     ways = candidates(loop, kept)
     acting = [acting_modes(way) for way in ways]
     place = acting.index(acting_modes(loop)) + 1

@@ -18,7 +18,10 @@ from library.settings.optimizer_names import is_elementwise, keeps_all_in_tensor
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
-    from networks.network import AdapterNetwork
+    from networks.trained import Trained
+
+AT_ONCE = 5 * 4
+"""Bytes of each number of a weight that is updated alone: gradient, weight, noise, and copies, in float32."""
 
 Stand = Callable[[Ledger], AbstractContextManager[None]]
 
@@ -32,17 +35,20 @@ class Step:
     loss:   the loss of one micro-batch, a scalar
     swap:   of the model's weights that wait in RAM
     waits:  what else of them does
+    optimizer:   None: its states are counted by others
     accumulates: whether gradients of earlier micro-batches are there
+    single:      one weight is updated after another
     """
 
     device: torch.device
     model: nn.Module
-    network: AdapterNetwork
+    network: Trained
     loss: Callable[[], Tensor]
-    optimizer: OptimizerOptions
+    optimizer: OptimizerOptions | None
     swap: Swap | None = None
     waits: Sequence[Tensor] = ()
     accumulates: bool = False
+    single: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     kernels: which kernels the meta device stands for; granule: see Ledger
     """
     trained = step.network.get_trainable_params()
-    states = state_bytes(step.optimizer, trained)
+    states = state_bytes(step.optimizer, trained) if step.optimizer else 0
     ledger = Ledger(step.device, granule)
     adapters = ledger.enter(trained)
     if step.swap is not None:
@@ -92,9 +98,9 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
     weights += ledger.enter(buffer.memory for buffer in step.swap.buffers) if step.swap else 0
     resident = ledger.on_device.now
-    for parameter in trained if step.accumulates else ():
-        parameter.grad = torch.zeros_like(parameter)
-        ledger.enter([parameter.grad])
+    for weight, _ in step.network.pairs() if step.accumulates else ():
+        weight.grad = torch.zeros_like(weight)
+        ledger.enter([weight.grad])
     start = ledger.on_device.now
     with kernels(ledger), ledger:
         loss = step.loss()
@@ -102,15 +108,10 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
         loss.backward()
         del loss
     after = ledger.on_device.now - resident
-    for parameter in trained:
-        parameter.grad = None
+    step.network.clear_gradients()
     left = ledger.on_device.now - resident
     gradients = after - left
-    update = resident + gradients
-    if is_elementwise(step.optimizer):
-        update += gradients
-    if keeps_all_in_tensors(step.optimizer):  # what an update is taken back to
-        update += adapters + states
+    update = resident + gradients + beside_update(step, gradients, adapters + states)
     return StepCount(
         weights=weights,
         adapters=adapters,
@@ -122,3 +123,19 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
         in_host=ledger.in_host.peak,
         kernels=ledger.kernels,
     )
+
+
+def beside_update(step: Step, gradients: int, changing: int) -> int:
+    """Bytes that an update needs beside gradients. changing: parameters and states."""
+    if step.network.is_whole:
+        pairs = step.network.pairs()
+        if step.single:
+            return AT_ONCE * max(held.numel() for _, held in pairs)
+        masters = sum(held.nbytes for weight, held in pairs if held is not weight)
+        return max(0, masters - gradients)  # gradients become float32, one after another
+    size = 0
+    if step.optimizer and is_elementwise(step.optimizer):
+        size += gradients
+    if step.optimizer and keeps_all_in_tensors(step.optimizer):  # what an update is taken back to
+        size += changing
+    return size

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import anima_train_network
-from anima_train_network import AnimaNetworkTrainer
+from anima_train_network import AnimaNetworkTrainer, load_run
+from library.anima_doctor import report as anima_report
 from library.data.data_types import Batch
 from library.train_util import make_loader, windows
 from library.watching.monitor import read_memory
 from library.watching.progress import RunProgress
-from tools import doctor
 
 STILL = 1e-300  # a learning rate that changes no float32; 0 is refused
 BASE = {
@@ -135,11 +135,13 @@ def exported(folder: Path, name: str = "run") -> dict[str, Tensor]:
     return load_file(folder / "out" / f"{name}.safetensors")
 
 
-def report(argv: list[str]) -> tuple[str, int]:
-    """What tools/doctor.py says and its exit code. Accelerate's process-wide state starts fresh."""
+def report(
+    argv: list[str], trainer: type[AnimaNetworkTrainer] = AnimaNetworkTrainer
+) -> tuple[str, int]:
+    """What --check_only, or tools/doctor.py, says and its exit code. Accelerate starts fresh."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    return doctor.report(argv)
+    return anima_report.report(argv, load_run, trainer)
 
 
 def resident() -> int:

@@ -40,7 +40,9 @@ class Counted:
 
 def chosen(target: str, count=None, **given):
     loop = LoopOptions(vram_target=target, **given)
-    cfg = SimpleNamespace(loop=loop, explicit=frozenset({"vram_target", "batch_size", *given}))
+    cfg = SimpleNamespace(
+        loop=loop, explicit=frozenset({"vram_target", "batch_size", *given}), whole=False
+    )
     return choose_modes(cfg, CPU, 28, count or Counted())
 
 

@@ -18,7 +18,7 @@ EVERY_2ND = f"{CHECKPOINT}, checkpoint_every_n = 2, {CHEAP}"
 def way_down(blocks=28, **given):
     """The modes of each step down, to the last."""
     loop = LoopOptions(vram_target="8", **given)
-    cfg, found = SimpleNamespace(loop=loop, explicit=frozenset(given)), []
+    cfg, found = SimpleNamespace(loop=loop, explicit=frozenset(given), whole=False), []
     while loop := next_cheaper(cfg, loop, blocks):
         found.append(describe_modes(loop))
     return found
@@ -70,7 +70,7 @@ def test_every_way_down_may_begin_between_two_steps():
     model, _ = adapted("lora", blocks=5)
     expected = gradients(model)
     loop = LoopOptions(vram_target="8")
-    cfg = SimpleNamespace(loop=loop, explicit=frozenset())
+    cfg = SimpleNamespace(loop=loop, explicit=frozenset(), whole=False)
     while loop := next_cheaper(cfg, loop, model.num_blocks):
         enable_modes(loop, model, torch.device("cpu"))
         assert_same_bits(gradients(model), expected)
