@@ -16,10 +16,10 @@ import torch
 
 from anima_train_network import AnimaNetworkTrainer, main
 from library.anima_runtime.command_line import MODEL
-from library.anima_runtime.config_adapter import COMPONENT_RATES
 from library.anima_runtime.model_layout import layout_of
 from library.device_utils import trained_dtype
 from library.errors import Problem
+from library.previews.schedule import Moment
 from library.system.program import run_main
 from networks._anima_arguments import component_of
 from networks.whole_model import Whole, WholeModel
@@ -35,16 +35,10 @@ class AnimaTrainer(AnimaNetworkTrainer):
     def get_subject(self) -> Whole:
         return Whole(
             component_of=component_of,
-            rates=self.rates,
+            rates=self.anima.component_rates(),
             computed=self.weight_dtype,
             layout=partial(layout_of, self.model_files),
         )
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """Those of components that were given."""
-        given = {name: getattr(self.anima, name) for name in COMPONENT_RATES}
-        return {n.removesuffix("_lr"): rate for n, rate in given.items() if rate is not None}
 
     @property
     def loaded_dtype(self) -> torch.dtype:
@@ -70,6 +64,17 @@ class AnimaTrainer(AnimaNetworkTrainer):
     def differences(self) -> list[str]:
         """None: options of full fine-tuning mean what they mean in sd-scripts."""
         return []
+
+    def adapters_at(self, moment: Moment, strength: float) -> list[tuple[str, float]]:
+        """Those merged into the base, before the first step; then they are in the model's file."""
+        return [] if moment.step else super().adapters_at(moment, strength)
+
+    def model_files_at(self, moment: Moment) -> tuple[str, str, str]:
+        base, encoder, vae = self.model_file_names()
+        if not moment.step:
+            return base, encoder, vae
+        own = self.checkpoints.file_at(moment.step, moment.epoch, self.plan.total_steps)
+        return own.name, encoder, vae
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         super().update_metadata(entries)

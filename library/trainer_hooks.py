@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from library.data.data_types import TextOutputs
     from library.errors import Problem
     from library.memory.planning import Count
+    from library.previews.schedule import Moment
     from library.settings.run_config import TrainConfig
     from library.training.flow_matching import NoisyLatents
     from networks.file_contents import FamilyFiles
@@ -99,6 +100,10 @@ class FamilyHooks(ABC):
     @abstractmethod
     def model_file_names(self) -> tuple[str, str, str]:
         """Of the denoiser, the text encoder and the VAE, as programs that draw list them."""
+
+    def model_files_at(self, moment: Moment) -> tuple[str, str, str]:
+        """The same of those that draw a moment's pictures again."""
+        return self.model_file_names()
 
     def prompt_contexts_train(self) -> bool:
         """Whether training changes what prompt_context makes."""

@@ -370,7 +370,7 @@ class TrainerStages(CheckStages):
             is_stopped=lambda: self.stops.received is Request.QUIT,
         )
         size = max((each.resolution for each in self.datasets.datasets), key=math.prod)
-        usual = Usual(self.seed, size, self.model_file_names(), self.adapters_at)
+        usual = Usual(self.seed, size, self.model_files_at, self.adapters_at)
         assert cfg.save.output_dir, "SaveOptions asks for one"
         album = Album(Path(cfg.save.output_dir), cfg.save.output_name)
         self.metadata.cover = None if cfg.metadata.metadata_thumbnail else album.cover
@@ -388,13 +388,10 @@ class TrainerStages(CheckStages):
         net, checkpoints = self.cfg.network, self.checkpoints
         strengths = itertools.chain(net.base_weights_multiplier or (), itertools.repeat(1.0))
         found = [(Path(name).name, each) for name, each in zip(net.base_weights or (), strengths)]
-        own = checkpoints.step_file(moment.step)
-        if moment.step == 0:
-            if net.network_weights is None:
-                return found
+        if moment.step:
+            own = checkpoints.file_at(moment.step, moment.epoch, self.plan.total_steps)
+        elif net.network_weights is None:
+            return found
+        else:
             own = Path(net.network_weights)
-        elif moment.step == self.plan.total_steps:
-            own = checkpoints.final_file()
-        elif moment.epoch:
-            own = checkpoints.due_after_epoch(moment.epoch) or own
         return [*found, (own.name, strength)]

@@ -76,14 +76,14 @@ class Usual:
 
     seed:     of prompt 0; the next has the next
     size:     width, height
-    files:    names of the DiT, text encoder and VAE, for ComfyUI's loaders
+    files:    names of the DiT, text encoder and VAE of a moment, for ComfyUI's loaders
     adapters: what a picture of a moment is drawn with beside them, the run's own at a strength:
               (file name, strength) of each
     """
 
     seed: int
     size: tuple[int, int]
-    files: tuple[str, str, str]
+    files: Callable[[Moment], tuple[str, str, str]]
     adapters: Callable[[Moment, float], Sequence[tuple[str, float]]]
 
 
@@ -256,7 +256,7 @@ class Previews:
         seed, (width, height) = self.seed(number, prompt), self.size(prompt)
         path = self.album.path(moment, number, seed, datetime.now())
         adapters = self.usual.adapters(moment, prompt.multiplier)
-        save_png(path, pixels, Drawn(prompt, seed, width, height, self.usual.files, adapters))
+        save_png(path, pixels, Drawn(prompt, seed, width, height, self.usual.files(moment), adapters))
         return DrawnPicture(moment.step, moment.epoch, number, prompt.prompt, seed, path)
 
     def publish(

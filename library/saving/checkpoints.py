@@ -124,6 +124,13 @@ class Checkpoints:
     def epoch_file(self, epoch: int) -> Path:
         return self.by_epoch.file(epoch)
 
+    def file_at(self, step: int, epoch: int | None, total_steps: int) -> Path:
+        """The file of the weights at a step from 1 on, at the end of an epoch if one is given."""
+        if step == total_steps:
+            return self.final_file()
+        after_epoch = self.due_after_epoch(epoch) if epoch else None
+        return after_epoch or self.step_file(step)
+
     def final_file(self) -> Path:
         return self.folder / f"{output_name(self.options, 'last')}{EXTENSION}"
 
