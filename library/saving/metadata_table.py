@@ -156,7 +156,7 @@ OF_ADAPTERS: dict[str, Callable[[AdapterNetwork], object]] = {
 
 OF_MODELS: dict[str, Callable[[WholeModel], object]] = {
     "trained_parts": lambda model: json.dumps(model.counts()),
-    "component_rates": lambda model: json.dumps(model.options()),
+    "component_rates": lambda model: json.dumps(dict(model.subject.rates)),
 }
 """Written of a model that was trained itself, from it."""
 

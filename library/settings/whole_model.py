@@ -26,6 +26,7 @@ NOT_FOR_MODELS: dict[str, str] = {
     "text_encoder_lr": "the text encoder does not train. Leave it out",
     "train_norm": "norms train with the part that they belong to. Leave it out; a rate of 0 freezes a part",
     **dict.fromkeys(("fp8_base", "fp8_base_unet", "int8_base", "int8_compute"), FROZEN),
+    "cuda_graphs": "steps of adapters are recorded, those of a model that trains are not. Leave it out",
     "blocks_to_swap": (
         "weights that wait in RAM are frozen ones: those that train would have to travel back after each "
         "update, with their gradients. Use gradient_checkpointing, cpu_offload_checkpointing or "
@@ -46,7 +47,7 @@ def refused(
 ) -> list[Problem]:
     """A problem for each option that was set to something else than its default."""
     return [
-        Problem(f"{reason}.", flags[name].names[0])
+        Problem(f"{reason}.", f"{flags[name].names[0].removeprefix('--')} = {values[name]}")
         for name, reason in NOT_FOR_MODELS.items()
         if name in explicit and values[name] != flags[name].default
     ]

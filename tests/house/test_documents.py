@@ -162,6 +162,7 @@ NOT_RUN = {
     "python tools/make_flags_doc.py": "writes docs/flags.md, which test_flags.py compares",
     "source .venv/bin/activate": "a shell's own",
     ".venv\\Scripts\\activate": "a shell's own",
+    "accelerate launch anima_train.py": "test_whole_model.py starts it as a process",
     "accelerate launch --multi_gpu": "needs two GPUs",
     f"accelerate launch --multi_gpu --num_processes 2 {LAUNCH}": "needs two GPUs",
     "hf download": "needs the internet",

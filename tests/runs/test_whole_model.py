@@ -1,18 +1,23 @@
 """Full fine-tuning: anima_train.py's runs, their files and states."""
 
+import json
 import shutil
 import signal
 import time
 
 import pytest
 import torch
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from library.anima_models import load_anima_transformer
+from library.errors import ConfigError
 from tests.helpers import warm
 from tests.helpers.pictures import SIX, give_pictures
 from tests.helpers.processes import plain_environment
-from tests.helpers.whole import model_argv, spelling, train_model
+from tests.helpers.running import make_trainer
+from tests.helpers.whole import AnimaTrainer, model_argv, spelling, train_model
 
 SETTINGS = {
     "mixed_precision": "bf16",
@@ -38,8 +43,11 @@ def folder(demo, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(demo, folder):
-    """A run of four steps, uninterrupted."""
-    train_model(demo, folder, {**SETTINGS, "output_dir": str(folder / "out")})
+    """A run of four steps, uninterrupted, that draws a picture at its end."""
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a --w 64 --h 64 --s 1 --l 1\n")
+    here = {"output_dir": str(folder / "out"), "sample_prompts": str(prompts)}
+    train_model(demo, folder, {**SETTINGS, **here})
     return folder / "out"
 
 
@@ -63,10 +71,57 @@ def test_the_average_is_a_file_of_its_own_between_the_weights(demo, done):
     assert 0 < distance[0] < distance[1]
 
 
+def test_a_picture_names_the_file_that_draws_it_again(done):
+    (picture,) = (done / "sample").glob("*.png")
+    with Image.open(picture) as opened:
+        graph = json.loads(opened.text["prompt"])
+    assert [n["inputs"]["unet_name"] for n in graph.values() if "unet_name" in n["inputs"]] == [
+        "run.safetensors"
+    ]
+    assert not [node for node in graph.values() if "lora_name" in node["inputs"]]
+
+
+REFUSED = {
+    "network_dim": 8, "unet_lr": 1e-4, "network_args": ["lokr_factor=8"], "int8_base": True,
+    "blocks_to_swap": 4, "evaluate_every_n_steps": 2, "train_norm": False, "cuda_graphs": True,
+}  # fmt: skip
+FUSED_REFUSES = {
+    "fused_backward_pass": True, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0,
+    "optimizer_type": "Lion",
+}  # fmt: skip
+
+
+def test_what_makes_no_sense_is_told_all_at_once(demo, run_folder):
+    argv = model_argv(demo, run_folder, {"mixed_precision": "bf16", **REFUSED, **FUSED_REFUSES})
+    with pytest.raises(ConfigError) as error:
+        make_trainer(argv, AnimaTrainer)
+    told = "\n".join(f"{each.where} {each.message}" for each in error.value.problems)
+    names = [name for name in {**REFUSED, **FUSED_REFUSES} if name not in told]
+    assert names == ["optimizer_type"] and "Use AdamW or Adafactor" in told, told
+
+
+def test_a_strength_of_adapters_is_refused(demo, run_folder):
+    argv = model_argv(demo, run_folder, {}, dataset="network_multiplier = 0.5")
+    trainer = make_trainer(argv, AnimaTrainer)
+    trainer.prepare_process()
+    with pytest.raises(ConfigError, match=r"network_multiplier = 0.5 +is a strength of adapters"):
+        trainer.check()
+
+
+def test_no_metadata_of_adapters_is_in_a_models_file(demo, folder, by_chance):
+    with safe_open(folder / "fused/run.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.architecture"] == "anima"
+    assert metadata["ss_fused_backward_pass"] == metadata["ss_stochastic_rounding"] == "True"
+    assert json.loads(metadata["ss_component_rates"]) == {"mod": 0, "mlp": 1e-4}
+    assert "mod" not in json.loads(metadata["ss_trained_parts"])
+    assert not [key for key in metadata if key.startswith("ss_network")]
+
+
 BF16 = {
     **SETTINGS, "full_bf16": True, "stochastic_rounding": True, "optimizer_type": "Adafactor",
     "optimizer_args": ["relative_step=False", "scale_parameter=False", "warmup_init=False"],
-    "gradient_checkpointing": False, "ema_decay": None, "max_train_steps": 3,
+    "gradient_checkpointing": False, "ema_decay": None, "max_train_steps": 3, "no_metadata": False,
 }  # fmt: skip
 FUSED = {"fused_backward_pass": True, "max_grad_norm": 0}
 
@@ -98,8 +153,9 @@ def test_chance_and_fused_updates_go_on_to_the_same_bits(demo, folder, by_chance
     train_model(demo, folder, {
         **by_chance["fused"], "output_dir": str(folder / "again"), "resume": str(state),
     })  # fmt: skip
-    for name in ("run.safetensors", "run-state/adapters.safetensors", "run-state/optimizer.pt"):
-        assert (folder / "again" / name).read_bytes() == (folder / "fused" / name).read_bytes()
+    for name in ("adapters.safetensors", "optimizer.pt"):
+        kept = [folder / each / "run-state" / name for each in ("again", "fused")]
+        assert kept[0].read_bytes() == kept[1].read_bytes()
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(demo, folder, done):
