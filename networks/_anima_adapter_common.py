@@ -56,7 +56,6 @@ ELSEWHERE = {
     "loha_anima or oft_anima (with boft=true for BOFT).",
     "preset": "modules are chosen by target_modules, exclude_patterns and include_patterns here.",
     "dropout": "use --network_dropout.",
-    "wd_on_out": "the magnitudes of dora_wd are those of the outputs, as with true; remove it.",
     "rescaled": "ComfyUI applies the scales of a rescaled OFT to BOFT alone; remove it.",
     "conv_dim": "Anima has no convolutions to adapt; remove it.",
     "conv_alpha": "Anima has no convolutions to adapt; remove it.",
@@ -193,7 +192,9 @@ class AnimaNetworks:
             if target.path.startswith(LLM_ADAPTER):
                 own = own.without_noise()
             adapter = own.make(target.module, rank, alpha, request.dropout)
-            return with_magnitudes(adapter, target.module) if plan.arguments.dora_wd else adapter
+            if not plan.arguments.dora_wd:
+                return adapter
+            return with_magnitudes(adapter, target.module, of_outputs=plan.arguments.wd_on_out)
 
         placements = place_on_targets(selection, make, rates_of(plan.arguments))
         asked = {p.removeprefix("target_modules "): n for p, n in selection.matches.items()}
@@ -292,6 +293,7 @@ def without_choices(plan: Plan, source: str) -> Plan:
         network_reg_dims=default.network_reg_dims,
         network_reg_alphas=default.network_reg_alphas,
         dora_wd=default.dora_wd,
+        wd_on_out=default.wd_on_out,
         rslora=default.rslora,
     )
     given = differing(plan.arguments, plain)
@@ -353,6 +355,8 @@ def idle_arguments(selection: Selection, arguments: AdapterArguments) -> Iterato
     """The arguments that were given and do nothing here, with the reason."""
     if arguments.loraplus_text_encoder_lr_ratio and not arguments.text_encoder_lr:
         yield "loraplus_text_encoder_lr_ratio", "the text encoder does not train (text_encoder_lr)"
+    if not arguments.wd_on_out and not arguments.dora_wd:
+        yield "wd_on_out", "dora_wd is not on"
     of_text = arguments.loraplus_text_encoder_lr_ratio or not arguments.text_encoder_lr
     if arguments.loraplus_unet_lr_ratio and arguments.loraplus_lr_ratio and of_text:
         yield "loraplus_lr_ratio", "loraplus_unet_lr_ratio decides"

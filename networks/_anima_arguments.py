@@ -36,6 +36,7 @@ NO_LINEARS = ("none",)
 ALIASES = {
     "use_dora": "dora_wd",
     "weight_decompose": "dora_wd",
+    "wd_on_output": "wd_on_out",
     "rs_lora": "rslora",
     "use_rslora": "rslora",
 }
@@ -58,7 +59,7 @@ class AdapterArguments:
 
     target_modules: None is the default list, ("none",) adapts no Linear (norms only)
     train_adaln:    adapts the blocks' modulations by sigma too, beside target_modules
-    dora_wd:        trains a magnitude for each output too (DoRA)
+    dora_wd:        trains a magnitude for each output too (DoRA); with wd_on_out=false, for each input
     rslora:         the scale is alpha / sqrt(rank)
     *_lr:           of a component; 0 freezes it. text_encoder_lr, given by its own flag, is above 0 where
                     the model holds its text encoder
@@ -87,6 +88,7 @@ class AdapterArguments:
     rank_dropout: float = 0.0
     module_dropout: float = 0.0
     dora_wd: bool = False
+    wd_on_out: bool = True
     rslora: bool = False
     verbose: bool = False
 

@@ -135,6 +135,8 @@ NETWORK_ARGS = {
     "dora_wd": "dora_wd",
     "use_dora": "dora_wd",
     "weight_decompose": "dora_wd",
+    "wd_on_out": "wd_on_out",
+    "wd_on_output": "wd_on_out",
     "svd_down": "svd_down",
     "pissa": "pissa",
     "use_pissa": "pissa",
@@ -171,7 +173,7 @@ KINDS = ("algo", "lycoris_algo", "use_lokr", "use_loha", "lora_type", "network_t
 """Other words for the kind of adapter."""
 
 LYCORIS_ONLY = (
-    "preset", "conv_dim", "conv_alpha", "conv_rank", "wd_on_out", "use_tucker",
+    "preset", "conv_dim", "conv_alpha", "conv_rank", "use_tucker",
     "use_cp", "use_scalar", "bypass_mode", "unbalanced_factorization", "block_dims",
     "rank_dropout_scale", "rescaled",
 )  # fmt: skip

@@ -1,8 +1,9 @@
-"""DoRA, trained: a magnitude for each output beside the factors of another kind.
+"""DoRA, trained: a magnitude for each output, or for each input, beside the factors of another kind.
 
-weight -> (weight + delta) * magnitude / |weight|, row by row: ComfyUI's formula, whose norm is that of the
-frozen weight, so that training needs no norms and no dense weight. DoRA as PEFT and LyCORIS train it
-divides by the norm of the sum instead, which ComfyUI does not do.
+Outputs: weight -> (weight + delta) * magnitude / |weight|, row by row: ComfyUI's formula, whose norm is that
+of the frozen weight, so that training needs no norms and no dense weight. DoRA as PEFT and LyCORIS train it
+divides by the norm of the sum instead, which ComfyUI does not do. Inputs: column by column, and there ComfyUI
+divides by the norm of the sum, as LyCORIS does.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from torch.autograd.function import once_differentiable
 from library.memory.quantised import Frozen, Quantised, frozen_weight
 from networks.kinds.adapter import Adapter, at_use
 from networks.kinds.copies import Copies
-from networks.kinds.frozen import base_product
+from networks.kinds.frozen import base_gradient, base_product
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter
+from networks.kinds.lora import LoRA
 from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import DORA_SCALE, Factors
 
-NOT_OF_ROWS = "holds magnitudes of the inputs, which are not trained here; --base_weights can merge it"
 SMALLEST_FACTOR = 1e-3
 """A row that is all but gone learns as if this much of it were left."""
+
+
+EPS = torch.finfo(torch.float32).eps
+"""Beside a norm, as ComfyUI has it."""
 
 
 class Decomposed(LinearAdapter):
@@ -34,18 +39,20 @@ class Decomposed(LinearAdapter):
     So weight decay pulls towards the base, and small changes survive the narrow dtypes of a step.
 
     inner: what adds to the weight, always at strength 1
-    norms: (out, 1) float32 on the CPU: of the base's rows as they are stored
+    axis:  that of the weight along which norms are taken: 1 for outputs, 0 for inputs
+    norms: (out, 1) or (1, in) float32 on the CPU: of the base as it is stored
     """
 
     not_universal = "the magnitudes of dora_wd"
+    axis = 1
 
     def __init__(self, inner: AdditiveAdapter, base: nn.Linear) -> None:
         super().__init__(inner.rank, inner.alpha, inner.dropout)
         inner.dropout = replace(inner.dropout, module=0.0)  # drawn here, for both at once
         self.inner = inner
         self.zero_factor, self.no_norm_limit = inner.zero_factor, inner.no_norm_limit
-        self.norms = row_norms(frozen_weight(base))
-        self.dora_gain = nn.Parameter(torch.zeros(base.out_features, dtype=torch.float32))
+        self.norms = norms_of(frozen_weight(base), self.axis)
+        self.dora_gain = nn.Parameter(torch.zeros(self.norms.numel(), dtype=torch.float32))
 
     def factors(self) -> dict[str, nn.Parameter]:
         return {**self.inner.factors(), DORA_SCALE: self.dora_gain}
@@ -54,8 +61,8 @@ class Decomposed(LinearAdapter):
         return [*(f"inner.{name}" for name in self.inner.parameter_names()), "dora_gain"]
 
     def stored(self) -> dict[str, Tensor]:
-        """With the magnitudes themselves, (out, 1)."""
-        gain = self.dora_gain.detach().to("cpu", torch.float32)[:, None]
+        """With the magnitudes themselves, shaped as the norms."""
+        gain = self.dora_gain.detach().to("cpu", torch.float32).view(self.norms.shape)
         if self.norms.is_meta:
             gain = gain.to("meta")
         return {**self.inner.stored(), DORA_SCALE: self.norms * (1 + gain)}
@@ -80,13 +87,17 @@ class Decomposed(LinearAdapter):
         self.inner.use_noise(noise)
 
     def forward(self, x: Tensor, weight: Frozen, bias: Tensor | None) -> Tensor:
-        out = self.with_gain(self.inner(x, weight, None))
+        out = self.decomposed(x, weight)
         mask = self.module_mask(x)
         if mask is not None or self.multiplier != 1:
             base = base_product(x, weight, None)
             strength = self.multiplier if mask is None else self.multiplier * mask
             out = base + strength * (out - base)
         return out if bias is None else out + bias
+
+    def decomposed(self, x: Tensor, weight: Frozen) -> Tensor:
+        """The output without bias, magnitudes at strength 1; a tensor of its own."""
+        return self.with_gain(self.inner(x, weight, None))
 
     def with_gain(self, total: Tensor) -> Tensor:
         """total (..., out), which is used up, times 1 + gain."""
@@ -108,6 +119,49 @@ class Decomposed(LinearAdapter):
     def limit_norm(self, limit: float) -> Tensor:
         """The difference before the magnitudes is limited; they are not."""
         return self.inner.limit_norm(limit)
+
+
+class DecomposedInputs(Decomposed):
+    """Magnitudes of the inputs. The norm of the sum is a constant for backward, as in the paper.
+
+    Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", 4.3.
+    """
+
+    axis = 0
+
+    def decomposed(self, x: Tensor, weight: Frozen) -> Tensor:
+        ratio = self.ratio(weight)
+        change = torch.addcmul(ratio - 1, self.dora_gain, ratio)
+        return self.inner(torch.addcmul(x, x, at_use(change, x)), weight, None)
+
+    @torch.no_grad()
+    def ratio(self, weight: Frozen) -> Tensor:
+        """|weight| / |weight + delta| of each column, (in,) float32 where the factors are."""
+        if self.norms.device != self.dora_gain.device:
+            self.norms = self.norms.to(self.dora_gain.device)
+        norms = self.norms.flatten()
+        return norms / (self.norms_of_sum(weight, norms - EPS) + EPS)
+
+    def norms_of_sum(self, weight: Frozen, norms: Tensor) -> Tensor:
+        """|weight + delta| of each column. Of a LoRA by its factors: no difference is built.
+
+        |w + d|^2 = |w|^2 + 2 w.d + |d|^2, column by column
+        """
+        if not isinstance(self.inner, LoRA):
+            return (dense(weight) + self.inner.delta()).norm(dim=0)
+        down, up = (matrix.float() for matrix in self.inner.pair())
+        narrow = up if isinstance(weight, Quantised) else up.to(weight.dtype)
+        across = base_gradient(narrow.T, weight).float()  # (R, in): up.T @ weight
+        own, scale = (up.T @ up) @ down, self.inner.scale
+        square = norms.square() + scale * (down * (2 * across + scale * own)).sum(0)
+        return square.clamp(min=0).sqrt()
+
+    def merged(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        weight = parameters["weight"]
+        total = weight + self.inner.delta().to(weight.device, torch.float32)
+        gain, norms = self.dora_gain.to(weight.device, torch.float32), self.norms.to(weight.device)
+        whole = total * (norms * (1 + gain) / (total.norm(dim=0) + EPS))
+        return {"weight": weight + self.multiplier * (whole - weight)}
 
 
 class WithGain(torch.autograd.Function):
@@ -133,18 +187,23 @@ class WithGain(torch.autograd.Function):
         return torch.addcmul(grad, grad, used), None, summed / factor
 
 
-def row_norms(weight: Frozen) -> Tensor:
-    """|row| + eps as ComfyUI divides by it, (out, 1) float32 on the CPU, or without memory as the weight."""
-    dense = weight.dense(torch.float32) if isinstance(weight, Quantised) else weight.detach()
-    norms = dense.float().norm(dim=1, keepdim=True) + torch.finfo(torch.float32).eps
+def dense(weight: Frozen) -> Tensor:
+    """In float32."""
+    return (weight.dense(torch.float32) if isinstance(weight, Quantised) else weight.detach()).float()
+
+
+def norms_of(weight: Frozen, axis: int) -> Tensor:
+    """Norms along an axis + eps as ComfyUI divides by them, float32 on the CPU, or without memory as the
+    weight; that axis is kept."""
+    norms = dense(weight).norm(dim=axis, keepdim=True) + EPS
     return norms if norms.is_meta else norms.cpu()
 
 
-def with_magnitudes(inner: LinearAdapter, base: nn.Linear) -> Decomposed:
+def with_magnitudes(inner: LinearAdapter, base: nn.Linear, *, of_outputs: bool = True) -> Decomposed:
     """Raises ValueError for a kind that adds nothing."""
     if not isinstance(inner, AdditiveAdapter):
         raise ValueError("has DoRA's magnitudes beside what adds nothing to the weight")
-    return Decomposed(inner, base)
+    return (Decomposed if of_outputs else DecomposedInputs)(inner, base)
 
 
 def without_magnitudes(adapter: Adapter) -> Adapter:
@@ -156,9 +215,8 @@ def decomposed_as_file(inner: LinearAdapter, base: nn.Linear, factors: Factors) 
     """The adapter with magnitudes, if the file has them. Raises ValueError for those of another form."""
     if DORA_SCALE not in factors:
         return inner
-    found, expected = tuple(factors[DORA_SCALE].shape), (base.out_features, 1)
-    if found != expected:
-        if found == (1, base.in_features):
-            raise ValueError(NOT_OF_ROWS)
-        raise ValueError(f"has {DORA_SCALE} of shape {found}, expected {expected}")
-    return with_magnitudes(inner, base)
+    found = tuple(factors[DORA_SCALE].shape)
+    outputs, inputs = (base.out_features, 1), (1, base.in_features)
+    if found not in (outputs, inputs):
+        raise ValueError(f"has {DORA_SCALE} of shape {found}, expected {outputs} or {inputs}")
+    return with_magnitudes(inner, base, of_outputs=found == outputs)

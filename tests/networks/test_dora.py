@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from library.errors import AdapterFileError
 from networks import lora_anima
 from networks.kinds.adapter import Dropout
-from networks.kinds.decomposed import Decomposed
+from networks.kinds.decomposed import Decomposed, DecomposedInputs
 from networks.kinds.lora import LoRA
 from networks.workshop.verifying import Written, differences
 from tests.helpers.comfy_rules import weight_differences
@@ -151,10 +151,64 @@ def test_a_file_with_magnitudes_needs_a_run_that_trains_them(tmp_path, written):
     with pytest.raises(AdapterFileError, match="Set dora_wd=true in network_args"):
         plain.load_weights(file)
     tensors = load_file(file)
-    width = tiny_transformer().get_submodule(LAYER).in_features
-    tensors[f"diffusion_model.{LAYER}.dora_scale"] = torch.ones(1, width)
+    tensors[f"diffusion_model.{LAYER}.dora_scale"] = torch.ones(3, 1)
     save_file(tensors, tmp_path / "b.safetensors")
-    with pytest.raises(AdapterFileError, match="magnitudes of the inputs"):
+    with pytest.raises(AdapterFileError, match=r"dora_scale of shape \(3, 1\), expected"):
         MODULES[kind].create_network_from_weights(
             1.0, str(tmp_path / "b.safetensors"), None, None, tiny_transformer()
         )
+
+
+INPUTS = {"dora_wd": "1", "wd_on_out": "false", "train_norm": False}
+
+
+@pytest.fixture(scope="module", params=["lora", "lokr low", "loha"])
+def of_inputs(request):
+    return request.param, trained(request.param, 2, **INPUTS)
+
+
+def test_magnitudes_of_inputs_are_applied_and_started_from_as_comfyui_reads_them(tmp_path, of_inputs):
+    name, network = of_inputs
+    file, base = tmp_path / "a.safetensors", tiny_transformer().state_dict()
+    network.save_weights(file, None, None)
+    theirs, mine = weight_differences(load_file(file), base), live_differences(network)
+    assert theirs.keys() == mine.keys() and len(mine) == 40
+    for path, difference in mine.items():
+        assert rel_l2(theirs[path], difference) < 1e-5, path
+    assert differences(network, load_file(file), Written(torch.float32)) == []
+    kind, model = OPTIONS[name][0], tiny_transformer()
+    like, _ = MODULES[kind].create_network_from_weights(1.0, str(file), None, None, model, train_norm=False)
+    like.apply_to(None, model)
+    like.set_multiplier(0.4)
+    live = loss_of(model).item()
+    with like.merged():
+        assert loss_of(model).item() == pytest.approx(live, rel=1e-5)
+    for path, gain in gains(like).items():
+        torch.testing.assert_close(gain, gains(network)[path], rtol=0, atol=2e-6)
+
+
+def test_fresh_magnitudes_of_inputs_change_nothing_and_need_dora_wd(caplog):
+    model = tiny_transformer()
+    before = loss_of(model).item()
+    lora_anima.create_network(1.0, 3, 1, None, None, model, **INPUTS).apply_to(None, model)
+    assert loss_of(model).item() == pytest.approx(before, rel=3e-7)
+    lora_anima.create_network(1.0, 3, 1, None, None, tiny_transformer(), wd_on_output="false")
+    assert "wd_on_out has no effect: dora_wd is not on" in caplog.text
+
+
+def test_gradients_for_magnitudes_of_inputs_take_the_norm_for_a_constant():
+    base, plain, x = layer()
+    adapter = DecomposedInputs(plain.inner, base)
+    adapter.dora_gain.data.normal_(std=0.2, generator=torch.Generator().manual_seed(4))
+    inner, weight = adapter.inner, base.weight.detach()
+    dense = weight + inner.scale * inner.lora_up @ inner.lora_down
+    factor = (1 + adapter.dora_gain) * weight.norm(dim=0) / dense.detach().norm(dim=0)
+    expected = torch.nn.functional.linear(x, dense * factor)
+    found = adapter(x, weight, None)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    wanted = [x, inner.lora_down, inner.lora_up, adapter.dora_gain]
+    for mine, theirs in zip(
+        torch.autograd.grad(found.square().sum(), wanted),
+        torch.autograd.grad(expected.square().sum(), wanted),
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from networks.kinds.adapter import NO_DROPOUT
-from networks.kinds.decomposed import Decomposed
+from networks.kinds.decomposed import Decomposed, DecomposedInputs
 from networks.kinds.dora import as_dora_scale
 from networks.kinds.loha import LoHa
 from networks.kinds.lokr import LoKr, factorize, lokr_shape
@@ -185,3 +185,24 @@ def test_a_tloras_ranks_are_those_of_lycoris(rank, least, power):
     theirs = [module.compute_timestep_mask(t, 1000, rank, least, power)[0] for t in moments]
     mine = NoiseRanks(least, power).acting(torch.tensor(moments) / 1000, rank)
     assert torch.equal(mine, torch.stack(theirs))
+
+
+@pytest.mark.parametrize("name", ["locon.LoConModule", "lokr.LokrModule"])
+def test_magnitudes_of_inputs_are_those_of_lycoris(name):
+    """There LyCORIS and ComfyUI divide by the same norm, that of the sum."""
+    file, _, cls = name.partition(".")
+    base = nn.Linear(32, 48, bias=False)
+    theirs = getattr(pytest.importorskip(f"lycoris.modules.{file}", reason=REASON), cls)(
+        "x", base, 1.0, 3, 2.0, weight_decompose=True, wd_on_out=False
+    )
+    with torch.no_grad():
+        for factor in theirs.parameters():
+            factor.add_(0.1 * torch.rand_like(factor))
+    inner = LoKr(lokr_shape((48, 32), 3, -1), 2.0) if file == "lokr" else LoRA(32, 48, 3, 2.0)
+    mine = DecomposedInputs(inner, base)
+    factors = {n.removesuffix(".weight"): p.detach() for n, p in theirs.named_parameters()}
+    mine.fill(factors | {"alpha": torch.tensor(2.0)}, base, ())
+    x = torch.randn(2, 5, 32)
+    merged = mine.merged({"weight": base.weight})["weight"]
+    for found in (mine(x, base.weight, None), x @ merged.T):
+        torch.testing.assert_close(found, theirs(x), rtol=1e-4, atol=1e-5)

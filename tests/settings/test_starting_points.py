@@ -17,7 +17,6 @@ from tests.helpers.written_adapters import (
     Written,
     assert_same,
     difference,
-    dora_of_columns,
     live_differences,
     start,
     write_lokr,
@@ -143,7 +142,6 @@ def test_ranks_of_the_file_may_differ_from_layer_to_layer(demo, run_folder, base
 
 
 BAD_STARTS = {
-    "DoRA of inputs": (dora_of_columns, "--base_weights can merge it"),
     "full difference": (difference, "--base_weights can merge it"),
 }
 

@@ -147,12 +147,27 @@ def settle_adapter(draft: Draft) -> None:
             draft.find(UNSET, waiting.leaf, why="it belongs to another kind of adapter")
     for target, value in (("network_dim", 16), ("network_alpha", 1.0)):
         draft.add(f"train.{target}", value, "the default there")
+    settle_magnitudes(draft)
     first, second = draft.take("beta1"), draft.take("beta2")
     if first and second:
         for waiting in (first, second):
             draft.put(waiting.leaf, {"optimizer.betas": f"({first.value},{second.value})"})
     elif waiting := first or second:
         draft.lose(waiting.leaf, "beta1 and beta2 go together")
+
+
+def settle_magnitudes(draft: Draft) -> None:
+    """DoRA's, of the inputs unless the outputs are asked for."""
+    asking, outputs = draft.take("dora"), draft.take("dora_of_outputs")
+    is_on, of_outputs = bool(asking and asking.value), bool(outputs and outputs.value)
+    if asking and is_on:
+        why = "relative to the base's rows, as ComfyUI applies them" if of_outputs else ""
+        written = {"network.dora_wd": True, "network.wd_on_out": of_outputs}
+        draft.put(asking.leaf, written, why=why)
+    elif asking:
+        draft.find(UNSET, asking.leaf)
+    if outputs:
+        draft.find(CONVERTED if is_on else UNSET, outputs.leaf, "wd_on_out" if is_on else "")
 
 
 def settle_rate(draft: Draft) -> None:

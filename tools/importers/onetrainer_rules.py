@@ -158,7 +158,8 @@ RULES = {
     "lokr_dim": Rule("special.lokr_dim", whole),
     "lora_alpha": Rule("train.network_alpha", number),
     "lora_model_name": path_to("train.network_weights"),
-    "lora_decompose": lost("magnitudes of inputs there; those of outputs are trained by network_args dora_wd=true"),
+    "lora_decompose": Rule("special.dora", switch),
+    "lora_decompose_output_axis": Rule("special.dora_of_outputs", switch),
     "lora_weight_dtype": lost("factors are float32 here; full_bf16 = true is the small form", "FLOAT_32"),
     "lokr_decompose_factor": Rule("network.lokr_factor", whole),
     "lokr_decompose_both": Rule("network.lokr_decompose_both", switch),
@@ -219,7 +220,7 @@ RULES = {
         "masked_prior_preservation_weight custom_conditioning_image "
         "custom_learning_rate_scheduler bundle_additional_embeddings oft_block_size "
         "oft_block_share dora_oft oft_scaled oft_clipped_norm oft_cans "
-        "lora_decompose_norm_epsilon lora_decompose_output_axis lokr_use_tucker "
+        "lora_decompose_norm_epsilon lokr_use_tucker "
         "lokr_weight_decompose lokr_dora_on_output lokr_vec_trick",
         lambda name: OTHER_MODEL,
     ),
