@@ -138,7 +138,10 @@ def export_problems(options: SaveOptions, network: Trained) -> list[Problem]:
         return [Problem(message, where)]
     linears = [p.adapter for p in kept if isinstance(p.adapter, LinearAdapter)]
     if homeless := sorted({each.not_universal for each in linears} - {""}):
-        message = f"has no place for {' and '.join(homeless)}. Use comfy."
+        message = (
+            f"has no place for {' and '.join(homeless)}. Use comfy; tools/convert_lora_format.py makes a "
+            "LoRA of such a file."
+        )
         return [Problem(message, where)]
     text = trained_of_text_encoder(network)
     if text and options.export_format == "universal":

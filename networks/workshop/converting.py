@@ -19,6 +19,7 @@ from networks.kinds.dora import MAGNITUDES, as_dora_scale
 from networks.kinds.full import SET_WEIGHT
 from networks.kinds.lora import LORA_DOWN, LORA_UP
 from networks.kinds.norm import NORM_PARAMETERS
+from networks.kinds.oft import BLOCKS
 from networks.kinds.stored import ALPHA, DIFF_B, DORA_SCALE, MAGNITUDE, Factors
 from networks.workshop.adapter_file import BIASES, AdapterFile
 from networks.workshop.deltas import Delta, LowRank, distance
@@ -211,7 +212,7 @@ class Conversion:
         kept = self.kept[path]
         if MAGNITUDE in kept or self.file.entries[path].whole.intersection(kept):
             return True
-        return self.becomes_lora(path) and not {DORA_SCALE, SET_WEIGHT}.isdisjoint(kept)
+        return self.becomes_lora(path) and not {DORA_SCALE, SET_WEIGHT, BLOCKS}.isdisjoint(kept)
 
     def made(self, path: str) -> Made:
         file, kind = self.file, self.kind(path)

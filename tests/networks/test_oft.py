@@ -11,9 +11,10 @@ from networks.kinds.adapter import NO_DROPOUT, Dropout
 from networks.kinds.oft import OFT, OFTArguments, in_turn, turns
 from networks.workshop.verifying import Written, differences
 from tests.helpers.comfy_rules import weight_differences
-from tests.helpers.tiny import loss_of, rel_l2, tiny_transformer
+from tests.helpers.tiny import golden, loss_of, rel_l2, tiny_transformer
 from tests.helpers.trained_networks import trained
 from tests.helpers.written_adapters import live_differences
+from tools import convert_lora_format
 
 FORMS = ["oft", "boft"]
 KEY = "diffusion_model.blocks.0.mlp.layer1.oft_blocks"
@@ -100,6 +101,18 @@ def test_a_start_from_the_file_is_the_same_network(tmp_path, network):
     with like.merged():
         assert loss_of(model).item() == pytest.approx(weaker, rel=1e-5)
     assert weaker != pytest.approx(live, rel=1e-4)
+
+
+def test_a_converter_makes_a_lora_of_the_file_with_the_base(tmp_path, network):
+    network.save_weights(tmp_path / "a.safetensors", None, None)
+    words = [str(tmp_path / "a.safetensors"), "--format", "universal", "--error", "1e-5"]
+    words += ["--output", str(tmp_path / "b.safetensors")]
+    with pytest.raises(AdapterFileError, match="Give it with --base"):
+        convert_lora_format.main(words)
+    convert_lora_format.main([*words, "--base", str(golden("anima_tiny_dit.safetensors"))])
+    theirs = weight_differences(load_file(tmp_path / "b.safetensors"))
+    for name, difference in live_differences(network).items():
+        assert rel_l2(theirs[name], difference) < 1e-4, name
 
 
 def test_a_fresh_network_changes_nothing():

@@ -264,11 +264,11 @@ def test_what_a_form_would_lose_is_an_error_unless_it_is_asked_for(demo, run_fol
 @pytest.mark.parametrize("form", ["universal", "both"])
 @pytest.mark.parametrize(
     ("name", "more", "words"),
-    [("lora", {"dora_wd": True}, "the magnitudes of dora_wd"), ("loha", {}, "a LoHa")],
+    [("lora", {"dora_wd": True}, "the magnitudes of dora_wd"), ("loha", {}, "a LoHa"), ("oft", {}, "an OFT")],
 )
 def test_what_no_plain_lora_can_stand_for_is_refused(form, name, more, words):
     options = SaveOptions(output_dir="out", export_format=form)
     (problem,) = export_problems(options, trained(name, train_norm=False, **more))
-    assert problem.message == f"has no place for {words}. Use comfy."
+    assert problem.message.startswith(f"has no place for {words}. Use comfy; tools/convert_lora_format.py")
     assert problem.where == f"export_format = {form}"
     assert not export_problems(options, trained("lora", train_norm=False))
