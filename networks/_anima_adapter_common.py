@@ -19,6 +19,7 @@ from networks._anima_arguments import (
     DIT_TARGETS,
     LLM_ADAPTER,
     LLM_ADAPTER_TARGETS,
+    TEXT_ENCODER,
     TEXT_ENCODER_TARGETS,
     AdapterArguments,
     component_of,
@@ -189,7 +190,7 @@ class AnimaNetworks:
                 rank_stabilized=plan.arguments.rslora,
             )  # fmt: skip
             own = plan.own.of(target.kind and words[target.kind.lower()])
-            if target.path.startswith(LLM_ADAPTER):
+            if target.path.startswith((LLM_ADAPTER, TEXT_ENCODER)):  # they see no noise
                 own = own.without_noise()
             adapter = own.make(target.module, rank, alpha, request.dropout)
             if not plan.arguments.dora_wd:

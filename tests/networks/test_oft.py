@@ -132,6 +132,31 @@ def test_small_turns_survive_bfloat16():
     assert grad.dtype == torch.float32 and grad.any()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_on_a_card_nothing_waits_and_a_pass_can_be_recorded(form):
+    adapter, weight = filled(form).cuda(), torch.randn(48, 16, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(2, 64, 16, device="cuda", dtype=torch.bfloat16)
+
+    def gradient():
+        out = adapter(x, weight, None).float().square().sum()
+        return torch.autograd.grad(out, [adapter.oft_blocks])[0]
+
+    side, expected = torch.cuda.Stream(), gradient()
+    with torch.cuda.stream(side):
+        gradient()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            gradient()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = gradient()
+    graph.replay()
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
 def test_what_it_has_no_use_for_is_said(caplog):
     (problem,) = oft_anima.check_network_args(4, 1, dora_wd=True)
     assert "OFT adds nothing" in problem.message
