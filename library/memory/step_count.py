@@ -14,7 +14,7 @@ from library.memory.cuda_kernels import as_on_cuda
 from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
 from library.memory.optimizer_states import state_bytes
 from library.memory.swapping import Swap
-from library.settings.optimizer_names import is_elementwise, keeps_all_in_tensors
+from library.settings.optimizer_names import is_elementwise, is_undoable
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
@@ -136,6 +136,6 @@ def beside_update(step: Step, gradients: int, changing: int) -> int:
     size = 0
     if step.optimizer and is_elementwise(step.optimizer):
         size += gradients
-    if step.optimizer and keeps_all_in_tensors(step.optimizer):  # what an update is taken back to
+    if step.optimizer and is_undoable(step.optimizer):  # what an update is taken back to
         size += changing
     return size

@@ -21,7 +21,7 @@ class KnownOptimizer:
     finds_own_lr: the learning rate only scales what it finds
     usual_rates:  the optimizer whose usual learning rates are its own too; "" where none is known
     elementwise:  each element is updated by its own gradient and state alone, wherever a tensor ends
-    in_tensors:   an update changes parameters and tensors beside them alone, no number on the host
+    undoable:     an update changes parameters, tensors beside them and numbers of its groups alone
     single:       each tensor is updated by its own gradient and state alone, in calls of its own
     """
 
@@ -32,7 +32,7 @@ class KnownOptimizer:
     finds_own_lr: bool = False
     usual_rates: str = ""
     elementwise: bool = False
-    in_tensors: bool = False
+    undoable: bool = False
     single: bool = False
 
 
@@ -51,7 +51,7 @@ def _dadaptation(path: str, state_bytes: float) -> KnownOptimizer:
 
 def _schedulefree(name: str, state_bytes: float) -> KnownOptimizer:
     path = f"schedulefree.{name}"
-    return KnownOptimizer(path, state_bytes, "schedulefree", elementwise=True)
+    return KnownOptimizer(path, state_bytes, "schedulefree", elementwise=True, undoable=True)
 
 
 OPTIMIZERS: dict[str, KnownOptimizer] = {
@@ -68,7 +68,7 @@ OPTIMIZERS: dict[str, KnownOptimizer] = {
         "lion-pytorch",
         usual_rates="Lion",
         elementwise=True,
-        in_tensors=True,
+        undoable=True,
     ),
     "Lion8bit": _bitsandbytes("Lion8bit", 1, "Lion"),
     "PagedLion8bit": _bitsandbytes("PagedLion8bit", 1, "Lion"),
@@ -78,7 +78,7 @@ OPTIMIZERS: dict[str, KnownOptimizer] = {
         "",
         {"momentum": 0.9, "nesterov": True},
         elementwise=True,
-        in_tensors=True,
+        undoable=True,
     ),
     "SGDNesterov8bit": _bitsandbytes("SGD8bit", 1, momentum=0.9, nesterov=True),
     "DAdaptation": _dadaptation("experimental.DAdaptAdamPreprint", 12),
@@ -134,10 +134,10 @@ def is_elementwise(options: OptimizerChoice) -> bool:
     return known is not None and known.elementwise
 
 
-def keeps_all_in_tensors(options: OptimizerChoice) -> bool:
-    """The same of `in_tensors`."""
+def is_undoable(options: OptimizerChoice) -> bool:
+    """The same of `undoable`."""
     known = OPTIMIZERS.get(optimizer_name(options))
-    return known is not None and known.in_tensors
+    return known is not None and known.undoable
 
 
 def takes_single_updates(options: OptimizerChoice) -> bool:

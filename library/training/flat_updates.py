@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors
 from torch.optim import Optimizer
 
-from library.settings.optimizer_names import is_elementwise, keeps_all_in_tensors
+from library.settings.optimizer_names import is_elementwise, is_undoable
 
 if TYPE_CHECKING:
     from library.settings.run_config import OptimizerOptions
@@ -37,7 +37,8 @@ class FlatUpdates:
 
     values:    (N,), all parameters in turn; they are views of it
     gradients: (N,), in an update
-    can_undo:  all that an update changes is in tensors of the device, once there are any
+    can_undo:  all that an update changes is in tensors of the device, once there are any, and in groups
+    counted:   numbers of each group before the last update, for `settle`; undone: whether it was
     """
 
     def __init__(self, optimizer: Optimizer, *, can_undo: bool = False) -> None:
@@ -66,7 +67,10 @@ class FlatUpdates:
         self.states: defaultdict[Tensor, State] = defaultdict(dict)  # of the flat parameters
         self.shown = optimizer.state  # of the parameters: views of those
         self.has_updated = self.gave_up = False
+        self.counted: list[dict[str, float]] = []
+        self.undone = Flag(like.device)
         optimizer.register_step_post_hook(self._note_update)
+        optimizer.register_state_dict_pre_hook(self.settle)
 
     @staticmethod
     def of(optimizer: Optimizer, options: OptimizerOptions) -> FlatUpdates | None:
@@ -75,7 +79,7 @@ class FlatUpdates:
         alike = len({(p.dtype, p.device) for p in parameters}) == 1
         if not (alike and is_elementwise(options)):
             return None
-        return FlatUpdates(optimizer, can_undo=keeps_all_in_tensors(options))
+        return FlatUpdates(optimizer, can_undo=is_undoable(options))
 
     def gather(self) -> bool:
         """Move all gradients into one buffer; False where each parameter has to be updated by itself.
@@ -83,6 +87,7 @@ class FlatUpdates:
         That is so from the first time on that one has no gradient, or when a state was loaded whose
         parts differ in what is one for all of a group, such as the count of updates.
         """
+        self.settle()
         if self.gave_up:
             return False
         if self.optimizer.state is not self.shown and not self._take_over_loaded():
@@ -135,14 +140,31 @@ class FlatUpdates:
     def undone_if(self, condition: Tensor) -> Iterator[None]:
         """Within `as_one`: an update that leaves no trace where the condition (a scalar) is true.
 
-        Nothing is read on the host; parameters and states are there twice meanwhile.
+        Parameters and states are there twice meanwhile. Numbers of the groups are put back by `settle`, so
+        that the host need not wait for this update.
         """
+        groups = self.optimizer.param_groups
+        numbers = [numbers_of(group) for group in groups]
         states = [value for state in self.states.values() for value in state.values()]
         changing = [*(flat.detach() for flat in self.flat), *states]
         kept = [tensor.clone() for tensor in changing]
         yield
         for tensor, before in zip(changing, kept):
             torch.where(condition, before, tensor, out=tensor)
+        counted = [
+            {name: value for name, value in before.items() if group[name] != value}
+            for before, group in zip(numbers, groups)
+        ]
+        if any(counted):
+            self.counted = counted
+            self.undone.send(condition)
+
+    def settle(self, *_: object) -> None:
+        """Put back what an update that was undone counted. It is over since a step, or this waits for it."""
+        counted, self.counted = self.counted, []
+        if counted and self.undone.is_true():
+            for group, numbers in zip(self.optimizer.param_groups, counted):
+                group.update(numbers)
 
     def _lengths(self) -> list[int]:
         lengths = [len(flat) for flat in self.flat]
@@ -189,6 +211,32 @@ class FlatUpdates:
             }
         self.states.clear()
         return False
+
+
+class Flag:
+    """A truth of the device on its way to the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.is_on_card = device.type == "cuda"
+        self.tensor = torch.zeros((), dtype=torch.bool, pin_memory=self.is_on_card)
+        self.seen = self.tensor.numpy()  # the same memory
+        self.arrival: torch.cuda.Event | None = None
+
+    def send(self, condition: Tensor) -> None:
+        self.tensor.copy_(condition, non_blocking=True)
+        if self.is_on_card:
+            self.arrival = torch.cuda.Event()
+            self.arrival.record()
+
+    def is_true(self) -> bool:
+        """Waits until it is there."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return bool(self.seen)
+
+
+def numbers_of(group: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in group.items() if isinstance(value, int | float)}
 
 
 def clip_norm(gradients: Tensor, max_norm: float) -> Tensor:

@@ -28,7 +28,7 @@ def equal(ours, others):
 
 
 @pytest.mark.all_pictures
-@pytest.mark.parametrize("optimizer, reads", [("AdamW", 0), ("AdamWScheduleFree", 1)])
+@pytest.mark.parametrize("optimizer, reads", [("AdamW", 0), ("AdamWScheduleFree", 0)])
 def test_a_batch_without_finite_latents_moves_nothing_and_training_goes_on(
     demo, run_folder, optimizer, reads
 ):
