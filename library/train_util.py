@@ -70,6 +70,7 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
                        "compiles each block.", compiler)  # fmt: skip
     _refuse_sharding()
     started = int(os.environ.get("WORLD_SIZE", "1"))
+    check_cards(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         mixed_precision=wanted,
@@ -93,6 +94,16 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
             f"{accelerator.device.type}. Use bf16 or no."
         )
     return accelerator
+
+
+def check_cards(processes: int, cards: int) -> None:
+    """Where there is CUDA each process of a machine needs a card: it ends in a long trace of the driver's."""
+    if 0 < cards < processes:
+        raise ConfigError(
+            f"the launcher started {processes} processes on this machine, which has {cards} CUDA "
+            f"device{'s' if cards > 1 else ''}, and each needs its own. Start {cards}: --num_processes "
+            "of accelerate launch, --nproc_per_node of torchrun."
+        )
 
 
 def _accelerate_settings(options: DistributedOptions) -> list[KwargsHandler]:

@@ -77,7 +77,8 @@ class Job:
         if self.processes > 1:
             command += ["torch.distributed.run", "--nproc_per_node", str(self.processes), "-m"]
         command += ["tools.verify_resume", AS_CHILD, json.dumps(orders), *self.argv]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
         if self.processes > 1 and not torch.cuda.is_available():
             environment["ACCELERATE_USE_CPU"] = "true"
         file = self.folder / f"{name}.log"

@@ -11,9 +11,12 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 LARGEST_GROUP = 128
 INT8_END = 127
+ROWS_AT_ONCE = 8
+"""cuBLAS multiplies integers in rows by so many, and refuses 118."""
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 
@@ -41,4 +44,8 @@ def integer_product(rows: Tensor, codes: Tensor) -> Tensor:
     """rows (T, k), each rounded to int8 by its largest value, times codes (k, n) int8; float32."""
     step = (rows.abs().amax(1, keepdim=True).float() / INT8_END).clamp_(min=SMALLEST_SCALE)
     rounded = (rows / step).round_().to(torch.int8)
-    return torch._int_mm(rounded, codes) * step
+    count = len(rows)
+    missing = -count % ROWS_AT_ONCE
+    if not isinstance(missing, int) or missing:
+        rounded = F.pad(rounded, (0, 0, 0, missing))
+    return torch._int_mm(rounded, codes)[:count] * step

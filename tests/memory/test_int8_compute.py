@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.memory.int8_probe import Products, why_not
 from library.memory.quantised import FEWEST_ROWS, Quantised, QuantisedLinear, Rotated
@@ -38,6 +39,7 @@ def matrices(rows=192, width=512, out=384, outliers=False):
 
 @pytest.mark.parametrize("size", [1, 2, 64, 128])
 def test_the_rotation_is_its_own_inverse_and_leaves_products_as_they_are(size):
+    torch.manual_seed(0)
     matrix = hadamard(size, CPU)
     assert torch.equal(matrix, matrix.t())
     x, weight = torch.randn(3, 3 * size), torch.randn(4, 3 * size)
@@ -68,6 +70,23 @@ def test_the_product_is_that_of_the_rounded_numbers():
     exact = (x / step).round().double() @ codes.double() * step.double()
     torch.testing.assert_close(integer_product(x, codes).double(), exact, rtol=1e-6, atol=0)
     assert torch.equal(integer_product(torch.zeros(32, 512), codes), torch.zeros(32, 384))
+
+
+@pytest.mark.parametrize("tokens", [118, 120])
+def test_rows_are_multiplied_in_eights_as_cublas_wants_them(tokens):
+    """Rows that are added are left out again."""
+    x, codes = torch.randn(120, 64), torch.randint(-127, 128, (64, 32), dtype=torch.int8)
+    seen = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._int_mm.default:
+                seen.append(len(args[0]))
+            return function(*args, **(kwargs or {}))
+
+    with Seen():
+        found = integer_product(x[:tokens], codes)
+    assert seen == [120] and torch.equal(found, integer_product(x, codes)[:tokens])
 
 
 def test_a_few_rows_are_multiplied_as_floats():

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from library.errors import ConfigError
+from library.train_util import check_cards
 from tests.helpers import documented
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import (
@@ -211,3 +212,10 @@ def test_a_launcher_whose_processes_do_not_meet_is_told(demo, run_folder, monkey
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     with pytest.raises(ConfigError, match="started 3 processes, and 1 of them found each other"):
         trainer.train()
+
+
+def test_more_processes_than_cards_are_refused_before_they_meet():
+    check_cards(2, 2)
+    check_cards(2, 0)  # they train on the CPU
+    with pytest.raises(ConfigError, match="2 processes .* 1 CUDA device, .* Start 1:"):
+        check_cards(2, 1)

@@ -8,7 +8,6 @@ import torch
 
 from library.anima_backend.modelling.attention_probe import REAL_ROWS
 from library.anima_backend.modelling.kernels import KERNELS
-from library.anima_doctor.anima_step import MODES
 from tools.bench import gpu, gpu_parts
 
 CPU = torch.device("cpu")
@@ -35,8 +34,9 @@ def test_the_whole_command_on_a_cpu(monkeypatch, tmp_path, capsys):
     assert {name for name, row in kernels.items() if row["result"] == "ok"} == {"torch", counted}
     assert {row["result"] for row in parts["kernels"]} == {"have no form for the CPU"}
     curves = {row["mode"]: row["result"] for row in parts["curves"]}
-    assert set(curves) == set(MODES)
-    same = {mode for mode in MODES if not mode.startswith(("fp8", "int8"))}
+    quick = {name for name, mode in gpu_parts.ALL_MODES.items() if not mode.precision.compile}
+    assert set(curves) == quick
+    same = {mode for mode in quick if not mode.startswith(("fp8", "int8"))}
     assert {curves[mode] for mode in same} == {"same bits"}
     assert {row["result"] for row in parts["steps"]} == {"ok"}
     text = page.read_text()
@@ -82,4 +82,4 @@ def test_the_verdict_is_the_fastest_that_fits_and_no_step_too_large_is_wrong():
 
 
 def test_every_mode_of_the_steps_has_its_flags():
-    assert set(gpu_parts.STEP_MODES) == set(gpu.FLAGS) <= set(MODES)
+    assert set(gpu_parts.STEP_MODES) == set(gpu.FLAGS) <= set(gpu_parts.ALL_MODES)

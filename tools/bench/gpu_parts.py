@@ -8,10 +8,12 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -42,7 +44,7 @@ from library.anima_doctor.anima_step import (
 )
 from library.anima_models import load_anima_transformer, load_anima_vae
 from library.anima_runtime.text_contexts import adapts_text
-from library.memory.step_count import Step
+from library.memory.step_count import Step, StepCount
 from library.settings.run_config import FlowOptions
 from library.strategy_anima import AnimaConditioning, AnimaContext
 from library.train_util import make_noising
@@ -59,6 +61,7 @@ STEP_MODES = (
     "checkpoint_swap_all", "fp8_checkpoint", "int8_compute",
 )  # fmt: skip
 ALL_MODES = {**MODES, **SPEEDS}
+COUNTERS = 4  # processes that count steps while the card runs them
 FULL = 0.92  # of the card's memory: with more, desktops and drivers get in the way
 TINY = replace(
     PUBLISHED, model_dim=64, head_dim=32, text_dim=32, adaln_dim=8, mlp_dim=128, num_blocks=2,
@@ -288,7 +291,9 @@ def curves(plan: Plan) -> Iterator[Figures]:
     small = replace(plan.params, num_blocks=min(4, plan.params.num_blocks))
     pixels, steps = min(256, plan.pixels[0]), 4 if plan.quick else 12
     expected: list[float] = []
-    for mode in ALL_MODES:
+    for mode, saving in ALL_MODES.items():
+        if plan.quick and saving.precision.compile:
+            continue  # which takes longer than all the others
         settings = replace(settings_of(plan, "lora", mode, pixels), params=small)
         yield guarded(plan, {"mode": mode}, partial(curve, plan, settings, steps, expected))
 
@@ -308,16 +313,31 @@ def curve(plan: Plan, settings: AnimaStep, steps: int, expected: list[float]) ->
 def steps(plan: Plan) -> Iterator[Figures]:
     """Time and memory of true-size steps, beside what the ledger counts."""
     modes = ("checkpoint", "none") if plan.quick else STEP_MODES
-    for pixels in plan.pixels:
-        for adapter, title in plan.adapters.items():
-            for mode in modes:
-                names = {"pixels": str(pixels), "adapter": title, "mode": mode}
-                settings = settings_of(plan, adapter, mode, pixels)
-                yield guarded(plan, names, partial(timed_step, plan, settings))
+    cases = [
+        ({"pixels": str(pixels), "adapter": title, "mode": mode}, settings_of(plan, adapter, mode, pixels))
+        for pixels in plan.pixels
+        for adapter, title in plan.adapters.items()
+        for mode in modes
+    ]
+    with counting(plan, [settings for _, settings in cases]) as counts:
+        for (names, settings), counted in zip(cases, counts):
+            yield guarded(plan, names, partial(timed_step, plan, settings, counted))
 
 
-def timed_step(plan: Plan, settings: AnimaStep) -> dict[str, object]:
-    counted = f"{count(settings).peak / GIB:.2f}"
+@contextmanager
+def counting(plan: Plan, steps: Sequence[AnimaStep]) -> Iterator[list[Callable[[], StepCount]]]:
+    """What the ledger says of each step, found by other processes while the card runs the first."""
+    if plan.tiny:
+        yield [partial(count, step) for step in steps]
+        return
+    with ProcessPoolExecutor(COUNTERS, get_context("spawn")) as pool:
+        yield [pool.submit(count, step).result for step in steps]
+        pool.shutdown(cancel_futures=True)
+
+
+def timed_step(
+    plan: Plan, settings: AnimaStep, counted: Callable[[], StepCount]
+) -> dict[str, object]:
     _, work = step_on(plan, settings)
     for _ in range(2):
         work()
@@ -325,10 +345,13 @@ def timed_step(plan: Plan, settings: AnimaStep) -> dict[str, object]:
         torch.cuda.reset_peak_memory_stats(plan.device)
     times = [seconds_of(work, plan.device) for _ in range(3 if plan.quick else 7)]
     peak, result = "not measured", "ok"
+    ledger = f"{counted().peak / GIB:.2f}"
     if plan.device.type == "cuda":
         found = torch.cuda.max_memory_reserved(plan.device)
         if found > FULL * torch.cuda.get_device_properties(plan.device).total_memory:
             result = "fills the card"
-        peak = f"{torch.cuda.max_memory_allocated(plan.device) / GIB:.2f}"
+        if not settings.memory.precision.cuda_graphs:  # whose memory is reserved for good
+            found = torch.cuda.max_memory_allocated(plan.device)
+        peak = f"{found / GIB:.2f}"
     ms = round(1e3 * statistics.median(times), 1)
-    return {"ms": ms, "peak GiB": peak, "ledger GiB": counted, "result": result}
+    return {"ms": ms, "peak GiB": peak, "ledger GiB": ledger, "result": result}

@@ -159,7 +159,8 @@ def words_of(command: str) -> list[str]:
 def measure(folder: Path, name: str, threads: int) -> Figures:
     tool, *words = words_of(TOOLS[name])
     peaks, start = folder / "peaks", time.perf_counter()
-    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parents[2])}
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(path)}
     done = subprocess.run(
         [sys.executable, "-c", PROBE, str(peaks), f"tools.{tool}", *words], cwd=folder,
         env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=False,
