@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 FOLDERS = ("library", "networks", "tools")
@@ -37,6 +38,13 @@ class Product:
             found += (root / folder).rglob("*.py")
         self.files = sorted(path.relative_to(root).as_posix() for path in found)
         self.known = frozenset(self.files)
+        self.trees: dict[str, ast.Module] = {}
+
+    def tree(self, path: str) -> ast.Module:
+        """A file, parsed once."""
+        if path not in self.trees:
+            self.trees[path] = ast.parse(self.source(path))
+        return self.trees[path]
 
     def source(self, path: str) -> str:
         return (self.root / path).read_text(encoding="utf-8")
@@ -63,6 +71,10 @@ class Product:
 
     def imports_of(self, path: str, text: str) -> list[Import]:
         """Every import in the text of a file at `path`, those in functions and for types included."""
+        return self.imports_in(path, ast.parse(text))
+
+    def imports_in(self, path: str, tree: ast.Module) -> list[Import]:
+        """The same of a file that is parsed."""
         found: list[Import] = []
 
         def visit(node: ast.AST, in_function: bool, typing_only: bool) -> None:
@@ -75,18 +87,18 @@ class Product:
             for child in ast.iter_child_nodes(node):
                 visit(child, in_function, typing_only or child in guarded)
 
-        visit(ast.parse(text), False, False)
+        visit(tree, False, False)
         return found
 
-    def all_imports(self) -> Iterator[tuple[str, Import]]:
-        for path in self.files:
-            for found in self.imports_of(path, self.source(path)):
-                yield path, found
+    @cached_property
+    def all_imports(self) -> list[tuple[str, Import]]:
+        """Every import, with the file that it is in."""
+        return [(path, each) for path in self.files for each in self.imports_in(path, self.tree(path))]
 
     def arrows(self) -> dict[str, set[str]]:
         """File -> the project's files it imports."""
         arrows: dict[str, set[str]] = {path: set() for path in self.files}
-        for path, found in self.all_imports():
+        for path, found in self.all_imports:
             if found.is_project:
                 arrows[path].add(found.module)
         return arrows

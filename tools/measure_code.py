@@ -34,7 +34,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 def functions(product: Product) -> Iterator[Function]:
     for path in product.files:
-        for node in ast.walk(ast.parse(product.source(path))):
+        for node in ast.walk(product.tree(path)):
             if isinstance(node, Function):
                 yield node
 

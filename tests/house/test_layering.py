@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -123,11 +122,6 @@ def wrong_import(path: str, found: Import) -> str | None:
     return f"{path}:{found.line} imports {found.module}: upward"
 
 
-@cache
-def imports() -> list[tuple[str, Import]]:
-    return list(PRODUCT.all_imports())
-
-
 def identifiers(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """Every name in the code with its line: bound, read, imported; not the text of strings."""
     for node in ast.walk(tree):
@@ -160,7 +154,7 @@ def test_every_place_has_files_or_waits_for_them():
 
 
 def test_imports_point_down():
-    problems = [wrong_import(path, found) for path, found in imports()]
+    problems = [wrong_import(path, found) for path, found in PRODUCT.all_imports]
     report([problem for problem in problems if problem])
 
 
@@ -178,7 +172,7 @@ def test_each_folder_says_what_lives_there():
     wrong = []
     for path in PRODUCT.files:
         if path.endswith("__init__.py"):
-            tree = ast.parse(PRODUCT.source(path))
+            tree = PRODUCT.tree(path)
             if len(tree.body) != 1 or not ast.get_docstring(tree):
                 wrong.append(path)
     report(wrong)
@@ -217,7 +211,7 @@ DECLARING = [path for path in FILES if is_of(path, DECLARATIONS)]
 def test_declarations_import_only_the_standard_library(path):
     third_party = [
         f"{path}:{found.line} imports {found.module}"
-        for found in PRODUCT.imports_of(path, PRODUCT.source(path))
+        for found in PRODUCT.imports_in(path, PRODUCT.tree(path))
         if not (found.in_function or found.typing_only or found.is_project)
         and not found.is_of(sys.stdlib_module_names | {"tomli", "tomllib"})
     ]
@@ -237,7 +231,7 @@ def test_heavy_and_optional_packages_are_not_imported_at_the_top():
     report(
         [
             f"{path}:{found.line} imports {found.module} at the top"
-            for path, found in imports()
+            for path, found in PRODUCT.all_imports
             if not (found.in_function or found.typing_only) and found.is_of(NEVER_AT_TOP)
         ]
     )
@@ -247,7 +241,7 @@ def test_functions_import_only_heavy_and_optional_packages():
     report(
         [
             f"{path}:{found.line} imports {found.module} inside a function"
-            for path, found in imports()
+            for path, found in PRODUCT.all_imports
             if found.in_function and not found.is_of(IN_FUNCTIONS)
         ]
     )
@@ -258,7 +252,7 @@ def test_agnostic_code_never_names_the_family():
         [
             f"{path}:{line} {name}"
             for path in filter(is_agnostic, FILES)
-            for name, line in identifiers(ast.parse(PRODUCT.source(path)))
+            for name, line in identifiers(PRODUCT.tree(path))
             if "anima" in name.lower()
         ]
     )
@@ -320,7 +314,7 @@ def test_the_backend_imports_torch_itself_and_mechanisms_that_do_the_same():
     for path in [*backend, *MECHANISMS]:
         allowed = sys.stdlib_module_names | {"torch"} | BACKEND_IMPORTS.get(Path(path).name, set())
         rooms = [*MECHANISMS, *(backend if path in backend else [])]
-        for found in PRODUCT.imports_of(path, PRODUCT.source(path)):
+        for found in PRODUCT.imports_in(path, PRODUCT.tree(path)):
             if not (found.module in rooms or found.is_of(allowed)):
                 wrong.append(f"{path}:{found.line} imports {found.module}")
     report(wrong)
@@ -330,7 +324,7 @@ def test_the_first_tools_need_nothing_installed():
     report(
         [
             f"{path}:{found.line} imports {found.module}"
-            for path, found in imports()
+            for path, found in PRODUCT.all_imports
             if path in STANDARD_LIBRARY_ONLY
             and found.module not in STANDARD_LIBRARY_ONLY
             and not found.is_of(sys.stdlib_module_names)
@@ -341,7 +335,7 @@ def test_the_first_tools_need_nothing_installed():
 def test_modules_are_imported_by_name_only_where_the_user_names_them():
     wrong = []
     for path in FILES:
-        for name, line in identifiers(ast.parse(PRODUCT.source(path))):
+        for name, line in identifiers(PRODUCT.tree(path)):
             if name in ("import_module", "__import__") and path not in DYNAMIC_IMPORTS:
                 wrong.append(f"{path}:{line} {name}")
     report(wrong)
@@ -352,7 +346,7 @@ def test_importing_calls_nothing_for_its_effect():
     for path in (
         path for path in FILES if not path.startswith("tools/")
     ):  # tools restart themselves
-        for node in ast.parse(PRODUCT.source(path)).body:
+        for node in PRODUCT.tree(path).body:
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 wrong.append(f"{path}:{node.lineno} {ast.unparse(node)}")
     report(wrong)
@@ -365,7 +359,7 @@ def test_files_and_functions_are_short():
         lines = len(text.splitlines())
         if lines > MAX_LINES and not any(fnmatch(path, table) for table in FLAG_TABLES):
             wrong.append(f"{path}: {lines} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(PRODUCT.tree(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 if lines > MAX_FUNCTION_LINES:
