@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -49,4 +50,6 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Exception:
         close_bars()
         raise
+    gc.collect()  # what the program left behind; then Python's end, which looks for garbage several
+    gc.freeze()  # times, does not search all that was imported: a second where that is torch
     sys.exit(code)

@@ -253,7 +253,7 @@ def answer(listener: socket.socket, place: Path, leases: list[socket.socket | IO
     if request is None:
         place.unlink()
         place.with_suffix(".lock").unlink(missing_ok=True)
-        return
+        os._exit(0)  # nothing is left to be done
     become(request)
 
 
