@@ -125,24 +125,30 @@ class DecomposedInputs(Decomposed):
     """Magnitudes of the inputs. The norm of the sum is a constant for backward, as in the paper.
 
     Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", 4.3.
+
+    norms_beside: the norms where the factors are, once they are needed there
     """
 
     axis = 0
+    norms_beside: Tensor | None = None
 
     def decomposed(self, x: Tensor, weight: Frozen) -> Tensor:
-        ratio = self.ratio(weight)
-        change = torch.addcmul(ratio - 1, self.dora_gain, ratio)
+        ratio = self.ratio(weight, x.dtype)
+        change = torch.addcmul(ratio - 1, self.dora_gain.float(), ratio)
         return self.inner(torch.addcmul(x, x, at_use(change, x)), weight, None)
 
     @torch.no_grad()
-    def ratio(self, weight: Frozen) -> Tensor:
-        """|weight| / |weight + delta| of each column, (in,) float32 where the factors are."""
-        if self.norms.device != self.dora_gain.device:
-            self.norms = self.norms.to(self.dora_gain.device)
-        norms = self.norms.flatten()
-        return norms / (self.norms_of_sum(weight, norms - EPS) + EPS)
+    def ratio(self, weight: Frozen, dtype: torch.dtype) -> Tensor:
+        """|weight| / |weight + delta| of each column, (in,) float32 where the factors are.
 
-    def norms_of_sum(self, weight: Frozen, norms: Tensor) -> Tensor:
+        dtype: of products with the weight
+        """
+        if self.norms_beside is None or self.norms_beside.device != self.dora_gain.device:
+            self.norms_beside = self.norms.to(self.dora_gain.device)
+        norms = self.norms_beside.flatten()
+        return norms / (self.norms_of_sum(weight, norms - EPS, dtype) + EPS)
+
+    def norms_of_sum(self, weight: Frozen, norms: Tensor, dtype: torch.dtype) -> Tensor:
         """|weight + delta| of each column. Of a LoRA by its factors: no difference is built.
 
         |w + d|^2 = |w|^2 + 2 w.d + |d|^2, column by column
@@ -150,8 +156,7 @@ class DecomposedInputs(Decomposed):
         if not isinstance(self.inner, LoRA):
             return (dense(weight) + self.inner.delta()).norm(dim=0)
         down, up = (matrix.float() for matrix in self.inner.pair())
-        narrow = up if isinstance(weight, Quantised) else up.to(weight.dtype)
-        across = base_gradient(narrow.T, weight).float()  # (R, in): up.T @ weight
+        across = base_gradient(up.T.to(dtype), weight).float()  # (R, in): up.T @ weight
         own, scale = (up.T @ up) @ down, self.inner.scale
         square = norms.square() + scale * (down * (2 * across + scale * own)).sum(0)
         return square.clamp(min=0).sqrt()

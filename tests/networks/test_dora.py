@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from library.errors import AdapterFileError
+from library.memory.quantised import QuantisedLinear, frozen_weight
 from networks import lora_anima
 from networks.kinds.adapter import Dropout
 from networks.kinds.decomposed import Decomposed, DecomposedInputs
@@ -212,3 +213,17 @@ def test_gradients_for_magnitudes_of_inputs_take_the_norm_for_a_constant():
         torch.autograd.grad(expected.square().sum(), wanted),
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norms_of_a_sum_with_a_quantised_weight_are_those_of_what_it_stands_for(dtype):
+    base, plain, x = layer()
+    base.requires_grad_(False)
+    stored = QuantisedLinear.of(base, "fp8", torch.device("cpu"))
+    weight = frozen_weight(stored)
+    adapter = DecomposedInputs(plain.inner, stored)
+    dense = weight.dense(torch.float32)
+    total = dense + adapter.inner.delta()
+    expected = dense.norm(dim=0) / total.norm(dim=0)
+    torch.testing.assert_close(adapter.ratio(weight, dtype), expected, rtol=1e-2, atol=0)
+    assert adapter(x.to(dtype), weight, None).dtype == dtype
