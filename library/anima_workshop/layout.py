@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from library.anima_backend.modelling.params import MAX_BLOCKS, PUBLISHED, DiTParams
+from library.anima_backend.modelling.text_encoder import PLACE
 from library.anima_runtime.model_loading import inspect_transformer, shapes_of_dit
 from library.errors import AdapterFileError
 from networks._anima_arguments import DIT_TARGETS, LLM_ADAPTER_TARGETS
+from networks.codec import text_encoder_aliases
 from networks.targets import matches_target
 from networks.workshop.adapter_file import AdapterFile, adapter_header, open_adapter
 from networks.workshop.modules import Modules, Shape
@@ -41,9 +43,8 @@ DIFFUSERS_WORDS = (
 )
 """What diffusers calls the DiT's Linears; those of the LLM adapter it calls as they are."""
 
-QWEN = "text_encoders.qwen3_06b.transformer.model."
-"""What ComfyUI calls the text encoder; adapters of it are no start for training here."""
-QWEN_OTHERS = ("text_encoders.transformer.model.", "lora_te_")
+QWEN = f"{PLACE}."
+"""How the paths of the text encoder's modules begin."""
 QWEN_LAYERS = 28
 QWEN_LINEARS: dict[str, Shape] = {
     "self_attn.q_proj": (2048, 1024),
@@ -117,11 +118,7 @@ def text_encoder_shapes() -> dict[str, Shape]:
 
 def text_encoder_names(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Other spellings that ComfyUI reads, and the path of each."""
-    dotted, flat = QWEN_OTHERS
-    for path in paths:
-        name = path.removeprefix(QWEN)
-        yield dotted + name, path
-        yield flat + name.replace(".", "_"), path
+    return ((name, path) for path in paths for name in text_encoder_aliases(path))
 
 
 def diffusers_names(weights: Mapping[str, Shape]) -> dict[str, str]:

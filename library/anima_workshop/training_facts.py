@@ -19,7 +19,7 @@ SETTINGS: Mapping[str, Text] = {
     "num_epochs": Text("epochs that were planned", "计划轮数"),
     "learning_rate": Text("learning rate", "学习率"),
     "unet_lr": Text("learning rate of the DiT", "DiT 学习率"),
-    "text_encoder_lr": Text("learning rate of the LLM adapter", "LLM 适配器学习率"),
+    "text_encoder_lr": Text("learning rate of the text encoder", "文本编码器学习率"),
     "optimizer": Text("optimizer", "优化器"),
     "lr_scheduler": Text("schedule", "学习率调度"),
     "lr_warmup_steps": Text("warm-up", "预热步数"),

@@ -63,7 +63,7 @@ OPTIONS = {
     "learning_rate": "optimizer.learning_rate",
     "max_grad_norm": "optimizer.max_grad_norm",
     "unet_lr": "network.unet_lr",
-    "text_encoder_lr": "network.text_encoder_lr",
+    "text_encoder_lr": "network.text_encoder_rate",
     "network_module": "network.network_module",
     "network_dropout": "network.network_dropout",
     "scale_weight_norms": "network.scale_weight_norms",

@@ -7,10 +7,13 @@ from safetensors.torch import load_file, save_file
 
 from library.anima_backend.modelling.text_encoder import PLACE, causal_mask, hidden_states
 from library.anima_models import load_anima_qwen_model, load_anima_transformer
+from library.anima_runtime.text_contexts import prompt_context
 from library.anima_workshop.checked import look_at
 from library.anima_workshop.coverage_checks import coverage_of
 from library.errors import AdapterFileError, ConfigError
 from library.memory.modes import enable_modes
+from library.previews.painting import Contexts, Drawing, paint
+from library.previews.prompt_file import PreviewPrompt
 from library.settings.run_config import LoopOptions
 from library.strategy_anima import AnimaTextEncodingStrategy
 from library.training.flow_matching import NoisyLatents
@@ -85,6 +88,7 @@ def test_every_linear_of_its_layers_learns_and_is_named_as_comfyui_names_it(lear
     assert all(up.abs().max() > 0 for up in ups.values())
     with safe_open(learned.file, "pt") as file:
         told = file.metadata()
+    assert told["ss_text_encoder_lr"] == "0.02"
     assert f'"{PLACE}.layers.*.mlp.up_proj": {layers}' in told["ss_adapted_parts"]
     assert '"text_encoder_lr": "0.02"' in told["ss_network_args"]
     (rates,) = {(row["lr/text_encoder"], row["lr/unet"]) for row in rows_of(learned.trainer) if "lr/unet" in row}
@@ -241,19 +245,30 @@ def test_its_memory_is_counted(learned):
     assert size == pytest.approx(4 * held, rel=0.02) and "Qwen" not in [other for other, *_ in others]
 
 
-def test_pictures_are_drawn_by_the_changed_encoder(learned, tmp_path):
-    """A file that has it, beside the same without."""
-    tensors = load_file(learned.file)
-    rest = {k: v for k, v in tensors.items() if not k.startswith("text_encoders.")}
-    save_file(rest, tmp_path / "rest.safetensors")
-    drawn = []
-    for file in (learned.file, tmp_path / "rest.safetensors"):
-        out = tmp_path / file.stem
-        argv = [
-            *("--config_file", str(learned.folder / "train_args.toml"), "--prompt", "a meadow", "--device", "cpu"),
-            *("--width", "64", "--height", "64", "--steps", "1", "--cfg", "1", "--seed", "5", "--lora", str(file)),
-            *("--output", str(out), "--latents", str(tmp_path / f"{file.stem}.latents.safetensors")),
-        ]
-        generate(argv)
-        drawn.append(next(iter(load_file(argv[-1]).values())))
-    assert rel_l2(*drawn) > 1e-3
+def test_a_picture_is_drawn_by_the_changed_encoder(learned, tmp_path):
+    latents = tmp_path / "latents.safetensors"
+    generate([
+        *("--config_file", str(learned.folder / "train_args.toml"), "--prompt", "a meadow", "--device", "cpu"),
+        *("--width", "64", "--height", "64", "--steps", "1", "--cfg", "1", "--shift", "3", "--seed", "5"),
+        *("--lora", str(learned.file), "--output", str(tmp_path), "--latents", str(latents)),
+    ])  # fmt: skip
+    (drawn,) = load_file(latents).values()
+    dit, qwen = learned.by_comfyui()
+    tokenize = learned.trainer.tokenize_strategy
+    read = AnimaTextEncodingStrategy(tokenize, qwen).encode_prompt(tokenize.tokenize_prompt("a meadow"))
+    prompt = PreviewPrompt(prompt="a meadow", steps=1, cfg=1.0, shift=3.0)
+    expected = paint(
+        dit, Drawing(prompt, 5, (1, 16, 8, 8)), Contexts(prompt_context(dit, read), None)
+    )[0]
+    assert rel_l2(drawn, expected) < 1e-5
+
+
+def test_kernels_of_the_blocks_are_recorded_without_those_of_the_encoder(learned):
+    model = learned.model()
+    network = learned.trainer.subject.made_for(model)
+    network.attach(model, torch.float32)
+    model.record_passes(network.get_trainable_params(), object)
+    of_text = [each for p in network.trained() if p.is_of_text_encoder for each in p.adapter.parameters()]
+    found = {id(each) for each in model.recorded.trained}
+    assert model.recorded_text is None and found.isdisjoint(map(id, of_text))
+    assert len(found) + len(of_text) == len(network.get_trainable_params())
