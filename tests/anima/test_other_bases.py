@@ -20,10 +20,7 @@ from tools import _demo_layouts as layouts
 from tools._demo_weights import dit_scale, write_model
 
 DEEP = 40
-PER_BLOCK = {
-    "cross_attn.k_proj", "cross_attn.output_proj", "cross_attn.q_proj", "cross_attn.v_proj", "mlp.layer1",
-    "mlp.layer2", "self_attn.k_proj", "self_attn.output_proj", "self_attn.q_proj", "self_attn.v_proj",
-}  # fmt: skip
+PER_BLOCK = ("cross_attn.k_proj", "mlp.layer2", "self_attn.output_proj")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,9 @@ def deep(demo, tmp_path_factory):
     tokenizer = model_paths(demo)["t5_tokenizer_dir"]
     return {
         "anima_transformer": str(file), "t5_tokenizer_dir": tokenizer, "max_train_steps": 1,
-        "blocks_to_swap": 38, "gradient_checkpointing": True, "vram_target": 6, "train_norm": False,
+        "blocks_to_swap": 38, "vram_target": 6, "train_norm": False,
+        "network_args": ["target_modules=" + ",".join(f"blocks.*.{part}" for part in PER_BLOCK),
+                         "train_llm_adapter=false"],
     }  # fmt: skip
 
 
@@ -46,8 +45,7 @@ def test_a_base_of_forty_blocks_trains_and_exports_by_its_shapes(demo, run_folde
     trainer = train(demo, run_folder, deep)
     model = trainer.accelerator.unwrap_model(trainer.model)
     assert len(model.blocks) == DEEP and len(model.swapped) == 38
-    assert model.recomputing == ["block"] * DEEP
-    assert "vram_target = 6: gradient_checkpointing, blocks_to_swap = 38; " in caplog.text
+    assert "vram_target = 6: blocks_to_swap = 38; " in caplog.text
     memory = trainer.memory_counter().__self__
     rows = {what: (size, how) for what, size, how in memory.rows(trainer.memory_modes)}
     assert f" {DEEP} blocks, " in rows["activations"][1]
@@ -59,7 +57,7 @@ def test_a_base_of_forty_blocks_trains_and_exports_by_its_shapes(demo, run_folde
     file = run_folder / "out" / "run.safetensors"
     names = {f"blocks.{n}.{part}.weight" for n in range(DEEP) for part in PER_BLOCK}
     learned = weight_differences(load_file(file))
-    assert names == {name for name in learned if name.startswith("blocks.")}
+    assert names == learned.keys()
     assert all(learned[name].abs().max() > 0 for name in names)
     with safe_open(file, "pt") as found:
         told = found.metadata()
@@ -67,7 +65,7 @@ def test_a_base_of_forty_blocks_trains_and_exports_by_its_shapes(demo, run_folde
     parts = json.loads(told["ss_adapted_parts"])
     assert {parts[f"blocks.*.{part}"] for part in PER_BLOCK} == {DEEP}
     opened = open_anima_adapter(file, deep["anima_transformer"])
-    assert not opened.left and {f"blocks.{n}.mlp.layer1" for n in range(DEEP)} <= set(opened)
+    assert not opened.left and len(list(opened)) == len(names)
 
 
 def test_a_base_that_reads_text_otherwise_is_refused_with_all_that_differs(tmp_path):
