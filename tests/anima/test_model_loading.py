@@ -382,7 +382,7 @@ def test_importing_the_loaders_imports_no_model_library():
         (Anima.preprocess_text_embeds, "(self, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, t5_weights)"),
         (
             Anima.forward,
-            "(self, latents, sigma, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, t5_weights, context)",
+            "(self, latents, sigma, qwen_hidden, t5_ids, *, qwen_mask, t5_mask, t5_weights, context, whole)",
         ),
     ],
 )

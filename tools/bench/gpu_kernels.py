@@ -17,6 +17,9 @@ from tools.bench.measuring import Figures, relative_distance, seconds_of, wait_f
 
 Guarded = Callable[[dict[str, str], Callable[[], dict[str, object]]], dict[str, object]]
 """The figures of a case, or its error, under its names."""
+Step = Callable[[str, bool, int], float]
+"""Seconds of a step with an adapter of the ledger, fused or not, of pictures of so many pixels."""
+STEPS = {"all, a step": "lora", "all, a step that trains norms": "lora+norms"}
 CALLS = 20
 WORSE = 1.25
 """How much further from float64 than the plain form a kernel may be: it is rounded no more often."""
@@ -26,9 +29,11 @@ def rows(
     device: torch.device,
     sizes: Mapping[int, Sizes],
     guarded: Guarded,
-    step: Callable[[bool, int], float],
+    step: Step,
+    *,
+    quick: bool,
 ) -> Iterator[Figures]:
-    """Every kernel at the sizes of pictures of so many pixels; then step(fused, pixels): its seconds."""
+    """Whole steps of pictures of so many pixels; unless it is to be quick, every kernel at their sizes."""
     if device.type != "cuda":
         yield {"kernel": "all", "result": "have no form for the CPU"}
         return
@@ -36,16 +41,17 @@ def rows(
         yield {"kernel": "all", "result": f"failed: {reason}"}
         return
     for pixels, tokens in sizes.items():
-        for name, case in cases(tokens).items():
+        for name, case in ({} if quick else cases(tokens)).items():
             names = {"kernel": name, "pixels": str(pixels)}
             yield guarded(names, partial(compared, device, case))
-        names = {"kernel": "a step with norms", "pixels": str(pixels)}
-        yield guarded(names, partial(whole, step, pixels))
+        for name, adapter in STEPS.items():
+            names = {"kernel": name, "pixels": str(pixels)}
+            yield guarded(names, partial(whole, step, adapter, pixels))
 
 
-def whole(step: Callable[[bool, int], float], pixels: int) -> dict[str, object]:
+def whole(step: Step, adapter: str, pixels: int) -> dict[str, object]:
     """The plain one before and after."""
-    first, fused, last = (step(each, pixels) for each in (False, True, False))
+    first, fused, last = (step(adapter, each, pixels) for each in (False, True, False))
     plain = f"{1e3 * first:.1f} and {1e3 * last:.1f}"
     return {"ms": f"{1e3 * fused:.1f}", "plain ms": plain, "result": "ok"}
 

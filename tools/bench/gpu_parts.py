@@ -272,8 +272,8 @@ def prepared_loss(settings: AnimaStep, step: Step) -> Callable[[], Tensor]:
 def kernels(plan: Plan) -> Iterator[Figures]:
     """The fused kernels against their plain forms, one by one and in whole steps."""
 
-    def step(fused: bool, pixels: int) -> float:
-        settings = settings_of(plan, "lora+norms", "none", pixels)
+    def step(adapter: str, fused: bool, pixels: int) -> float:
+        settings = settings_of(plan, adapter, "none", pixels)
         small = replace(plan.params, num_blocks=min(4, plan.params.num_blocks))
         _, work = step_on(plan, replace(settings, params=small, fused=fused))
         times = [seconds_of(work, plan.device) for _ in range(9)]
@@ -283,7 +283,8 @@ def kernels(plan: Plan) -> Iterator[Figures]:
     for pixels in plan.pixels:
         heads = params.model_dim // params.head_dim
         sizes[pixels] = kernel_trial.Sizes(1, pixels // 16, heads, params.head_dim)
-    yield from gpu_kernels.rows(plan.device, sizes, partial(guarded, plan), step)
+    tries = partial(guarded, plan)
+    yield from gpu_kernels.rows(plan.device, sizes, tries, step, quick=plan.quick)
 
 
 def curves(plan: Plan) -> Iterator[Figures]:

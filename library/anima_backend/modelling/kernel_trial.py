@@ -135,6 +135,8 @@ def why_not(device: torch.device) -> str | None:
         return "Triton is missing"
     try:
         for name, case in cases(SMALL).items():
+            if not all(case.trained):  # does nothing that the others do not
+                continue
             given = case.given(device, torch.float32)
             pairs = zip(case.run(*given, fused=True), case.run(*given, fused=False))
             if any(apart(*pair) > FURTHEST for pair in pairs):
