@@ -262,7 +262,7 @@ def prepared_loss(settings: AnimaStep, step: Step) -> Callable[[], Tensor]:
     latents, texts = make_inputs(settings, step.device)
     noisy = make_noising(FlowOptions()).draw(torch.randn_like(latents), range(len(latents)))
     text: AnimaConditioning | AnimaContext = texts
-    if not adapts_text([placement.path for placement in step.network.placements]):
+    if not adapts_text(step.network.paths()):
         with torch.no_grad():
             read = texts.qwen_hidden, texts.t5_ids, texts.qwen_mask, texts.t5_mask, None
             text = AnimaContext(step.model.embedded(*read))
