@@ -79,9 +79,9 @@ class Uploads:
         """Wait for what is on its way, and try once more what failed."""
         if self.worker:
             with self.lock:
-                left = len(self.waiting)
+                left = list(self.waiting)
             if left:
-                logger.info("waiting for %d uploads to %s", left, self.repository)
+                logger.info("waiting for %s, on the way to %s", _names(left), self.repository)
             self.queue.put(None)
             self.worker.join()
             self.worker = None
@@ -96,13 +96,17 @@ class Uploads:
     def _try(self, uploads: list[Upload], otherwise: str) -> None:
         """As one commit. otherwise: what is said of it when it fails"""
         assert self.repository is not None, "else nothing is sent"
+        gone = [each for each in uploads if next(each.files(), None) is None]
+        if gone:
+            logger.error("%s: gone before it could be uploaded to %s.", _names(gone), self.repository)
+            self._settle(gone)
+            uploads = [each for each in uploads if each not in gone]
+        if not uploads:
+            return
         files = {self.repository.place_of(n): path for each in uploads for n, path in each.files()}
         names, folder = _names(uploads), uploads[0].places[0].parent
-        message = f"step {uploads[-1].step}: {names}"
         try:
-            if not files:
-                raise FileNotFoundError(f"{names} is no longer in {folder}")
-            self.repository.commit(files, message)
+            self.repository.commit(files, f"step {uploads[-1].step}: {names}")
         except Exception as error:  # noqa: BLE001  an upload is never worth the run
             reason = reason_of(error, self.repository.token).rstrip(".")
             what = f"{names} could not be uploaded to {self.repository} ({reason})"
