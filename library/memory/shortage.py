@@ -29,12 +29,13 @@ WORTH_IT = 0.05  # of the card: a reserve below is not worth waiting for the dev
 def next_cheaper(cfg: TrainConfig, loop: LoopOptions, blocks: int) -> LoopOptions | None:
     """The combination after `loop` on the way to less memory, options set by the user kept.
 
-    After the last one all blocks are swapped. None when there is no other: also where blocks are swapped
-    already, whose number was counted to fit.
+    After the last one all blocks are swapped, and where some are, those that are left. None when there is
+    no other.
     """
-    if loop.blocks_to_swap:
-        return None
     kept = kept_names(cfg)
+    if loop.blocks_to_swap:
+        ends = loop.blocks_to_swap >= blocks or "blocks_to_swap" in kept
+        return None if ends else replace(loop, blocks_to_swap=blocks)
     ways = candidates(loop, kept)
     acting = [acting_modes(way) for way in ways]
     place = acting.index(acting_modes(loop)) + 1
@@ -69,6 +70,8 @@ class StepDown:
         """Let the model save more, when nothing is kept of a pass; lines for the log."""
         cheaper = next_cheaper(self.cfg, self.loop, model.num_blocks)
         assert cheaper is not None, "is_there was asked"
+        if device.type == "cuda":  # nothing may be on its way to buffers that go
+            torch.cuda.synchronize(device)
         clean_memory_on_device(device)
         lines = enable_modes(cheaper, model, device)
         told = (

@@ -1,5 +1,7 @@
 """The modulations of all blocks at once: as each makes them, whoever adapts, merges or swaps."""
 
+import logging
+
 import pytest
 import torch
 
@@ -84,7 +86,8 @@ def test_a_weight_with_new_data_is_the_one_that_computes():
     assert torch.equal(loss_of(model), loss_of(other))
 
 
-def test_adapted_modulations_make_their_own_values():
+def test_adapted_modulations_make_their_own_values(caplog):
+    caplog.set_level(logging.INFO)
     model = on_modulations()
     found = gradients(model)
     assert model.modulations.stack is None
@@ -93,6 +96,7 @@ def test_adapted_modulations_make_their_own_values():
     assert swapped.modulations.away is not None
     assert_same_bits(gradients(swapped), found)
     assert swapped.modulations.away is None
+    assert caplog.messages == ["modulation is adapted or trains: its 0 MiB stay on the device"]
 
 
 def test_what_came_from_ram_is_not_kept_for_the_backward_pass():

@@ -30,6 +30,23 @@ def test_each_step_down_is_the_next_of_the_ladder_and_the_last_swaps_everything(
     assert way_down(blocks=3) == whole[:-1]
 
 
+def test_where_some_blocks_are_swapped_all_of_them_are_next():
+    loop = LoopOptions(vram_target="8", cpu_offload_checkpointing=True, blocks_to_swap=11)
+    cfg = SimpleNamespace(loop=LoopOptions(vram_target="8"), explicit=frozenset(), whole=False)
+    found = next_cheaper(cfg, loop, 28)
+    assert describe_modes(found) == f"{OFFLOAD}, blocks_to_swap = 28"
+    assert next_cheaper(cfg, found, 28) is None
+
+
+def test_more_blocks_may_be_swapped_between_two_steps():
+    model, _ = adapted("lora linears", blocks=5)
+    expected = gradients(model)
+    for count in (4, 5):
+        model.enable_block_swap(count, "cpu")
+        assert_same_bits(gradients(model), expected)
+    assert len(model.swap.groups) == 5
+
+
 def test_what_the_user_set_stays():
     assert way_down(blocks_to_swap=0) == [CHEAP, EVERY_2ND, CHECKPOINT, OFFLOAD]
     assert way_down(blocks_to_swap=4) == []

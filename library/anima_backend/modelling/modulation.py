@@ -7,6 +7,7 @@ wait in RAM, or are stored in 8 bits, are whole on the device only while they co
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +22,8 @@ from library.memory.kept import Kept, keeping, storage_key
 from library.memory.layout import Layout
 from library.memory.quantised import Frozen, Quantised, QuantisedLinear
 from library.memory.swapping import place_of
+
+logger = logging.getLogger(__name__)
 
 
 class Modulation(nn.ModuleList):
@@ -156,8 +159,10 @@ class Modulations:
         return self.stack
 
     def come_back(self, weights: Sequence[nn.Parameter]) -> None:
-        """Let weights that are used one by one stay on the device."""
+        """Let weights that are used one by one stay on the device, which is said."""
         if self.away is not None:
+            size = sum(weight.nbytes for weight in weights) / 2**20
+            logger.info("modulation is adapted or trains: its %.0f MiB stay on the device", size)
             for weight in weights:
                 weight.data = weight.data.to(self.away)
             self.away = None
