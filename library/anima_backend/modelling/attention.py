@@ -79,6 +79,7 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]] 
 }
 PACKAGED = {"xformers": _of_xformers, "flash": _of_flash, "flash3": _of_flash3}
 """Those of a package of their own, which may be missing."""
+FOR_HALVES = ("cudnn", "flash", "flash3")
 ORDERS = {
     "cudnn": [
         SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,

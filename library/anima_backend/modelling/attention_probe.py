@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from library.anima_backend.modelling.attention import FUNCTIONS, PACKAGED, preferring
+from library.anima_backend.modelling.attention import (
+    FOR_HALVES,
+    FUNCTIONS,
+    HALVES,
+    PACKAGED,
+    preferring,
+)
 from library.anima_backend.modelling.kernels import KERNELS
 from library.anima_backend.modelling.padded_text import STEP, attention_beside_zeros
 
@@ -97,6 +103,8 @@ def try_kernel(
         return Trial(name, why_not=f"is not installed ({error})")
     if name != "torch" and device.type != "cuda":
         return Trial(name, why_not=f"has no kernel for {device.type}")
+    if name in FOR_HALVES and dtype not in HALVES:
+        return Trial(name, why_not=f"has no kernel for {str(dtype).removeprefix('torch.')}")
     small = replace(sizes, batch=1, tokens=min(MOST_TOKENS, sizes.tokens))
     parts, apart = [], 0.0
     with warnings.catch_warnings(record=True) as told:
