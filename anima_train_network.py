@@ -53,6 +53,7 @@ from library.strategy_anima import (
 from library.system.program import run_main
 from library.training.flow_matching import NoisyLatents
 from library.utils import log_lines, setup_logging
+from networks.file_contents import FamilyFiles
 from networks.network import AdapterNetwork
 from train_network import NetworkTrainer
 
@@ -62,7 +63,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     """The hooks that know Anima. One large model is in memory at a time, unless it is needed."""
 
     entry = ADAPTERS
-    family_files = ANIMA_FILES
+    family_files: FamilyFiles | None = ANIMA_FILES
     snapshot_schema = "anima_resume_snapshot/v2"
     pixels_per_token = 16 * 16
 

@@ -31,7 +31,6 @@ from library.system.program import run_main
 from library.trainer_stages import TrainerStages
 from library.training import compiling, losses
 from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
-from library.training.optimizers import optimizer_eval_mode
 from library.training.prior import mixed_targets
 from library.training.processes import losses_told
 from library.utils import log_lines
@@ -253,7 +252,7 @@ class NetworkTrainer(TrainerStages):
         """
         self.progress.write()
         eager = compiling.uncompiled(self.base)
-        with self.as_used(), optimizer_eval_mode(self.optimization.optimizer), eager:
+        with self.as_used(), self.optimization.as_saved(), eager:
             pictures = self.previews.draw(moment)
         for each in pictures:
             self.reporter.add_picture(each.step, each.number, each.prompt, each.seed, each.path)
@@ -264,7 +263,7 @@ class NetworkTrainer(TrainerStages):
     @timed
     def validate(self) -> None:
         """The loss on the pictures kept for that, shared among the ranks."""
-        with self.as_used(), optimizer_eval_mode(self.optimization.optimizer):
+        with self.as_used(), self.optimization.as_saved():
             values = self.validation.run(self.process_batch, self.accelerator)
         self.trackers.log(self.state.step, values)
         logger.info("step %d: %s", self.state.step, validation.describe(values))
@@ -276,7 +275,7 @@ class NetworkTrainer(TrainerStages):
         if self.evaluation.is_done(step):
             return
         shape = self.drift.shape(channels, self.latents_strategy.downscale)
-        with self.as_used(), optimizer_eval_mode(self.optimization.optimizer):
+        with self.as_used(), self.optimization.as_saved():
             losses = self.evaluation.run(self.process_batch, self.accelerator, step)
             moved = self.drift.run(self.predict_caption, shape, self.accelerator)
         if losses or moved:

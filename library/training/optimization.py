@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from library.errors import ConfigError
 from library.settings.run_config import OptimizerOptions
 from library.training.flat_updates import FlatUpdates, clip_norm
 from library.training.learning_rates import LearningRates
 from library.training.optimizer_trial import try_optimizer, try_schedule
-from library.training.optimizers import create_optimizer
+from library.training.optimizers import create_optimizer, optimizer_eval_mode
 from library.training.schedulers import create_scheduler
 from library.training.single_updates import SingleUpdates
 
@@ -48,6 +50,15 @@ def check_optimization(
         problems += try_schedule(options, cfg.schedule, groups, total_steps, like)
     if problems:
         raise ConfigError(problems)
+
+
+@contextmanager
+def saved_weights(optimizer: Optimizer, network: Trained) -> Iterator[None]:
+    """While inside: a schedule-free optimizer's averages, in a model that holds copies too."""
+    with optimizer_eval_mode(optimizer):
+        network.show()
+        yield
+    network.show()
 
 
 class Optimization:
@@ -99,6 +110,12 @@ class Optimization:
     def is_fused(self) -> bool:
         """Whether weights change in the backward pass already."""
         return self.single is not None and self.single.is_fused
+
+    @contextmanager
+    def as_saved(self) -> Iterator[None]:
+        """While inside: the model computes with the weights that a file would have."""
+        with saved_weights(self.inner, self.network):
+            yield
 
     def update(self, step: Callable[[Tensor], None]) -> Tensor:
         """Clip, step, advance the schedule once; returns the gradient norm, on the device.

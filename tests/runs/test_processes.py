@@ -201,7 +201,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder, command)
 def test_what_splits_a_model_is_refused_with_the_reason(demo, run_folder, monkeypatch, variable):
     trainer = make_trainer(config_files(demo, run_folder, {}))
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ConfigError, match="the base is frozen"):
+    with pytest.raises(ConfigError, match="every process holds the whole"):
         trainer.train()
 
 

@@ -12,7 +12,9 @@ from library.anima_runtime.model_loading import load_transformer
 from library.errors import OutputError
 from library.saving.exporting import Exporter
 from library.saving.model_form import ModelForm
-from library.settings.run_config import SaveOptions
+from library.settings.run_config import OptimizerOptions, SaveOptions
+from library.training.optimization import saved_weights
+from library.training.optimizers import create_optimizer, optimizer_train_mode
 from networks._anima_arguments import component_of
 from networks.whole_model import Whole, WholeModel
 from tests.helpers.tiny import golden
@@ -107,3 +109,21 @@ def test_parts_have_groups_and_frozen_ones_neither_gradient_nor_master():
     model.gather_gradients()
     assert all(part.weight.grad is None for part in model.parts)
     assert {part.held.grad.dtype for part in model.parts} == {torch.float32}
+
+
+def test_what_a_schedule_free_optimizer_saves_is_in_the_model_meanwhile():
+    model = whole(golden("anima_tiny_dit.safetensors"))
+    options = OptimizerOptions(optimizer_type="AdamWScheduleFree", learning_rate=1e-2)
+    optimizer = create_optimizer(options, [{"params": model.get_trainable_params()}])
+    optimizer_train_mode(optimizer)
+    for _ in range(2):
+        for part in model.parts:
+            part.held.grad = torch.ones_like(part.held)
+        optimizer.step()
+    model.show()
+    part = model.parts[0]
+    training = part.weight.detach().clone()
+    with saved_weights(optimizer, model):
+        assert torch.equal(part.weight, part.held.bfloat16())
+        assert not torch.equal(part.weight, training)
+    assert torch.equal(part.weight, training)
