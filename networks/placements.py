@@ -64,7 +64,8 @@ class Placement:
     @property
     def rate_name(self) -> str:
         """Of its optimizer group, in the logs."""
-        return self.group if self.is_of_text_encoder else f"unet {self.group}".strip()
+        model = "text_encoder" if self.is_of_text_encoder else "unet"
+        return model if self.group == model else f"{model} {self.group}".strip()
 
     def parameter_names(self) -> list[str]:
         """The model's names of the factors, once attached."""

@@ -211,6 +211,19 @@ def test_what_does_not_go_with_it_is_told_at_the_start(learned, settings, told):
         learned.checked(**settings)
 
 
+def test_its_rates_are_groups_of_their_own(learned):
+    arguments = [
+        *learned.settings["network_args"], "loraplus_lr_ratio=2", "loraplus_text_encoder_lr_ratio=4",
+        r"network_reg_lrs=text_encoders\..*\.layers\.0\..*=0.5",
+    ]  # fmt: skip
+    network = learned.checked(network_args=arguments).outline
+    groups, names = network.prepare_optimizer_params(None, None, 1e-2)
+    assert {name: group["lr"] for name, group in zip(names, groups)} == {
+        "unet": 1e-2, "unet plus": 2e-2, "text_encoder": 2e-2, "text_encoder plus": 8e-2,
+        "text_encoder reg_lr 0.5": 0.5, "text_encoder reg_lr 0.5 plus": 2.0,
+    }  # fmt: skip
+
+
 def test_it_does_not_train_where_it_is_told_not_to_or_no_rate_is_given(learned, caplog):
     for settings in ({"text_encoder_lr": None}, {"text_encoder_lr": [0.0]}, {"network_train_unet_only": True}):
         trainer = learned.checked(**settings)
