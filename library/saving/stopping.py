@@ -76,7 +76,7 @@ class StopRequests:
         self.folder, self.began = folder, began
         self.is_main = accelerator.is_main_process
         self.num_processes = accelerator.num_processes
-        asked = accelerator.init_handler
+        asked = accelerator.init_handler if self.num_processes > 1 else None
         self.timeout = asked.timeout if asked else None  # torch's own when None
         self.received = Request.NOTHING
         self.interrupts = Interrupts()
