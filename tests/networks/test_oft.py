@@ -62,7 +62,7 @@ def test_dropout_leaves_the_mean_and_every_gradient(form, kind):
     adapter.oft_blocks.data *= 0.2
     base = x @ weight.T
     torch.manual_seed(0)
-    outs = torch.stack([adapter(x, weight, None) for _ in range(300)])
+    outs = torch.stack([adapter(x, weight, None) for _ in range(60)])
     assert any(not torch.equal(outs[0], other) for other in outs)
     kept = 0.75 if kind == "module" else 1.0
     assert rel_l2(outs.mean(0) - base, kept * (adapter.eval()(x, weight, None) - base)) < 0.2
@@ -70,7 +70,7 @@ def test_dropout_leaves_the_mean_and_every_gradient(form, kind):
     assert adapter.oft_blocks.grad.any()
 
 
-@pytest.fixture(scope="module", params=[("oft", {}), ("boft", {}), ("oft", {"constraint": "1e-3"})], ids=str)
+@pytest.fixture(scope="module", params=[("boft", {}), ("oft", {"constraint": "1e-3"})], ids=str)
 def network(request):
     name, options = request.param
     return trained(name, train_norm=False, exclude_patterns=r"llm.*", **options)

@@ -6,7 +6,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from library.errors import ConfigError
 from library.saving.exporting import Exporter, bytes_of_save, export_notes
 from library.saving.state_contents import TrainingParts
 from library.settings.run_config import SaveOptions
@@ -15,7 +14,6 @@ from networks.kinds.adapter import NO_DROPOUT, Dropout
 from networks.kinds.lora import PiSSA
 from networks.workshop.verifying import Written, differences
 from tests.helpers.comfy_rules import weight_differences
-from tests.helpers.running import config_files, make_trainer
 from tests.helpers.tiny import loss_of, rel_l2, tiny_transformer
 from tests.helpers.trained_networks import trained
 from tests.helpers.written_adapters import live_differences
@@ -145,11 +143,9 @@ def test_a_state_holds_where_it_began(network):
         assert torch.equal(tensor, saved[name])
 
 
-def test_what_does_not_go_with_it_is_refused(demo, run_folder):
+def test_what_does_not_go_with_it_is_refused(network):
     (problem,) = lora_anima.check_network_args(4, 1, pissa=True, svd_down=True)
     assert "two starts" in problem.message
-    argv = config_files(
-        demo, run_folder, {"network_args": ["pissa=true"], "scale_weight_norms": 1.0}
-    )
-    with pytest.raises(ConfigError, match="does not go with pissa"):
-        make_trainer(argv).train()
+    (problem,) = network.limit_problems(1.0)
+    assert problem.where == "scale_weight_norms = 1" and "does not go with pissa" in problem.message
+    assert not network.limit_problems(None) and not trained("lora").limit_problems(1.0)
