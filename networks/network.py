@@ -154,7 +154,8 @@ class AdapterNetwork(Trained):
     def unrecordable(self) -> str | None:
         drops = any(each.dropout != NO_DROPOUT for each in linear_adapters(self.trained()))
         by_noise = any(each.acts_by_noise for each in linear_adapters(self.trained()))
-        return "dropout" if drops else "the ranks that noise leaves" if by_noise else None
+        what = "dropout is" if drops else "the ranks that act are" if by_noise else None
+        return what and f"{what} not the same in each step"
 
     def set_training(self, active: bool) -> None:
         """Whether dropout is active."""

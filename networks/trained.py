@@ -61,7 +61,7 @@ class Trained(ABC):
         return nullcontext()
 
     def unrecordable(self) -> str | None:
-        """What makes each pass launch other kernels than the one before, if anything."""
+        """Why its passes cannot be recorded, if they cannot: in a sentence without its full stop."""
         return None
 
     def on_epoch_start(self, text_encoder: Any, unet: nn.Module) -> None:

@@ -98,11 +98,11 @@ def record_passes(
 
 
 def recording_problems(precision: PrecisionOptions, trained: Trained) -> list[Problem]:
-    """What each step does anew cannot be recorded."""
+    """Why steps of what is trained cannot be recorded."""
     reason = trained.unrecordable() if precision.cuda_graphs else None
     if reason is None:
         return []
-    message = f"records a step, and {reason} is another in each. Leave out one of the two."
+    message = f"cannot be here: {reason}. Leave it out."
     return [Problem(message, "cuda_graphs = true")]
 
 

@@ -87,5 +87,5 @@ def test_what_cannot_be_recorded_is_said_before_anything_is_loaded(demo, run_fol
         make_trainer(config_files(demo, run_folder, settings))
     settings = {"cuda_graphs": True, "network_dropout": 0.1}
     trainer = make_trainer(config_files(demo, run_folder, settings))
-    with pytest.raises(ConfigError, match="dropout is another in each"):
+    with pytest.raises(ConfigError, match="dropout is not the same in each step"):
         trainer.prepare()
