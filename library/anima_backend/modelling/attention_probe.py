@@ -27,7 +27,7 @@ from library.anima_backend.modelling.padded_text import STEP, attention_beside_z
 ROUNDS = 7
 MARGIN = 1.03  # how much slower torch's own choice may be and still be taken: times vary by less
 FURTHEST = {torch.float32: 2e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-"""|found - expected| / |expected| of a kernel that computes what it should; TF32 may be on."""
+"""|found - expected| / |expected| of a kernel that computes what it should; its TF32 may be on."""
 REAL_ROWS = 3 * STEP  # of a text that is padded: a caption of more than 128 tokens
 COUNTING = "text_padding = fold"
 MOST_TOKENS = 4096  # that are compared: the formula makes a matrix of their square
@@ -61,7 +61,7 @@ class Trial:
     """What came of a kernel.
 
     parts:   seconds of a step's attentions to the picture, then to texts; forward and backward
-    apart:   the furthest of outputs and gradients from float32
+    apart:   the furthest of outputs and gradients from the formula in float64
     why_not: why it cannot be used; "" where it can
     """
 
@@ -134,7 +134,7 @@ def try_counting(
 
     def formula(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
         k, v = (F.pad(each, (0, 0, 0, 0, 0, zeros)) for each in (k, v))
-        return in_floats(q, k, v, None)
+        return by_formula(q, k, v, None)
 
     try:
         call = Call.random(sizes, REAL_ROWS, dtype, device)
@@ -187,7 +187,7 @@ class Call:
     def distance(
         self, function: Callable[..., Tensor], formula: Callable[..., Tensor] | None = None
     ) -> float:
-        """The furthest of results from float32, in the first picture's first head.
+        """The furthest of results from the formula in float64, in the first picture's first head.
 
         formula: what is expected; attention's own if None
         Raises RuntimeError where the same bits are asked for twice and do not come.
@@ -197,10 +197,10 @@ class Call:
         if is_to_repeat and not all(map(torch.equal, found, self.results(function))):
             raise RuntimeError("it is not deterministic: two calls gave different bits")
         first = Call(*(
-            each.detach()[:1, :, :1].float().requires_grad_(True)
+            each.detach()[:1, :, :1].double().requires_grad_(True)
             for each in (self.q, self.k, self.v)
         ))  # fmt: skip
-        expected = first.results(formula or in_floats)
+        expected = first.results(formula or by_formula)
         width = self.q.shape[-1]
         output = found[0][:1, :, :width], *(each[:1, :, :1] for each in found[1:])
         return max(map(apart_from, output, expected))
@@ -217,7 +217,7 @@ class Call:
         return statistics.median(times[1:])
 
 
-def in_floats(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
+def by_formula(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
     """Attention by its formula, in the dtype of q."""
     with sdpa_kernel(SDPBackend.MATH):
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
@@ -225,8 +225,9 @@ def in_floats(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
 
 
 def apart_from(found: Tensor, expected: Tensor) -> float:
-    """NaN where `found` is not finite."""
-    return ((found.float() - expected).norm() / expected.norm()).item()
+    """Relative; infinite where `found` is not finite, since NaN is lost among others."""
+    apart = ((found.double() - expected).norm() / expected.norm()).item()
+    return apart if math.isfinite(apart) else math.inf
 
 
 def wait_for(device: torch.device) -> None:
