@@ -53,7 +53,10 @@ def test_frozen_parts_have_neither_masters_nor_gradients():
 
 @pytest.mark.parametrize("full", [Full(), FUSED])
 def test_the_count_is_that_of_real_tensors(full):
-    small = replace(ONE_BLOCK, model_dim=64, head_dim=32, adaln_dim=16, mlp_dim=128)
+    text = replace(ONE_BLOCK.llm_adapter, vocab=100, mlp_dim=64)
+    small = replace(
+        ONE_BLOCK, model_dim=64, head_dim=32, adaln_dim=16, mlp_dim=128, llm_adapter=text
+    )
     settings = step(full, params=small, dtype=torch.bfloat16)
     counted = count_step(make_step(settings, torch.device("meta")), as_on_cuda, granule=1)
     real = count_step(make_step(settings, torch.device("cpu")), granule=1)
