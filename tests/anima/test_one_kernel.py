@@ -67,6 +67,52 @@ def test_kernels_interpreted_on_a_cpu_compute_what_the_plain_forms_do():
     assert found["same bits"] == [True] * 8
 
 
+STEPS = """
+import json, torch
+from dataclasses import replace
+from library.anima_backend.modelling import dit
+from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
+from tools.bench.gpu_parts import TINY
+from tools.bench.ledger import network_of
+
+dit.MIN_CONTEXT = 4
+
+def gradients(adapter, mode, fused):
+    network, arguments = network_of(adapter, 4, {})
+    settings = AnimaStep(
+        params=replace(TINY, num_blocks=3), network=network, arguments=arguments, size=(4, 6), batch=2,
+        tokens=(3, 3), memory=MODES[mode], dtype=torch.float32, fused=fused,
+    )
+    torch.manual_seed(0)
+    step = make_step(settings, torch.device("cpu"))
+    trained = step.network.get_trainable_params()
+    for factor in trained:
+        torch.nn.init.normal_(factor, std=0.1)
+    return torch.autograd.grad(step.loss(), trained)
+
+found = {}
+for adapter in ("lora+norms+text", "lokr_full"):
+    plain, fused = (gradients(adapter, "none", each) for each in (False, True))
+    apart = max((a - b).norm().item() for a, b in zip(plain, fused))
+    same = [all(map(torch.equal, fused, gradients(adapter, mode, True)))
+            for mode in ("cheap", "checkpoint", "every_2nd")]
+    found[adapter] = apart / max(each.norm().item() for each in plain), same
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
+def test_a_step_with_adapters_has_the_plain_gradients_in_every_memory_mode():
+    """Those of trained norms, of modulation and text too, through products that add up gradients."""
+    ran = python("-c", STEPS, env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert len(found) == 2
+    for apart, same in found.values():
+        assert apart < 1e-5 and same == [True] * 3
+
+
 @pytest.mark.gpu
 def test_kernels_on_a_card_compute_what_the_plain_forms_do():
     assert why_not(torch.device("cuda")) is None
