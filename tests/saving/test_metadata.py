@@ -35,6 +35,7 @@ from tests.helpers.running import config_files, make_trainer, model_paths, train
 
 OF_ANIMA = {
     "base_model_version", "qwen3_max_token_length", "t5_max_token_length", "empty_caption",
+    "attention", "fused_kernels", "text_padding",
     *(f"{role}_{what}" for role in ("sd_model", "vae", "qwen3") for what in ("name", "hash")),
     *(f"new_{role}_hash" for role in ("sd_model", "vae", "qwen3")),
 }  # fmt: skip
@@ -48,7 +49,7 @@ ELSEWHERE = {
     "network_args": "ss_network_args", "network_weights": "ss_network_weights",
     "base_weights": "ss_base_weights", "dim_from_weights": "ss_network_dim",
     "validation_split": "ss_validation_split", "validation_seed": "ss_validation_seed",
-    "network_train_unet_only": "always so",
+    "network_train_unet_only": "ss_text_encoder_lr", "text_encoder_lr": "ss_text_encoder_lr",
     "prior_preservation_prompts": "ss_prior_preservation_prompts",
 }  # fmt: skip
 
