@@ -110,28 +110,30 @@ class Pulse:
         return total
 
     def _is_waiting(self) -> bool:
-        """Look whether all have come, and for signs of the others if not."""
+        """Look for signs of the others, and whether all have come: one may end after it has."""
         if self.passed == self.wanted:
             return False
-        if self._add(f"here {self.wanted}", 0) >= self.world_size:
+        losses = [loss for rank in self.others if (loss := self._listen(rank))]
+        has_all = self._add(f"here {self.wanted}", 0) >= self.world_size
+        if has_all:
             self.passed = self.wanted
+        elif losses:
+            self.lost = losses[0]
+        if has_all or losses:
             self.news.set()
-            return False
-        for rank in self.others:
-            self._listen(rank)
-        return True
+        return not has_all
 
-    def _listen(self, rank: int) -> None:
+    def _listen(self, rank: int) -> str:
+        """What is known of a process that is gone; "" of one that lives."""
         count, now = self._add(f"alive {rank}", 0), time.monotonic()
         if rank not in self.signs or count != self.signs[rank][0]:
             self.signs[rank] = count, now
         who = f"process {rank} (of {self.world_size}, counted from 0)"
         if self._add(f"ended {rank}", 0):
-            self.lost = f"{who} has ended."
-        elif now - self.signs[rank][1] > self.silence:
-            self.lost = f"{who} has given no sign of life for {self.silence:.0f} s."
-        if self.lost:
-            self.news.set()
+            return f"{who} has ended."
+        if now - self.signs[rank][1] > self.silence:
+            return f"{who} has given no sign of life for {self.silence:.0f} s."
+        return ""
 
 
 _pulse: Pulse | None = None  # torch has one group of all processes
