@@ -146,7 +146,7 @@ class NormTurn(torch.autograd.Function):
         found = norm_turn_back(dense, xs, weights, cos, sin, ctx.eps, any(asked))
         sums: list[Tensor | None] = [None] * len(xs)
         if any(asked):
-            summed = found[-1].sum(1).to(weights[0].dtype)
+            summed = found[-1].sum(1)  # only one of the weights may be trained, in float32
             sums = [each.to(w.dtype) if a else None for each, w, a in zip(summed, weights, asked)]
         pairs = zip(found, sums)
         return None, None, None, *(each for pair in pairs for each in pair)
