@@ -62,9 +62,11 @@ def works(device: torch.device) -> bool:
         return True
     if not HAS_TRITON:
         return False
-    drawn = torch.Generator().manual_seed(0)
+    drawn = torch.Generator("cpu").manual_seed(0)
     shapes = (8, 4), (5, 4, 24), (5, 8, 24)
-    matrix, x, grad = (torch.randn(s, generator=drawn).to(device, torch.float16) for s in shapes)
+    matrix, x, grad = (
+        torch.randn(s, generator=drawn, device="cpu").to(device, torch.float16) for s in shapes
+    )
     added = grad.clone()
     try:
         mix_add(added, matrix, x, 0.5)
