@@ -50,6 +50,8 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Exception:
         close_bars()
         raise
-    gc.collect()  # what the program left behind; then Python's end, which looks for garbage several
-    gc.freeze()  # times, does not search all that was imported: a second where that is torch
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        gc.collect()  # what the program left behind; a group of processes is left alone, whose end
+    # waits for a thread of its own that may wait for Python's lock
+    gc.freeze()  # Python's end looks for garbage several times: not in all that was imported
     sys.exit(code)

@@ -95,7 +95,7 @@ def test_two_machines_fill_their_caches_write_once_and_stop_together(machines, c
     for process in set(processes_in(machines[1])) - {second.pid}:
         os.kill(process, signal.SIGTERM)  # the trainer's: a launcher that is told waits for no other
     said = first.stderr.read()
-    assert [first.wait(), second.wait()] == [0, 0], said + second.stderr.read()
+    assert [first.wait(60), second.wait(60)] == [0, 0], said + second.stderr.read()
     (step,) = steps_of(machines[0])[-1:]
     assert f"stopped at step {step} of 3000" in said
     assert not (machines[1] / "out").exists()
@@ -115,7 +115,7 @@ def test_two_machines_go_on_and_one_that_is_lost_ends_the_other_with_a_message(m
         for process in processes_in(machines[1]):
             os.kill(process, signal.SIGKILL)
         told = first.stderr.read()
-        assert first.wait() != 0
+        assert first.wait(60) != 0
     finally:
         for process in processes_in(machines[0]):
             os.kill(process, signal.SIGKILL)
