@@ -113,8 +113,8 @@ def guarded(
         lines = str(error).strip().splitlines() or [""]
         return {**names, "result": f"failed: {type(error).__name__}: {lines[0][:200]}"}
     finally:
-        gc.collect()
         if plan.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
 
 
