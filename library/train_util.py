@@ -58,6 +58,7 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     The loop owns accumulation, so accelerate's own must be 1 whatever the environment says.
     """
     from accelerate import Accelerator
+    from accelerate.utils import parse_flag_from_env
 
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
     wanted = cfg.precision.mixed_precision
@@ -70,7 +71,8 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
                        "compiles each block.", compiler)  # fmt: skip
     _refuse_sharding()
     started = int(os.environ.get("WORLD_SIZE", "1"))
-    check_cards(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
+    if not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        check_cards(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count())
     accelerator = Accelerator(
         gradient_accumulation_steps=1,
         mixed_precision=wanted,
