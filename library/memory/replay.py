@@ -87,30 +87,25 @@ class Replays:
         replayed: Tensor = Replayed.apply(self.kept[key], len(given), *given, *self.trained)
         return replayed
 
-    def forget(self) -> None:
-        """What the function does has changed."""
-        self.met, self.kept = {}, OrderedDict()
-
 
 class Gradients:
     """Where recordings leave the gradients of what is trained: one place for all of them."""
 
     def __init__(self, trained: Sequence[Tensor]) -> None:
-        self.sizes = [each.numel() for each in trained]
-        self.shapes = [each.shape for each in trained]
-        self.flat = {each.dtype: trained[0].new_empty(0, dtype=each.dtype) for each in trained}
-        self.dtypes = [each.dtype for each in trained]
-        for dtype, flat in self.flat.items():
-            self.flat[dtype] = flat.new_empty(sum(self._sizes_of(dtype)))
+        self.forms = [(each.dtype, each.shape) for each in trained]
+        self.flat = {
+            dtype: trained[0].new_empty(sum(self.sizes(dtype)), dtype=dtype)
+            for dtype in dict.fromkeys(dtype for dtype, _ in self.forms)
+        }
         self.places = self.views(self.flat)
 
-    def _sizes_of(self, dtype: torch.dtype) -> list[int]:
-        return [size for size, own in zip(self.sizes, self.dtypes) if own == dtype]
+    def sizes(self, dtype: torch.dtype) -> list[int]:
+        return [shape.numel() for own, shape in self.forms if own == dtype]
 
     def views(self, flat: dict[torch.dtype, Tensor]) -> list[Tensor]:
         """Of each trained tensor its own part."""
-        parts = {d: iter(whole.split(self._sizes_of(d))) for d, whole in flat.items()}
-        return [next(parts[d]).view(shape) for d, shape in zip(self.dtypes, self.shapes)]
+        parts = {dtype: iter(whole.split(self.sizes(dtype))) for dtype, whole in flat.items()}
+        return [next(parts[dtype]).view(shape) for dtype, shape in self.forms]
 
     def copies(self) -> list[Tensor]:
         """That stay as they are when a recording runs again."""

@@ -50,8 +50,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except Exception:
         close_bars()
         raise
+    # what the program left behind; not a group of processes, whose end waits, with Python's lock, for a
+    # thread of its own that may wait for that lock
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        gc.collect()  # what the program left behind; a group of processes is left alone, whose end
-    # waits for a thread of its own that may wait for Python's lock
+        gc.collect()
     gc.freeze()  # Python's end looks for garbage several times: not in all that was imported
     sys.exit(code)

@@ -116,9 +116,8 @@ class Anima(nn.Module):
     def embedded(
         self, qwen_hidden: Tensor, t5_ids: Tensor, *masks_and_weights: Tensor | None
     ) -> Tensor:
-        """The text as it is attended to: text_rows, its arguments by their places, and rows of zeros."""
-        named = dict(zip(("qwen_mask", "t5_mask", "t5_weights"), masks_and_weights, strict=True))
-        return self.padded(self.text_rows(qwen_hidden, t5_ids, **named))
+        """The text as it is attended to: text_rows, and rows of zeros."""
+        return self.padded(self.text_rows(qwen_hidden, t5_ids, *masks_and_weights))
 
     def padded(self, rows: Tensor) -> Tensor:
         """A text with its rows of zeros, or with few of them where the others are to be counted."""
@@ -170,21 +169,12 @@ class Anima(nn.Module):
         qwen_hidden: (B, S, D), or ids (B, S) for the text encoder that the model holds
         t5_weights: (B, T), of a prompt that weighs its words; each row is multiplied by its own
         """
-        return pad_context(
-            self.text_rows(
-                qwen_hidden, t5_ids, qwen_mask=qwen_mask, t5_mask=t5_mask, t5_weights=t5_weights
-            )
-        )
+        return pad_context(self.text_rows(qwen_hidden, t5_ids, qwen_mask, t5_mask, t5_weights))
 
     def text_rows(
-        self,
-        qwen_hidden: Tensor,
-        t5_ids: Tensor,
-        *,
-        qwen_mask: Tensor | None = None,
-        t5_mask: Tensor | None = None,
-        t5_weights: Tensor | None = None,
-    ) -> Tensor:
+        self, qwen_hidden: Tensor, t5_ids: Tensor, qwen_mask: Tensor | None,
+        t5_mask: Tensor | None, t5_weights: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """The same without rows beyond the T of t5_ids."""
         if qwen_hidden.dtype == torch.long:
             encoder = text_encoder.held(self)
