@@ -24,12 +24,10 @@ from library.data.bucket_sampler import BucketBatchSampler
 from library.data.data_types import Batch, RunPosition
 from library.data.datasets import TrainDataset
 from library.errors import ConfigError
-from library.settings.run_config import (
-    DataOptions,
-    DistributedOptions,
-    FlowOptions,
-    TrainConfig,
-)
+from library.settings.flags.data import DataOptions
+from library.settings.flags.distributed import DistributedOptions
+from library.settings.flags.flow import FlowOptions
+from library.settings.run_config import TrainConfig
 from library.training import processes
 from library.training.flow_matching import NoiseSettings, Noising, SigmaSampling
 from library.training.processes import wait_for_all

@@ -37,7 +37,8 @@ from library.saving.resumption import Resumption
 from library.saving.snapshot import Snapshot
 from library.saving.state_contents import first_position
 from library.settings.drift_prompts import read_drift_prompts
-from library.settings.run_config import PrecisionOptions, TrainConfig
+from library.settings.flags.precision import PrecisionOptions
+from library.settings.run_config import TrainConfig
 from library.system.program import is_first_process
 from library.trainer_hooks import FamilyHooks
 from library.training.compiling import Compilation, working_compilation

@@ -38,7 +38,7 @@ from library.saving.metadata_table import RunFacts
 from library.saving.run_files import RunFiles, StateFacts
 from library.saving.state_contents import TrainingParts
 from library.saving.stopping import Request, StopRequests
-from library.settings.run_config import LoopOptions
+from library.settings.flags.loop import LoopOptions
 from library.trainer_checks import CheckStages
 from library.training.compiling import Compiles
 from library.training.optimization import Optimization

@@ -19,7 +19,7 @@ from networks.network import AdapterNetwork
 from networks.trained import Subject
 
 if TYPE_CHECKING:
-    from library.settings.run_config import NetworkOptions
+    from library.settings.flags.network import NetworkOptions
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from library.anima_backend.modelling.dit import MIN_CONTEXT, Anima
 from library.anima_backend.modelling.layers import Attention
 from library.anima_backend.modelling.vae import QwenImageVAE
 from library.data.data_types import TextOutputs
-from library.settings.run_config import LossOptions
+from library.settings.flags.loss import LossOptions
 from library.strategy_anima import (
     AnimaConditioning,
     AnimaTextEncodingStrategy,

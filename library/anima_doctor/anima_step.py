@@ -14,14 +14,12 @@ from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime.empty_model import new_text_encoder
 from library.memory.modes import enable_modes, record_passes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
-from library.settings.run_config import (
-    FlowOptions,
-    LoopOptions,
-    LossOptions,
-    NetworkOptions,
-    OptimizerOptions,
-    PrecisionOptions,
-)
+from library.settings.flags.flow import FlowOptions
+from library.settings.flags.loop import LoopOptions
+from library.settings.flags.loss import LossOptions
+from library.settings.flags.network import NetworkOptions
+from library.settings.flags.optimizer import OptimizerOptions
+from library.settings.flags.precision import PrecisionOptions
 from library.strategy_anima import AnimaConditioning, AnimaContext, predict_velocity
 from library.train_util import make_noising
 from library.training import losses

@@ -18,7 +18,7 @@ import psutil
 import torch
 
 from library.anima_doctor.page import program_says, size_text
-from library.settings.run_config import PrecisionOptions
+from library.settings.flags.precision import PrecisionOptions
 
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 VSWHERE = ("Microsoft Visual Studio", "Installer", "vswhere.exe")

@@ -18,7 +18,8 @@ from library.data.catalogue import Catalogue
 from library.device_utils import precision_dtype
 from library.memory.modes import describe_modes
 from library.memory.step_count import StepCount
-from library.settings.run_config import LoopOptions, TrainConfig
+from library.settings.flags.loop import LoopOptions
+from library.settings.run_config import TrainConfig
 from networks.trained import Trained
 
 CAPTIONS_TOKENIZED = 300  # of a run, as a sample

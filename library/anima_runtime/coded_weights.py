@@ -16,7 +16,7 @@ from library.anima_runtime.quantised_files import Layout, StoredWeight
 from library.memory.quantised import QuantisedLinear
 
 if TYPE_CHECKING:
-    from library.settings.run_config import PrecisionOptions
+    from library.settings.flags.precision import PrecisionOptions
 
 logger = logging.getLogger(__name__)
 

@@ -23,14 +23,11 @@ from library.errors import ConfigError, ModelFileError, Problem
 from library.settings import whole_model
 from library.settings.effects import loses_to, needs
 from library.settings.family import FamilyOptions
+from library.settings.flags.flow import FlowOptions
+from library.settings.flags.optimizer import OWN_RATE, sets_own_rate
+from library.settings.flags.resume import RESUMED
 from library.settings.options import above, all_flags, at_least, flag, idle_flags
-from library.settings.run_config import (
-    OWN_RATE,
-    RESUMED,
-    FlowOptions,
-    TrainConfig,
-    sets_own_rate,
-)
+from library.settings.run_config import TrainConfig
 from networks.arguments import parse_network_args, read_bool, read_number, read_string
 from networks.loading import load_network_module
 

@@ -44,7 +44,7 @@ from library.utils import first_few, is_quiet
 if TYPE_CHECKING:
     from transformers import Qwen3Model
 
-    from library.settings.run_config import PrecisionOptions
+    from library.settings.flags.precision import PrecisionOptions
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Collection
 
 from library.anima_runtime.family import ANIMA, MODULES
 from library.errors import Problem
+from library.settings.flags.network import NetworkOptions
 from library.settings.moved_keys import ALGORITHMS, equivalent_lines
-from library.settings.run_config import NetworkOptions
 from library.settings.user_classes import separate_assignments
 from networks.arguments import unquoted
 

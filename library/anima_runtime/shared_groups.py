@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from library.settings.effects import needs
+from library.settings.flags.monitor import MonitorOptions
 from library.settings.options import above, between, flag
-from library.settings.run_config import GROUPS, MonitorOptions
+from library.settings.run_config import GROUPS
 
 
 @dataclass(frozen=True, kw_only=True)

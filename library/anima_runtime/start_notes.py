@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from library.anima_runtime.config_adapter import COMPONENT_RATES, AnimaConfig
 from library.errors import Problem
+from library.settings.flags.optimizer import sets_own_rate
 from library.settings.optimizer_names import OPTIMIZERS, optimizer_name
-from library.settings.run_config import TrainConfig, sets_own_rate
+from library.settings.run_config import TrainConfig
 from networks.arguments import parse_network_args
 
 if TYPE_CHECKING:

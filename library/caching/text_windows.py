@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from library.caching.contents import Contents
     from library.data.bucket_sampler import BucketBatchSampler
     from library.data.datasets import TrainDataset
-    from library.settings.run_config import CacheOptions
+    from library.settings.flags.cache import CacheOptions
     from library.strategy_base import (
         TextEncoderOutputsCachingStrategy,
         TextEncodingStrategy,

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from library.settings.run_config import LoopOptions, PrecisionOptions
+    from library.settings.flags.loop import LoopOptions
+    from library.settings.flags.precision import PrecisionOptions
     from networks.trained import Trained
 
 

@@ -13,7 +13,7 @@ from library.training.optimizer_trial import unnoticed
 from library.training.optimizers import create_optimizer, optimizer_train_mode
 
 if TYPE_CHECKING:
-    from library.settings.run_config import OptimizerOptions
+    from library.settings.flags.optimizer import OptimizerOptions
 
 
 def state_bytes(options: OptimizerOptions, parameters: Iterable[Tensor]) -> int:

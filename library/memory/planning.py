@@ -13,7 +13,7 @@ import torch
 from library.errors import ConfigError, Problem
 from library.memory.modes import acting_modes, describe_modes
 from library.memory.swapping import BUFFERS
-from library.settings.run_config import LoopOptions
+from library.settings.flags.loop import LoopOptions
 
 if TYPE_CHECKING:
     from library.settings.run_config import TrainConfig

@@ -19,7 +19,8 @@ from library.memory.planning import candidates, kept_names
 from library.memory.swapping import BUFFERS
 
 if TYPE_CHECKING:
-    from library.settings.run_config import LoopOptions, TrainConfig
+    from library.settings.flags.loop import LoopOptions
+    from library.settings.run_config import TrainConfig
 
 FIRST_STEPS = 3
 NEAR = 0.9  # of the card: from here on what is held in reserve may already lie in RAM

@@ -17,7 +17,7 @@ from library.memory.swapping import Swap
 from library.settings.optimizer_names import is_elementwise, is_undoable
 
 if TYPE_CHECKING:
-    from library.settings.run_config import OptimizerOptions
+    from library.settings.flags.optimizer import OptimizerOptions
     from networks.trained import Trained
 
 AT_ONCE = 5 * 4

@@ -15,7 +15,7 @@ from library.previews import contact_sheet
 from library.previews.pictures import small_jpeg
 from library.previews.schedule import Moment
 from library.saving.output_checks import tried
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 
 FOLDER = "sample"
 MOST_ROWS = 40  # of the sheet

@@ -18,7 +18,7 @@ from library.utils import file_facts, log_lines
 
 if TYPE_CHECKING:
     from library.data.data_types import TextOutputs
-    from library.settings.run_config import PreviewOptions
+    from library.settings.flags.preview import PreviewOptions
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from library.settings.run_config import PreviewOptions
+from library.settings.flags.preview import PreviewOptions
 
 
 @dataclass(frozen=True)

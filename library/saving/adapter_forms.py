@@ -22,7 +22,7 @@ from networks.workshop.universal import Universal, delta_of_adapter, universal
 from networks.workshop.verifying import Written, differences
 
 if TYPE_CHECKING:
-    from library.settings.run_config import SaveOptions
+    from library.settings.flags.save import SaveOptions
     from networks.network import AdapterNetwork
 
 DEFAULT_RANK = 64

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import OutputError
-from library.settings.run_config import ResumeOptions, SaveOptions
+from library.settings.flags.resume import ResumeOptions
+from library.settings.flags.save import SaveOptions
 from library.system.files import free_name, remove_folder
 from library.system.system_errors import output_errors
 

@@ -30,7 +30,7 @@ from networks.network_settings import NormExport
 from networks.whole_model import WholeModel
 
 if TYPE_CHECKING:
-    from library.settings.run_config import SaveOptions
+    from library.settings.flags.save import SaveOptions
     from networks.file_contents import FamilyFiles
     from networks.trained import Trained
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.errors import ConfigError, Problem, ResumeError
-from library.settings.run_config import REPOSITORY, REPOSITORY_TYPES
+from library.settings.flags.save import REPOSITORY, REPOSITORY_TYPES
 from library.system.network import why_unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-    from library.settings.run_config import ResumeOptions, SaveOptions
+    from library.settings.flags.resume import ResumeOptions
+    from library.settings.flags.save import SaveOptions
 
 LONGEST_REASON = 300  # letters
 TOKENS = re.compile(r"\bhf_\w+")

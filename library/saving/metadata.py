@@ -23,7 +23,7 @@ from PIL import Image
 from library.data.data_types import RunPosition
 from library.errors import ConfigError, ModelFileError, Problem
 from library.saving.metadata_table import MINIMUM, RunFacts, entries_of, text, timestamp
-from library.settings.run_config import NO_THUMBNAIL, MetadataOptions
+from library.settings.flags.metadata import NO_THUMBNAIL, MetadataOptions
 from library.utils import sha256_of_file
 
 LARGEST_THUMBNAIL = 4_000_000  # bytes; readers take no header beyond 100 MB

@@ -20,7 +20,7 @@ from library.utils import atomic_write, first_few
 from networks.precision import loses
 
 if TYPE_CHECKING:
-    from library.settings.run_config import SaveOptions
+    from library.settings.flags.save import SaveOptions
     from networks.whole_model import WholeModel
 
 logger = logging.getLogger(__name__)

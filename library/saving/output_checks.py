@@ -15,7 +15,8 @@ from library.system.system_errors import system_fault
 from library.watching.trackers import longest_log_path
 
 if TYPE_CHECKING:
-    from library.settings.run_config import LoggingOptions, TrainConfig
+    from library.settings.flags.logging import LoggingOptions
+    from library.settings.run_config import TrainConfig
 
 MOST_STEPS = 10**8 - 1  # more would lengthen the names of step files
 TRIAL_BYTES = bytes(4096)  # an empty file fits on a disk that is full

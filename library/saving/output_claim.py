@@ -19,7 +19,7 @@ from library.system.system_errors import output_errors
 from library.utils import log_lines
 
 if TYPE_CHECKING:
-    from library.settings.run_config import SaveOptions
+    from library.settings.flags.save import SaveOptions
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from library.training.schedulers import count_as_done
 if TYPE_CHECKING:
     from library.data.data_types import RunPosition
     from library.saving.state_contents import TrainingParts
-    from library.settings.run_config import ResumeOptions
+    from library.settings.flags.resume import ResumeOptions
 
 logger = logging.getLogger(__name__)
 

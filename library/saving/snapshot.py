@@ -27,7 +27,8 @@ from library.training.optimizers import class_path
 from library.utils import log_lines, name_bytes, nearest_name, sha256_of_file
 
 if TYPE_CHECKING:
-    from library.settings.run_config import ResumeOptions, TrainConfig
+    from library.settings.flags.resume import ResumeOptions
+    from library.settings.run_config import TrainConfig
     from networks.trained import Trained
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from library.training.schedulers import count_as_done
 
 if TYPE_CHECKING:
     from library.saving.state_folder import SavedState
-    from library.settings.run_config import ResumeOptions
+    from library.settings.flags.resume import ResumeOptions
     from library.train_util import StepPlan
     from library.training.weight_average import WeightAverage
     from library.watching.evaluation import Evaluation

@@ -1,4 +1,4 @@
-"""The sentence of each shared flag in Chinese: the other half of run_config's, for docs/flags.md.
+"""The sentence of each shared flag in Chinese: the other half of flags/, for docs/flags.md.
 
 A table, not logic; a family has its own beside its flags. REASONS says why a flag has no effect, or is
 refused as a whole or for a value; a test asks for a sentence and, where there is one, a reason of each.

@@ -19,7 +19,7 @@ from library.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from library.data.catalogue import Catalogue
-    from library.settings.run_config import PrecisionOptions
+    from library.settings.flags.precision import PrecisionOptions
 
 logger = logging.getLogger(__name__)
 

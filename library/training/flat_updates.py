@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from library.settings.optimizer_names import is_elementwise, is_undoable
 
 if TYPE_CHECKING:
-    from library.settings.run_config import OptimizerOptions
+    from library.settings.flags.optimizer import OptimizerOptions
 
 logger = logging.getLogger(__name__)
 

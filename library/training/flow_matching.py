@@ -17,7 +17,7 @@ from torch import Tensor
 
 from library.data.data_types import Drawn
 from library.device_utils import to_device
-from library.settings.run_config import TIMESTEP_SAMPLINGS, WEIGHTING_SCHEMES
+from library.settings.flags.flow import TIMESTEP_SAMPLINGS, WEIGHTING_SCHEMES
 from library.utils import position_seed
 
 Number = TypeVar("Number", float, Tensor)

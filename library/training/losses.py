@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from library.settings.run_config import LARGE_SIDE, LOSS_TYPES, LossOptions
+from library.settings.flags.loss import LARGE_SIDE, LOSS_TYPES, LossOptions
 
 COARSE_FROM = LARGE_SIDE / 8
 """In latent cells."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from library.errors import ConfigError
-from library.settings.run_config import OptimizerOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.training.flat_updates import FlatUpdates, clip_norm
 from library.training.learning_rates import LearningRates
 from library.training.optimizer_trial import try_optimizer, try_schedule

@@ -30,7 +30,8 @@ from library.training.random_states import random_states, restore_random_states
 from library.training.schedulers import create_scheduler
 
 if TYPE_CHECKING:
-    from library.settings.run_config import OptimizerOptions, ScheduleOptions
+    from library.settings.flags.optimizer import OptimizerOptions
+    from library.settings.flags.schedule import ScheduleOptions
 
 logger = logging.getLogger(__name__)
 

@@ -33,7 +33,8 @@ from library.settings.user_classes import (
 from library.utils import nearest_name
 
 if TYPE_CHECKING:
-    from library.settings.run_config import OptimizerOptions, ScheduleOptions
+    from library.settings.flags.optimizer import OptimizerOptions
+    from library.settings.flags.schedule import ScheduleOptions
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from library.utils import position_seed
 if TYPE_CHECKING:
     from library.data.catalogue import Catalogue
     from library.data.data_types import Batch
-    from library.settings.run_config import LossOptions
+    from library.settings.flags.loss import LossOptions
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from library.settings.user_classes import (
 )
 
 if TYPE_CHECKING:
-    from library.settings.run_config import ScheduleOptions
+    from library.settings.flags.schedule import ScheduleOptions
 
 logger = logging.getLogger(__name__)
 

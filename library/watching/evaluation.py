@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from library.caching.latents_cache import LatentsCache
     from library.data.catalogue import Catalogue
-    from library.settings.run_config import EvaluationOptions
+    from library.settings.flags.evaluation import EvaluationOptions
 
 SIGMAS = (0.3, 0.5, 0.7)
 TRAINED, HELD_OUT = "trained", "held_out"

@@ -30,7 +30,7 @@ from library.training.single_updates import found_inf, skips_on_device
 from library.utils import first_few, log_lines
 
 if TYPE_CHECKING:
-    from library.settings.run_config import MonitorOptions
+    from library.settings.flags.monitor import MonitorOptions
     from library.watching.step_logs import StepRow
 
 logger = logging.getLogger(__name__)

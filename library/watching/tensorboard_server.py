@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from library.errors import ConfigError
 
 if TYPE_CHECKING:
-    from library.settings.run_config import LoggingOptions
+    from library.settings.flags.logging import LoggingOptions
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from library.watching.tensorboard_server import TensorBoardServer, free_port, st
 if TYPE_CHECKING:
     import numpy
 
-    from library.settings.run_config import LoggingOptions
+    from library.settings.flags.logging import LoggingOptions
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from library.caching.latents_cache import LatentsCache
     from library.data.catalogue import Catalogue
-    from library.settings.run_config import ValidationOptions
+    from library.settings.flags.validation import ValidationOptions
 
 QUARTERS = {"0.00-0.25": 0.125, "0.25-0.50": 0.375, "0.50-0.75": 0.625, "0.75-1.00": 0.875}
 """Range of sigma -> where in it the loss is taken."""

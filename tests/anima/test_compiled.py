@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._dynamo.backends.registry import lookup_backend
 
-from library.settings.run_config import PrecisionOptions
+from library.settings.flags.precision import PrecisionOptions
 from library.training.compiling import settle, uncompiled
 from tests.helpers.memory_modes import adapted, gradients, loss_of
 from tests.helpers.tiny import golden_vectors, rel_l2, tiny_transformer

@@ -15,7 +15,8 @@ from library.anima_runtime.config_adapter import (
 from library.anima_runtime.shared_groups import SHARED_GROUPS
 from library.data.dataset_config import DatasetGroupConfig
 from library.settings.config_file import read_config
-from library.settings.run_config import FlowOptions, TrainConfig
+from library.settings.flags.flow import FlowOptions
+from library.settings.run_config import TrainConfig
 from networks.lokr_anima import check_network_args as check_lokr
 from networks.lora_anima import check_network_args as check_lora
 

@@ -7,8 +7,8 @@ import torch
 
 from library.anima_doctor import page as run_report
 from library.errors import DatasetError, UserError
+from library.settings.flags.optimizer import OptimizerOptions
 from library.settings.optimizer_names import OPTIMIZERS
-from library.settings.run_config import OptimizerOptions
 from library.settings.user_classes import is_installed
 from library.training.optimizers import create_optimizer
 from tests.helpers import warm

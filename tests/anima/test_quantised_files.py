@@ -13,7 +13,7 @@ from library.anima_runtime import model_loading
 from library.errors import ModelFileError
 from library.memory.modes import store_weights
 from library.memory.quantised import QuantisedLinear
-from library.settings.run_config import PrecisionOptions
+from library.settings.flags.precision import PrecisionOptions
 from tests.helpers.coded_files import (
     DIT,
     FORMS,

@@ -10,7 +10,7 @@ from library.anima_doctor.anima_step import MODES, AnimaStep, Full, count, make_
 from library.anima_runtime.model_loading import parameter_count
 from library.memory.cuda_kernels import as_on_cuda
 from library.memory.step_count import count_step
-from library.settings.run_config import NetworkOptions
+from library.settings.flags.network import NetworkOptions
 from tests.helpers.running import report
 from tests.helpers.whole import AnimaTrainer, model_argv
 

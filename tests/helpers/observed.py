@@ -22,7 +22,8 @@ from library.data.datasets import TrainDataset
 from library.data.scan import scan
 from library.saving.checkpoints import Checkpoints, files_of_run
 from library.saving.state_contents import first_position
-from library.settings.run_config import TrainConfig, sets_own_rate
+from library.settings.flags.optimizer import sets_own_rate
+from library.settings.run_config import TrainConfig
 from library.train_util import StepPlan, make_noising
 from library.training import losses
 from library.training.optimizers import create_optimizer

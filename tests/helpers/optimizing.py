@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import torch
 
 from library.saving.state_contents import class_name, on_cpu
+from library.settings.flags.schedule import ScheduleOptions
 from library.settings.optimizer_names import OPTIMIZERS
-from library.settings.run_config import ScheduleOptions
 from library.training.schedulers import create_scheduler
 
 SCHEDULES = {

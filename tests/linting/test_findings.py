@@ -14,7 +14,8 @@ from library.anima_doctor.tag_habits import (
     misplaced,
 )
 from library.linting import duplicates
-from library.settings.run_config import DataOptions, MetadataOptions
+from library.settings.flags.data import DataOptions
+from library.settings.flags.metadata import MetadataOptions
 from tests.helpers.dataset_files import catalogue_from, catalogue_of, draw
 
 

@@ -12,7 +12,8 @@ from library.memory.cuda_kernels import as_on_cuda, operators
 from library.memory.ledger import Ledger
 from library.memory.optimizer_states import state_bytes
 from library.memory.step_count import count_step
-from library.settings.run_config import NetworkOptions, OptimizerOptions
+from library.settings.flags.network import NetworkOptions
+from library.settings.flags.optimizer import OptimizerOptions
 
 META = torch.device("meta")
 PLAIN = (("train_norm", "false"), ("train_llm_adapter", "false"))

@@ -10,7 +10,7 @@ from library.anima_doctor.anima_step import Saving, count
 from library.errors import ConfigError
 from library.memory.modes import acting_modes, describe_modes
 from library.memory.planning import GIB, Card, choose_modes
-from library.settings.run_config import LoopOptions
+from library.settings.flags.loop import LoopOptions
 from tools.bench import ledger
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import torch
 
 from library.memory.modes import describe_modes, enable_modes
 from library.memory.shortage import driver_spills, next_cheaper, should_give_back
-from library.settings.run_config import LoopOptions
+from library.settings.flags.loop import LoopOptions
 from tests.helpers.memory_modes import adapted, assert_same_bits, gradients
 
 CHEAP, CHECKPOINT = 'recompute = "cheap"', "gradient_checkpointing"

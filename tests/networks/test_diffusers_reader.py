@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from library.anima_runtime.family import ANIMA_FILES
 from library.saving.exporting import Exporter
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 from networks import lora_anima
 from networks.codec import DecodedFile, KeyDecoder, decode_tensors
 from networks.kinds.table import KINDS

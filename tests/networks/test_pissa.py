@@ -8,7 +8,7 @@ from torch import nn
 
 from library.saving.exporting import Exporter, bytes_of_save, export_notes
 from library.saving.state_contents import TrainingParts
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 from networks import lora_anima
 from networks.kinds.adapter import NO_DROPOUT, Dropout
 from networks.kinds.lora import PiSSA

@@ -11,7 +11,7 @@ from library.anima_runtime.family import ANIMA_FILES
 from library.errors import UserError
 from library.saving.checkpoints import universal_file
 from library.saving.exporting import Exporter
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 from library.system.tensor_files import read_header
 from networks.kinds.table import KINDS
 from networks.reader_rules import Effect

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from library.errors import AdapterFileError, ConfigError
 from library.saving.exporting import Exporter, export_notes, export_problems
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 from networks import lokr_anima, lora_anima
 from networks.workshop.verifying import Written, differences
 from tests.helpers.comfy_rules import weight_differences

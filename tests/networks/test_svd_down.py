@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from library.settings.run_config import NetworkOptions
+from library.settings.flags.network import NetworkOptions
 from networks import lokr_anima, lora_anima
 from networks.arguments import parse_network_args
 from networks.kinds.principal import principal_inputs

@@ -13,7 +13,9 @@ from library.previews.album import MOST_ROWS, Album, DrawnPicture, album_problem
 from library.previews.contact_sheet import SIDE, fitting, laid_out
 from library.previews.schedule import Moment, Schedule
 from library.saving.metadata import RunMetadata, thumbnail
-from library.settings.run_config import MetadataOptions, PreviewOptions, SaveOptions
+from library.settings.flags.metadata import MetadataOptions
+from library.settings.flags.preview import PreviewOptions
+from library.settings.flags.save import SaveOptions
 
 NOW = datetime(2026, 11, 23, 8, 5, 9)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

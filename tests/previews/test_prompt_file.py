@@ -18,7 +18,7 @@ from library.previews.prompt_file import (
     read_prompts,
 )
 from library.previews.samplers import INSTEAD_OF, SAMPLERS, SD_SCRIPTS_NAMES, resolve_sampler
-from library.settings.run_config import SAMPLERS as NAMES_OF_THE_FLAG
+from library.settings.flags.preview import SAMPLERS as NAMES_OF_THE_FLAG
 
 
 def read(tmp_path, text, name="prompts.txt"):

@@ -5,7 +5,7 @@ import pytest
 from library.errors import ConfigError
 from library.previews.prompt_file import PreviewPrompt
 from library.previews.prompt_texts import PromptFile, PromptTexts, prompt_problems, words_of
-from library.settings.run_config import PreviewOptions
+from library.settings.flags.preview import PreviewOptions
 
 
 def test_a_file_that_is_changed_is_read_again(tmp_path, caplog):

@@ -10,7 +10,7 @@ from library.errors import ConfigError, ResumeError
 from library.memory import planning
 from library.memory.modes import acting_modes, describe_modes, swap_lines
 from library.saving.stopping import OutOfMemory
-from library.settings.run_config import LoopOptions
+from library.settings.flags.loop import LoopOptions
 from tests.helpers.running import config_files, make_trainer, report, train
 
 pytestmark = pytest.mark.all_pictures  # steps of two batches each, in the first epoch

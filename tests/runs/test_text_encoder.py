@@ -14,7 +14,7 @@ from library.errors import AdapterFileError, ConfigError
 from library.memory.modes import enable_modes
 from library.previews.painting import Contexts, Drawing, paint
 from library.previews.prompt_file import PreviewPrompt
-from library.settings.run_config import LoopOptions
+from library.settings.flags.loop import LoopOptions
 from library.strategy_anima import AnimaTextEncodingStrategy
 from library.training.flow_matching import NoisyLatents
 from tests.helpers.comfy_rules import read_by_comfyui

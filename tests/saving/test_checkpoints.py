@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from library.saving.checkpoints import Checkpoints, Kept, files_of_run
+from library.settings.flags.loop import LoopOptions
+from library.settings.flags.resume import ResumeOptions
+from library.settings.flags.save import SaveOptions
 from library.settings.options import convert, flags_of
-from library.settings.run_config import LoopOptions, ResumeOptions, SaveOptions
 from library.train_util import StepPlan
 
 

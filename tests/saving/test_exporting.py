@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from library.saving.adapter_forms import ComfyForm
 from library.saving.exporting import Exporter, bytes_of_save, export_problems
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 from tests.helpers.running import config_files, make_trainer, report
 from tests.helpers.tiny import rel_l2, tiny_transformer
 from tests.helpers.trained_networks import MODULES, OPTIONS, trained

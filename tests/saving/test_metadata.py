@@ -28,8 +28,9 @@ from library.saving.metadata_table import (
     WHERE_SET,
     RunFacts,
 )
+from library.settings.flags.optimizer import OptimizerOptions
 from library.settings.options import all_flags
-from library.settings.run_config import GROUPS, OptimizerOptions
+from library.settings.run_config import GROUPS
 from library.training.optimizers import create_optimizer, describe_optimizer
 from tests.helpers.running import config_files, make_trainer, model_paths, train, write_toml
 

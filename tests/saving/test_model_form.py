@@ -12,7 +12,8 @@ from library.anima_runtime.model_loading import load_transformer
 from library.errors import OutputError
 from library.saving.exporting import Exporter
 from library.saving.model_form import ModelForm
-from library.settings.run_config import OptimizerOptions, SaveOptions
+from library.settings.flags.optimizer import OptimizerOptions
+from library.settings.flags.save import SaveOptions
 from library.training.optimization import saved_weights
 from library.training.optimizers import create_optimizer, optimizer_train_mode
 from networks._anima_arguments import component_of

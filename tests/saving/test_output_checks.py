@@ -8,7 +8,7 @@ from PIL import Image
 
 from library.errors import ConfigError
 from library.saving.output_checks import check_console_log, check_outputs, tried
-from library.settings.run_config import LoggingOptions
+from library.settings.flags.logging import LoggingOptions
 from library.system.file_names import characters_problem, name_problem, path_problem
 from library.watching.trackers import file_name_part
 from tests.helpers.dataset_files import picture_url

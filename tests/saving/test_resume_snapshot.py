@@ -12,7 +12,7 @@ from library.errors import ResumeError
 from library.saving.snapshot import DEFAULTS, Snapshot, changed, compare, differences_of
 from library.saving.state_contents import moved
 from library.saving.state_folder import SavedState
-from library.settings.run_config import ResumeOptions
+from library.settings.flags.resume import ResumeOptions
 from library.train_util import StepPlan
 from tests.helpers.running import config_files, make_trainer, train
 

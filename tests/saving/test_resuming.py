@@ -17,8 +17,8 @@ from library.saving.state_contents import (
     restore_random_states,
     restore_schedule,
 )
+from library.settings.flags.resume import ResumeOptions
 from library.settings.optimizer_names import OPTIMIZERS
-from library.settings.run_config import ResumeOptions
 from library.training.optimizers import create_optimizer, optimizer_train_mode
 from tests.helpers.optimizing import (
     SCHEDULES,

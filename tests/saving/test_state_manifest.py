@@ -16,7 +16,7 @@ from library.saving.snapshot import compare
 from library.saving.state_contents import first_position
 from library.saving.state_folder import open_state
 from library.saving.state_manifest import MANIFEST, MOST, SEAL, SNAPSHOT, seal_of
-from library.settings.run_config import ResumeOptions
+from library.settings.flags.resume import ResumeOptions
 from library.train_util import StepPlan
 from library.utils import sha256_of_file
 from tests.helpers.states import SCHEMA, written

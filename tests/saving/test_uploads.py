@@ -8,7 +8,8 @@ import torch
 from anima_train_network import load_run
 from library.errors import ConfigError, ResumeError
 from library.saving.hub import Repository, state_from_hub
-from library.settings.run_config import ResumeOptions, SaveOptions
+from library.settings.flags.resume import ResumeOptions
+from library.settings.flags.save import SaveOptions
 from tests.helpers.hubs import serve
 from tests.helpers.running import config_files, exported, make_trainer, train
 from tests.helpers.upload_hub import TOKEN, UploadHandler, UploadHub

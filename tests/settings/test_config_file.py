@@ -11,13 +11,11 @@ import anima_train_network
 from anima_train_network import load_run
 from library.errors import ConfigError, format_problems
 from library.settings.config_file import LoadedConfig
-from library.settings.run_config import (
-    CacheOptions,
-    DataOptions,
-    LoopOptions,
-    NetworkOptions,
-    SaveOptions,
-)
+from library.settings.flags.cache import CacheOptions
+from library.settings.flags.data import DataOptions
+from library.settings.flags.loop import LoopOptions
+from library.settings.flags.network import NetworkOptions
+from library.settings.flags.save import SaveOptions
 from library.settings.written_config import write_config
 from tests.helpers.configs import found, read
 from tests.helpers.processes import python

@@ -6,15 +6,13 @@ import torch
 from library.anima_backend.modelling import attention
 from library.anima_runtime.command_line import GROUPS, load_run
 from library.errors import ConfigError
+from library.settings.flags.cache import CacheOptions
+from library.settings.flags.loop import LoopOptions
+from library.settings.flags.network import NetworkOptions
+from library.settings.flags.optimizer import OptimizerOptions
+from library.settings.flags.precision import PrecisionOptions
+from library.settings.flags.schedule import ScheduleOptions
 from library.settings.options import all_flags
-from library.settings.run_config import (
-    CacheOptions,
-    LoopOptions,
-    NetworkOptions,
-    OptimizerOptions,
-    PrecisionOptions,
-    ScheduleOptions,
-)
 from library.training.optimizers import check_optimizer
 from networks import lora_anima
 from networks.arguments import parse_network_args, read_list

@@ -13,7 +13,8 @@ from anima_train_network import load_run
 from library import train_util
 from library.data.bucket_sampler import BucketBatchSampler
 from library.data.datasets import TrainDataset
-from library.settings.run_config import MetadataOptions, ValidationOptions
+from library.settings.flags.metadata import MetadataOptions
+from library.settings.flags.validation import ValidationOptions
 from library.watching.validation import Validation
 from tests.helpers.dataset_files import catalogue_of, folder_of, picture_url
 from tests.helpers.running import config_files, make_trainer, train

@@ -11,9 +11,11 @@ from library.errors import ConfigError
 from library.settings import foreign_names
 from library.settings.config_file import read_config
 from library.settings.dataset_keys import KEYS
+from library.settings.flags.optimizer import OptimizerOptions
+from library.settings.flags.save import SaveOptions
+from library.settings.flags.schedule import ScheduleOptions
 from library.settings.options import all_flags
 from library.settings.paths import PathError, expand_path
-from library.settings.run_config import OptimizerOptions, SaveOptions, ScheduleOptions
 from library.settings.user_classes import is_installed
 from library.training.optimizers import check_optimizer
 from library.training.schedulers import check_schedule

@@ -6,8 +6,10 @@ import toml
 from library.anima_runtime import command_line
 from library.errors import ConfigError
 from library.settings.config_file import read_config
+from library.settings.flags.loop import LoopOptions
+from library.settings.flags.network import NetworkOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.settings.presets import CARDS, FOLDER, PURPOSES, preset_names, recommended
-from library.settings.run_config import LoopOptions, NetworkOptions, OptimizerOptions
 from library.settings.written_config import write_config
 from tests.helpers.paths import ROOT
 from tools._preset_table import presets

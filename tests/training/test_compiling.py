@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from library.errors import ConfigError
-from library.settings.run_config import PrecisionOptions
+from library.settings.flags.precision import PrecisionOptions
 from library.training.compiling import (
     Compilation,
     explained,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from library.settings.run_config import MODE_SCALES, FlowOptions
+from library.settings.flags.flow import MODE_SCALES, FlowOptions
 from library.training.flow_matching import (
     NoiseSettings,
     Noising,

@@ -8,7 +8,8 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from library.saving.state_contents import class_name, restore_optimizer, restore_schedule
-from library.settings.run_config import OptimizerOptions, ScheduleOptions
+from library.settings.flags.optimizer import OptimizerOptions
+from library.settings.flags.schedule import ScheduleOptions
 from library.training.learning_rates import LearningRates, shown_rate
 from library.training.optimizers import count_updates_before, create_optimizer
 from library.training.schedulers import count_as_done, create_scheduler

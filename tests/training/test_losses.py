@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from library.settings.run_config import LossOptions
+from library.settings.flags.loss import LossOptions
 from library.training.losses import (
     elementwise_loss,
     huber_threshold,

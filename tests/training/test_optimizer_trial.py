@@ -9,7 +9,8 @@ import torch
 import anima_train_network
 from library.anima_doctor import report as doctor
 from library.errors import ConfigError
-from library.settings.run_config import OptimizerOptions, ScheduleOptions
+from library.settings.flags.optimizer import OptimizerOptions
+from library.settings.flags.schedule import ScheduleOptions
 from library.training.optimizer_trial import ONE_MATRIX, STEPS_TRIED, try_optimizer, try_schedule
 from tests.helpers.running import config_files, make_trainer
 

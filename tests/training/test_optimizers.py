@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from library.errors import ConfigError
+from library.settings.flags.optimizer import OPTIMIZER_CHOICES
 from library.settings.optimizer_names import OPTIMIZERS, optimizer_name
-from library.settings.run_config import OPTIMIZER_CHOICES
 from library.training.optimizers import (
     check_optimizer,
     create_optimizer,

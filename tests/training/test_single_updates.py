@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from library.settings.run_config import OptimizerOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.training.optimizers import create_optimizer
 from library.training.rounding import stochastically_rounded
 from library.training.single_updates import SingleUpdates

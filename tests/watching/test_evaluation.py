@@ -10,7 +10,7 @@ import torch
 
 from library.errors import ConfigError
 from library.settings.drift_prompts import MOST_PROMPTS, PROMPTS, read_drift_prompts
-from library.settings.run_config import EvaluationOptions
+from library.settings.flags.evaluation import EvaluationOptions
 from library.watching.drift import Drift, with_subject
 from library.watching.evaluation import Evaluated, Evaluation, auc
 from tests.helpers.dataset_files import catalogue_of, folder_of

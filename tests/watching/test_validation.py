@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from library.data.data_types import StepResult
-from library.settings.run_config import ValidationOptions
+from library.settings.flags.validation import ValidationOptions
 from library.watching.validation import Validation
 from tests.helpers.dataset_files import catalogue_of, folder_of
 

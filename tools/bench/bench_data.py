@@ -35,7 +35,7 @@ from library.data.catalogue import Catalogue
 from library.data.data_types import Layout, StoredTensor, TextOutputs
 from library.data.datasets import TrainDataset
 from library.data.scan import scan
-from library.settings.run_config import DataOptions
+from library.settings.flags.data import DataOptions
 from library.strategy_anima import AnimaTextEncodingStrategy
 from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCachingStrategy
 from library.system.program import run_main

@@ -45,7 +45,7 @@ from library.anima_doctor.anima_step import (
 from library.anima_models import load_anima_transformer, load_anima_vae
 from library.anima_runtime.text_contexts import adapts_text
 from library.memory.step_count import Step, StepCount
-from library.settings.run_config import FlowOptions
+from library.settings.flags.flow import FlowOptions
 from library.strategy_anima import AnimaConditioning, AnimaContext
 from library.train_util import make_noising
 from tools.bench import gpu_kernels

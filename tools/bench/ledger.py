@@ -23,7 +23,8 @@ from library.anima_doctor.anima_step import MODES, AnimaStep, count
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
 from library.memory.step_count import StepCount
-from library.settings.run_config import NetworkOptions, OptimizerOptions
+from library.settings.flags.network import NetworkOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from networks.arguments import parse_network_args
 

@@ -21,7 +21,7 @@ from torch import nn
 from library.anima_backend.modelling.dit import Anima
 from library.saving.exporting import Exporter
 from library.saving.form import Form
-from library.settings.run_config import SaveOptions
+from library.settings.flags.save import SaveOptions
 from library.system.program import run_main
 from networks.loading import load_network_module, make_network
 from networks.network import AdapterNetwork

@@ -23,7 +23,7 @@ from library.anima_backend.modelling.dit import MIN_CONTEXT
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
 from library.errors import ConfigError
-from library.settings.run_config import OptimizerOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from tools.bench import peers
 from tools.bench.ledger import network_of

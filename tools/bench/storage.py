@@ -20,7 +20,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import PUBLISHED
 from library.memory.modes import store_weights
 from library.memory.quantised import kind_of
-from library.settings.run_config import PrecisionOptions
+from library.settings.flags.precision import PrecisionOptions
 from library.system.program import run_main
 from networks import lora_anima
 from networks.loading import quiet

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from library.settings.run_config import OptimizerOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from library.training.flat_updates import FlatUpdates, clip_norm
 from library.training.optimizers import create_optimizer, optimizer_train_mode

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from library.errors import Problem
-from library.settings.run_config import OptimizerOptions
+from library.settings.flags.optimizer import OptimizerOptions
 from library.training.optimizers import is_schedule_free
 from tools.importers.draft import Draft, Leaf
 from tools.importers.machine import Source
