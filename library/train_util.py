@@ -58,15 +58,8 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import parse_flag_from_env
 
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
     wanted = cfg.precision.mixed_precision
-    if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
-        logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
-                       asked, wanted)  # fmt: skip
-    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
-    if compiler.lower() != "no":
-        logger.warning("accelerate launch asks for dynamo backend %s, which has no effect: compile "
-                       "compiles each block.", compiler)  # fmt: skip
+    _warn_of_launcher(wanted)
     _refuse_sharding()
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if not parse_flag_from_env("ACCELERATE_USE_CPU"):
@@ -94,6 +87,18 @@ def prepare_accelerator(cfg: TrainConfig) -> Accelerator:
             f"{accelerator.device.type}. Use bf16 or no."
         )
     return accelerator
+
+
+def _warn_of_launcher(wanted: str) -> None:
+    """What accelerate launch asks for in vain. wanted: the run's precision"""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if asked not in (None, "", "no", wanted):  # "no" is also what the launcher says when not asked
+        logger.warning("accelerate launch asks for mixed precision %s; mixed_precision = %s is used.",
+                       asked, wanted)  # fmt: skip
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() != "no":
+        logger.warning("accelerate launch asks for dynamo backend %s, which has no effect: compile "
+                       "compiles each block.", compiler)  # fmt: skip
 
 
 def check_cards(processes: int, cards: int) -> None:

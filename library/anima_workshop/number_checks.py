@@ -8,6 +8,7 @@ from library.anima_workshop.checked import Checked
 from library.anima_workshop.findings import Finding, Severity
 from library.reporting.texts import Text
 from networks.kinds.norm import B_NORM, W_NORM
+from networks.workshop.survey import NumberRange
 
 NORMS = (W_NORM, B_NORM)
 MUCH = 0.5
@@ -72,35 +73,40 @@ def precision(checked: Checked) -> Iterator[Finding]:
             Text(f"The tensors are stored in several dtypes: {told}.", f"张量以多种精度保存：{told}。"),
         )
     for dtype, found in stored.items():
-        small = found.share(found.small)
-        if dtype == "F16" and small > MUCH:
-            yield Finding(
-                "dtype.small_in_fp16",
-                Severity.WARNING,
-                Text(
-                    f"{small:.0%} of the numbers are so small that fp16 has cut their digits.",
-                    f"{small:.0%} 的数太小，fp16 已丢掉它们的部分有效位。",
-                ),
-                Text("Save in bf16 or float32 (--save_precision).", "用 bf16 或 float32 保存（--save_precision）。"),
-            )  # fmt: skip
-        if found.large:
-            yield Finding(
-                "dtype.large_for_fp16",
-                Severity.WARNING,
-                Text(
-                    f"Numbers too large for fp16, where they become infinite: {found.large}.",
-                    f"{found.large} 个数超出 fp16 的范围，在 fp16 中会变成无穷。",
-                ),
-                Text("Do not convert the file to fp16, nor use it with a model in fp16.",
-                     "不要把此文件转换为 fp16，也不要在 fp16 模型上使用。"),
-            )  # fmt: skip
-        elif dtype != "F16" and found.error(found.fp16_squares) > 0.01:
-            lost = found.error(found.fp16_squares)
-            yield Finding(
-                "dtype.would_lose_in_fp16",
-                Severity.NOTE,
-                Text(
-                    f"In fp16 the numbers stored as {dtype} would be off by {lost:.1%}: many are very small.",
-                    f"以 {dtype} 保存的数若转换为 fp16 会偏差 {lost:.1%}：其中很多非常小。",
-                ),
-            )
+        yield from in_fp16(dtype, found)
+
+
+def in_fp16(dtype: str, found: NumberRange) -> Iterator[Finding]:
+    """What fp16 has done, or would do, to the numbers stored in a dtype."""
+    small = found.share(found.small)
+    if dtype == "F16" and small > MUCH:
+        yield Finding(
+            "dtype.small_in_fp16",
+            Severity.WARNING,
+            Text(
+                f"{small:.0%} of the numbers are so small that fp16 has cut their digits.",
+                f"{small:.0%} 的数太小，fp16 已丢掉它们的部分有效位。",
+            ),
+            Text("Save in bf16 or float32 (--save_precision).", "用 bf16 或 float32 保存（--save_precision）。"),
+        )  # fmt: skip
+    if found.large:
+        yield Finding(
+            "dtype.large_for_fp16",
+            Severity.WARNING,
+            Text(
+                f"Numbers too large for fp16, where they become infinite: {found.large}.",
+                f"{found.large} 个数超出 fp16 的范围，在 fp16 中会变成无穷。",
+            ),
+            Text("Do not convert the file to fp16, nor use it with a model in fp16.",
+                 "不要把此文件转换为 fp16，也不要在 fp16 模型上使用。"),
+        )  # fmt: skip
+    elif dtype != "F16" and found.error(found.fp16_squares) > 0.01:
+        lost = found.error(found.fp16_squares)
+        yield Finding(
+            "dtype.would_lose_in_fp16",
+            Severity.NOTE,
+            Text(
+                f"In fp16 the numbers stored as {dtype} would be off by {lost:.1%}: many are very small.",
+                f"以 {dtype} 保存的数若转换为 fp16 会偏差 {lost:.1%}：其中很多非常小。",
+            ),
+        )

@@ -214,10 +214,7 @@ class TextCache:
         due = [text for text in missing if text not in self.held]
         check_writable(files[text].path.parent.parent for text in due if text in lasts)
         share.wait()  # before anything is stored: all shall find the same to be missing
-        together = [text for text in due if text in lasts]
-        own = [*share.of(together), *(text for text in due if text not in lasts)]
-        self.encode_all(own, {text: files[text] for text in lasts})
-        self.stored |= {text: files[text] for text in together}
+        self.encode_due(due, {text: files[text] for text in lasts}, share)
         copy_foreign(share.of([each for each in self.stored.values() if isinstance(each, Foreign)]))
         share.wait()
         if share.rank == 0:
@@ -225,6 +222,14 @@ class TextCache:
         self.put_away()
         tally.encoded = len(due)
         tally.log()
+
+    def encode_due(
+        self, due: Sequence[str], files: Mapping[str, CacheFile], share: Share
+    ) -> None:
+        """Encode and keep what is due: of the texts that have files this process's share."""
+        together = [text for text in due if text in files]
+        self.encode_all([*share.of(together), *(text for text in due if text not in files)], files)
+        self.stored |= {text: files[text] for text in together}
 
     def encode_all(self, texts: Sequence[str], files: Mapping[str, CacheFile]) -> None:
         """Encode texts and keep them: in their files, those without one at hand."""

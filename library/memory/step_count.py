@@ -92,11 +92,7 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     states = state_bytes(step.optimizer, trained) if step.optimizer else 0
     ledger = Ledger(step.device, granule)
     adapters = ledger.enter(trained)
-    if step.swap is not None:
-        ledger.enter_in_host(weight for group in step.swap.groups for weight in group)
-    ledger.enter_in_host(step.waits)
-    weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
-    weights += ledger.enter(buffer.memory for buffer in step.swap.buffers) if step.swap else 0
+    weights = enter_weights(ledger, step)
     resident = ledger.on_device.now
     for weight, _ in step.network.pairs() if step.accumulates else ():
         weight.grad = torch.zeros_like(weight)
@@ -123,6 +119,15 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
         in_host=ledger.in_host.peak,
         kernels=ledger.kernels,
     )
+
+
+def enter_weights(ledger: Ledger, step: Step) -> int:
+    """Bytes on the device of the frozen model; what of it waits in RAM is entered there first."""
+    if step.swap is not None:
+        ledger.enter_in_host(weight for group in step.swap.groups for weight in group)
+    ledger.enter_in_host(step.waits)
+    weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
+    return weights + (ledger.enter(each.memory for each in step.swap.buffers) if step.swap else 0)
 
 
 def beside_update(step: Step, gradients: int, changing: int) -> int:

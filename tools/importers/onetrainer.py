@@ -98,6 +98,7 @@ def settle(draft: Draft) -> None:
     settle_files(draft)
     settle_adapter(draft)
     settle_rate(draft)
+    settle_schedule(draft)
     settle_loss(draft)
     settle_noise(draft)
     settle_memory(draft)
@@ -171,7 +172,7 @@ def settle_magnitudes(draft: Draft) -> None:
 
 
 def settle_rate(draft: Draft) -> None:
-    """The rate with its factor, the schedule with its warm-up of 200 steps unless given."""
+    """The rate with its factor."""
     rate, scaler = draft.take("rate"), draft.take("scaler")
     factor = 1
     if scaler and scaler.value in ("batch", "both"):
@@ -184,6 +185,10 @@ def settle_rate(draft: Draft) -> None:
         draft.find(
             CONVERTED if factor != 1 else UNSET, scaler.leaf, "learning_rate", f"x {factor**0.5:g}"
         )
+
+
+def settle_schedule(draft: Draft) -> None:
+    """The schedule with its warm-up of 200 steps unless given."""
     schedule, floor, warmup = draft.take("schedule"), draft.take("floor"), draft.take("warmup")
     word = schedule.value.lower() if schedule else "constant"
     name = SCHEDULES.get(word, "")
