@@ -143,12 +143,12 @@ class AnimaNetworkTrainer(NetworkTrainer):
             device="cpu" if waits else self.accelerator.device,
             dtype=self.loaded_dtype,
             llm_adapter_path=self.model_files.llm_adapter,
-            attention_backend=self.attention,
-            fused=self.fused,
             disable_mmap=self.cfg.cache.disable_mmap_load_safetensors,
             # what --base_weights are merged into has to be whole
             stored=None if self.cfg.network.base_weights else self.precision,
         )
+        model.set_attention_backend(self.attention)
+        model.use_one_kernel(self.fused)
         model.folds_text = self.anima.folds_text
         if self.trained_text_encoder:
             model.hold_text_encoder(self.qwen_on(self.accelerator.device).model)

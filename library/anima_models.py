@@ -36,13 +36,11 @@ def load_anima_transformer(
     attention_backend: str = "torch",
 ) -> Anima:
     """The DiT with its LLM adapter, frozen; ModelFileError when the file does not fit."""
-    return model_loading.load_transformer(
-        path,
-        device=device,
-        dtype=dtype,
-        llm_adapter_path=llm_adapter_path,
-        attention_backend=attention_backend,
+    model = model_loading.load_transformer(
+        path, device=device, dtype=dtype, llm_adapter_path=llm_adapter_path
     )
+    model.set_attention_backend(attention_backend)
+    return model
 
 
 def load_anima_vae(

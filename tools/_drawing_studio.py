@@ -133,15 +133,16 @@ class Studio:
 
     def load_dit(self) -> Anima:
         files, order = self.order.files, self.order
+        kernel = untried_kernel(order.anima, order.device)
         logger.info("loading the DiT from %s", files.transformer)
         model = model_loading.load_transformer(
             files.transformer,
             device=order.device,
             dtype=order.dtype,
             llm_adapter_path=files.llm_adapter,
-            attention_backend=untried_kernel(order.anima, order.device),
             disable_mmap=order.train.cache.disable_mmap_load_safetensors,
         )
+        model.set_attention_backend(kernel)
         if self.holds_encoder:
             model.hold_text_encoder(self.load_qwen())
         return model.eval()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor.page import size_text
-from library.anima_runtime import key_mapping, model_loading
+from library.anima_runtime import key_mapping, model_loading, model_tensors
 from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.quantised_files import MARK, read_layout
 from library.errors import UserError
@@ -50,7 +50,7 @@ def describe_file(path: str) -> str:
         dtypes: Counter[str] = Counter()
         layouts: list[str] = []
         for file in files:
-            found, kinds = model_loading.shapes_and_dtypes(file, "a model")
+            found, kinds = model_tensors.shapes_and_dtypes(file, "a model")
             shapes |= found
             dtypes.update(kinds.values())
             layouts.append(read_layout(file, "a model", floats_and_codes(kinds)).describe())

@@ -11,7 +11,7 @@ import torch
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import anima_step
 from library.anima_doctor.page import optimizer_state
-from library.anima_runtime import fused_choice, model_loading
+from library.anima_runtime import fused_choice, model_loading, model_tensors
 from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.model_facts import ModelFiles, dtype_of_vae
 from library.data.catalogue import Catalogue
@@ -182,7 +182,7 @@ def longest_tokens(
 
 
 def vae_parameters(path: str) -> int:
-    shapes, _ = model_loading.shapes_and_dtypes(model_loading.vae_file(path), model_loading.VAE)
+    shapes, _ = model_tensors.shapes_and_dtypes(model_loading.vae_file(path), model_loading.VAE)
     return sum(map(prod, shapes.values()))
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_models import load_anima_qwen_model, load_anima_transformer, load_anima_vae
-from library.anima_runtime import key_mapping, model_loading
+from library.anima_runtime import key_mapping, model_loading, model_tensors
 from library.anima_runtime.key_mapping import PREFIXES
 from library.device_utils import without_memory
 from library.errors import ModelFileError
@@ -157,8 +157,8 @@ def test_a_file_read_into_memory_holds_the_same_and_is_let_go(tmp_path):
     bare = bare_dit()
     odd = {**bare, "t_embedding_norm.weight": bare["t_embedding_norm.weight"].half()}
     path = saved(odd, tmp_path)
-    mapped = model_loading.load_floats(path, disable_mmap=False)
-    read = model_loading.load_floats(path, disable_mmap=True)
+    mapped = model_tensors.load_floats(path, disable_mmap=False)
+    read = model_tensors.load_floats(path, disable_mmap=True)
     assert list(read) == list(mapped)
     assert all(read[k].dtype == v.dtype and torch.equal(read[k], v) for k, v in mapped.items())
     del mapped  # Windows locks a mapped file
@@ -175,15 +175,15 @@ def test_reading_into_memory_holds_one_copy_of_the_file(tmp_path, dtype):
     )
     code = f"""
 import torch
-from library.anima_runtime import key_mapping, model_loading
+from library.anima_runtime import model_tensors
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 with torch.device("meta"):
     network = torch.nn.ParameterList(torch.empty({size} // 64) for i in range(32))
 before = peak()
-tensors = model_loading.load_floats({str(path)!r}, disable_mmap=True)
-model_loading.give_tensors(network, tensors, "cpu", torch.{dtype})
+tensors = model_tensors.load_floats({str(path)!r}, disable_mmap=True)
+model_tensors.give_tensors(network, tensors, "cpu", torch.{dtype})
 print(peak() - before)
 """
     run = run_code(code)
@@ -328,7 +328,7 @@ def test_true_sizes_of_the_dit_are_inferred_from_the_official_layout():
     assert (params.llm_adapter.num_blocks, params.llm_adapter.vocab) == (6, 32128)
     with torch.device("meta"):
         dit = Anima(params)
-    assert model_loading.shapes_of(dit) == shapes and len(shapes) == 685
+    assert model_tensors.shapes_of(dit) == shapes and len(shapes) == 685
     assert sum(p.numel() for p in dit.parameters()) == 2_091_068_928
 
 
@@ -343,7 +343,7 @@ def test_true_sizes_of_qwen_are_inferred_from_the_official_layout():
     assert "1000000" in str(config.to_dict()).replace("_", "") and config.rms_norm_eps == 1e-6
     with torch.device("meta"):
         qwen = Qwen3Model(config)
-    assert model_loading.shapes_of(qwen) == named and len(shapes) == 310
+    assert model_tensors.shapes_of(qwen) == named and len(shapes) == 310
     assert sum(p.numel() for p in qwen.parameters()) == 596_049_920
 
 
@@ -357,7 +357,7 @@ def test_true_sizes_of_the_vae_are_inferred_from_the_official_layout():
     with torch.device("meta"):
         vae = AutoencoderKLQwenImage(base_dim=converted["decoder.norm_out.gamma"].shape[0])
     wanted = {name: tuple(tensor.shape) for name, tensor in converted.items()}
-    assert model_loading.shapes_of(vae) == wanted and len(shapes) == 194
+    assert model_tensors.shapes_of(vae) == wanted and len(shapes) == 194
     assert sum(p.numel() for p in vae.parameters()) == 126_892_531
 
 
@@ -401,8 +401,8 @@ def test_a_model_without_memory_is_the_real_one_but_for_its_values():
     assert torch.equal(torch.get_rng_state(), state)
     real = Anima(params)
     assert {t.device.type for t in empty.state_dict().values()} == {"meta"}
-    assert model_loading.shapes_of(empty) == model_loading.shapes_of(real)
-    assert model_loading.shapes_of(real) == model_loading.shapes_of_dit(params)
+    assert model_tensors.shapes_of(empty) == model_tensors.shapes_of(real)
+    assert model_tensors.shapes_of(real) == model_loading.shapes_of_dit(params)
     count = sum(parameter.numel() for parameter in real.parameters())
     assert model_loading.parameter_count(params) == count
     torch.manual_seed(3)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from library.anima_runtime.command_line import GROUPS, setup_parser
-from library.anima_runtime.model_loading import load_floats
+from library.anima_runtime.model_tensors import load_floats
 from library.anima_runtime.tokenizer_assets import load_t5_tokenizer
 from library.caching.latents_files import short_name
 from library.data.images import PictureHeader, load_image
