@@ -39,9 +39,9 @@ def argv_of(command: str) -> list[str]:
     return ["-m", f"tools.{script.stem}", *words[1:]] if script.parent.name == "tools" else words
 
 
-def run(command: str, folder: Path, *more: str) -> subprocess.CompletedProcess:
-    """The command in `folder` until its end, with `more` words behind it."""
-    return warm.run([*argv_of(command), *more], cwd=folder)
+def run(command: str, folder: Path, *more: str, **keywords) -> subprocess.CompletedProcess:
+    """The command in `folder` until its end, with `more` words behind it; keywords: as those of warm.run."""
+    return warm.run([*argv_of(command), *more], cwd=folder, **keywords)
 
 
 def start(command: str, folder: Path, **keywords) -> subprocess.Popen:

@@ -4,6 +4,7 @@ warm.run and warm.start fork one that has imported everything: the usual way. He
 them, and Python started anew, for tests of the start itself and of what a process imports or weighs.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -68,6 +69,16 @@ def start_ranks(processes: int, argv: Sequence[str], **more: str) -> list[subpro
         for rank in range(processes)
     ]
     return [warm.start(argv, env=env, stderr=subprocess.PIPE) for env in environments]
+
+
+def processes_in(folder: Path) -> set[int]:
+    """The numbers of the processes that work in a folder; none where there is no /proc."""
+    found = set()
+    for task in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(task / "cwd") == str(folder):
+                found.add(int(task.name))
+    return found
 
 
 def ended(ranks: Sequence[subprocess.Popen]) -> str:

@@ -88,15 +88,18 @@ class Forked:
         stdin: int | IO | None = None,
         stdout: int | IO | None = None,
         stderr: int | IO | None = None,
+        python: str | Path = sys.executable,
         server: Path | None = None,
     ) -> None:
         """argv: as after `python`, a path, or -m and a module, or -c and a program's text.
 
-        It leads a process group of its own. server: another than the session's.
+        It leads a process group of its own. python: what it starts when it starts Python. server: another
+        than the session's; the program is killed when this process is.
         """
         self.args, self.returncode, self.pipes = list(argv), None, []
         env = dict(os.environ if env is None else env)
-        request = {"argv": self.args, "cwd": str(cwd), "env": env}
+        request = {"argv": self.args, "cwd": str(cwd), "env": env, "python": str(python)}
+        request["is_bound"] = server is not None
         ends = [self.end(number, given) for number, given in enumerate((stdin, stdout, stderr))]
         self.stdin, self.stdout, self.stderr = (ours for _, ours in ends)
         self.connection = connected(server, PROGRAM) if server else connect(PROGRAM)
@@ -160,11 +163,12 @@ def start(argv: Sequence[str], **keywords: Any) -> Forked | subprocess.Popen:
     if can_fork():
         return Forked(argv, **keywords)
     keywords = {"cwd": ROOT, "encoding": "utf-8", "start_new_session": True, **keywords}
+    keywords.pop("python", None)
     return subprocess.Popen([sys.executable, *argv], **keywords)
 
 
 def run(argv: Sequence[str], **keywords: Any) -> subprocess.CompletedProcess:
-    """A program until its end, with what it said; keywords: cwd and env."""
+    """A program until its end, with what it said; keywords: cwd, env and python."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         code = start(argv, stdout=out, stderr=err, **keywords).wait()
         said = []
@@ -175,7 +179,7 @@ def run(argv: Sequence[str], **keywords: Any) -> subprocess.CompletedProcess:
 
 
 def stand_in(argv: Sequence[str], server: Path) -> int:
-    """Be there for a program while it runs; SIGINT and SIGTERM are passed on to it. Returns its code."""
+    """Be there for a program while it runs, and end as it does. SIGINT and SIGTERM are passed on to it."""
     program = Forked(argv, cwd=Path.cwd(), server=server)
 
     def pass_on(number: int, _: object) -> None:
@@ -185,7 +189,11 @@ def stand_in(argv: Sequence[str], server: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, pass_on)
     code = program.wait()
-    return code if code >= 0 else 128 - code
+    if code < 0:
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 def connect(kind: bytes) -> socket.socket:
@@ -320,6 +328,10 @@ def attend(connection: socket.socket) -> dict:
     for descriptor in descriptors:
         os.close(descriptor)
     connection.sendall(b"%d\n" % program)
+    if json.loads(content)["is_bound"]:
+        ended = os.pidfd_open(program)
+        if ended not in select.select([connection, ended], [], [])[0]:
+            os.kill(program, signal.SIGKILL)
     _, status = os.waitpid(program, 0)
     with contextlib.suppress(OSError):  # nobody waits any more
         connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
@@ -339,6 +351,7 @@ def become(request: dict) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.executable = request["python"]
     encoding = os.environ.get("PYTHONIOENCODING") or "utf-8"
     sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115

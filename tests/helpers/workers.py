@@ -51,8 +51,25 @@ def fork_for(specs: Iterable[XSpec], place: Path, chosen: Iterable[str]) -> None
 
 
 def forking_python(place: Path) -> list[str]:
-    """A command for `python -u` that has the server at `place` fork, and is there as long as the fork."""
+    """A command for `python` that has the server at `place` fork, and is there as long as the fork."""
     return [sys.executable, "-S", str(Path(__file__)), str(place)]
+
+
+def forking_program(folder: Path, anew: str | None = None) -> Path:
+    """The same as one file, written to `folder`, for the session's server: for programs that start Python.
+
+    Python itself where a process cannot be forked, and for what has the text `anew` in its words.
+    """
+    if not warm.can_fork():
+        return Path(sys.executable)
+    lines = ["#!/bin/sh", f'exec {shlex.join(forking_python(warm.session_server()))} "$@"']
+    if anew:
+        started = f'exec {shlex.quote(sys.executable)} "$@"'
+        lines.insert(1, f'case "$*" in *{shlex.quote(anew)}*) {started};; esac')
+    program = folder / "python"
+    program.write_text("\n".join(lines) + "\n")
+    program.chmod(0o755)
+    return program
 
 
 def serve(place: Path, chosen: list[str]) -> None:
@@ -88,8 +105,8 @@ def collect(chosen: list[str]) -> None:
 
 def main() -> int:
     place, *words = sys.argv[1:]
-    if words[:1] == ["-u"]:  # as execnet and torchrun start a Python
-        return warm.stand_in(words[1:], Path(place))
+    if not __package__:  # as a Python that forks
+        return warm.stand_in(words[words[:1] == ["-u"] :], Path(place))
     serve(Path(place), words)
     return 0
 

@@ -3,10 +3,8 @@
 What the launchers start is forked, where that is possible, and is a process of its own all the same.
 """
 
-import contextlib
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -14,7 +12,6 @@ import sys
 import threading
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,12 +19,13 @@ from torch.distributed.run import parse_args
 
 from library.saving.state_folder import open_state
 from library.training.processes import ProcessLost, Pulse
-from tests.helpers import documented, warm, workers
+from tests.helpers import documented, warm
 from tests.helpers.documented import LAUNCH
 from tests.helpers.paths import ROOT
 from tests.helpers.pictures import SIX, give_pictures
-from tests.helpers.processes import free_port, plain_environment, read_until
+from tests.helpers.processes import free_port, plain_environment, processes_in, read_until
 from tests.helpers.running import config_files
+from tests.helpers.workers import forking_program
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and gloo as on Linux")
 TORCHRUN = (
@@ -57,27 +55,13 @@ def machines(demo, tmp_path_factory):
 
 def start(command, folders, *more):
     """A documented command on each machine: at this one's address, with the machine's own number."""
-    port, environment = free_port(), plain_environment(CUDA_VISIBLE_DEVICES="")
-    if warm.can_fork():
-        python, command_line = folders[0] / "python", workers.forking_python(warm.session_server())
-        python.write_text(f'#!/bin/sh\nexec {shlex.join(command_line)} "$@"\n')
-        python.chmod(0o755)
-        environment["PYTHON_EXEC"] = str(python)
-    here = command.replace("192.168.1.10", "127.0.0.1").replace("29500", port)
+    environment, python = plain_environment(CUDA_VISIBLE_DEVICES=""), forking_program(folders[0])
+    here = command.replace("192.168.1.10", "127.0.0.1").replace("29500", free_port())
+    commands = [f"{here.replace('_rank 0', f'_rank {n}')} {' '.join(more)}" for n in range(2)]
     return [
-        documented.start(f"{here.replace('_rank 0', f'_rank {n}')} {' '.join(more)}", folder, env=environment)
-        for n, folder in enumerate(folders)
+        documented.start(each, folder, env=environment, python=python)
+        for each, folder in zip(commands, folders, strict=True)
     ]
-
-
-def processes_in(folder):
-    """The numbers of the processes that work in a folder."""
-    found = []
-    for task in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.readlink(task / "cwd") == str(folder):
-                found.append(int(task.name))
-    return found
 
 
 def steps_of(folder):
@@ -92,7 +76,7 @@ def cached(folder):
 def test_two_machines_fill_their_caches_write_once_and_stop_together(machines, command):
     first, second = start(command, machines)
     read_until(first, "run-step00000002-state")
-    for process in set(processes_in(machines[1])) - {second.pid}:
+    for process in processes_in(machines[1]) - {second.pid}:
         os.kill(process, signal.SIGTERM)  # the trainer's: a launcher that is told waits for no other
     said = first.stderr.read()
     assert [first.wait(60), second.wait(60)] == [0, 0], said + second.stderr.read()
@@ -126,7 +110,6 @@ def test_two_machines_go_on_and_one_that_is_lost_ends_the_other_with_a_message(m
 
 SHARES = """
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from accelerate import Accelerator
 from library import train_util

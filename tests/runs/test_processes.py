@@ -7,21 +7,24 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from library.errors import ConfigError
 from library.train_util import check_cards
-from tests.helpers import documented
+from tests.helpers import documented, warm
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import (
     ended,
     free_port,
     plain_environment,
+    processes_in,
     start_ranks,
 )
 from tests.helpers.running import config_files, make_trainer
+from tests.helpers.workers import forking_program
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and signals as on Linux")
 
@@ -158,36 +161,29 @@ def test_a_run_of_two_writes_once_and_logs_the_loss_of_both(demo, run_folder, on
     assert evaluated["drift/without_subject"] > 0
 
 
-def rank_process(launcher, rank):
-    """The process id of a rank below the launcher, once it is there."""
-    for task in Path("/proc").iterdir():
-        if not task.name.isdecimal():
-            continue
-        try:
-            parent = int((task / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = (task / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in variables:
-            return int(task.name)
-    return None
+def trainers(launcher, folder):
+    """The numbers of the processes in a folder that train: what torchrun started, or what it is there for."""
+    there = [psutil.Process(each) for each in processes_in(folder) - {launcher}]
+    return {each.pid for each in there if not (warm.can_fork() and each.ppid() == launcher)}
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="reads /proc")
 @documented.runs(f"torchrun --nproc_per_node 2 {documented.LAUNCH}")
 def test_a_rank_that_dies_ends_the_run_with_a_message(demo, run_folder, command):
     settings = {"save_every_n_steps": 2, "max_train_steps": 5000, "log_with": "none"}
     config_files(demo, run_folder, settings)
     environment = plain_environment(CUDA_VISIBLE_DEVICES="", PET_MASTER_PORT=free_port())
-    started = documented.start(command, run_folder, env=environment)
+    python = forking_program(run_folder)
+    started = documented.start(command, run_folder, env=environment, python=python)
     try:
         first = run_folder / "out" / "run-step00000002.safetensors"
         while not first.exists() and started.poll() is None:
-            time.sleep(0.2)
+            time.sleep(0.05)
         assert first.exists(), started.stderr.read()[-2000:]
         lock = json.loads((run_folder / "out" / ".run.lock").read_text())
-        assert lock["process"] == rank_process(started.pid, 0)  # one of them holds it for all
-        os.kill(rank_process(started.pid, 1), signal.SIGKILL)
+        holder, (other,) = {lock["process"]}, trainers(started.pid, run_folder) - {lock["process"]}
+        assert holder < trainers(started.pid, run_folder)  # one of them holds it for all
+        os.kill(other, signal.SIGKILL)
         told = started.stderr.read()
         started.wait()
     finally:

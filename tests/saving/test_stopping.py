@@ -23,6 +23,7 @@ from tests.helpers.processes import (
     start_ranks,
 )
 from tests.helpers.running import config_files, make_trainer
+from tests.helpers.workers import forking_program
 
 SCHEMA = "anima_resume_snapshot/v2"
 LONG = {"max_train_steps": 3000, "save_state": True, "save_every_n_steps": 2, "no_metadata": True}
@@ -62,7 +63,8 @@ def test_a_signal_ends_a_run_with_everything_saved(demo, run_folder, number, pip
 @documented.runs(f"accelerate launch {documented.LAUNCH}")
 def test_a_launcher_that_is_gone_first_does_not_harm_the_save(demo, run_folder, command):
     config_files(demo, run_folder, LONG)
-    process = documented.start(command, run_folder, env=plain_environment())
+    python = forking_program(run_folder)
+    process = documented.start(command, run_folder, env=plain_environment(), python=python)
     read_until(process, "run-step00000002-state")
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal
     process.wait()

@@ -12,6 +12,7 @@ from tests.helpers import warm
 from tests.helpers.processes import ACCELERATE, TRAINER
 from tests.helpers.running import config_files, make_trainer
 from tests.helpers.tiny import golden
+from tests.helpers.workers import forking_program
 
 
 def complaint(argv, *words):
@@ -190,7 +191,7 @@ def test_as_a_process_it_exits_with_2_and_no_traceback(demo, run_folder):
 
 def test_under_the_launcher_the_message_stays_whole(demo, run_folder):
     argv = config_files(demo, run_folder, {"vae": "v.safetensors", "qwen": "q.safetensors"})
-    done = warm.run([*ACCELERATE, TRAINER, *argv])
+    done = warm.run([*ACCELERATE, TRAINER, *argv], python=forking_program(run_folder))
     assert done.returncode != 0
     assert "v.safetensors: no such file" in done.stderr and "q.safetensors: no such" in done.stderr
 
