@@ -211,7 +211,8 @@ class Figure:
     def at(self, x: float, y: float) -> Point:
         return self.center[0] + x * self.unit, self.center[1] + y * self.unit
 
-    def oval(self, x: float, y: float, rx: float, ry: float, color: Color, line: int = 0) -> None:
+    def oval(self, center: Point, radii: Point, color: Color, line: int = 0) -> None:
+        (x, y), (rx, ry) = center, radii
         box = [*self.at(x - rx, y - ry), *self.at(x + rx, y + ry)]
         self.draw.ellipse(box, fill=color, outline=OUTLINE if line else None, width=line)
 
@@ -221,12 +222,13 @@ class Figure:
         if line:
             self.draw.line([*corners, corners[0]], fill=OUTLINE, width=line, joint="curve")
 
-    def arc(self, x: float, y: float, rx: float, ry: float, span: tuple[int, int]) -> None:
+    def arc(self, center: Point, radii: Point, span: tuple[int, int]) -> None:
+        (x, y), (rx, ry) = center, radii
         self.draw.arc([*self.at(x - rx, y - ry), *self.at(x + rx, y + ry)], *span, OUTLINE, 5)
 
     def paint(self, face: str, clothes: Color) -> None:
         """Back to front: hair, body, head, features, fringe, ribbon."""
-        self.oval(0, -0.05, 1.22, 1.25, HAIR_SHADE, 4)
+        self.oval((0, -0.05), (1.22, 1.25), HAIR_SHADE, 4)
         self.shape(
             [(-1.2, 0), (-1.3, 2.1), (-0.5, 2.3), (0.5, 2.3), (1.3, 2.1), (1.2, 0)], HAIR_SHADE
         )
@@ -234,11 +236,11 @@ class Figure:
         body = [(-0.3, 1.2), (0.3, 1.2), (0.95, 1.5), (1.15, 3.2), (-1.15, 3.2), (-0.95, 1.5)]
         self.shape(body, clothes)
         self.shape([(-0.3, 1.2), (0, 1.75), (0.3, 1.2)], SKIN)
-        self.oval(0, 0, 0.96, 1.0, SKIN, 4)
+        self.oval((0, 0), (0.96, 1.0), SKIN, 4)
         for side in (-1, 1):
             self.eye(side, face == "closed" or (face == "wink" and side > 0))
             if face == "closed":
-                self.oval(side * 0.56, 0.5, 0.16, 0.08, (255, 170, 170))
+                self.oval((side * 0.56, 0.5), (0.16, 0.08), (255, 170, 170))
         self.mouth(face)
         self.fringe()
         self.ribbon()
@@ -246,19 +248,19 @@ class Figure:
     def eye(self, side: int, is_closed: bool) -> None:
         x = side * 0.4
         if is_closed:
-            self.arc(x, 0.2, 0.22, 0.16, (20, 160))
+            self.arc((x, 0.2), (0.22, 0.16), (20, 160))
             return
-        self.oval(x, 0.16, 0.2, 0.27, (255, 255, 255), 4)
-        self.oval(x, 0.19, 0.15, 0.23, IRIS)
-        self.oval(x, 0.2, 0.08, 0.13, (24, 52, 44))
-        self.oval(x - 0.06, 0.08, 0.06, 0.07, (255, 255, 255))
+        self.oval((x, 0.16), (0.2, 0.27), (255, 255, 255), 4)
+        self.oval((x, 0.19), (0.15, 0.23), IRIS)
+        self.oval((x, 0.2), (0.08, 0.13), (24, 52, 44))
+        self.oval((x - 0.06, 0.08), (0.06, 0.07), (255, 255, 255))
 
     def mouth(self, face: str) -> None:
         if face == "open":
             box = [*self.at(-0.2, 0.34), *self.at(0.2, 0.78)]
             self.draw.chord(box, 0, 180, fill=(196, 72, 84), outline=OUTLINE, width=3)
         else:
-            self.arc(0, 0.58, 0.16, 0.1, (20, 160))
+            self.arc((0, 0.58), (0.16, 0.1), (20, 160))
 
     def fringe(self) -> None:
         edge = [(-1.04, 0.45), (-1.1, -0.3), (-0.75, -0.95), (0, -1.2), (0.75, -0.95), (1.1, -0.3)]
@@ -270,7 +272,7 @@ class Figure:
         for side in (-1, 1):
             x = 0.78 + side * 0.42
             self.shape([(0.78, -0.82), (x, -1.16), (x, -0.5)], RIBBON)
-        self.oval(0.78, -0.82, 0.12, 0.13, RIBBON, 3)
+        self.oval((0.78, -0.82), (0.12, 0.13), RIBBON, 3)
 
 
 WHITE: Color = (246, 246, 252)

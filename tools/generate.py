@@ -58,7 +58,7 @@ def generate(argv: Sequence[str]) -> list[Path]:
 
 def draw(studio: Studio, piece: Piece, label: str) -> Tensor:
     """The latents of a piece, with a bar of its steps."""
-    steps = len(studio.drawing(piece.prompt).sigmas()) - 1
+    steps = len(studio.drawing(piece.prompt).course().sigmas) - 1
     with tqdm(total=steps, desc=label, unit="step", leave=False, disable=is_quiet()) as bar:
 
         def tick(step: int, latents: Tensor, clean: Tensor) -> None:

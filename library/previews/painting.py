@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from library.device_utils import clean_memory_on_device
 from library.previews.prompt_file import PreviewPrompt
-from library.previews.sampling import draw, guided, sigma_list, start_noise, to_uint8
+from library.previews.sampling import Course, draw, guided, sigma_list, start_noise, to_uint8
 from library.strategy_base import LatentsCachingStrategy
 
 logger = logging.getLogger(__name__)
@@ -43,12 +43,16 @@ class Drawing:
     denoise: float = 1.0
     noise_on_device: bool = False
 
-    def sigmas(self) -> Tensor:
-        """(n+1,) float32. Raises ConfigError where the settings give no list."""
+    def course(self) -> Course:
+        """Raises ConfigError where the settings give no list of sigmas."""
         prompt = self.prompt
-        return sigma_list(
+        sigmas = sigma_list(
             prompt.scheduler, prompt.steps, shift=prompt.shift, denoise=self.denoise,
             sampler=prompt.sampler,
+        )  # fmt: skip
+        return Course(
+            sampler=prompt.sampler, sigmas=sigmas, seed=self.seed, shift=prompt.shift,
+            noise_on_device=self.noise_on_device,
         )  # fmt: skip
 
 
@@ -84,19 +88,15 @@ def paint(
     on_step: called with (number of the step from 0, latents before it, the picture seen in them); what
              it raises ends the drawing
     """
-    device, prompt = contexts.positive.device, drawing.prompt
+    device = contexts.positive.device
     start = None if drawing.start is None else drawing.start.to(device, torch.float32)
     with undisturbed(model):
         return draw(
-            guided(model, contexts.positive, contexts.negative, prompt.cfg),
-            sampler=prompt.sampler,
-            sigmas=drawing.sigmas(),
-            noise=start_noise(drawing.seed, drawing.shape).to(device),
-            seed=drawing.seed,
-            shift=prompt.shift,
+            guided(model, contexts.positive, contexts.negative, drawing.prompt.cfg),
+            drawing.course(),
+            start_noise(drawing.seed, drawing.shape).to(device),
             start=start,
             on_step=on_step,
-            noise_on_device=drawing.noise_on_device,
         )
 
 

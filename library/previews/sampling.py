@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -82,38 +83,49 @@ def _velocities(
     return list(found[0].split(count)) if alike else found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How noise is led to a picture.
+
+    sigmas: (n+1,), falling, the last one 0
+    seed:   of the noise that a sampler adds
+    noise_on_device: draw that on the latents' device, as ComfyUI does on CUDA
+    """
+
+    sampler: str
+    sigmas: Tensor
+    seed: int
+    shift: float = 3.0
+    noise_on_device: bool = False
+
+
 @torch.no_grad()
 def draw(
     predict: Predict,
-    *,
-    sampler: str,
-    sigmas: Tensor,
+    course: Course,
     noise: Tensor,
-    seed: int,
-    shift: float = 3.0,
+    *,
     start: Tensor | None = None,
     on_step: Callable[[int, Tensor, Tensor], None] | None = None,
-    noise_on_device: bool = False,
 ) -> Tensor:
-    """The drawn latents, normalised: `noise` led along `sigmas` to a picture.
+    """The drawn latents, normalised.
 
-    seed:    of the noise that a sampler adds; `noise` itself comes from start_noise
-    start:   latents to change instead of empty ones; sigmas are then of a denoise below 1
+    noise:   where the way begins; it comes from start_noise
+    start:   latents to change instead of empty ones; the sigmas are then of a denoise below 1
     on_step: called with (number of the step from 0, latents before it, the picture seen in them)
-    noise_on_device: draw step noise on the latents' device, as ComfyUI does on CUDA
     """
-    kind = SAMPLERS[sampler]
-    values = sigmas.tolist()
+    kind = SAMPLERS[course.sampler]
+    values = course.sigmas.tolist()
     x = noise * values[0]
     if start is not None:
         x = x + start * (1 - values[0])
     if kind.noise == "brownian":
         lowest = min(value for value in values if value > 0)
-        step_noise: StepNoise = BrownianNoise(seed, x, lowest, max(values))
+        step_noise: StepNoise = BrownianNoise(course.seed, x, lowest, max(values))
     else:
-        step_noise = DrawnNoise(seed, x, on_device=noise_on_device)
+        step_noise = DrawnNoise(course.seed, x, on_device=course.noise_on_device)
     if kind.below_one:
-        values = below_one(values, shift)
+        values = below_one(values, course.shift)
     return kind.run(Journey(predict, values, step_noise, on_step), x)
 
 

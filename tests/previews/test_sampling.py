@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from library.errors import ConfigError
 from library.previews.noise import BrownianNoise, DrawnNoise
 from library.previews.samplers import SAMPLERS
-from library.previews.sampling import draw, guided, sigma_list, start_noise, to_uint8
+from library.previews.sampling import Course, draw, guided, sigma_list, start_noise, to_uint8
 from library.previews.sigma_rules import RULES, beta_quantile, beta_share
 from tests.helpers.tiny import golden, golden_vectors, rel_l2, tiny_transformer, tiny_vae
 
@@ -102,11 +102,11 @@ def test_each_sampler_draws_what_comfyui_draws(name):
 
     final = draw(
         watched,
-        sampler=case["sampler"],
-        sigmas=torch.tensor(case["sigmas"]),
-        noise=noise,
-        seed=case["seed"],
-        shift=case["shift"],
+        Course(
+            sampler=case["sampler"], sigmas=torch.tensor(case["sigmas"]), seed=case["seed"],
+            shift=case["shift"],
+        ),
+        noise,
         start=start_of(case),
         on_step=lambda i, x, clean: seen.append((x, clean)),
     )
@@ -166,10 +166,8 @@ def test_where_the_picture_is_known_every_sampler_finds_it(sampler):
     picture = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
     found = draw(
         lambda x, sigma: picture,
-        sampler=sampler,
-        sigmas=sigma_list("simple", 12, sampler=sampler),
-        noise=start_noise(1, (1, 16, 8, 8)),
-        seed=1,
+        Course(sampler=sampler, sigmas=sigma_list("simple", 12, sampler=sampler), seed=1),
+        start_noise(1, (1, 16, 8, 8)),
     )
     torch.testing.assert_close(found, picture, rtol=0, atol=2e-6)
 

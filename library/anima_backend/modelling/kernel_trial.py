@@ -93,10 +93,9 @@ class Norm(nn.Module):
         return F.rms_norm(x, weight.shape, weight, EPS)
 
 
-def norm_heads(
-    side: int, q: Tensor, q_weight: Tensor, k: Tensor, k_weight: Tensor, *, fused: bool
-) -> Sequence[Tensor]:
-    """side: of the picture whose places turn the heads, or 0"""
+def norm_heads(side: int, *given: Tensor, fused: bool) -> Sequence[Tensor]:
+    """side: of the picture whose places turn the heads, or 0; given: q, its weight, k, its weight"""
+    q, q_weight, k, k_weight = given
     rope = table(side, side, q.shape[-1], q.device) if side else None
     if rope is not None and q.dtype == torch.float64:
         rope = rope[0].double(), rope[1].double()

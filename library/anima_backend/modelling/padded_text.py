@@ -66,7 +66,7 @@ class BesideZeros(torch.autograd.Function):
 
 class OnCPU:
     """All take q (B, heads, Lq, hd), k and v (B, heads, Lk, hd), and return the result of q's shape and
-    log-sums (B, heads, Lq or more), float32; then gradients of all three.
+    log-sums (B, heads, Lq or more), float32; then, of these five, gradients of the three.
     """
 
     @staticmethod
@@ -75,8 +75,8 @@ class OnCPU:
         return found
 
     @staticmethod
-    def backward(*kept: Tensor) -> tuple[Tensor, ...]:
-        return aten._scaled_dot_product_flash_attention_for_cpu_backward(*kept, 0.0, False)
+    def backward(grad: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        return aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, *kept, 0.0, False)
 
 
 class Flash:
@@ -86,9 +86,8 @@ class Flash:
         return out, sums, seed, offset
 
     @staticmethod
-    def backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, *state: Tensor
-    ) -> tuple[Tensor, ...]:
+    def backward(grad: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, out, sums, *state = kept
         lengths = None, None, q.shape[2], k.shape[2]
         return aten._scaled_dot_product_flash_attention_backward(
             grad, q, k, v, out, sums, *lengths, 0.0, False, *state
@@ -102,9 +101,8 @@ class Efficient:
         return found
 
     @staticmethod
-    def backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, *state: Tensor
-    ) -> tuple[Tensor, ...]:
+    def backward(grad: Tensor, *kept: Tensor) -> tuple[Tensor, ...]:
+        q, k, v, out, sums, *state = kept
         wanted = [True, True, True, False]
         return aten._scaled_dot_product_efficient_attention_backward(
             grad, q, k, v, None, out, sums, *state, 0.0, wanted
