@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from anima_train_network import load_run
+from library.anima_runtime.command_line import ADAPTERS, MODEL, load_run
 from library.errors import ConfigError, Problem, UserError
 from library.system.program import run_main
 from tools.importers.draft import Draft
@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> dict[Path, str]:
     contents = contents_of(draft, path, folder)
     if path.resolve() in {target.resolve() for target in contents}:
         raise ConfigError("would be replaced itself. Name another --output_dir.", source=str(path))
-    remarks = check(contents)
+    remarks = check(contents, whole=draft.whole)
     if not own.dry_run:
         check_free(list(contents), own.overwrite)
         write_all(contents)
@@ -105,7 +105,7 @@ def contents_of(draft: Draft, path: Path, folder: Path) -> dict[Path, str]:
     return {target: text for target, text in contents.items() if text}
 
 
-def check(contents: dict[Path, str]) -> list[Problem]:
+def check(contents: dict[Path, str], *, whole: bool) -> list[Problem]:
     """What the trainer will say of the files: folders that are not there, models that are not named."""
     with tempfile.TemporaryDirectory() as name:
         copies = {target: Path(name) / target.name for target in contents}
@@ -113,7 +113,7 @@ def check(contents: dict[Path, str]) -> list[Problem]:
             there = target.resolve().parent.as_posix()
             copies[target].write_text(text.replace(there, Path(name).as_posix()), encoding="utf-8")
         try:
-            load_run(command_words(list(copies.values())))
+            load_run(command_words(list(copies.values())), MODEL if whole else ADAPTERS)
         except UserError as error:
             here = [p.source.startswith(name) for p in error.problems]
             return [
@@ -144,7 +144,8 @@ def tell(
     given = {SAME.get(name, name) for name in draft.train}
     for name, value in MODELS.items():
         words += [] if name in given else [f"--{name}", value]
-    print(f"\nnext / 下一步:\n  accelerate launch anima_train_network.py {shlex.join(words)}")
+    program = (MODEL if draft.whole else ADAPTERS).file
+    print(f"\nnext / 下一步:\n  accelerate launch {program} {shlex.join(words)}")
 
 
 def main() -> int:

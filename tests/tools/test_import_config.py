@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import toml
 
-from anima_train_network import load_run
+from library.anima_runtime.command_line import ADAPTERS, MODEL, load_run
 from library.errors import ConfigError, UserError
 from library.system.text_files import parse_toml
 from tests.helpers.paths import ROOT
@@ -44,6 +44,9 @@ ALL = {
     "diffusion-pipe, LoKr": Case(
         "diffusion-pipe", "diffusion_pipe", "lokr.toml", "expected_lokr.toml"
     ),
+    "diffusion-pipe, whole": Case(
+        "diffusion-pipe", "diffusion_pipe", "whole.toml", "expected_whole.toml"
+    ),
     "sd-scripts": Case(
         "sd-scripts", "sd_scripts", "train.toml", "expected_toml.toml", ("came_pytorch",)
     ),
@@ -65,6 +68,7 @@ ALL = {
             ("ps1", ("conditional.words",)),
         )
     },
+    "sd-scripts, whole": Case("sd-scripts", "sd_scripts", "whole.sh", "expected_whole.toml"),
     "LETS": Case("lets", "lets", "train.toml"),
     "LETS, its fork": Case("lets", "lets", "fork.toml", "expected_fork.toml"),
     "kohya_ss": Case("kohya-gui", "kohya_gui", "train.json"),
@@ -73,10 +77,20 @@ ALL = {
     "lora-scripts, fast": Case(
         "lora-scripts", "lora_scripts", "fast.toml", "expected_fast.toml", ("came_pytorch",)
     ),
+    "lora-scripts, T-LoRA": Case(
+        "lora-scripts", "lora_scripts", "tlora.toml", "expected_tlora.toml"
+    ),
+    "lora-scripts, whole": Case(
+        "lora-scripts", "lora_scripts", "whole.toml", "expected_whole.toml"
+    ),
     "OneTrainer": Case("onetrainer", "onetrainer", "train.json"),
     "OneTrainer, one file": Case("onetrainer", "onetrainer", "inline.json", "expected_inline.toml"),
+    "OneTrainer, whole": Case("onetrainer", "onetrainer", "whole.json", "expected_whole.toml"),
     "anima_lora": Case("anima_lora", "anima_lora", "methods/lora.toml"),
+    "anima_lora, tags": Case("anima_lora", "anima_lora", "tags.toml", "expected_tags.toml"),
     "ai-toolkit": Case("ai-toolkit", "ai_toolkit", "train.yaml"),
+    "ai-toolkit, DoRA": Case("ai-toolkit", "ai_toolkit", "dora.yaml", "expected_dora.toml"),
+    "ai-toolkit, whole": Case("ai-toolkit", "ai_toolkit", "whole.yaml", "expected_whole.toml"),
 }
 
 
@@ -140,7 +154,7 @@ def test_a_file_becomes_what_it_means_and_starts(copies, name):
         assert sorted(each.key for each in draft.of(status)) == sorted(expected[kind])
     assert "not-a-" not in "".join(contents.values())
     try:
-        load_run(import_config.command_words(list(contents)))
+        load_run(import_config.command_words(list(contents)), MODEL if draft.whole else ADAPTERS)
         problems = []
     except ConfigError as error:
         problems = [f"{problem.where} {problem.message}" for problem in error.problems]
@@ -153,6 +167,8 @@ READ_AS_THEY_ARE = (
     "sd-scripts, pictures elsewhere",
     "lora-scripts",
     "lora-scripts, fast",
+    "lora-scripts, T-LoRA",
+    "lora-scripts, whole",
 )
 
 
@@ -266,7 +282,6 @@ REFUSED = {
     "two.sh": (COMMAND * 2, "2 commands"),
     "none.bat": ("echo anima_train_network.py\n", "no command"),
     "other.toml": ("a = 1\nb = 2\n", "not known"),
-    "whole.toml": ("dataset = {}\n[model]\ntype = 'anima'\n", "trains the whole model"),
     "flux.toml": ("[model]\ntype = 'flux'\n[dataset]\nresolutions = [512]\n", "trains flux"),
     "pictures.toml": ("resolutions = [512]\n[[directory]]\npath = 'x'\n", "--dataset_file"),
     "kind.toml": (MINIMAL.replace("lora_anima", "nonesuch"), "nonesuch does not exist here"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from tools.importers.draft import UNSET, Draft, Leaf
@@ -10,6 +11,7 @@ from tools.importers.machine import Document, Nearby, Source
 from tools.importers.noise import ADALN, logit_normal
 from tools.importers.rules import (
     Rule,
+    idle,
     loosely,
     lost,
     many,
@@ -18,16 +20,17 @@ from tools.importers.rules import (
     scaled,
     sizes,
     switch,
+    text,
     whole,
 )
 from tools.importers.sd_scripts import flat, with_dataset
 from tools.importers.sd_scripts import other as option
 from tools.importers.shared import kind_of, settle_shared, spread_arguments
 
-FOLDERS = lost("pictures are read from source_image_dir and cached beside it")
+FOLDERS = idle("pictures are read from source_image_dir and cached beside it")
 OTHER_ADAPTER = lost("it changes what the adapter is; a plain one is trained")
 OTHER_LOSS = lost("the loss has no such part here")
-SPEED = lost("speed and memory are told in other ways here: see vram_target")
+NO_SETTING = idle("here it is so without a setting, or needs none")
 
 
 def edge(value: Any) -> int:
@@ -35,14 +38,34 @@ def edge(value: Any) -> int:
     return math.ceil(math.sqrt(loosely(number)(value)))
 
 
+def orders(value: Any) -> bool:
+    """Whether tags are shuffled: a number of orders there."""
+    return loosely(whole)(value) > 1
+
+
+def dynamic(value: Any) -> str | None:
+    return "true" if loosely(switch)(value) else None
+
+
+def mix(value: Any) -> dict[str, float] | None:
+    """{enabled, tag_ratio}: how many captions are tags, the others being sentences."""
+    if not isinstance(value, dict):
+        raise ValueError("expected a table of enabled and tag_ratio")
+    if not value.get("enabled"):
+        return None
+    share = loosely(number)(value.get("tag_ratio", 0.7))
+    share = share / 100 if share > 1 else share
+    return {"tags": share, "sentences": round(1 - share, 6)}
+
+
 SHARED_RULES = {
-    "source_image_dir": path_to("subsets.image_dir"),
+    "source_image_dir": path_to("special.source"),
     "mask_dir": path_to("special.masks"),
     "target_res": Rule("datasets.resolutions", sizes),
-    **many(
-        "resized_image_dir lora_cache_dir cache_dir path_pattern sample_ratio custom_attributes",
-        lambda name: lost(FOLDERS.why, "*", 1),
-    ),
+    **many("resized_image_dir lora_cache_dir cache_dir", lambda name: FOLDERS),
+    "path_pattern": lost("all pictures of a folder are trained: name another image_dir", "*"),
+    "sample_ratio": lost("all pictures of a folder are trained: see num_repeats", 1),
+    "nl_tag_mix": Rule("subsets.caption_shares", mix, why="sentences stand in <name>_nl.txt here"),
     "train_adaln": Rule("special.adaln", loosely(switch)),
     "adaln_rank": Rule("special.adaln_rank", loosely(whole)),
     "t_min": Rule("train.min_timestep", scaled(1000), asks_not=(0,)),
@@ -57,18 +80,21 @@ SHARED_RULES = {
     "use_vae_cache": Rule("train.cache_latents_to_disk", loosely(switch)),
     "use_text_cache": Rule("train.cache_text_encoder_outputs_to_disk", loosely(switch)),
     **many(
-        "use_ortho use_hydra use_moe down_init "
-        "use_reft reft_dim reft_layers add_reft",
-        lambda name: lost(OTHER_ADAPTER.why, 1, 1.0, "kaiming"),
+        "use_ortho use_hydra use_moe use_reft reft_dim reft_layers add_reft",
+        lambda name: lost(OTHER_ADAPTER.why, 1, 1.0),
     ),
+    "down_init": Rule("special.down_init", text, asks_not=("kaiming",)),
     "use_timestep_mask": Rule("special.tlora", loosely(switch)),
     "min_rank": Rule("special.tlora_min_rank", loosely(whole)),
     "alpha_rank_scale": Rule("special.tlora_power", loosely(number)),
     **many("use_repa repa_mode repa_weight repa_layer repa_encoder use_cmmd", lambda n: OTHER_LOSS),
+    "caption_shuffle_variants": Rule(
+        "train.shuffle_caption", orders, why="each time anew, not some orders"
+    ),
+    "compile_dynamic_seq": Rule("train.compile_dynamic", dynamic),
     **many(
-        "static_token_count compile_dynamic_seq lora_fp32_accumulation cache_llm_adapter_outputs "
-        "caption_shuffle_variants use_custom_down_autograd",
-        lambda name: SPEED,
+        "static_token_count lora_fp32_accumulation cache_llm_adapter_outputs use_custom_down_autograd",
+        lambda name: NO_SETTING,
     ),
 }
 RULES = SHARED_RULES
@@ -78,9 +104,19 @@ def prepare(document: Document, nearby: Nearby) -> Document:
     """The method's file over base.toml, which lies beside it or one folder above."""
     base = Nearby(nearby.folders[:2], nearby.read).find("base.toml")
     layers = {**flat(nearby.read(base)), **flat(document)} if base else document
-    if "source_image_dir" not in flat(layers):
-        layers = with_dataset(layers, nearby)
-    return spread_arguments(layers)
+    return spread_arguments(without_templates(with_dataset(layers, nearby)))
+
+
+def without_templates(value: Any) -> Any:
+    """The document without "{name}", which stands for a folder of source_image_dir's pictures."""
+    if isinstance(value, dict):
+        kept = {
+            k: v
+            for k, v in value.items()
+            if not (isinstance(v, str) and re.fullmatch(r"\{\w+\}", v))
+        }
+        return {k: without_templates(v) for k, v in kept.items()}
+    return [without_templates(each) for each in value] if isinstance(value, list) else value
 
 
 def other(leaf: Leaf) -> Rule | None:
@@ -89,13 +125,33 @@ def other(leaf: Leaf) -> Rule | None:
 
 def settle(draft: Draft) -> None:
     """Noise, adaLN Linears, and what is trained there unasked."""
-    settle_noise(draft)
-    settle_adaln(draft)
-    settle_tlora(draft)
-    settle_masks(draft)
+    settle_own(draft)
     if draft.subsets:
         draft.add("general.enable_bucket", True, "buckets are always made there")
     settle_shared(draft, unet_only=True)
+
+
+def settle_own(draft: Draft) -> None:
+    """What this program alone has."""
+    if source := draft.take("source"):
+        if any("image_dir" in subset for subset in draft.subsets.values()):
+            draft.find(UNSET, source.leaf, why="the dataset file names the folders")
+        else:
+            draft.put(source.leaf, "subsets.image_dir", source.value)
+    settle_noise(draft)
+    settle_adaln(draft)
+    settle_tlora(draft)
+    settle_start(draft)
+    settle_masks(draft)
+
+
+def settle_start(draft: Draft) -> None:
+    """The factors' start: from the base's weights, or from gradients, which is not made here."""
+    start = draft.take("down_init")
+    if start and start.value == "weight_svd" and kind_of(draft) in ("lora", "tlora"):
+        draft.put(start.leaf, "network.svd_down", True)
+    elif start:
+        draft.lose(start.leaf, "factors start at random here, or by svd_down or pissa of a LoRA")
 
 
 def settle_noise(draft: Draft) -> None:

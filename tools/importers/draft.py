@@ -59,6 +59,7 @@ class Draft:
     datasets: by the place of the dataset; subsets, of_subset: by dataset and subset
     notes:    what to know beside what became of keys
     files:    other files to write beside the two: option that names it -> (its name, its text)
+    whole:    the model itself is trained, not adapters
     """
 
     folders: Sequence[Path] = ()
@@ -71,6 +72,7 @@ class Draft:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: dict[str, tuple[str, str]] = field(default_factory=dict)
+    whole: bool = False
 
     def table(self, name: str, places: Sequence[int] = ()) -> dict[str, Any]:
         """The table of that name. places: of the dataset and the subset in it, or of the subset."""
@@ -130,12 +132,18 @@ class Draft:
         self.files[option] = name, text
         self.find(CONVERTED, leaf, f"{option} = {name}", "a file beside the two")
 
-    def revoke(self, table: str, key: str, why: str) -> None:
-        """Take back what was written of a key that has no use beside the others."""
-        written = became(table, key, self.table(table).pop(key))
+    def revoke(self, table: str, key: str, why: str, status: str = UNSET) -> None:
+        """Take back what was written of a key that has no use beside the others, or no place."""
+        self.unsay(became(table, key, self.table(table).pop(key)), why, status)
+
+    def unsay(self, written: str, why: str, status: str) -> None:
+        """Tell of the keys that became that line that they did not."""
+        self.findings = [
+            each for each in self.findings if (each.status, each.became) != (ADDED, written)
+        ]
         for number, each in enumerate(self.findings):
-            if each.became == written:
-                self.findings[number] = replace(each, status=UNSET, became="", why=why)
+            if written in each.became.split(", "):
+                self.findings[number] = replace(each, status=status, became="", why=why)
 
     def find(self, status: str, leaf: Leaf, became: str = "", why: str = "") -> None:
         self.findings.append(Finding(status, leaf.shown, leaf.value, became, why))

@@ -12,6 +12,7 @@ from tools.importers.rules import (
     choice,
     idle,
     loosely,
+    lost,
     many,
     number,
     path_to,
@@ -21,6 +22,7 @@ from tools.importers.rules import (
 from tools.importers.sd_scripts import settle_folders
 from tools.importers.shared import (
     BY_DEST,
+    COMPONENT_RATES,
     OFFICIAL_IGNORES,
     THERE_IDLE,
     flag_rule,
@@ -33,6 +35,7 @@ from tools.importers.shell_words import words_document
 
 PREFIX = "anima_"
 OTHER_MODEL = idle("it belongs to another model")
+BLOCKS = "block_alphas block_dims conv_block_alphas conv_block_dims down_lr_weight mid_lr_weight up_lr_weight"
 OTHER_MODELS = ("flux", "sd3", "sdxl", "lumina", "clip_", "t5xxl", "hunyuan", "chroma", "cascade")
 WINDOW = idle("by it the window remembers something of its own")
 KINDS = {"anima": "lora", "standard": "lora", "lora": "lora"}
@@ -54,7 +57,7 @@ def precision(value: Any) -> str:
 
 
 RULES = {
-    **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
+    **many(f"{OFFICIAL_IGNORES} {COMPONENT_RATES}", lambda name: THERE_IDLE),
     "LoRA_type": Rule("special.algo", kind),
     "constrain": Rule("network.constraint", loosely(number), asks_not=(0,)),
     "optimizer": Rule("special.optimizer_type", text),
@@ -80,10 +83,16 @@ RULES = {
         lambda name: OTHER_MODEL,
     ),
     **many(
-        "anima_checkbox model_list save_as_bool LyCORIS_preset block_alphas block_dims "
-        "block_lr_zero_threshold conv_block_alphas conv_block_dims down_lr_weight mid_lr_weight "
-        "up_lr_weight stop_text_encoder_training multi_gpu lowvram train_on_input unit "
-        "no_token_padding training_preset dataset_type loraplus_text_encoder_lr_ratio",
+        f"{BLOCKS} block_lr_zero_threshold train_on_input unit no_token_padding",
+        lambda name: OTHER_MODEL,
+    ),
+    "LyCORIS_preset": lost(
+        "targets are told by network_args: target_modules, exclude_patterns", "full"
+    ),
+    "stop_text_encoder_training": lost("the text encoder trains to the end, or not at all"),
+    "multi_gpu": idle("accelerate launch tells how many processes train"),
+    **many(
+        "anima_checkbox model_list save_as_bool lowvram training_preset dataset_type",
         lambda name: WINDOW,
     ),
 }

@@ -12,6 +12,7 @@ from tools.importers.draft import UNSET, Draft, Leaf, Waiting
 from tools.importers.machine import Document, Nearby, Source
 from tools.importers.rules import Rule, choice, loosely, lost, many, number, switch, text, whole
 from tools.importers.shared import (
+    COMPONENT_RATES,
     OFFICIAL_IGNORES,
     THERE_IDLE,
     dataset_rule,
@@ -23,7 +24,7 @@ from tools.importers.shared import (
 OWN_CLASSES = "LoraEasyCustomOptimizer"
 TABLES = {"subsets[]": "subsets", "datasets[].subsets[]": "subsets", "datasets[]": "datasets"}
 RULES = {
-    **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
+    **many(f"{OFFICIAL_IGNORES} {COMPONENT_RATES}", lambda name: THERE_IDLE),
     "name": lost("the name of a folder in that program's window"),
     "random_crop_padding_percent": lost("pictures are cropped without padding here"),
     "resolution_schedule": lost(
@@ -34,7 +35,7 @@ RULES = {
     "lr_scheduler_type": Rule("special.lr_scheduler_type", text),
     "lr_scheduler_num_cycles": Rule("special.cycles", loosely(number)),
     **many("log_prefix_mode run_name_mode", lambda name: Rule(f"special.{name}")),
-    "type": Rule("special.algo", choice({"lora": "lora", "lokr": "lokr"})),
+    "type": Rule("special.algo", choice({n: n for n in ("lora", "lokr", "loha")})),
     "rank": Rule("special.rank", loosely(whole)),
     "enable_ar_bucket": Rule("general.enable_bucket", loosely(switch)),
     "num_ar_buckets": lost("buckets are made of min_bucket_reso, max_bucket_reso here"),

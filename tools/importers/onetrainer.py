@@ -6,15 +6,22 @@ The file holds every field of the program, those of other models and of what is 
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
 from library.settings.foreign_names import OPTIMIZER_ARGS
 from tools.importers.draft import CONVERTED, KEPT, LOST, UNSET, Draft, Leaf, Waiting
 from tools.importers.machine import Document, Nearby, Source
 from tools.importers.noise import logit_normal, uniform
 from tools.importers.onetrainer_rules import OTHER_MODEL, RULES
+from tools.importers.onetrainer_weights import (
+    settle_fused,
+    settle_memory,
+    settle_parts,
+    settle_precision,
+    settle_text_encoder,
+)
 from tools.importers.rules import Rule, idle, lost
 from tools.importers.shared import literal, settle_shared
+from tools.importers.whole_model import settle_whole
 
 UNITS = {"EPOCH": "save_every_n_epochs", "STEP": "save_every_n_steps"}
 SCHEDULES = {
@@ -90,21 +97,36 @@ def other(leaf: Leaf) -> Rule | None:
 
 def settle(draft: Draft) -> None:
     """What depends on several keys, and what is trained there unasked."""
-    for name in ("training_method", "model"):
-        if waiting := draft.take(name):
-            draft.find(KEPT, waiting.leaf)
+    method = draft.take("training_method")
+    for waiting in filter(None, (method, draft.take("model"))):
+        draft.find(KEPT, waiting.leaf)
     if base := draft.take("base"):
         settle_base(draft, base)
     settle_files(draft)
-    settle_adapter(draft)
     settle_rate(draft)
     settle_schedule(draft)
+    settle_text_encoder(draft)
     settle_loss(draft)
     settle_noise(draft)
     settle_memory(draft)
+    whole = bool(method and method.value == "fine_tune")
+    settle_precision(draft, whole=whole)
     for target, value in DEFAULTS.items():
         draft.add(target, value, "the default there")
-    settle_shared(draft, unet_only=True)
+    if any(subset.get("is_reg") for subset in draft.subsets.values()):
+        draft.add(
+            "train.prior_preservation_weight",
+            1.0,
+            "prior concepts teach the base's prediction there",
+        )
+    settle_adapter(draft)
+    settle_arguments(draft)
+    if whole:
+        settle_parts(draft)
+        settle_whole(draft, llm_adapter=False)
+    else:
+        settle_shared(draft, unet_only=not draft.has("text_encoder_lr"))
+    settle_fused(draft, whole=whole)
 
 
 def settle_base(draft: Draft, base: Waiting) -> None:
@@ -149,17 +171,39 @@ def settle_adapter(draft: Draft) -> None:
     for target, value in (("network_dim", 16), ("network_alpha", 1.0)):
         draft.add(f"train.{target}", value, "the default there")
     settle_magnitudes(draft)
-    first, second = draft.take("beta1"), draft.take("beta2")
-    if first and second:
-        for waiting in (first, second):
-            draft.put(waiting.leaf, {"optimizer.betas": f"({first.value},{second.value})"})
-    elif waiting := first or second:
-        draft.lose(waiting.leaf, "beta1 and beta2 go together")
+
+
+def settle_arguments(draft: Draft) -> None:
+    """Arguments that the optimizers take in pairs; Adafactor has a rate of its own unless told otherwise."""
+    is_adafactor = str(draft.value("optimizer_type", "")).lower() == "adafactor"
+    pairs = [("beta1", "beta2", "betas")]
+    if is_adafactor:
+        pairs.append(("eps", "eps2", "eps"))
+    for one, two, name in pairs:
+        first, second = draft.take(one), draft.take(two)
+        if first and second:
+            for waiting in (first, second):
+                draft.put(waiting.leaf, {f"optimizer.{name}": f"({first.value},{second.value})"})
+        elif alone := first or second:
+            draft.lose(alone.leaf, f"{one} and {two} go together")
+    for name in ("clip_threshold", "decay_rate", "eps", "eps2"):
+        found = draft.take(name)
+        if found and (is_adafactor or name == "eps"):
+            draft.put(found.leaf, f"optimizer.{name}", found.value)
+        elif found:
+            draft.find(UNSET, found.leaf, why="it belongs to Adafactor")
+    for name in ("relative_step", "scale_parameter") if is_adafactor else ():
+        draft.add(f"optimizer.{name}", "False", "the default there")
 
 
 def settle_magnitudes(draft: Draft) -> None:
     """DoRA's, of the inputs unless the outputs are asked for."""
     asking, outputs = draft.take("dora"), draft.take("dora_of_outputs")
+    of_lokr = [draft.take(name) for name in ("lokr_dora", "lokr_dora_of_outputs")]
+    if draft.value("algo") == "lokr":
+        (asking, outputs), of_lokr = of_lokr, [asking, outputs]
+    for waiting in filter(None, of_lokr):
+        draft.find(UNSET, waiting.leaf, why="it belongs to another kind of adapter")
     is_on, of_outputs = bool(asking and asking.value), bool(outputs and outputs.value)
     if asking and is_on:
         why = "relative to the base's rows, as ComfyUI applies them" if of_outputs else ""
@@ -174,6 +218,10 @@ def settle_magnitudes(draft: Draft) -> None:
 def settle_rate(draft: Draft) -> None:
     """The rate with its factor."""
     rate, scaler = draft.take("rate"), draft.take("scaler")
+    if part := draft.take("part_rate"):
+        if rate:
+            draft.find(UNSET, rate.leaf, why="transformer.learning_rate is the DiT's")
+        rate = part
     factor = 1
     if scaler and scaler.value in ("batch", "both"):
         factor *= draft.datasets.get(0, {}).get("batch_size", 1)
@@ -274,23 +322,6 @@ def settle_noise(draft: Draft) -> None:
         told = CONVERTED if is_used and waiting.value not in (0, (waiting is shift) * 1) else UNSET
         became = ", ".join(f"{name.partition('.')[2]} = {value}" for name, value in written.items())
         draft.find(told, waiting.leaf, became if told == CONVERTED else "")
-
-
-def settle_memory(draft: Draft) -> None:
-    """Recomputed blocks, and the average of the weights."""
-    if blocks := draft.take("checkpointing"):
-        written: dict[str, Any] = {"train.gradient_checkpointing": blocks.value != "off"}
-        if blocks.value == "cpu":
-            written["train.cpu_offload_checkpointing"] = True
-        draft.put(blocks.leaf, written)
-    ema, decay = draft.take("ema"), draft.take("ema_decay")
-    is_on = bool(ema and ema.value.upper() != "OFF")
-    if ema:
-        draft.find(CONVERTED if is_on else UNSET, ema.leaf, "ema_decay" if is_on else "")
-    if decay and is_on:
-        draft.put(decay.leaf, "train.ema_decay", decay.value)
-    elif decay:
-        draft.find(UNSET, decay.leaf, why="ema is off")
 
 
 SOURCE = Source("OneTrainer", RULES, settle, prepare, other)

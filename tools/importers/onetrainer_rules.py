@@ -23,7 +23,14 @@ from tools.importers.rules import (
 
 SAVED = {"float_32": "float", "float_16": "fp16", "bfloat_16": "bf16"}
 TRAINED = {"float_32": "no", "tfloat_32": "no", "float_16": "fp16", "bfloat_16": "bf16"}
-SMALL = ("int_8", "int_w8a8", "int_w8a16")
+METHODS = {"lora": "lora", "fine_tune": "fine_tune"}
+SMALL_FORMS: dict[str, dict[str, object]] = {
+    "int_8": {"train.int8_base": True},
+    "int_w8a16": {"train.int8_base": True},
+    "int_w8a8": {"train.int8_base": True, "train.int8_compute": "auto"},
+    "float_8": {"train.fp8_base": True},
+}
+WHOLE = ("none", "float_32", "bfloat_16", "float_16", "tfloat_32")
 SCALERS = ("none", "batch", "gradient_accumulation", "both")
 PARTS = {
     "attn1": ("self_attn",),
@@ -35,13 +42,6 @@ BLOCK_PARTS = ("self_attn", "cross_attn", "mlp")
 PROGRAM = idle("by it the program is run, not the training")
 OTHER_MODEL = idle("it belongs to another model or kind of training")
 PICTURES = lost("pictures are not changed so here", 1, 1.0)
-
-
-def trained_kind(value: Any) -> str:
-    """LORA: nothing else is trained from its files here."""
-    if text(value).upper() != "LORA":
-        raise ValueError("expected LORA: only adapters are imported")
-    return value
 
 
 def model(value: Any) -> str:
@@ -74,22 +74,12 @@ def checkpointing(value: Any) -> str:
     )
 
 
-def small(value: Any) -> bool:
-    """Whether the frozen weights are kept as int8."""
-    name = text(value).lower()
-    if name in SMALL:
-        return True
-    if name in ("none", *TRAINED):
-        return False
-    raise NoCounterpart("the small form of the frozen weights is int8_base here")
-
-
 def excluded(value: Any) -> str | None:
     """The parts of the blocks that a filter leaves out, as exclude_patterns; None for none."""
     words = [word.strip() for word in text(value).split(",") if word.strip()]
     kept = {part for word in words for part in PARTS.get(word.split(".")[0], ())}
     if any(word.split(".")[0] not in PARTS for word in words):
-        raise NoCounterpart("only attn, attn1, attn2 and ff have one: see target_modules")
+        raise NoCounterpart("only attn, attn1, attn2 and ff have one here")
     return ",".join(f".*\\.{part}\\..*" for part in BLOCK_PARTS if part not in kept) or None
 
 
@@ -99,11 +89,8 @@ CHANGED_PICTURES = (
     "enable_fixed_contrast enable_random_saturation enable_fixed_saturation enable_random_hue "
     "enable_fixed_hue enable_random_circular_mask_shrink enable_random_mask_rotate_crop"
 )
-FROZEN_WEIGHTS = Rule(
-    "train.int8_base", small, asks_not=("NONE", "FLOAT_32", "BFLOAT_16", "FLOAT_16")
-)
 RULES = {
-    "training_method": Rule("special.training_method", trained_kind),
+    "training_method": Rule("special.training_method", choice(METHODS)),
     "model_type": Rule("special.model", model),
     "base_model_name": Rule("special.base", text),
     "transformer.model_name": path_to("train.pretrained_model_name_or_path"),
@@ -113,7 +100,12 @@ RULES = {
     "output_dtype": Rule("train.save_precision", choice(SAVED)),
     "output_model_format": lost("files are safetensors", "SAFETENSORS", "COMFY_LORA", "KOHYA_LORA"),
     "train_dtype": Rule("train.mixed_precision", choice(TRAINED)),
-    **many("weight_dtype transformer.weight_dtype", lambda name: FROZEN_WEIGHTS),
+    "weight_dtype": Rule("special.form", text),
+    "transformer.weight_dtype": Rule("special.part_form", text),
+    "transformer.train": lost("the DiT always trains", True),
+    "transformer.learning_rate": Rule("special.part_rate", number),
+    "text_encoder.train": Rule("special.trains_text", switch),
+    "text_encoder.learning_rate": Rule("special.text_rate", number),
     "learning_rate": Rule("special.rate", number),
     "learning_rate_scheduler": Rule("special.schedule", text),
     "learning_rate_warmup_steps": Rule("special.warmup", number),
@@ -160,6 +152,9 @@ RULES = {
     "lora_model_name": path_to("train.network_weights"),
     "lora_decompose": Rule("special.dora", switch),
     "lora_decompose_output_axis": Rule("special.dora_of_outputs", switch),
+    "lokr_weight_decompose": Rule("special.lokr_dora", switch),
+    "lokr_dora_on_output": Rule("special.lokr_dora_of_outputs", switch),
+    "layer_offload_fraction": Rule("special.offloaded", number),
     "lora_weight_dtype": lost("factors are float32 here; full_bf16 = true is the small form", "FLOAT_32"),
     "lokr_decompose_factor": Rule("network.lokr_factor", whole),
     "lokr_decompose_both": Rule("network.lokr_decompose_both", switch),
@@ -167,7 +162,14 @@ RULES = {
     "optimizer.optimizer": Rule("special.optimizer_type", text),
     "optimizer.beta1": Rule("special.beta1", number),
     "optimizer.beta2": Rule("special.beta2", number),
-    "optimizer.fused_back_pass": lost("gradients are kept until the update"),
+    "optimizer.eps": Rule("special.eps", number),
+    "optimizer.eps2": Rule("special.eps2", number),
+    **many("optimizer.clip_threshold optimizer.decay_rate", lambda name: Rule(f"special.{name.partition('.')[2]}", number)),
+    "optimizer.fused_back_pass": Rule("special.fused", switch),
+    "optimizer.stochastic_rounding": Rule("special.rounding", switch),
+    **many("unmasked_probability unmasked_weight normalize_masked_area_loss",
+           lambda name: idle("it belongs to masked_training")),
+    "masked_prior_preservation_weight": lost("prior_preservation_weight is of whole pictures here"),
     "masked_training": lost(
         "move each <name>-masklabel.png into a folder of masks as <name>.png, and set mask_path"
     ),
@@ -202,7 +204,7 @@ RULES = {
         "async_gradient_reduce_buffer async_offloading clear_cache_before_training only_cache "
         "caching_threads dataloader_threads prefetch_next_batch train_device temp_device "
         "fallback_train_dtype enable_autocast_cache enable_activation_offloading "
-        "enable_async_offloading layer_offload_fraction attention_mechanism "
+        "enable_async_offloading attention_mechanism "
         "sample_definition_file_name sample_after sample_after_unit sample_skip_first "
         "sample_image_format sample_video_format sample_audio_format samples_to_tensorboard "
         "non_ema_sampling samples backup_after_unit rolling_backup rolling_backup_count "
@@ -216,12 +218,10 @@ RULES = {
         "text_encoder_layer_skip text_encoder_sequence_length text_encoder_2_layer_skip "
         "text_encoder_2_sequence_length text_encoder_3_layer_skip text_encoder_4_layer_skip "
         "embedding_learning_rate preserve_embedding_norm embedding_weight_dtype "
-        "unmasked_probability unmasked_weight normalize_masked_area_loss "
-        "masked_prior_preservation_weight custom_conditioning_image "
+        "custom_conditioning_image "
         "custom_learning_rate_scheduler bundle_additional_embeddings oft_block_size "
         "oft_block_share dora_oft oft_scaled oft_clipped_norm oft_cans "
-        "lora_decompose_norm_epsilon lokr_use_tucker "
-        "lokr_weight_decompose lokr_dora_on_output lokr_vec_trick",
+        "lora_decompose_norm_epsilon lokr_use_tucker lokr_vec_trick",
         lambda name: OTHER_MODEL,
     ),
 }  # fmt: skip

@@ -10,11 +10,13 @@ from typing import Any
 
 from library.data.dataset_file import repeated_folders
 from library.errors import ConfigError
-from tools.importers.draft import CONVERTED, Draft, Leaf
+from library.settings.foreign_names import KINDS
+from tools.importers.draft import CONVERTED, KEPT, LOST, UNSET, Draft, Leaf
 from tools.importers.machine import Document, Nearby, Source
-from tools.importers.rules import Rule, lost, many, path_to
+from tools.importers.rules import Rule, loosely, lost, many, number, path_to
 from tools.importers.shared import (
     BY_NAME,
+    COMPONENT_RATES,
     OFFICIAL_IGNORES,
     THERE_IDLE,
     dataset_rule,
@@ -22,6 +24,7 @@ from tools.importers.shared import (
     shared_rule,
     spread_arguments,
 )
+from tools.importers.whole_model import settle_whole
 
 DATASET = "dataset_config."
 ELSEWHERE = Rule("train.dataset_config", is_path=True, why="the file is not found from here")
@@ -33,10 +36,13 @@ OF_SCRIPTS = {
 }
 RULES = {
     **many(OFFICIAL_IGNORES, lambda name: THERE_IDLE),
+    **many(COMPONENT_RATES, lambda name: Rule(f"special.{name}", loosely(number))),
     "train_data_dir": path_to("special.train_data_dir"),
     "reg_data_dir": path_to("special.reg_data_dir"),
     "config_file": lost("the file is not found from here"),
+    "program": Rule("special.program"),
 }
+ADAPTER_OPTIONS = "network_dim network_alpha network_dropout network_weights dim_from_weights network_train_unet_only"
 
 
 def prepare(document: Document, nearby: Nearby) -> Document:
@@ -72,8 +78,28 @@ def with_dataset(document: Document, nearby: Nearby) -> Document:
         if isinstance(value, dict):
             document = {**document, key: with_dataset(value, nearby)}
         elif key == "dataset_config" and (path := nearby.dataset or nearby.find(value)):
-            document = {**document, key: nearby.read(path)}
+            document = {**document, key: with_plain_attributes(nearby.read(path))}
     return document
+
+
+def with_plain_attributes(table: Any) -> Any:
+    """The dataset's tables with what custom_attributes holds under the names that it has here.
+
+    Where pictures were before a program made them smaller is where they are read from.
+    """
+    if isinstance(table, list):
+        return [with_plain_attributes(each) for each in table]
+    if not isinstance(table, dict):
+        return table
+    found = {k: with_plain_attributes(v) for k, v in table.items() if k != "custom_attributes"}
+    more = table.get("custom_attributes")
+    more = dict(more) if isinstance(more, dict) else {}
+    sampling = more.pop("timestep_sampling", None)
+    if isinstance(sampling, dict) and "offset" in sampling:
+        found["timestep_offset"] = sampling["offset"]
+    if isinstance(source := more.pop("source_dir", None), str):
+        found["image_dir"] = source
+    return found | more
 
 
 def other(leaf: Leaf) -> Rule | None:
@@ -94,7 +120,38 @@ def other(leaf: Leaf) -> Rule | None:
 def settle(draft: Draft) -> None:
     """The folders of pictures, the adapter, and what sd-scripts does unasked."""
     settle_folders(draft)
-    settle_shared(draft)
+    settle_trained(draft, whole=trains_model(draft))
+
+
+def settle_trained(draft: Draft, *, whole: bool) -> None:
+    """Adapters, or the model itself, whose parts alone have rates of their own there."""
+    for name in COMPONENT_RATES.split():
+        waiting = draft.take(name)
+        if waiting and whole:
+            draft.put(waiting.leaf, f"train.{name}", waiting.value)
+        elif waiting:
+            draft.find(LOST if waiting.value else UNSET, waiting.leaf, why=THERE_IDLE.why)
+    if whole:
+        settle_whole(draft, llm_adapter=True)
+    else:
+        settle_shared(draft)
+
+
+def trains_model(draft: Draft, *, told: bool = False) -> bool:
+    """Whether the model itself is trained: where it is told, or the file has no word of an adapter."""
+    if program := draft.take("program"):
+        draft.find(KEPT, program.leaf)
+        told = True
+    words = ("network_module", "algo", *KINDS)
+    if told or any(map(draft.has, words)) or draft.table("network"):
+        return told
+    if any(name in draft.train for name in ADAPTER_OPTIONS.split()):
+        return False
+    draft.notes.append(
+        "the file names no adapter, so the model itself is trained; for a LoRA write "
+        "network_module into it, and import it again."
+    )
+    return True
 
 
 def settle_folders(draft: Draft) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from library.anima_backend.modelling.params import PUBLISHED
 from library.anima_runtime.command_line import GROUPS
 from library.anima_runtime.family import ANIMA
 from library.errors import Problem
@@ -33,24 +34,22 @@ from library.settings.options import Flag, all_flags, convert, value_problem
 from library.settings.user_classes import is_installed, separate_assignments
 from networks._anima_arguments import AdapterArguments
 from networks.arguments import unquoted
-from tools.importers.draft import Draft, Leaf
+from tools.importers.draft import UNSET, Draft, Leaf, Waiting
 from tools.importers.rules import Rule, loosely, lost, number, plain, size_text, text
 
 BY_DEST = all_flags(GROUPS)
 BY_NAME = {name.removeprefix("--"): flag for flag in BY_DEST.values() for name in flag.names}
 LISTS = {"network_args": "network", "optimizer_args": "optimizer", "lr_scheduler_args": "scheduler"}
 ADAPTER_WORDS = {field.name for field in dataclasses.fields(AdapterArguments)} | set(NETWORK_ARGS)
-WHOLE_MODEL = "is missing: the file trains the whole model, and only adapters are imported."
 PATHS = ("pretrained_model_name_or_path", "dataset_config")
 MODULES = {
     "networks.lora": "lora", "networks.lora_anima": "lora", "networks.lokr": "lokr",
     "networks.lokr_anima": "lokr", "networks.loha": "loha",
     "networks.loha_anima": "loha", "networks.oft_anima": "diag-oft", "lycoris.kohya": "",
+    "networks.tlora": "tlora", "networks.tlora_anima": "tlora",
 }  # fmt: skip
-OFFICIAL_IGNORES = (
-    "noise_offset adaptive_noise_scale min_timestep max_timestep min_snr_gamma llm_adapter_lr "
-    "self_attn_lr cross_attn_lr mlp_lr mod_lr"
-)
+COMPONENT_RATES = "llm_adapter_lr self_attn_lr cross_attn_lr mlp_lr mod_lr"
+OFFICIAL_IGNORES = "noise_offset adaptive_noise_scale min_timestep max_timestep min_snr_gamma"
 THERE_IDLE = lost(
     "official sd-scripts takes it without effect on this model, where it would have one here",
     1000,
@@ -65,6 +64,8 @@ def flag_rule(name: str) -> Rule | None:
         return None
     if flag.dest in ("config_file", "output_config"):
         return lost("it belongs on the command line")
+    if flag.dest == "torch_compile":
+        return Rule("train.compile", lambda value: read_flag(flag, value), why="block by block")
     if flag.ignored or flag.refused:
         return lost(flag.ignored or flag.refused, *off_values(flag))
     secret = flag.dest in ("wandb_api_key", "huggingface_token")
@@ -128,7 +129,7 @@ def argument_rule(table: str, key: str) -> Rule | None:
     if key in ("algo", *KINDS):
         return Rule(f"special.{key}")
     if key in LYCORIS_ONLY:
-        return lost("LyCORIS's own, without counterpart", 1, "full", "1")
+        return lost("LyCORIS's own, without counterpart", 1, "full", "1", "anima")
     if key == "dropout":
         return Rule("train.network_dropout", loosely(number))
     if key in ADAPTER_WORDS:
@@ -223,6 +224,26 @@ def settle_text_encoder(draft: Draft) -> None:
         draft.add("train.text_encoder_lr", usual, why)
 
 
+def hub_visibility(draft: Draft, private: Waiting | None, *, is_on: bool) -> None:
+    """Whether a repository that is made for uploads is private."""
+    if private and is_on:
+        value = "private" if private.value else "public"
+        draft.put(private.leaf, "train.huggingface_repo_visibility", value)
+    elif private:
+        draft.find(UNSET, private.leaf, why="nothing is uploaded")
+
+
+def swap_share(draft: Draft, waiting: Waiting, share: float) -> None:
+    """A share of the layers that wait in RAM, as a number of the published model's blocks."""
+    blocks = round(PUBLISHED.num_blocks * min(max(share, 0), 1))
+    if blocks:
+        draft.put(
+            waiting.leaf, {"train.blocks_to_swap": blocks}, why=f"of {PUBLISHED.num_blocks} blocks"
+        )
+    else:
+        draft.find(UNSET, waiting.leaf)
+
+
 def kind_of(draft: Draft) -> str:
     """The adapter that is asked for, in small letters."""
     module = str(draft.value("network_module", ""))
@@ -243,7 +264,7 @@ def module_of(kind: str) -> str | None:
 def settle_adapter(draft: Draft) -> None:
     """The module, and the arguments that differ where they are not given."""
     kind = kind_of(draft)
-    module = module_of(kind)
+    module = module_of("lora" if kind == "tlora" else kind)
     asking = [w for name in ("network_module", "algo", *KINDS) if (w := draft.take(name))]
     if module is None:
         known = " and ".join(ANIMA.modules)
@@ -256,6 +277,8 @@ def settle_adapter(draft: Draft) -> None:
     untrained(draft)
     if kind == "boft":
         draft.add("network.boft", True, "the kind that is trained there")
+    if kind == "tlora":
+        draft.add("network.tlora", True, "the kind that is trained there")
     if module == module_of("lokr"):
         draft.add("network.lokr_factor", -1, "the default there")
     for name in list(draft.table("network")):
@@ -263,6 +286,8 @@ def settle_adapter(draft: Draft) -> None:
             draft.revoke("network", name, "it belongs to LoKr, and another adapter is trained")
         if name in OF_OFT and module != module_of("diag-oft"):
             draft.revoke("network", name, "it belongs to OFT, and another adapter is trained")
+        if name.startswith("tlora_") and not draft.table("network").get("tlora"):
+            draft.revoke("network", name, "it belongs to T-LoRA, and another adapter is trained")
 
 
 def untrained(draft: Draft) -> None:

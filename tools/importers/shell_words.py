@@ -15,7 +15,8 @@ from typing import Any
 from library.errors import ConfigError
 from library.settings.config_text import split_options
 
-SCRIPT = re.compile(r"(^|[\\/])(anima_)?train_network\.py$")
+SCRIPT = re.compile(r"(^|[\\/])((anima_)?train_network|anima_train)\.py$")
+OF_MODELS = re.compile(r"(^|[\\/])anima_train\.py$")
 NAME = r"[A-Za-z_]\w*"
 NO_OPTION = "words"
 MOST_WORDS, MOST_LETTERS = 5000, 200_000
@@ -179,7 +180,8 @@ def options_of(words: list[Word]) -> dict[str, Any]:
             values, open_ones = [v for v in values if v not in open_ones], []
         place = unresolved if open_ones or plain == NO_OPTION else options
         place[plain] = joined(place.get(plain), values)
-    extra = {"unresolved": unresolved, "launcher": launcher}
+    program = "anima_train.py" if OF_MODELS.search(words[start].text) else ""
+    extra = {"unresolved": unresolved, "launcher": launcher, "program": program}
     return options | {name: table for name, table in extra.items() if table}
 
 

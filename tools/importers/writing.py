@@ -27,11 +27,17 @@ def toml_value(value: Any) -> str:
     """A value that both tomllib and the older toml package read the same."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{inline_key(k)} = {toml_value(v)}' for k, v in value.items())}}}"
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str) and "\\" in value and "'" not in value and value.isprintable():
         return f"'{value}'"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def inline_key(key: str) -> str:
+    return key if key.isascii() and key.replace("_", "").isalnum() else json.dumps(key)
 
 
 def lines_of(table: Mapping[str, Any]) -> str:
