@@ -18,7 +18,11 @@ from library.memory.kept import Kept, keeping, storage_key
 from library.memory.lanes import Lane, Mark, lane_of
 from library.memory.layout import Layout
 
-BUFFERS = 3  # the module that computes, the one that is fetched, the one that has just computed
+BUFFERS = 2
+"""One for the module that computes and one for the next, which travels meanwhile.
+
+A third would save two copies a step, as a group that does not travel at all does for the same memory.
+"""
 ALIGNMENT = 256  # bytes, as allocators give it
 
 Weights = Sequence[Tensor]

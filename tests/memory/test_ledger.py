@@ -229,8 +229,8 @@ def test_swapped_weights_are_in_the_hosts_memory_and_pass_through_a_ring():
     linears = {n: m for n, m in model.blocks.named_modules() if isinstance(m, torch.nn.Linear)}
     away = sum(linear.weight.nbytes for linear in linears.values())
     steering = sum(m.weight.nbytes for n, m in linears.items() if "modulation" in n)
-    # three of four are in the ring, but modulation's, which come once for all blocks
-    assert swapped.weights == plain.weights - (away - steering) // 4 - steering
+    # two of four are in the ring, but modulation's, which come once for all blocks
+    assert swapped.weights == plain.weights - (away - steering) // 2 - steering
     assert swapped.in_host - plain.in_host == away
     assert swapped.kernels.linked - plain.kernels.linked >= away
     assert swapped.kept == plain.kept

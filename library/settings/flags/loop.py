@@ -66,7 +66,7 @@ class LoopOptions:
     )
     blocks_to_swap: int | None = flag(
         None,
-        "blocks whose weights wait in RAM, up to all; three at a time are on the card",
+        "blocks whose weights wait in RAM, up to all; two at a time are on the card",
         check=at_least(1),
         off=(0,),
     )
