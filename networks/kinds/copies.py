@@ -22,8 +22,8 @@ NOTHING_MADE = (-1, torch.empty(0))
 class Copies:
     """The factors in another dtype, while a model's forward runs.
 
-    What autograd has taken of them stays as it was until its backward pass; a recomputation casts its own,
-    so that nothing waits for it.
+    Each is for one use, after which it is autograd's, or goes. What autograd has taken stays as it was until
+    its backward pass; a recomputation casts its own, so that nothing waits for it.
     """
 
     def __init__(self, factors: Iterable[Tensor], dtype: torch.dtype) -> None:
@@ -61,8 +61,8 @@ class Copies:
         self.made = {id(f): (f._version, copy) for f, copy in zip(factors, copies)}
 
     def of(self, factor: Tensor, dtype: torch.dtype) -> Tensor:
-        """The factor in this dtype: its copy, unless it has changed since or lies elsewhere."""
-        version, copy = self.made.get(id(factor), NOTHING_MADE)
+        """The factor in this dtype: its copy, unless that was used or the factor has changed since."""
+        version, copy = self.made.pop(id(factor), NOTHING_MADE)
         if version == factor._version and copy.dtype == dtype and copy.device == factor.device:
             return copy
         return factor.detach().to(dtype)

@@ -221,6 +221,17 @@ def test_a_pass_keeps_its_copies_until_its_backward():
     assert all(torch.equal(f.grad, e) for f, e in zip(model.copies.factors, expected))
 
 
+def test_a_copy_that_was_used_is_let_go():
+    model, x = TwoLayers(), torch.randn(2, 5, 64, dtype=torch.bfloat16)
+    model.copies.make(model, None)
+    made = model.copies.made.keys()
+    first = {id(factor) for factor in model.layers[0].adapter.parameters()}
+    assert made == {id(factor) for factor in model.copies.factors} > first
+    with torch.no_grad():
+        model.layers[0](x)
+    assert made == {id(factor) for factor in model.copies.factors} - first
+
+
 def test_a_deep_copy_copies_its_own_factors():
     model, x = TwoLayers(), torch.randn(2, 5, 64, dtype=torch.bfloat16)
     before = model(x)
