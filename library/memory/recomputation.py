@@ -30,6 +30,7 @@ def recompute(
 ) -> Tensor:
     """function(*inputs), of which only the inputs are kept; its random draws are repeated.
 
+    What it keeps when it runs again is what `cheaply` keeps.
     keep_first: how the first input is kept; as it is if None
     """
     if not torch.is_grad_enabled():
@@ -81,6 +82,40 @@ def remade(output: Tensor, part: Callable[..., Tensor], *inputs: Any) -> None:
         outputs.add(output, Region(part, inputs, random=False))
 
 
+def last(part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """part(*inputs), with which a function ends: where it runs again, `counts` is False within."""
+    if torch.compiler.is_compiling():
+        return part(*inputs)
+    return _within(_counts, not _runs_again.get(), part, *inputs)
+
+
+def needed(part: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """part(*inputs), whose result is kept: it counts where what is made of it does not."""
+    if torch.compiler.is_compiling():
+        return part(*inputs)
+    return _within(_counts, True, part, *inputs)
+
+
+def counts() -> bool:
+    """Whether a result is to be computed; else what is kept of it is all, and `uncounted` stands for it."""
+    return torch.compiler.is_compiling() or _counts.get()
+
+
+def uncounted(like: Tensor, *shape: int) -> Tensor:
+    """A result that does not count, of any numbers, with memory for one."""
+    return like.new_empty(()).expand(shape)
+
+
+def _within(
+    variable: ContextVar[bool], value: bool, function: Callable[..., Tensor], *inputs: Any
+) -> Tensor:
+    token = variable.set(value)
+    try:
+        return function(*inputs)
+    finally:
+        variable.reset(token)
+
+
 class Region:
     """A function that ran, to run again when the first of its stand-ins is asked for its tensor.
 
@@ -92,6 +127,7 @@ class Region:
     ) -> None:
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         self.function = function
+        self.is_part = not random
         self.circumstances = Circumstances(tensors, random=random)
         self.inputs: list[Any] = [v.detach() if isinstance(v, Tensor) else v for v in inputs]
         self.differentiable = [isinstance(v, Tensor) and v.requires_grad for v in inputs]
@@ -129,7 +165,7 @@ class Region:
             return NOTHING
 
         with self.circumstances.again(), torch.enable_grad(), keeping(collect):
-            output = self.function(*self.inputs_again()).detach()
+            output = self.result_again().detach()
         if len(found) != self.inside:
             raise RuntimeError(f"{self.function} kept {self.inside} tensors, then {len(found)}.")
         if self.returned not in (None, Layout.of(output)):
@@ -137,6 +173,11 @@ class Region:
         places = {OUTPUT: output, **dict(enumerate(found))}
         self.found = {place: places[place] for place in self.waiting}
         self.left = Counter(self.waiting)
+
+    def result_again(self) -> Tensor:
+        if self.is_part:
+            return self.function(*self.inputs_again())
+        return _within(_runs_again, True, cheaply, self.function, *self.inputs_again())
 
     def inputs_again(self) -> Iterator[Any]:
         for kept, differentiable, version in zip(
@@ -206,3 +247,5 @@ class CheapOutputs:
 
 
 _outputs: ContextVar[CheapOutputs | None] = ContextVar("outputs of cheap parts", default=None)
+_runs_again = ContextVar("whether a function runs again, which has returned before", default=False)
+_counts = ContextVar("whether the result of what runs is to be computed", default=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from library.memory.quantised import Frozen, Quantised, frozen_weight
+from library.memory.recomputation import needed
 from networks.kinds.adapter import Adapter, at_use
 from networks.kinds.copies import Copies
 from networks.kinds.frozen import base_gradient, base_product
@@ -97,7 +98,7 @@ class Decomposed(LinearAdapter):
 
     def decomposed(self, x: Tensor, weight: Frozen) -> Tensor:
         """The output without bias, magnitudes at strength 1; a tensor of its own."""
-        return self.with_gain(self.inner(x, weight, None))
+        return self.with_gain(needed(self.inner, x, weight, None))
 
     def with_gain(self, total: Tensor) -> Tensor:
         """total (..., out), which is used up, times 1 + gain."""

@@ -14,6 +14,10 @@ def base_product(x: Tensor, weight: Frozen, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def outputs_of(weight: Frozen) -> int:
+    return len(weight.codes if isinstance(weight, Quantised) else weight)
+
+
 def add_base_gradient(out: Tensor, grad: Tensor, weight: Frozen) -> None:
     """Add base_gradient to out, dense, in the product itself."""
     if isinstance(weight, Rotated):  # which turns what it has computed

@@ -19,9 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from library.memory.gradient_sums import GradientSum, sum_for
 from library.memory.quantised import Frozen, Quantised
+from library.memory.recomputation import counts, uncounted
 from networks.kinds import mixing
 from networks.kinds.copies import NO_COPIES, Copies
-from networks.kinds.frozen import add_base_gradient, base_gradient, base_product
+from networks.kinds.frozen import add_base_gradient, base_gradient, base_product, outputs_of
 
 HALVES = (torch.float16, torch.bfloat16)
 NARROW = 16  # what has at most 1 / NARROW of the input's elements is kept
@@ -146,17 +147,16 @@ class AddedChain(torch.autograd.Function):
         used: Sequence[Tensor], total: GradientSum | None, *factors: Tensor,
     ) -> Tensor:  # fmt: skip
         steps = _steps(chain, used)
-        out = base_product(x, weight, bias)
+        if counts():
+            out = base_product(x, weight, bias)
+        else:
+            out = uncounted(x, *x.shape[:-1], outputs_of(weight))
         hidden, between = x.reshape(-1, chain.groups, x.shape[-1] // chain.groups), []
         for step, mask in zip(steps[:-1], chain.masks):
             hidden = _masked(step(hidden), mask, x)
             between.append(hidden)
-        last_mask = chain.masks[len(steps) - 1]
-        if last_mask is None:
-            steps[-1].add_to(out, hidden, chain.strength)
-        else:
-            added = _masked(steps[-1](hidden), last_mask, x)
-            out.view(added.shape[0], -1).add_(added.flatten(1), alpha=chain.strength)
+        if counts():
+            _add_last(out, steps[-1], hidden, chain)
         kept = [b if b.numel() * NARROW <= x.numel() else None for b in between]
         ctx.count, ctx.dtype, ctx.total = len(used), factors[0].dtype, total
         ctx.chain = replace(
@@ -179,7 +179,6 @@ class AddedChain(torch.autograd.Function):
         inputs = [x.reshape(-1, chain.groups, x.shape[-1] // chain.groups)]
         for step, mask, saved in zip(steps[:-1], masks, kept):
             inputs.append(_masked(step(inputs[-1]), mask, x) if saved is None else saved)
-        d_input = _base_gradient(ctx, grad, weight) if ctx.needs_input_grad[0] else None
         groups = inputs[-1].shape[1] if isinstance(steps[-1], Inside) else len(steps[-1].matrix)
         change = grad.reshape(inputs[0].shape[0], groups, -1)
         gradients: list[Tensor] = []
@@ -190,12 +189,24 @@ class AddedChain(torch.autograd.Function):
             gradients.insert(0, gradient if chain.strength == 1 else gradient.mul_(chain.strength))
             if number:
                 change = step.back(change)
-            elif d_input is not None:
-                step.add_back_to(d_input, change, chain.strength)
+        del x, inputs  # made again for this: their memory is the gradient's
+        d_input = _base_gradient(ctx, grad, weight) if ctx.needs_input_grad[0] else None
+        if d_input is not None:
+            steps[0].add_back_to(d_input, change, chain.strength)
         if d_input is not None and ctx.total is not None:
             ctx.total.leave(d_input)
             d_input = None
         return d_input, None, None, None, None, None, *_as_given(chain, gradients)
+
+
+def _add_last(out: Tensor, step: Step, hidden: Tensor, chain: Chain) -> None:
+    """Add what the last step makes of hidden (T, groups, width)."""
+    mask = chain.masks[-1]
+    if mask is None:
+        step.add_to(out, hidden, chain.strength)
+        return
+    added = _masked(step(hidden), mask, out)
+    out.view(added.shape[0], -1).add_(added.flatten(1), alpha=chain.strength)
 
 
 def _base_gradient(ctx: Any, grad: Tensor, weight: Frozen) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from library.anima_backend.modelling.glue import EPS, gated, modulate
+from library.anima_backend.modelling.glue import EPS, gated, gelu, modulate
 from library.anima_backend.modelling.rope import image_rope, rotate
 
 
@@ -41,6 +41,23 @@ def test_of_one_sample_in_half_precision_the_dtype_is_that_of_the_shift(stream):
 def test_a_gate_weighs_what_is_added():
     inputs = x, gate, y = randn(2, 5, 8), randn(2, 1, 8), randn(2, 5, 9)[..., :8]
     assert_same_with_gradients(gated(*inputs), x + gate * y, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_is_torchs_and_its_gradient_has_the_memory_of_its_results(dtype):
+    x = randn(2, 5, 8, dtype=dtype)
+    results = [function(x) for function in (gelu, F.gelu)]
+    assert torch.equal(*results)
+    grads = [torch.ones_like(x), torch.ones_like(x)]
+    found, expected = (torch.autograd.grad(*each)[0] for each in zip(results, [x, x], grads))
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == grads[0].data_ptr() != expected.data_ptr() != grads[1].data_ptr()
+
+
+def test_a_gradient_that_lies_otherwise_is_left_as_it_is():
+    x = randn(2, 5)
+    (found,) = torch.autograd.grad(gelu(x).sum(), x)  # of one number for all
+    assert torch.equal(found, torch.autograd.grad(F.gelu(x).sum(), x)[0])
 
 
 @pytest.mark.parametrize("dtype, limit", [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])

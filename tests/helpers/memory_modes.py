@@ -16,6 +16,8 @@ KINDS = {
     ),
     "lokr full": (lokr_anima, {"lokr_full_matrix": True, "neuron_dropout": 0.1}),
     "lokr low": (lokr_anima, {"lokr_factor": 4}),
+    "dora": (lora_anima, {"dora_wd": "true", "train_norm": "false"}),
+    "modulation": (lora_anima, {"train_norm": "false", "train_adaln": "true"}),
     "norms": (lora_anima, {"target_modules": "none"}),
 }  # fmt: skip
 

@@ -178,9 +178,9 @@ def of_the_step(counted) -> int:
     "kind, mode, changes",
     [
         ("lora", "none", {"arguments": PLAIN}),
-        ("lora", "checkpoint", {}),
+        ("lora", "checkpoint", {"width": 128}),
         ("lokr", "none", {"dtype": torch.float32}),
-        ("lokr", "checkpoint", {"arguments": PLAIN, "dtype": torch.float32, "width": 128}),
+        ("lokr", "checkpoint", {"arguments": PLAIN, "dtype": torch.float32, "width": 256}),
     ],
 )
 def test_the_count_is_what_the_allocator_gives_out(kind, mode, changes):
@@ -193,6 +193,8 @@ def test_the_count_is_what_the_allocator_gives_out(kind, mode, changes):
     # a CPU's bfloat16 product that adds to its output asks for scratch memory of its size, and
     # so does its sum in float32 that is rounded as it is written
     scratch = 0.06 if settings.dtype == torch.bfloat16 else 0
+    # attention's backward pass has some in float32; without checkpointing less than what is kept
+    scratch += 0.03 if mode == "checkpoint" else 0
     assert of_the_step(on_real_tensors) == pytest.approx(measured, rel=0.01 + scratch)
     assert of_the_step(counted) == pytest.approx(measured, rel=0.02 + scratch)
     for part in ("weights", "adapters", "states", "gradients", "left"):
@@ -208,7 +210,7 @@ def test_nothing_is_left_when_a_step_is_done(mode):
 def test_each_block_adds_the_same(mode):
     counts = [
         count(replace(small_step(arguments=PLAIN, mode=mode), params=params(64, blocks)))
-        for blocks in (1, 2, 4)
+        for blocks in (2, 3, 4)
     ]
     for figure in (
         lambda c: c.weights,
@@ -219,8 +221,8 @@ def test_each_block_adds_the_same(mode):
         lambda c: c.kernels.launched["attention"],
         lambda c: c.kernels.linked,
     ):
-        one, two, four = map(figure, counts)
-        assert four - two == 2 * (two - one)
+        two, three, four = map(figure, counts)
+        assert four - three == three - two
 
 
 def test_swapped_weights_are_in_the_hosts_memory_and_pass_through_a_ring():

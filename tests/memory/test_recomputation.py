@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from library.memory.recomputation import cheap, cheaply, recompute
+from library.memory.recomputation import (
+    cheap,
+    cheaply,
+    counts,
+    last,
+    needed,
+    recompute,
+    uncounted,
+)
 from tests.helpers.alive import Alive
 from tests.helpers.memory_modes import (
     KINDS,
@@ -91,6 +99,27 @@ def test_a_part_that_returns_its_input_is_no_part(pair):
     assert equal(gradients_of(lambda *inputs: cheaply(run, *inputs), pair), expected)
 
 
+def test_what_runs_again_ends_without_its_result(pair):
+    """But for what is kept of it, which is made of a result that counts."""
+    counted = []
+
+    def product(x, weight):
+        counted.append(counts())
+        result = x @ weight
+        return result if counts() else uncounted(result, 8, 8)
+
+    def ending(x, weight):
+        return needed(product, x, weight).sigmoid() + product(x, weight)
+
+    def run(x, weight):
+        return last(ending, product(x, weight), weight)
+
+    expected = gradients_of(run, pair)
+    counted.clear()
+    assert equal(gradients_of(lambda *inputs: recompute(run, *inputs), pair), expected)
+    assert counted == [True, True, True, True, True, False]
+
+
 def test_a_function_that_keeps_another_number_of_tensors_is_an_error(pair):
     calls = []
 
@@ -168,7 +197,10 @@ def test_every_nth_block_is_recomputed_and_not_the_last():
         model.enable_gradient_checkpointing(every=every)
         return [number for number, mode in enumerate(model.recomputing) if mode == "block"]
 
-    assert chosen(1, 3) == [0, 1, 2]
+    model, _ = adapted("norms", blocks=3)
+    model.enable_gradient_checkpointing()
+    assert model.recomputing == ["block", "block", "cheap"]
+    assert chosen(1, 3) == [0, 1] and chosen(1, 1) == []
     assert chosen(2, 4) == [0, 2] and chosen(2, 5) == [1, 3]
     assert chosen(3, 7) == [1, 4] and chosen(3, 2) == []
 

@@ -229,13 +229,15 @@ class Anima(nn.Module):
         mode: "block", of a block only its input is kept; "cheap", what costs no matrix product is not
               kept. Calls add up: a block is as the last call that chose it says
         every: of so many blocks in a row the first is chosen, counted so that the last block is not,
-               whose recomputation would find the others' tensors still in memory
+               whose recomputation would find the others' tensors still in memory. With 1 the last one
+               keeps what is not "cheap": that is all that its recomputation would leave
         cpu_offload: the inputs of blocks of mode "block" wait in RAM
         """
         assert mode in ("block", "cheap") and every > 0, (mode, every)
         self.recomputes_text |= mode == "block"
-        for number in range(len(self.blocks) - every, -1, -every):
-            self.recomputing[number] = mode
+        last = len(self.blocks) - 1
+        for number in range(last + 1 - every, -1, -every):
+            self.recomputing[number] = "cheap" if mode == "block" and number == last else mode
         if cpu_offload:
             self.keep_input = RamStore(lane_of(self.device)).put
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from library.anima_backend.modelling import one_kernel
 from library.anima_backend.modelling.rope import rotate
-from library.memory.recomputation import cheap, remade
+from library.memory.recomputation import cheap, counts, remade, uncounted
 
+aten = torch.ops.aten
 EPS = 1e-6
 Table = tuple[Tensor, ...]
 """cos and sin (L, hd/2), float32"""
@@ -41,7 +42,7 @@ class Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(gate, y if gate.requires_grad else None)
-        return torch.addcmul(x, gate, y)
+        return torch.addcmul(x, gate, y) if counts() else uncounted(x, *x.shape)
 
     @staticmethod
     @once_differentiable
@@ -51,10 +52,31 @@ class Gated(torch.autograd.Function):
         return grad, of_gate, grad * gate
 
 
+class Gelu(torch.autograd.Function):
+    """Exact GELU. Its gradient takes the memory of its result's, which comes of a product and is nobody else's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return F.gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        if grad.dtype != x.dtype or grad.stride() != x.stride():
+            return aten.gelu_backward(grad, x)
+        return aten.gelu_backward.grad_input(grad, x, grad_input=grad)
+
+
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x) if torch.compiler.is_compiling() else Gelu.apply(x)
+
+
 def gated(x: Tensor, gate: Tensor, y: Tensor, *, fused: bool = False) -> Tensor:
     """x + gate * y in the dtype of x, the residual stream's."""
     if fused and takes_one_kernel(x, gate, y):
-        return one_kernel.Gated.apply(x, gate.contiguous(), y.contiguous())
+        return one_kernel.Gated.apply(x, gate.contiguous(), y)
     gate, y = gate.to(x), y.to(x)
     if torch.compiler.is_compiling():
         return torch.addcmul(x, gate, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from library.anima_backend.modelling.glue import (
     Table,
     entered,
     gated,
+    gelu,
     heads,
     modulate,
     passed,
@@ -23,7 +25,7 @@ from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import DiTParams
 from library.memory.gradient_sums import shared
-from library.memory.recomputation import cheap
+from library.memory.recomputation import cheap, last
 
 
 def sinusoid(sigma: Tensor, dim: int) -> Tensor:
@@ -98,8 +100,10 @@ class FeedForward(nn.Module):
         self.layer1 = nn.Linear(dim, hidden, bias=False)
         self.layer2 = nn.Linear(hidden, dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(cheap(F.gelu, self.layer1(x)))
+    def forward(self, x: Tensor, *, is_kept: bool = True) -> Tensor:
+        """is_kept: whether the result is kept for the backward pass"""
+        hidden = cheap(gelu, self.layer1(x))
+        return self.layer2(hidden) if is_kept else last(self.layer2, hidden)
 
 
 class Block(nn.Module):
@@ -133,8 +137,10 @@ class Block(nn.Module):
         y = self.cross_attn(normed, context, None, *tables[2:])
         shift, scale, last_gate = others
         x, normed = passed(x, next_gate, y, shift, scale, fused=self.fused)
-        y = self.mlp(normed)
-        return Open(x, last_gate, y) if leaves_open else gated(x, last_gate, y, fused=self.fused)
+        y = self.mlp(normed, is_kept=last_gate.requires_grad)
+        if leaves_open:
+            return Open(x, last_gate, y)
+        return last(partial(gated, fused=self.fused), x, last_gate, y)
 
     def modulations(self) -> tuple[Modulation, ...]:
         """In the order in which they are used."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from library.memory.operators import operator
+from library.memory.recomputation import counts, uncounted
 
 try:
     from library.anima_backend.modelling import triton_kernels
@@ -196,7 +197,12 @@ class Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, y if ctx.needs_input_grad[1] else None)
+        of_gate = ctx.needs_input_grad[1]
+        if not counts():
+            ctx.save_for_backward(gate, y.contiguous() if of_gate else None)
+            return uncounted(x, *x.shape)
+        y = y.contiguous()
+        ctx.save_for_backward(gate, y if of_gate else None)
         stream: Tensor = steer(x, gate, y, None, None, 0.0)[0]
         return stream
 
