@@ -110,6 +110,7 @@ def test_two_machines_go_on_and_one_that_is_lost_ends_the_other_with_a_message(m
 
 SHARES = """
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from accelerate import Accelerator
 from library import train_util
