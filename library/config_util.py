@@ -33,7 +33,8 @@ from library.utils import nearest_name
 
 FLAGS = frozenset(all_flags(GROUPS.values()))
 
-PIXEL_GRID = 16  # the VAE shrinks by 8, the denoiser takes patches of 2
+PIXEL_GRID = 16
+"""Every edge of a bucket is a multiple of it: the VAE shrinks by 8, the denoiser takes patches of 2."""
 
 
 DATASET_FIELDS = tuple(set(DatasetConfig.__dataclass_fields__) - {"subsets", "family"})
@@ -53,35 +54,31 @@ def read_datasets(
 
 
 def load_dataset_config(
-    path: str | Path, fallbacks: Mapping[str, Any], *, grid: int = PIXEL_GRID,
-    foreign_message: ForeignMessage | None = None,
-) -> DatasetGroupConfig:  # fmt: skip
+    path: str | Path, fallbacks: Mapping[str, Any], *, foreign_message: ForeignMessage | None = None
+) -> DatasetGroupConfig:
     """Read and check a dataset file, TOML or JSON. Raises ConfigError with everything that is wrong.
 
     fallbacks: flag values by flag name, used where the file is silent; None counts as not given
-    grid:      pixels to which every bucket edge has to be a multiple
     foreign_message: what tells the files of other programs
     """
     document, lines = read_document(Path(path), foreign_message)
-    return _configure(document, lines, fallbacks, grid, str(path))
+    return _configure(document, lines, fallbacks, str(path))
 
 
-def load_folders_config(
-    fallbacks: Mapping[str, Any], *, grid: int = PIXEL_GRID
-) -> DatasetGroupConfig:
+def load_folders_config(fallbacks: Mapping[str, Any]) -> DatasetGroupConfig:
     """The datasets of a run without a dataset file, from the folders that flags name.
 
     Raises ConfigError. See dataset_file.folders_document.
     """
     document, lines, notes = folders_document(fallbacks)
-    group = _configure(document, lines, fallbacks, grid, "the command line")
+    group = _configure(document, lines, fallbacks, "the command line")
     return replace(group, notes=(*notes, *group.notes))
 
 
 def _configure(
-    document: dict, lines: TableLines, fallbacks: Mapping[str, Any], grid: int, source: str
+    document: dict, lines: TableLines, fallbacks: Mapping[str, Any], source: str
 ) -> DatasetGroupConfig:
-    reader = _DatasetFileReader(lines, grid, fallbacks)
+    reader = _DatasetFileReader(lines, fallbacks)
     datasets = reader.read(document)
     if reader.problems:
         raise ConfigError(list(dict.fromkeys(reader.problems)), source=source)
@@ -104,9 +101,8 @@ def takes_empty(name: str) -> bool:
 class _DatasetFileReader:
     """Turns the document into configurations, collecting problems on the way."""
 
-    def __init__(self, lines: TableLines, grid: int, fallbacks: Mapping[str, Any]) -> None:
+    def __init__(self, lines: TableLines, fallbacks: Mapping[str, Any]) -> None:
         self.lines = lines
-        self.grid = grid
         self.fallbacks = fallbacks
         self.problems: list[Problem] = []
         self.notes: list[str] = []
@@ -353,10 +349,10 @@ class _DatasetFileReader:
                 self.problem(missing, self.where(path))
             return
         bucketed = values["enable_bucket"].value
-        if bucketed and step.value % self.grid:
-            self.problem(f"bucket_reso_steps must be a multiple of {self.grid}.", step.where)
+        if bucketed and step.value % PIXEL_GRID:
+            self.problem(f"bucket_reso_steps must be a multiple of {PIXEL_GRID}.", step.where)
             return
-        unit, reason = (step.value, "bucket_reso_steps") if bucketed else (self.grid, "the model")
+        unit, reason = (step.value, "bucket_reso_steps") if bucketed else (PIXEL_GRID, "the model")
         self.check_multiple("resolution", resolution, unit, reason)
         if not bucketed or values["bucket_no_upscale"].value:
             return  # min and max have no effect

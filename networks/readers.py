@@ -113,17 +113,14 @@ class Verdict:
 
 
 def verdicts(
-    keys: Iterable[str],
-    metadata: Mapping[str, str],
-    family: FamilyFiles,
-    readers: Sequence[Reader] = READERS,
+    keys: Iterable[str], metadata: Mapping[str, str], family: FamilyFiles
 ) -> list[Verdict]:
     """What each program makes of a file with these keys and this metadata, in the table's order.
 
     Keys and metadata may be anything; whether the model has the modules is not asked.
     """
     contents = Contents(tuple(entries_of(keys)), metadata, family)
-    return [verdict(reader, contents) for reader in readers]
+    return [verdict(reader, contents) for reader in READERS]
 
 
 def verdict(reader: Reader, contents: Contents) -> Verdict:

@@ -23,15 +23,12 @@ from networks.trained import ROUNDED_AWAY, Subject, Trained
 
 logger = logging.getLogger(__name__)
 
-REST = ""
-"""The component of what belongs to none that has a name."""
-
 
 @dataclass(frozen=True)
 class Whole(Subject):
     """A model by its parts.
 
-    component_of: the component of a module or weight by its path, REST for none
+    component_of: the component of a module or weight by its path, "" for what belongs to none
     rates:        component -> its learning rate, where it has one of its own; 0 freezes
     computed:     the dtype in which a step computes
     layout:       how the model's file spells it; asked for once

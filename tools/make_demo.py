@@ -252,9 +252,9 @@ def table_rows(source: Path | None, files: Mapping[str, Mapping[str, bytes]]) ->
     return rows
 
 
-def round_up(count: int, multiple: int = 64) -> int:
-    """The next multiple, as tables are padded."""
-    return -(-count // multiple) * multiple
+def round_up(count: int) -> int:
+    """The next multiple of 64, as tables are padded."""
+    return -(-count // 64) * 64
 
 
 def write_weights(kind: str, path: Path, shapes: layouts.Shapes, seed: int) -> None:

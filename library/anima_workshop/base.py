@@ -48,15 +48,15 @@ class BaseFile:
             raise ModelFileError("was cut while it was read.", source=str(self.path))
         return data
 
-    def parameter(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What a parameter stands for, by its name in the model."""
-        return self.whole(self.names[name], dtype)
+    def parameter(self, name: str) -> Tensor:
+        """What a parameter stands for, by its name in the model; float32."""
+        return self.whole(self.names[name])
 
-    def whole(self, key: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """What a weight stands for, by its key."""
+    def whole(self, key: str) -> Tensor:
+        """What a weight stands for, by its key; float32."""
         how = self.layout.weights.get(key)
         keys = [key] if how is None or how.scale is None else [key, how.scale]
-        return whole(coded({k: self.read(k) for k in keys}, self.layout)[key], "cpu", dtype)
+        return whole(coded({k: self.read(k) for k in keys}, self.layout)[key], "cpu", torch.float32)
 
     def of_module(self, path: str) -> dict[str, Tensor]:
         """A module's weight, and its bias if it has one; float32. Nothing for another model's module."""

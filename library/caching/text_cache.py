@@ -321,19 +321,3 @@ def text_file(
 def text_path(caption: str, folder: Path) -> Path:
     """Named by the text alone, so that another encoder replaces the file instead of adding one."""
     return Path(folder) / CACHE_FOLDER / f"text_{name_hash('text', caption)}.safetensors"
-
-
-def cache_text(
-    captions: Mapping[str, Path],
-    strategy: TextEncoderOutputsCachingStrategy,
-    *,
-    to_disk: bool,
-    skip_check: bool = False,
-) -> TextCache:
-    """These captions, all at once. captions: text -> the folder its file goes to.
-
-    Stored by content: the same text is the same entry, whichever picture it belongs to.
-    """
-    cache = TextCache(strategy, to_disk=to_disk, skip_check=skip_check)
-    cache.hold(captions)
-    return cache

@@ -191,9 +191,6 @@ OF_SUBSETS = {
 TOTAL = "total_batch_size"
 """Written with batch_size_per_device: pictures of one update."""
 
-AT_SAVE = ("steps", "epoch", "training_finished_at")
-"""Written by each save."""
-
 MINIMUM = ("base_model_version", "v2", "network_module", "network_dim", "network_alpha",
            "network_args")  # fmt: skip
 """What --no_metadata leaves, beside modelspec.*: other tools cannot use a file without it."""

@@ -10,13 +10,13 @@ import torch
 
 from library.caching.cache_files import read_whole
 from library.caching.latents_cache import Storing, cache_latents
-from library.caching.text_cache import cache_text
 from library.system.leftovers import OLD_AFTER
 from tests.helpers import warm
 from tests.helpers.caching_process import captions_of, check, fill
 from tests.helpers.dataset_files import (
     LetterEncoder,
     ShrinkingEncoder,
+    cache_text,
     catalogue_of,
     folder_of,
     stored_files,

@@ -18,12 +18,13 @@ from library.caching.contents import Contents
 from library.caching.latents_cache import Share, Storing, cache_latents
 from library.caching.latents_encoder import decode_ahead
 from library.caching.latents_files import latents_fingerprint
-from library.caching.text_cache import TextCache, cache_text
+from library.caching.text_cache import TextCache
 from library.errors import DatasetError
 from tests.helpers.dataset_files import (
     BUCKETS,
     LetterEncoder,
     ShrinkingEncoder,
+    cache_text,
     catalogue_from,
     catalogue_of,
     draw,

@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from library.caching.latents_cache import Storing, cache_latents
-from library.caching.text_cache import cache_text
 from library.errors import OutputError
-from tests.helpers.dataset_files import LetterEncoder, ShrinkingEncoder, catalogue_of, folder_of
+from tests.helpers.dataset_files import (
+    LetterEncoder,
+    ShrinkingEncoder,
+    cache_text,
+    catalogue_of,
+    folder_of,
+)
 from tests.helpers.hostile_files import SIZES, examples, file_bytes, layout_of, spoiled
 
 

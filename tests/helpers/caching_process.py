@@ -13,9 +13,15 @@ from pathlib import Path
 import torch
 
 from library.caching.latents_cache import LatentsCache, Storing, cache_latents
-from library.caching.text_cache import TextCache, cache_text
+from library.caching.text_cache import TextCache
 from library.data.picture_folders import CACHE_FOLDER
-from tests.helpers.dataset_files import BUCKETS, LetterEncoder, ShrinkingEncoder, catalogue_from
+from tests.helpers.dataset_files import (
+    BUCKETS,
+    LetterEncoder,
+    ShrinkingEncoder,
+    cache_text,
+    catalogue_from,
+)
 
 BATCH = 3
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from library.caching.contents import MEMORY
+from library.caching.text_cache import TextCache
 from library.config_util import load_dataset_config
 from library.data.buckets import CropPlan
 from library.data.data_types import ImageInfo, StoredTensor
@@ -106,6 +107,13 @@ class LetterEncoder(TextEncoderOutputsCachingStrategy):
         self.captions.append(caption)
         ids = torch.tensor([ord(letter) for letter in caption] or [0], dtype=torch.int64)
         return {"ids": ids, "hidden": torch.outer(ids.bfloat16(), torch.ones(4).bfloat16())}
+
+
+def cache_text(captions, strategy, *, to_disk):
+    """These captions, all at once. captions: text -> the folder its file goes to"""
+    cache = TextCache(strategy, to_disk=to_disk)
+    cache.hold(captions)
+    return cache
 
 
 def picture_url(kind="png", cut=None):

@@ -17,7 +17,6 @@ from library.data.dataset_config import SubsetConfig
 from library.saving.metadata import minimum, start_entries
 from library.saving.metadata_datasets import dataset_dirs, tag_frequency, tags_of
 from library.saving.metadata_table import (
-    AT_SAVE,
     FACTS,
     MINIMUM,
     OF_ADAPTERS,
@@ -40,6 +39,7 @@ OF_ANIMA = {
     *(f"{role}_{what}" for role in ("sd_model", "vae", "qwen3") for what in ("name", "hash")),
     *(f"new_{role}_hash" for role in ("sd_model", "vae", "qwen3")),
 }  # fmt: skip
+AT_SAVE = ("steps", "epoch", "training_finished_at")
 ALWAYS = {*OPTIONS, *FACTS, *OF_ADAPTERS, *AT_SAVE, *OF_ANIMA}
 MODELSPEC = {"sai_model_spec", "title", "resolution", "date", "architecture", "implementation"}
 DECIDE_THE_RESULT = ("optimizer", "schedule", "network", "loss", "flow", "validation")

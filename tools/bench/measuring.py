@@ -108,9 +108,9 @@ def relative_distance(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def aligned(rows: Sequence[Figures], hidden: frozenset[str] = frozenset()) -> list[str]:
+def aligned(rows: Sequence[Figures]) -> list[str]:
     """Lines of columns, the names first."""
-    names = [name for name in rows[0] if name not in hidden]
+    names = list(rows[0])
     lines = [names, *([str(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     return ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in lines]
