@@ -81,6 +81,14 @@ class Stopped(KeyboardInterrupt):
         self.code = 128 + number
 
 
+def in_one_line(error: BaseException) -> str:
+    """In one line what an error says, with its kind where its words are not for the user: KeyError: 'x'."""
+    words = " ".join(str(error).split())
+    if words and isinstance(error, (UserError, OSError)):
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
 def format_problems(kind: str, problems: Sequence[Problem]) -> str:
     """The text shown to the user: one heading per source, one aligned line per problem.
 

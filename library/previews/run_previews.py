@@ -1,7 +1,7 @@
 """Pictures drawn while a run goes on, by the adapters as they are; the run is afterwards as it was.
 
-Several processes share the prompts; the first keeps the album. What goes wrong costs the pictures, with
-one message, never the run.
+Several processes share the prompts; the first keeps the album. A lack of memory, a file or a prompt that
+is wrong costs the pictures, with one message, never the run.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ class Previews:
             self.draw_share(moment, made)
         except CutShort:
             logger.warning("%s: its pictures are not drawn, since a stop was asked for.", moment.title)
-        except Exception as error:  # noqa: BLE001  what the run need not end for
+        except Exception as error:
+            if not costs_pictures_alone(error):
+                raise
             self.give_up(moment, error)
         finally:
             self.studio.network.set_multiplier(multiplier)
@@ -158,10 +160,8 @@ class Previews:
         return self.publish(moment, made, begun)
 
     def give_up(self, moment: Moment, error: Exception) -> None:
-        """Tell what costs the pictures; raises what no run should go on after."""
+        """Tell what costs the pictures."""
         short = is_out_of_memory(error)
-        if not (short or isinstance(error, (UserError, OSError))):
-            raise error
         traceback.clear_frames(error.__traceback__)  # they hold what the picture had in memory
         what = "memory is too short to draw" if short else "pictures are lost"
         advice = " Smaller ones (--w, --h), or sample_on_cpu_vae, need less." if short else ""
@@ -280,6 +280,11 @@ class Previews:
         seconds, folder = time.monotonic() - begun, self.album.folder
         logger.info("%s: %d pictures in %.1f s, %s", moment.title, len(pictures), seconds, folder)
         return [drawn for drawn, _ in pictures]
+
+
+def costs_pictures_alone(error: Exception) -> bool:
+    """Whether a run goes on after it: memory, a file, what the user can put right; no fault of ours."""
+    return is_out_of_memory(error) or isinstance(error, (UserError, OSError))
 
 
 def reduced(pixels: numpy.ndarray) -> Image.Image:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from library.errors import Problem
+from library.errors import Problem, in_one_line
 from library.reporting import settings, told
 from library.reporting.index import REPORT, SUMMARY, summary, write_index
 from library.reporting.page import page
@@ -214,7 +214,8 @@ class Reporter:
                 logger.info("report: %s", self.report)
                 write_index(self.folder)
         except Exception as error:  # noqa: BLE001  whatever it is, the weights are what counts
-            logger.warning("%s: the report could not be written (%s).", self.report, error)
+            reason = in_one_line(error)
+            logger.warning("%s: the report could not be written (%s).", self.report, reason)
 
 
 def bucket_rows(catalogue: Catalogue) -> list[tuple[int, ...]]:

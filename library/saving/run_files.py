@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.errors import UserError
+from library.errors import UserError, in_one_line
 from library.saving.checkpoints import average_file, files_of_save, universal_file
 from library.saving.exporting import Exporter
 from library.saving.hub import Repository
@@ -246,7 +246,7 @@ class RunFiles:
             elif self.is_settled:
                 self.save_alone(file, position)
         except Exception as error:  # noqa: BLE001  the error that ends the run is the one to tell
-            return f"Its last step could not be saved ({error}). {self.describe_last()}"
+            return f"Its last step could not be saved ({in_one_line(error)}). {self.describe_last()}"
         return self.describe_last()
 
     def save_alone(self, file: Path, position: RunPosition) -> None:

@@ -12,6 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from library.errors import in_one_line
 from library.memory.operators import operator
 
 try:
@@ -72,11 +73,15 @@ def works(device: torch.device) -> bool:
         mix_add(added, matrix, x, 0.5)
         found = [mix(matrix, x), added, mix_sums(x, grad).sum(0)]
     except Exception as error:  # noqa: BLE001  of Triton, its compiler, the driver
-        logger.warning("groups are mixed by torch, the kernel for it does not work: %s", error)
+        reason = in_one_line(error)
+        logger.warning("groups are mixed by torch, the kernel for it does not work: %s", reason)
         return False
     m, x, grad = matrix.double(), x.double(), grad.double()
     expected = [m @ x, grad + 0.5 * (m @ x), (grad @ x.transpose(1, 2)).sum(0)]
-    return all(torch.allclose(a.double(), b, atol=2e-2) for a, b in zip(found, expected))
+    is_right = all(torch.allclose(a.double(), b, atol=2e-2) for a, b in zip(found, expected))
+    if not is_right:
+        logger.warning("groups are mixed by torch, the kernel for it computes wrongly")
+    return is_right
 
 
 def is_for(matrix: Tensor, x: Tensor) -> bool:

@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from library import errors
-from library.errors import ConfigError, DatasetError, Problem, UserError, format_problems
+from library.errors import (
+    ConfigError,
+    DatasetError,
+    Problem,
+    UserError,
+    format_problems,
+    in_one_line,
+)
 from library.utils import (
     atomic_write,
     nearest_name,
@@ -23,6 +30,12 @@ from tests.helpers.processes import python
 def test_a_single_sentence_stands_on_one_line():
     assert str(ConfigError("no models given.")) == "ConfigError: no models given."
     assert str(DatasetError("empty.", source="data.toml")) == "DatasetError: data.toml: empty."
+
+
+def test_an_error_is_told_in_one_line_with_its_kind_where_its_words_say_too_little():
+    assert in_one_line(KeyError("x")) == "KeyError: 'x'" and in_one_line(MemoryError()) == "MemoryError"
+    assert in_one_line(OSError(28, "No space left")) == "[Errno 28] No space left"
+    assert in_one_line(ConfigError([Problem("a."), Problem("b.")])) == "ConfigError: 2 problems a. b."
 
 
 def test_problems_of_one_file_are_counted_and_aligned():
