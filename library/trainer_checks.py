@@ -23,7 +23,7 @@ from library.data.scan import scan
 from library.device_utils import precision_dtype, without_memory
 from library.errors import ConfigError, DatasetError, Problem
 from library.memory import int8_probe
-from library.memory.modes import SavesMemory, mode_problems, recording_problems
+from library.memory.modes import SavesMemory, mode_problems, recording_problems, storage_problems
 from library.previews.album import album_problems
 from library.previews.prompts import caption_problems
 from library.reporting.reporter import Reporter, check_page
@@ -138,7 +138,8 @@ class CheckStages(FamilyHooks):
         """
         subject = self.get_subject()
         facts, wrong_files = self.inspect_models()
-        problems = [*subject.problems(), *self.assert_extra_args(), *wrong_files]
+        unstored = storage_problems(self.cfg.precision, self.accelerator.device)
+        problems = [*subject.problems(), *self.assert_extra_args(), *wrong_files, *unstored]
         if problems:
             like = torch.empty(0, device=self.accelerator.device if device is None else device)
             raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, like=like)])

@@ -42,6 +42,7 @@ class Saving(NamedTuple):
 ALL = 999  # of the blocks, however many there are
 CHECKPOINT = LoopOptions(gradient_checkpointing=True)
 FP8, INT8 = PrecisionOptions(fp8_base=True), PrecisionOptions(int8_base=True)
+NF4 = PrecisionOptions(nf4_base=True)
 COMPUTE = replace(INT8, int8_compute="always")
 MODES = {
     "none": Saving(),
@@ -55,6 +56,7 @@ MODES = {
     "fp8": Saving(precision=FP8),
     "fp8_checkpoint": Saving(CHECKPOINT, FP8),
     "int8_checkpoint": Saving(CHECKPOINT, INT8),
+    "nf4_checkpoint": Saving(CHECKPOINT, NF4),
     "int8_compute": Saving(precision=COMPUTE),
 }
 """Ways of saving memory by the names of measurements."""

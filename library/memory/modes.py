@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from library.errors import Problem
+from library.memory import four_bits_trial
 from library.memory.replay import CudaRecorder, Recorder
 from library.memory.swapping import BUFFERS
 
@@ -61,11 +62,20 @@ def store_weights(
     form = precision.stored_form
     if form is None:
         return []
+    if form == "nf4":
+        four_bits_trial.declare_operators()
     whole = not precision.stores_unet_only
     model.quantise(form, device, llm_adapter=whole)
     where = "the blocks and the LLM adapter" if whole else "the blocks"
-    lines = [f"{form}: frozen matrices of {where} are stored in 8 bits, with a scale for each row"]
+    how = "4 bits, with a scale for each 64" if form == "nf4" else "8 bits, with a scale for each row"
+    lines = [f"{form}: frozen matrices of {where} are stored in {how}"]
     return lines + ["int8_compute: their products are computed in int8"] * (form == "int8_rotated")
+
+
+def storage_problems(precision: PrecisionOptions, device: torch.device) -> list[Problem]:
+    """Why weights cannot be stored here in the form of the options."""
+    reason = four_bits_trial.why_not(device) if precision.nf4_base else None
+    return [Problem(reason, "nf4_base = true")] if reason else []
 
 
 def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) -> list[str]:

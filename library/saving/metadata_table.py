@@ -115,6 +115,7 @@ WHERE_SET = {
     "stochastic_rounding": "precision.stochastic_rounding",
     "fused_backward_pass": "optimizer.fused_backward_pass",
     "int8_base": "precision.int8_base",
+    "nf4_base": "precision.nf4_base",
     "int8_compute": "precision.int8_compute",
     "multiscale_loss_weight": "loss.multiscale_loss_weight",
     "prior_preservation_weight": "loss.prior_preservation_weight",

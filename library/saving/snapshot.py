@@ -80,6 +80,7 @@ def run_fields(
         "fp8_base": cfg.precision.fp8_base,
         "fp8_base_unet": cfg.precision.fp8_base_unet and not cfg.precision.fp8_base,
         "int8_base": cfg.precision.int8_base,
+        "nf4_base": cfg.precision.nf4_base,
         "int8_compute": cfg.precision.stored_form == "int8_rotated",
         "no_half_vae": cfg.cache.no_half_vae,
         "weighted_captions": cfg.data.weighted_captions,

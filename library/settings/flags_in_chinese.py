@@ -150,6 +150,7 @@ SENTENCES = {
     "fp8_base": "块与 LLM adapter 的冻结矩阵存成 fp8：结果不同",
     "fp8_base_unet": "同上，只用于块",
     "int8_base": "同 fp8_base，但用 int8：误差是它的三分之一",
+    "nf4_base": "同 fp8_base，但用 bitsandbytes 的 4 位 NF4：误差是它的三倍半",
     "int8_compute": "这些矩阵的乘积也用 int8（先旋转）：比不用 int8_base 快时才用（auto），或能用就用（always）",
     "cuda_allow_tf32": "允许 TF32 乘法",
     "cuda_cudnn_benchmark": "让 cuDNN 试选算法",

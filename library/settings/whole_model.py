@@ -25,7 +25,7 @@ NOT_FOR_MODELS: dict[str, str] = {
     "unet_lr": f"{OF_ADAPTERS}: learning_rate is the rate",
     "text_encoder_lr": "the text encoder does not train. Leave it out",
     "train_norm": "norms train with the part that they belong to. Leave it out; a rate of 0 freezes a part",
-    **dict.fromkeys(("fp8_base", "fp8_base_unet", "int8_base", "int8_compute"), FROZEN),
+    **dict.fromkeys(("fp8_base", "fp8_base_unet", "int8_base", "int8_compute", "nf4_base"), FROZEN),
     "cuda_graphs": "steps of adapters are recorded, those of a model that trains are not. Leave it out",
     "blocks_to_swap": (
         "weights that wait in RAM are frozen ones: those that train would have to travel back after each "

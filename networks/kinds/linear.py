@@ -27,6 +27,11 @@ def is_adaptable_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
     return isinstance(module, nn.Linear)
 
 
+def shape_of(base: nn.Linear) -> tuple[int, int]:
+    """(out, in), in whatever form the weight is stored."""
+    return base.out_features, base.in_features
+
+
 class LinearAdapter(Adapter):
     """An adapter of a Linear: its input (..., in) and frozen parameters -> its output (..., out).
 

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
 from networks.kinds.kind import Kind, KindArguments, Training
-from networks.kinds.linear import AdditiveAdapter, chain_norm
+from networks.kinds.linear import AdditiveAdapter, chain_norm, shape_of
 from networks.kinds.stored import (
     Factors,
     check_shape,
@@ -86,7 +86,7 @@ class LoHa(AdditiveAdapter):
 
     @classmethod
     def as_file(cls, base: nn.Linear, factors: Factors, dropout: Dropout) -> LoHa:
-        rank, other = loha_ranks(factors, base.weight.shape)
+        rank, other = loha_ranks(factors, shape_of(base))
         if rank != other:
             raise ValueError(f"has the ranks {other} and {rank}; only --base_weights can take two")
         alpha = stored_alpha(factors, rank)

@@ -22,7 +22,7 @@ from library.errors import Problem
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
 from networks.kinds.kind import Kind, KindArguments, Request, Training
-from networks.kinds.linear import AdditiveAdapter, LinearAdapter
+from networks.kinds.linear import AdditiveAdapter, LinearAdapter, shape_of
 from networks.kinds.stored import (
     Factors,
     check_shape,
@@ -175,7 +175,7 @@ class LoKr(AdditiveAdapter):
 
     @classmethod
     def as_file(cls, base: nn.Linear, factors: Factors, dropout: Dropout) -> LoKr:
-        shape = lokr_shape_of(factors, base.weight.shape)
+        shape = lokr_shape_of(factors, shape_of(base))
         return cls(shape, stored_alpha(factors, shape.rank), dropout)
 
     def added(self, x: Tensor) -> Tensor:

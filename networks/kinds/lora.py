@@ -17,7 +17,7 @@ from library.memory.quantised import Quantised, frozen_weight
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
 from networks.kinds.kind import Kind, KindArguments, Request, Training
-from networks.kinds.linear import AdditiveAdapter, LinearAdapter
+from networks.kinds.linear import AdditiveAdapter, LinearAdapter, shape_of
 from networks.kinds.noise_ranks import NoiseRanks
 from networks.kinds.principal import principal_inputs
 from networks.kinds.stored import (
@@ -59,7 +59,7 @@ class LoRA(AdditiveAdapter):
 
     @classmethod
     def as_file(cls, base: nn.Linear, factors: Factors, dropout: Dropout) -> LoRA:
-        rank = lora_rank(factors, base.weight.shape)
+        rank = lora_rank(factors, shape_of(base))
         alpha = stored_alpha(factors, rank)
         return cls(base.in_features, base.out_features, rank, alpha, dropout)
 

@@ -18,9 +18,10 @@ PARAMS = replace(
 )  # true widths
 STEPS = {  # adapter, rank, mode, pixels, batch, more: the optimizers
     ("lora", 16, "none", 512, 1): ("AdamW", "AdamW8bit", "Lion", "SGDNesterov"),
-    ("lora", 32, "checkpoint", 256, 2): ("AdamW", "Prodigy", "Adafactor"),
+    ("lora", 32, "checkpoint", 256, 2): ("AdamW", "Prodigy"),
     ("lora+norms", 16, "cheap", 256, 1): ("AdamW", "Lion"),
     ("lora", 16, "fp8_checkpoint", 256, 1): ("AdamW", "AdamW8bit", "Lion"),
+    ("lora", 16, "nf4_checkpoint", 256, 1): ("AdamW",),
     ("lokr_full", 16, "none", 256, 1): ("AdamW", "Adafactor"),
     ("lokr", 8, "swap_all", 256, 1): ("AdamW", "Lion", "SGDNesterov"),
     ("lora", 16, "offload", 256, 1): ("AdamW",),

@@ -188,6 +188,7 @@ FLAGS: dict[str, Case] = {
     "fp8_base": Case(True, "", HALF, STORED),
     "fp8_base_unet": Case(True, "", HALF, STORED, idle=({**HALF, "fp8_base": True},)),
     "int8_base": Case(True, "", HALF, STORED),
+    "nf4_base": Case(True, "", HALF, STORED),
     "int8_compute": Case("always", "", {**HALF, "int8_base": True}, STORED, idle=(HALF,)),
     "full_bf16": shown(SETTINGS),
     "stochastic_rounding": shown("test_single_updates.test_small_updates_are_not_lost_on_average", True, {}),

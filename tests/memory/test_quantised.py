@@ -4,52 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from library.memory.quantised import FORMS, Quantised, QuantisedLinear, frozen_weight
-from tests.helpers.late_lane import LateLane
-from tests.helpers.memory_modes import (
-    KINDS,
-    assert_same_bits,
-    gradients,
-    kept_by_forward,
-    small_dit,
-)
+from library.memory.quantised import FORMS, Quantised, QuantisedLinear
+from tests.helpers.memory_modes import assert_same_bits, gradients, kept_by_forward, small_dit
+from tests.helpers.stored_weights import CPU, storing
 
-CPU = torch.device("cpu")
 DENSE = [form for form in FORMS if form != "int8_rotated"]  # whose products are those of floats
 MODES = [None, {"mode": "cheap"}, {"mode": "block"}, {"cpu_offload": True}]
 OF_A_VALUE = {"fp8": 2**-4, "int8": 0.5 / 127}  # of the value itself, of its row's largest
-
-
-def storing(kind, form="fp8", dtype=torch.float32, mode=None, swapped=0, dense=False):
-    """A small model with adapters. dense: plain Linears of what the stored weights stand for."""
-    module, options = KINDS[kind]
-    model = small_dit().to(dtype).requires_grad_(False)
-    model.quantise(form, CPU, llm_adapter=True)
-    if dense:
-        make_dense(model, dtype)
-    if mode:
-        model.enable_gradient_checkpointing(**mode)
-    if swapped:
-        model.enable_block_swap(swapped, "cpu")
-        model.swap.lane = LateLane()
-    torch.manual_seed(1)
-    network = module.create_network(1.0, 2, 1, None, None, model, **options)
-    network.apply_to(None, model)
-    network.on_epoch_start(None, model)
-    with torch.no_grad():
-        for parameter in network.get_trainable_params():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model, network
-
-
-def make_dense(model, dtype):
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, QuantisedLinear):
-                plain = nn.Linear(child.in_features, child.out_features, bias=False)
-                plain.weight = nn.Parameter(frozen_weight(child).dense(dtype), requires_grad=False)
-                plain.bias = child.bias
-                setattr(module, name, plain)
 
 
 @pytest.mark.parametrize("form", DENSE)

@@ -64,6 +64,7 @@ STORED = {
     "fp8_base_unet": (torch.float8_e4m3fn, False),
     "int8_base": (torch.int8, True),
     "int8_compute": (torch.int8, True),
+    "nf4_base": (torch.uint8, True),
 }
 
 

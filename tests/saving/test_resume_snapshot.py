@@ -89,6 +89,7 @@ def test_a_field_that_older_versions_did_not_write_is_no_difference():
     [
         ("fp8_base", True, "false in the state, true now"),
         ("int8_base", True, "false in the state, true now"),
+        ("nf4_base", True, "false in the state, true now"),
         ("loss_type", "huber", "l2 in the state, huber now"),
     ],
 )

@@ -34,6 +34,7 @@ FLAGS = {
     "no such choice": ({"mixed_precision": "bf61"}, ["Did you mean bf16?"]),
     "refused": ({"deepspeed": True}, ["deepspeed", "every process holds all that trains"]),
     "two forms": ({"fp8_base": True, "int8_base": True}, ["one form", "int8_base"]),
+    "three forms": ({"fp8_base": True, "nf4_base": True}, ["one form", "fp8_base, nf4_base"]),
     "8 bits of float32": ({"int8_base": True}, ["int8_base", "needs mixed_precision = bf16"]),
     "unknown network argument": ({"network_args": ["lokr_facto=4"]}, ["lokr_facto"]),
     "no pattern matches": ({"network_args": ["target_modules=nothing_here"]}, ["nothing_here"]),

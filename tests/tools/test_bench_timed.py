@@ -178,4 +178,5 @@ def test_storage_is_compared_with_the_base_as_it_is(run, monkeypatch):
     assert set(rows) == set(storage.STORED) and set(rows["as it is"].values()) == {0}
     for name in ("stored", "velocity", "gradients"):
         assert 0 < 2 * rows["int8_base"][name] < rows["fp8_base"][name] < 0.3
+        assert 1.3 * rows["fp8_base"][name] < rows["nf4_base"][name] < 0.6
     assert rows["fp8_base_unet"]["velocity"] != rows["fp8_base"]["velocity"]

@@ -40,6 +40,7 @@ FLAGS = {
     "checkpoint_graphs": "--gradient_checkpointing --cuda_graphs",
     "checkpoint_swap_all": "--gradient_checkpointing --blocks_to_swap 28",
     "fp8_checkpoint": "--fp8_base --gradient_checkpointing",
+    "nf4_checkpoint": "--nf4_base --gradient_checkpointing",
     "int8_compute": "--int8_base --int8_compute always",
 }
 

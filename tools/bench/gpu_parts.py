@@ -58,7 +58,7 @@ LIMITS = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.02}
 """Of the relative distance to the reference; in the halves three times what rounding gives on a CPU."""
 STEP_MODES = (
     "none", "graphs", "compile", "compile_graphs", "cheap", "checkpoint", "checkpoint_graphs",
-    "checkpoint_swap_all", "fp8_checkpoint", "int8_compute",
+    "checkpoint_swap_all", "fp8_checkpoint", "nf4_checkpoint", "int8_compute",
 )  # fmt: skip
 ALL_MODES = {**MODES, **SPEEDS}
 COUNTERS = 4  # processes that count steps while the card runs them
@@ -307,7 +307,8 @@ def curve(plan: Plan, settings: AnimaStep, steps: int, expected: list[float]) ->
     if not expected:
         raise RuntimeError("plain training, to be compared with, did not run")
     apart = max(abs(loss - other) for loss, other in zip(losses, expected))
-    result = "same bits" if not apart else "ok" if apart < 1e-2 * expected[0] else "TOO FAR"
+    furthest = (5e-2 if settings.memory.precision.nf4_base else 1e-2) * expected[0]
+    result = "same bits" if not apart else "ok" if apart < furthest else "TOO FAR"
     return {"steps": steps, "last loss": f"{losses[-1]:.5f}", "apart": apart, "result": result}
 
 

@@ -1,4 +1,4 @@
-"""How far 8-bit storage moves a step's velocity and gradients, on random weights of true widths.
+"""How far storage in 8 or 4 bits moves a step's velocity and gradients, on random weights of true widths.
 
 python -m tools.bench.storage [--blocks 4] [--pixels 256] [--precision no] [--json storage.json]
 
@@ -38,6 +38,7 @@ STORED = {
     "fp8_base_unet": PrecisionOptions(fp8_base_unet=True),
     "fp8_base": PrecisionOptions(fp8_base=True),
     "int8_base": PrecisionOptions(int8_base=True),
+    "nf4_base": PrecisionOptions(nf4_base=True),
     "int8_compute": PrecisionOptions(int8_base=True, int8_compute="always"),
 }
 TOKENS = 150

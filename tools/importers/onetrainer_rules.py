@@ -29,6 +29,7 @@ SMALL_FORMS: dict[str, dict[str, object]] = {
     "int_w8a16": {"train.int8_base": True},
     "int_w8a8": {"train.int8_base": True, "train.int8_compute": "auto"},
     "float_8": {"train.fp8_base": True},
+    "nfloat_4": {"train.nf4_base": True},
 }
 WHOLE = ("none", "float_32", "bfloat_16", "float_16", "tfloat_32")
 SCALERS = ("none", "batch", "gradient_accumulation", "both")

@@ -60,7 +60,7 @@ def settle_memory(draft: Draft) -> None:
 
 
 def settle_precision(draft: Draft, *, whole: bool) -> None:
-    """The form of the weights: of frozen ones in 8 bits, of a model that trains with or without masters."""
+    """The form of the weights: of frozen ones in few bits, of a model that trains with or without masters."""
     part, usual, rounding = draft.take("part_form"), draft.take("form"), draft.take("rounding")
     if part and usual:
         draft.find(UNSET, usual.leaf, why="transformer.weight_dtype is the DiT's")
@@ -75,7 +75,7 @@ def settle_precision(draft: Draft, *, whole: bool) -> None:
         draft.put(form.leaf, SMALL_FORMS[word])
     elif form:
         draft.lose(
-            form.leaf, "weights are kept whole here, or frozen ones by int8_base or fp8_base"
+            form.leaf, "weights are kept whole here, or frozen ones by int8_base, fp8_base or nf4_base"
         )
     if rounding and rounds and draft.train.get("full_bf16"):
         draft.put(rounding.leaf, "train.stochastic_rounding", True)

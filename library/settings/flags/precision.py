@@ -61,6 +61,9 @@ class PrecisionOptions:
         choices=("auto", "always"),
         idle=(needs(lambda o: o.int8_base, "only int8_base has matrices in int8"),),
     )
+    nf4_base: bool = flag(
+        False, "as fp8_base, in 4 bits by bitsandbytes (NF4): three and a half times its error"
+    )
     cuda_allow_tf32: bool = flag(False, "allow TF32 products")
     cuda_cudnn_benchmark: bool = flag(False, "let cuDNN try its algorithms")
     deterministic: bool = flag(False, "deterministic kernels only: slower, repeatable to the bit")
@@ -118,6 +121,8 @@ class PrecisionOptions:
         """How frozen matrices are stored; None: as mixed_precision says."""
         if self.int8_base:
             return "int8_rotated" if self.int8_compute else "int8"
+        if self.nf4_base:
+            return "nf4"
         return "fp8" if self.fp8_base or self.fp8_base_unet else None
 
     @property
@@ -128,12 +133,13 @@ class PrecisionOptions:
     @property
     def stores_unet_only(self) -> bool:
         """Whether the LLM adapter stays as mixed_precision says."""
-        return not (self.fp8_base or self.int8_base)
+        return not (self.fp8_base or self.int8_base or self.nf4_base)
 
     def storage_problems(self) -> list[Problem]:
-        asked = [name for name in ("fp8_base", "fp8_base_unet", "int8_base") if getattr(self, name)]
+        names = ("fp8_base", "fp8_base_unet", "int8_base", "nf4_base")
+        asked = [name for name in names if getattr(self, name)]
         found = []
-        if self.int8_base and len(asked) > 1:
+        if len(asked) > 1 and (self.int8_base or self.nf4_base):
             message = f"weights have one form: keep one of {', '.join(asked)}."
             found.append(Problem(message, f"{asked[0]} = true"))
         if asked and self.mixed_precision == "no":
