@@ -65,11 +65,12 @@ def test_sizes_that_are_equal_by_chance_stay_two():
 
 
 def test_zeros_that_are_counted_are_in_one_graph_for_all_texts():
+    """For those too that have no zeros left out."""
     model, _ = adapted("lora linears", blocks=1)
     model.folds_text = True
 
     def velocities():
-        for rows in (200, 400):
+        for rows in (200, 400, 500, 530):
             text = torch.full((2, rows, model.params.text_dim), 0.5)
             noisy, sigma = torch.zeros(2, 16, 8, 8), torch.tensor([0.3, 0.8])
             yield model(noisy, sigma, context=text, whole=False)

@@ -103,14 +103,17 @@ class Anima(nn.Module):
         whole: the context that is given has its rows of zeros
         In the model's dtype; float32 when that is float16, as the residual stream then is.
         """
+        lacks_rows = self.folds_text and not (whole and context is not None)
         if context is None:
             assert qwen_hidden is not None and t5_ids is not None, "text, or its context"
             read = self.recorded_text or self.embedded
             context = read(qwen_hidden, t5_ids, qwen_mask, t5_mask, t5_weights)
-            whole = not self.folds_text
         elif not whole:
             context = self.padded(context)
-        log_zeros = None if whole else log_left_out(context, MIN_CONTEXT)
+        log_zeros = None
+        if lacks_rows:  # a compiled graph is for texts of all lengths, also those that lack none
+            eager = self.compiled is None
+            log_zeros = log_left_out(context, MIN_CONTEXT, or_none=eager)
         return (self.recorded or self.velocity)(latents, sigma, context, log_zeros)
 
     def embedded(

@@ -21,16 +21,26 @@ aten = torch.ops.aten
 STEP = 64  # of the number of rows: kernels take as many keys at a time, and texts have few sizes
 
 
+def row_count(rows: int, least: int) -> int:
+    """A multiple of STEP that has room for so many rows, or `least` where that is fewer."""
+    return min(math.ceil(rows / STEP) * STEP, least)
+
+
 def shortened(rows: Tensor, least: int) -> Tensor:
     """A text (B, T, X) with zeros up to a multiple of STEP rows, or up to `least` where that is fewer."""
-    count = min(math.ceil(rows.shape[1] / STEP) * STEP, least)
+    count = row_count(rows.shape[1], least)
     return F.pad(rows, (0, 0, 0, max(0, count - rows.shape[1])))
 
 
-def log_left_out(rows: Tensor, least: int) -> Tensor | None:
-    """log(n) of the n rows that a text has less than `least`; None where it has as many."""
+def log_left_out(rows: Tensor, least: int, *, or_none: bool = True) -> Tensor | None:
+    """log(n) of the n rows that a text has less than `least`.
+
+    Where it has as many: None, or log(0) if `or_none` is not set, with which the result is the same.
+    """
     count = least - rows.shape[1]
-    return torch.full((), math.log(count), device=rows.device) if count > 0 else None
+    if count <= 0 and or_none:
+        return None
+    return torch.full((), math.log(count) if count > 0 else -math.inf, device=rows.device)
 
 
 def attention_beside_zeros(q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor) -> Tensor:
