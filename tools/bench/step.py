@@ -107,7 +107,9 @@ def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str
     )  # fmt: skip
     step = make_step(settings, options.device)
     trained = step.network.get_trainable_params()
-    context = inputs.context[:, :REAL_ROWS] if folds else inputs.context
+    context = inputs.context
+    if folds:  # with strides of its own: for those of the whole torch copies a Linear's weight
+        context = context[:, :REAL_ROWS].clone(memory_format=torch.contiguous_format)
     given = (inputs.noisy, inputs.sigma)
     predict = partial(step.model, *given, context=context, whole=not folds)
     return step_of(trained, predict, inputs.velocity)
