@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports that take seconds
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from torch import Tensor, nn
 from library.anima_backend.modelling.dit import MIN_CONTEXT, Anima
 from library.anima_doctor import report as doctor
 from library.anima_doctor.run_memory import RunMemory, largest_batch, longest_tokens
-from library.anima_runtime import attention_choice, model_loading, start_notes, tokenizer_loading
+from library.anima_runtime import (
+    attention_choice,
+    model_loading,
+    padding_choice,
+    start_notes,
+    tokenizer_loading,
+)
 from library.anima_runtime.command_line import ADAPTERS, load_run
 from library.anima_runtime.config_adapter import AnimaConfig, run_notes
 from library.anima_runtime.empty_model import empty_model
@@ -73,6 +80,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     hashes: FileHashes
     # check_attention
     fused: bool
+    padding: str
     # prepare_strategies
     tokenizer_folders: TokenizerFolders
     tokenize_strategy: AnimaTokenizeStrategy
@@ -123,13 +131,21 @@ class AnimaNetworkTrainer(NetworkTrainer):
         return {**super().network_kwargs(), **self.anima.network_kwargs()}
 
     def choose_attention(self) -> str:
-        params, is_main = self.model_facts.params, self.accelerator.is_main_process
-        saved = self.resumption.state.snapshot["soft"] if self.resumption.state else None
-        sizes = attention_choice.sizes_of(params, largest_batch(self.catalogue), MIN_CONTEXT)
-        place = attention_choice.Place(sizes, self.weight_dtype, self.accelerator.device)
+        """And how texts are padded, which says what attention to them there is."""
+        is_main, state = self.accelerator.is_main_process, self.resumption.state
+        saved, place = state.snapshot["soft"] if state else None, self.place_of_attention()
         self.fused = choose_fused(self.anima, saved, place.device, is_main=is_main)
-        kernel = saved.get("attention") if saved else None
-        return attention_choice.choose_kernel(self.anima, kernel, place, is_main=is_main)
+        kernel, self.padding = attention_choice.choose(self.anima, saved, place, is_main=is_main)
+        return kernel
+
+    def place_of_attention(self) -> attention_choice.Place:
+        batch, images = largest_batch(self.catalogue), self.catalogue.images
+        letters = [len(image.caption or "") + len(image.sentences or "") for image in images]
+        rows = padding_choice.usual_rows(letters, batch[0], MIN_CONTEXT)
+        sizes = attention_choice.sizes_of(self.model_facts.params, batch, MIN_CONTEXT, rows)
+        device = self.accelerator.device
+        needs_rows = padding_choice.why_rows(self.cfg.precision, self.catalogue, device)
+        return attention_choice.Place(sizes, self.weight_dtype, device, needs_rows)
 
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.model_files.transformer)
@@ -149,7 +165,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         )
         model.set_attention_backend(self.attention)
         model.use_one_kernel(self.fused)
-        model.folds_text = self.anima.folds_text
+        model.folds_text = self.padding == padding_choice.FOLD
         if self.trained_text_encoder:
             model.hold_text_encoder(self.qwen_on(self.accelerator.device).model)
         return model
@@ -237,7 +253,8 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def memory_counter(self) -> Count:
         texts = self.run_texts().of_epoch(0)
         memory = RunMemory(
-            self.cfg, self.anima, self.model_facts.params, self.outline,
+            self.cfg, replace(self.anima, text_padding=self.padding),
+            self.model_facts.params, self.outline,
             tuple(self.network_kwargs().items()), largest_batch(self.catalogue),
             longest_tokens(texts, self.token_counts),
         )  # fmt: skip
@@ -279,7 +296,9 @@ class AnimaNetworkTrainer(NetworkTrainer):
 
     def update_metadata(self, entries: dict[str, str]) -> None:
         """Say that this is Anima, which files it was trained on, and how text was read."""
-        entries |= run_entries(self.model_files, self.anima, self.attention, self.fused)
+        entries |= run_entries(
+            self.model_files, self.anima, self.attention, self.padding, fused=self.fused
+        )
 
     def late_metadata(self) -> dict[str, str]:
         return hash_entries(self.model_files, self.hashes)
@@ -311,7 +330,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         )
         places = {f"{role}_path": path for role, path in files.items()}
         own = {"attention": self.attention, "fused_kernels": self.fused}
-        made.soft.update(text_padding=anima.text_padding, **own, **places)
+        made.soft.update(text_padding=self.padding, **own, **places)
         return made
 
     def hashed_files(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,8 +208,10 @@ class Estimates:
     @cached_property
     def memory(self) -> RunMemory:
         trainer, batch = self.trainer, largest_batch(self.trainer.catalogue)
+        # as the family's trainer has chosen, if the stage that chooses ended well
+        padding = getattr(trainer, "padding", self.anima.text_padding)
         return RunMemory(
-            trainer.cfg, self.anima, self.params, self.network,
+            trainer.cfg, replace(self.anima, text_padding=padding), self.params, self.network,
             tuple(trainer.network_kwargs().items()), batch, self.captions.longest,
         )  # fmt: skip
 

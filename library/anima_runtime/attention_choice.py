@@ -1,16 +1,22 @@
-"""Which kernel computes a run's attention: the one that was asked for, the state's, or the fastest here."""
+"""Which kernel computes a run's attention: the one that was asked for, the state's, or the fastest here.
+
+How texts are padded is chosen with it, since that says which attention to them there is to compute.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from library.anima_backend.modelling.attention import PACKAGED
 from library.anima_backend.modelling.attention_probe import (
     COUNTING,
+    REAL_ROWS,
+    ROUNDS,
     Sizes,
     Trial,
     fastest,
@@ -20,6 +26,7 @@ from library.anima_backend.modelling.attention_probe import (
 from library.anima_backend.modelling.kernels import AUTO, KERNELS
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime.config_adapter import AnimaConfig
+from library.anima_runtime.padding_choice import FOLD, ROWS, Padding, settled
 from library.device_utils import clean_memory_on_device
 from library.errors import ConfigError, Problem
 from library.utils import log_lines
@@ -31,17 +38,21 @@ ADVICE = "Leave it out, or write attn_mode = auto: the fastest that works is tak
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run computes its attention, and of which sizes."""
+    """Where a run computes its attention, and of which sizes.
+
+    needs_rows: of padding_choice.why_rows
+    """
 
     sizes: Sizes
     dtype: torch.dtype
     device: torch.device
+    needs_rows: str = ""
 
-    def try_all(self) -> list[Trial]:
-        return [self.trial(name) for name in KERNELS]
+    def trials(self, asked: str) -> list[Trial]:
+        return [self.trial(name) for name in (KERNELS if asked == AUTO else (asked,))]
 
-    def try_counting(self) -> Trial:
-        return try_counting(self.sizes, self.dtype, self.device)
+    def try_counting(self, *, timed: bool) -> Trial:
+        return try_counting(self.sizes, self.dtype, self.device, ROUNDS if timed else 0)
 
     def trial(self, kernel: str) -> Trial:
         return try_kernel(kernel, self.sizes, self.dtype, self.device)
@@ -49,63 +60,127 @@ class Place:
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel, which may be one that was asked for and does not work, and why it is taken."""
+    """A kernel, which may be one that was asked for and does not work, and why it is taken.
+
+    padding: of texts
+    """
 
     trial: Trial
     why: str
+    padding: Padding
 
 
-def sizes_of(params: DiTParams, batch: tuple[int, int, int], texts: int) -> Sizes:
-    """batch: pictures, and their width and height in pixels; texts: rows of a context"""
+def sizes_of(
+    params: DiTParams, batch: tuple[int, int, int], texts: int, real: int = REAL_ROWS
+) -> Sizes:
+    """batch: pictures, and their width and height in pixels; texts, real: rows of a context"""
     pictures, width, height = batch
     side = 8 * params.patch
     tokens = (width // side) * (height // side)
     heads = params.model_dim // params.head_dim
-    return Sizes(pictures, tokens, texts, heads, params.head_dim, params.num_blocks)
+    return Sizes(pictures, tokens, texts, heads, params.head_dim, params.num_blocks, real)
 
 
-def choose_kernel(anima: AnimaConfig, saved: str | None, place: Place, *, is_main: bool) -> str:
-    """The same on every process; the first tries. Raises ConfigError where the one asked for fails.
+def choose(
+    anima: AnimaConfig, saved: Mapping[str, Any] | None, place: Place, *, is_main: bool
+) -> tuple[str, str]:
+    """The kernel, and how texts are padded: ROWS or FOLD.
 
-    saved: what the state was trained with, if there is one
+    The same on every process; the first tries. Raises ConfigError where what is asked for fails.
+
+    saved: what the state, if there is one, says of the run that wrote it
     """
     from accelerate.utils import broadcast_object_list
 
     if place.device.type != "cuda":
         log_lines(logger, notes_without_card(anima), logging.WARNING)
-        return "torch"
+        padding = settled(anima, saved, place.device, place.needs_rows)
+        told(padding)
+        return "torch", padding.form
     found = decide(anima, saved, place) if is_main else None
     choice: Choice = broadcast_object_list([found])[0]
     clean_memory_on_device(place.device)
     if choice.trial.why_not:
         raise ConfigError([problem_of(anima, choice.trial)])
     logger.info("attention: %s, %s", choice.trial.kernel, choice.why)
-    return choice.trial.kernel
+    told(choice.padding)
+    return choice.trial.kernel, choice.padding.form
 
 
-def decide(anima: AnimaConfig, saved: str | None, place: Place) -> Choice:
-    """Deterministic runs take torch's own untimed: another choice at the next start would be other bits."""
-    asked = anima.attention_backend
-    if anima.folds_text:
-        counting = place.try_counting()
+def told(padding: Padding) -> None:
+    logger.info("text_padding: %s, %s", padding.form, padding.why)
+
+
+def decide(anima: AnimaConfig, saved: Mapping[str, Any] | None, place: Place) -> Choice:
+    """Deterministic runs take torch's own untimed: another choice at the next start would be other bits.
+
+    Of their texts they count the zeros, where that gives the same bits twice.
+    """
+    padding = settled(anima, saved, place.device, place.needs_rows)
+    is_timed = not padding.form and not torch.are_deterministic_algorithms_enabled()
+    if padding.form != ROWS:
+        counting = place.try_counting(timed=is_timed)
+        if counting.why_not and anima.folds_text:
+            return Choice(counting, "", padding)
         if counting.why_not:
-            return Choice(counting, "")
-        place = replace(place, sizes=replace(place.sizes, texts=0))
+            padding = Padding(ROWS, f"since {counting}")
+        elif is_timed:
+            return by_time(anima, place, counting)
+        else:
+            padding = Padding(FOLD, padding.why or "which is deterministic")
+    if padding.form == FOLD:
+        place = without_texts(place)
+    trial, why = kernel_for(anima, saved, place)
+    return Choice(trial, why, padding)
+
+
+def kernel_for(
+    anima: AnimaConfig, saved: Mapping[str, Any] | None, place: Place
+) -> tuple[Trial, str]:
+    asked, before = anima.attention_backend, ""
     if asked != AUTO:
-        trial = Trial("torch") if asked == "torch" else place.trial(asked)
-        return Choice(trial, "as asked for")
-    before = ""
-    if saved in KERNELS:
-        trial = Trial("torch") if saved == "torch" else place.trial(saved)
+        return Trial("torch") if asked == "torch" else place.trial(asked), "as asked for"
+    if saved is not None and (kernel := saved.get("attention")) in KERNELS:
+        trial = Trial("torch") if kernel == "torch" else place.trial(kernel)
         if not trial.why_not:
-            return Choice(trial, "as in the state")
+            return trial, "as in the state"
         before = f"since that of the state, {trial}; "
     if torch.are_deterministic_algorithms_enabled():
-        return Choice(Trial("torch"), f"{before}which is deterministic")
-    trials = place.try_all()
+        return Trial("torch"), f"{before}which is deterministic"
+    trials = place.trials(AUTO)
+    chosen = taken(trials)
+    return chosen, before + comparison(chosen, trials, place)
+
+
+def by_time(anima: AnimaConfig, place: Place, counting: Trial) -> Choice:
+    """The faster of two: all attentions of a step by one kernel, or those to texts as `counting` was."""
+    asked, sizes = anima.attention_backend, place.sizes
+    trials = place.trials(asked)
+    of_pictures = [replace(trial, parts=trial.parts[:1]) for trial in trials]
+    rows, fold = taken(trials), taken(of_pictures)
+    if rows.why_not:
+        return Choice(rows, "", Padding(ROWS, ""))
+    times = {ROWS: rows.seconds, FOLD: fold.seconds + counting.seconds}
+    form, other = sorted(times, key=lambda form: times[form])
+    padding = Padding(form, (
+        f"{1e3 * times[form]:.1f} ms a step for all attentions, {other} {1e3 * times[other]:.1f} ms"
+        f" (texts of {sizes.real} rows, with zeros {sizes.texts})"
+    ))  # fmt: skip
+    chosen = rows
+    if form == FOLD:
+        chosen, trials, place = fold, of_pictures, without_texts(place)
+    why = "as asked for" if asked != AUTO else comparison(chosen, trials, place)
+    return Choice(chosen, why, padding)
+
+
+def without_texts(place: Place) -> Place:
+    return replace(place, sizes=replace(place.sizes, texts=0))
+
+
+def taken(trials: Sequence[Trial]) -> Trial:
+    """The fastest; one that does not work where none does."""
     kernel = fastest(trials)
-    chosen = next(trial for trial in trials if trial.kernel == kernel)
-    return Choice(chosen, before + comparison(chosen, trials, place))
+    return next((trial for trial in trials if trial.kernel == kernel), trials[0])
 
 
 def comparison(chosen: Trial, trials: Sequence[Trial], place: Place) -> str:
@@ -118,7 +193,7 @@ def comparison(chosen: Trial, trials: Sequence[Trial], place: Place) -> str:
 def problem_of(anima: AnimaConfig, trial: Trial) -> Problem:
     """Of what was asked for and cannot be used."""
     if trial.kernel == COUNTING:
-        return Problem(f"{trial.why_not}. Write rows.", COUNTING)
+        return Problem(f"{trial.why_not}. Leave it out, or write rows.", COUNTING)
     asking = [name for name, kernel in anima.kernels_asked().items() if kernel == trial.kernel]
     return Problem(f"{trial}. {ADVICE}", asking[0] if asking else "attention")
 

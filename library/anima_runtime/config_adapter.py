@@ -119,10 +119,11 @@ class AnimaConfig(FamilyOptions):
         False, "attention of one picture at a time", ignored="batches share one shape, unmasked"
     )
     text_padding: str = flag(
-        "rows",
+        "auto",
         "the zeros that texts are padded with to 512: attended to as rows, or counted in the softmax, "
-        "which is less work and differs by rounding",
-        choices=("rows", "fold"),
+        "which is less work and differs by rounding (fold); auto: as the state has it, else what is "
+        "faster, timed at the start on a card; rows for cuda_graphs",
+        choices=("auto", "rows", "fold"),
     )
     anima_timestep_sampling: str | None = flag(
         None, "as timestep_sampling; logit_normal is sigmoid", choices=("logit_normal", "uniform")

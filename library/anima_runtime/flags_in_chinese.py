@@ -24,7 +24,7 @@ SENTENCES = {
     "sdpa": "用 torch 的注意力",
     "fused_kernels": "归一化与旋转、门控与其后的归一化各合成一个 Triton 算子：能用就用，或随状态（auto）",
     "split_attn": "注意力一张图一张图地算",
-    "text_padding": "文本补到 512 的零：作为行参与注意力，或只计入 softmax（计算少，只差舍入）",
+    "text_padding": "文本补到 512 的零：作为行参与注意力，或只计入 softmax（fold，计算少，只差舍入）；auto：随状态，否则用更快的（显卡上开始时计时；cuda_graphs 时为 rows）",
     "anima_timestep_sampling": "同 timestep_sampling；logit_normal 就是 sigmoid",
     "anima_sigmoid_scale": "同 sigmoid_scale",
     "anima_flow_shift": "同 discrete_flow_shift，并用 shift 抽取",

@@ -14,8 +14,10 @@ from library.saving.metadata import FileHashes, legacy_hash
 logger = logging.getLogger(__name__)
 
 
-def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str, fused: bool) -> dict[str, str]:
-    """Which files a run trains on, how it reads text, and which kernels compute attention and norms."""
+def run_entries(
+    files: ModelFiles, anima: AnimaConfig, attention: str, padding: str, *, fused: bool
+) -> dict[str, str]:
+    """Which files a run trains on, how it reads and pads text, which kernels compute attention and norms."""
     entries = {}
     for role, path in files.by_role().items():
         entries[f"ss_{role}_name"] = Path(path).name
@@ -28,7 +30,7 @@ def run_entries(files: ModelFiles, anima: AnimaConfig, attention: str, fused: bo
         "ss_empty_caption": anima.empty_caption,
         "ss_attention": attention,
         "ss_fused_kernels": str(fused),
-        "ss_text_padding": anima.text_padding,
+        "ss_text_padding": padding,
         "modelspec.implementation": "https://huggingface.co/circlestone-labs/Anima",
     }
 

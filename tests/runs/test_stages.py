@@ -11,7 +11,7 @@ from tests.helpers.running import config_files, make_trainer
 GIVEN = "cfg datasets contents reporter times anima model_files"
 FAMILYS = {
     "prepare_data": {"hashes"},
-    "check_attention": {"fused"},
+    "check_attention": {"fused", "padding"},
     "prepare_strategies": {"tokenizer_folders"},
 }
 """Beside the table."""

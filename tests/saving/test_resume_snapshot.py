@@ -12,8 +12,10 @@ from library.errors import ResumeError
 from library.saving.snapshot import DEFAULTS, Snapshot, changed, compare, differences_of
 from library.saving.state_contents import moved
 from library.saving.state_folder import SavedState
+from library.saving.state_manifest import MANIFEST, SEAL, SNAPSHOT, seal_of
 from library.settings.flags.resume import ResumeOptions
 from library.train_util import StepPlan
+from library.utils import sha256_of_file
 from tests.helpers.running import config_files, make_trainer, train
 
 SCHEMA = "family_resume_snapshot/v2"
@@ -192,9 +194,25 @@ def test_another_base_model_is_refused(demo, run_folder, state, tmp_path):
         make_trainer(config_files(demo, run_folder, settings)).train()
 
 
+def without(state, name):
+    """A state that says nothing of what the snapshot calls so: of a version that had no such thing."""
+    snapshot, manifest = (json.loads((state / f).read_text()) for f in (SNAPSHOT, MANIFEST))
+    assert snapshot["soft"].pop(name)
+    (state / SNAPSHOT).write_text(json.dumps(snapshot))
+    size, digest = (state / SNAPSHOT).stat().st_size, sha256_of_file(state / SNAPSHOT)
+    manifest["files"][SNAPSHOT] = {"bytes": size, "sha256": digest}
+    manifest[SEAL] = seal_of(manifest)
+    (state / MANIFEST).write_text(json.dumps(manifest))
+    return state
+
+
 def test_a_longer_run_and_a_new_rate_are_applied(demo, run_folder, state):
+    """To a state from before zeros of texts were counted, which therefore stay rows."""
+    was_counted = json.loads((state / SNAPSHOT).read_text())["soft"]["text_padding"] == "fold"
+    state = without(state, "text_padding")
     settings = {"resume": str(state), "max_train_steps": 6, "learning_rate": 5e-4}
     trainer = train(demo, run_folder, settings)
+    assert was_counted and trainer.padding == "rows" and not trainer.base.folds_text
     assert trainer.state.step == 6
     assert [group["lr"] for group in trainer.optimization.optimizer.param_groups] == [5e-4]
     rows = (trainer.trackers.run_dir / "loss.jsonl").read_text().splitlines()

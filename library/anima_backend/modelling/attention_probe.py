@@ -38,6 +38,7 @@ class Sizes:
     """The attentions of a step: in each of `blocks` one to itself, one to a text.
 
     tokens: of a picture; texts: keys of a text, 0 where that is computed otherwise; heads, of `width` each
+    real:   of a text's keys those that are computed where its zeros are counted
     """
 
     batch: int
@@ -46,6 +47,7 @@ class Sizes:
     heads: int
     width: int
     blocks: int
+    real: int = REAL_ROWS
 
     @property
     def keys(self) -> tuple[int, ...]:
@@ -125,8 +127,11 @@ def try_kernel(
 def try_counting(
     sizes: Sizes, dtype: torch.dtype, device: torch.device, rounds: int = ROUNDS
 ) -> Trial:
-    """Attention to a text of REAL_ROWS rows, its zeros up to sizes.texts counted: against rows of zeros."""
-    zeros = sizes.texts - REAL_ROWS
+    """Attention to a text of sizes.real rows, its zeros up to sizes.texts counted: against rows of zeros.
+
+    rounds: 0: it is not timed
+    """
+    zeros = sizes.texts - sizes.real
     log_zeros = torch.full((), math.log(zeros), device=device)
 
     def counted(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
@@ -137,12 +142,12 @@ def try_counting(
         return by_formula(q, k, v, None)
 
     try:
-        call = Call.random(sizes, REAL_ROWS, dtype, device)
+        call = Call.random(sizes, sizes.real, dtype, device)
         apart = call.distance(counted, formula)
-        seconds = sizes.blocks * call.seconds(counted, rounds)
+        parts = (sizes.blocks * call.seconds(counted, rounds),) if rounds else ()
     except Exception as error:  # noqa: BLE001  the reason is told
         return Trial(COUNTING, why_not=f"does not work ({reason(error, ())})")
-    return judged(Trial(COUNTING, (seconds,), apart), dtype)
+    return judged(Trial(COUNTING, parts, apart), dtype)
 
 
 def judged(trial: Trial, dtype: torch.dtype) -> Trial:
