@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import textwrap
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from library.data.data_types import SampleRequest
 from library.data.datasets import TrainDataset
 from library.errors import visible
+from library.system.fonts import CJK_FONTS, NO_LETTERS, Font, find_font, is_wide
 from library.system.system_errors import output_errors
 from library.utils import atomic_write
 
@@ -21,14 +21,6 @@ CELL, GAP, COLUMNS, ROWS = 224, 8, 6, 8
 LINE, LINES = 14, 7
 BATCH_COLOURS = ("#f4f1ea", "#e4ecf4")
 RED = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1)
-CJK_FONTS = (
-    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "msyh.ttc", "simhei.ttf", "PingFang.ttc",
-    "Hiragino Sans GB.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf",
-    "SourceHanSansSC-Regular.otf",
-)  # fmt: skip
-FONTS = (*CJK_FONTS, "DejaVuSans.ttf", "Arial.ttf")
-"""The first that the system has is used."""
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_sheet(
@@ -39,8 +31,7 @@ def draw_sheet(
     name, font = find_font()
     captions = "".join(dataset.caption_of(request) for _, request in cells)
     if name not in CJK_FONTS and any(map(is_wide, captions)):
-        print(f"note: no font with Chinese letters found, so they are drawn as boxes; {CJK_FONTS[0]}"
-              " (fonts-noto-cjk) has them")  # fmt: skip
+        print(f"note: {NO_LETTERS}; until then boxes stand for them")
     per_page = COLUMNS * ROWS
     pages = [cells[start : start + per_page] for start in range(0, len(cells), per_page)]
     with output_errors(output):
@@ -56,20 +47,6 @@ def draw_sheet(
 
 def image_format(file: Path) -> str:
     return {".jpg": "JPEG", ".webp": "WEBP"}.get(file.suffix.lower(), "PNG")
-
-
-def find_font(size: int = 12) -> tuple[str, Font]:
-    """The font and its file's name; "" for Pillow's own. size: pixels"""
-    for name in FONTS:
-        try:
-            return name, ImageFont.truetype(name, size)
-        except OSError:  # not on this system
-            continue
-    return "", ImageFont.load_default(size)
-
-
-def is_wide(letter: str) -> bool:
-    return unicodedata.east_asian_width(letter) in "WF"
 
 
 def draw_page(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from tools._contact_sheet import CJK_FONTS, Font, find_font, is_wide
+from library.system.fonts import CJK_FONTS, NO_LETTERS, Font, find_font, is_wide
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Grid:
         letters = max(SMALLEST_LETTERS, round(max(wide, high) * self.scale) // LETTERS_PER_CELL)
         name, self.font = find_font(letters)
         if name not in CJK_FONTS and any(map(is_wide, "".join((*rows, *columns)))):
-            logger.info("no font with Chinese letters was found: the grid shows boxes for them")
+            logger.info("%s; until then the grid shows boxes for them", NO_LETTERS)
         self.line = int(self.font.getbbox("Ag|")[3]) + 3
         width, _ = self.scaled((wide, high))
         margin = max(width // 2, SMALLEST_MARGIN) if any(rows) else 0

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from library.system.fonts import NO_LETTERS, Font, is_wide, wide_font
 from library.utils import atomic_write
+
+logger = logging.getLogger(__name__)
 
 SIDE = 192  # pixels, the longer side of a small picture
 GAP = 6
@@ -37,7 +42,7 @@ def write_sheet(path: Path, rows: Mapping[str, Row], titles: Mapping[int, str]) 
 
 def laid_out(rows: Mapping[str, Row], titles: Mapping[int, str]) -> Image.Image:
     """The sheet. A row is as high, a column as wide, as the largest picture in it."""
-    font = ImageFont.load_default(LETTERS)
+    font = font_for(titles.values())
     numbers = sorted({number for row in rows.values() for number in row})
     widths = {n: largest(row[n].width for row in rows.values() if n in row) for n in numbers}
     heights = {name: largest(picture.height for picture in row.values()) for name, row in rows.items()}
@@ -72,10 +77,31 @@ def largest(sizes: Iterable[int]) -> int:
     return max(sizes, default=SIDE)
 
 
-def fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def font_for(titles: Iterable[str]) -> Font:
+    """Pillow's own, or one of the system's where a title has letters that Pillow's has not."""
+    own = ImageFont.load_default(LETTERS)
+    if not any(is_wide(each) for title in titles for each in title[:LONGEST_TITLE]):
+        return own
+    found = wide_font(LETTERS)
+    if found is None:
+        tell_of_missing_letters()
+    return found or own
+
+
+@cache
+def tell_of_missing_letters() -> None:
+    """Once in a process."""
+    logger.info("%s; until then titles of previews leave them out", NO_LETTERS)
+
+
+def fitting(text: str, font: Font, width: int) -> str:
     """The start of a text, as much as there is room for; without letters that the font has not."""
     words = " ".join(text[:LONGEST_TITLE].split())
-    shown = "".join(each for each in words if each.isascii() and each.isprintable()).strip()
+    has_more = font is wide_font(LETTERS)
+    shown = "".join(
+        each for each in words
+        if each.isprintable() and (each.isascii() or (has_more and ord(each) < 0x10000))
+    ).strip()  # fmt: skip
     while shown and font.getlength(shown) > width:
         shown = shown[:-1]
     return shown

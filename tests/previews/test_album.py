@@ -5,17 +5,18 @@ from datetime import datetime
 from io import BytesIO
 
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageChops, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from library.data.data_types import RunPosition
 from library.previews.album import MOST_ROWS, Album, DrawnPicture, album_problems
-from library.previews.contact_sheet import SIDE, fitting, laid_out
+from library.previews.contact_sheet import LETTERS, SIDE, fitting, laid_out, tell_of_missing_letters
 from library.previews.schedule import Moment, Schedule
 from library.saving.metadata import RunMetadata, thumbnail
 from library.settings.flags.metadata import MetadataOptions
 from library.settings.flags.preview import PreviewOptions
 from library.settings.flags.save import SaveOptions
+from library.system.fonts import find_font, wide_font
 
 NOW = datetime(2026, 11, 23, 8, 5, 9)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -170,6 +171,20 @@ def test_titles_fit_their_columns_whatever_is_in_them():
     assert fitting("白い猫\n and\x1b a\x00 dog", font, 500) == "and a dog"
     assert fitting("x " * 2_000_000, font, 9000).startswith("x x")  # at once
     assert font.getlength(fitting("x" * 100, font, 60)) <= 60
+
+
+def test_titles_show_chinese_where_the_system_has_a_font_for_it_else_it_is_told_once(caplog):
+    rows = {"step 1": {0: Image.new("RGB", (60, 20))}}
+    tell_of_missing_letters.cache_clear()
+    with caplog.at_level("INFO"):
+        sheets = [laid_out(rows, {0: title}) for title in ("白い猫", "白い猫", "")]
+    drawn = ImageChops.difference(sheets[0], sheets[2]).getbbox()
+    font = wide_font(LETTERS)
+    assert (drawn is not None) is (font is not None)
+    assert caplog.text.count("no font with Chinese") == (font is None)
+    assert font is None or fitting("白い\x1b猫😀 cat", font, 500) == "白い猫 cat"
+    name, own = find_font(LETTERS, ())
+    assert name == "" and fitting("白い猫 cat", own, 500) == "cat"
 
 
 def test_what_an_earlier_session_drew_at_a_step_is_told_with_its_prompt(tmp_path):
