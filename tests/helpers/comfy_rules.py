@@ -38,14 +38,16 @@ def read_by_comfyui(file, base=None, text_encoder=()):
     """(differences in float64 by parameter, the keys that it drops).
 
     base: the model's parameters by name; without them only dotted names are understood, and what a
-    kind makes of the weight is not known. text_encoder: paths of the text encoder's modules, whose
-    differences are named by the path alone.
+    kind makes of the weight is not known. text_encoder: paths of the text encoder's modules, or their
+    weights by path; differences are named by the path alone.
     """
     left, out = dict(file), {}
+    encoder = text_encoder if isinstance(text_encoder, dict) else dict.fromkeys(text_encoder)
     for name, path in names_of(file, base, text_encoder):
         take = Taking(left, name)
-        if base is None or path in text_encoder:
-            weight = bias = None
+        if base is None or path in encoder:
+            own = encoder.get(path)
+            weight, bias = None if own is None else own.double(), None
         else:
             weight, bias = base[f"{path}.weight"].double(), base.get(f"{path}.bias")
         for parameter, difference in differences_of(take, weight).items():

@@ -35,12 +35,14 @@ STEP = "run-step00000002"
 class Learned:
     """A run that trained both models, and what it left."""
 
-    def __init__(self, demo, folder):
+    def __init__(self, demo, folder, **settings):
         self.demo, self.folder = demo, folder
         give_pictures(demo, folder, (1, 4, 7))
-        prompts = folder / "prompts.txt"
-        prompts.write_text("a (meadow:1.3) --w 64 --h 64 --s 1 --l 1", encoding="utf-8")
-        self.settings = {**SETTINGS, "sample_prompts": str(prompts), "sample_every_n_steps": 4}
+        self.settings = {**SETTINGS, **settings}
+        if not settings:
+            prompts = folder / "prompts.txt"
+            prompts.write_text("a (meadow:1.3) --w 64 --h 64 --s 1 --l 1", encoding="utf-8")
+            self.settings |= {"sample_prompts": str(prompts), "sample_every_n_steps": 4}
         self.trainer = train(demo, folder, self.settings, caption_dropout_rate=0.3)
         self.file = folder / "out" / "run.safetensors"
         self.models = model_paths(demo)
@@ -65,7 +67,8 @@ class Learned:
         """A DiT and a text encoder of their own with the file merged by ComfyUI's rules."""
         dit = load_anima_transformer(self.models["anima_transformer"], dtype=torch.float32)
         qwen = load_anima_qwen_model(self.models["qwen"], dtype=torch.float32)
-        paths = [name for name, module in qwen.named_modules() if isinstance(module, torch.nn.Linear)]
+        linears = {name: each for name, each in qwen.named_modules() if isinstance(each, torch.nn.Linear)}
+        paths = {name: linear.weight.detach() for name, linear in linears.items()}
         differences, dropped = read_by_comfyui(load_file(self.file), dit.state_dict(), paths)
         assert not dropped
         for name, change in differences.items():
@@ -77,6 +80,16 @@ class Learned:
 @pytest.fixture(scope="module")
 def learned(demo, tmp_path_factory):
     return Learned(demo, tmp_path_factory.mktemp("learned"))
+
+
+@pytest.fixture(scope="module")
+def kronecker(demo, tmp_path_factory):
+    """A run of two steps whose adapters are LoKr, with DoRA's magnitudes."""
+    arguments = ["train_llm_adapter=false", "lokr_factor=4", "lokr_rank_dropout=0.1", "dora_wd=true"]
+    return Learned(
+        demo, tmp_path_factory.mktemp("kronecker"), network_module="networks.lokr_anima",
+        network_args=arguments, network_dim=2, max_train_steps=2, save_every_n_steps=1,
+    )  # fmt: skip
 
 
 def test_every_linear_of_its_layers_learns_and_is_named_as_comfyui_names_it(learned):
@@ -104,14 +117,14 @@ def test_the_base_stays_as_it_is(learned):
     assert all(torch.equal(value, own[name]) for name, value in fresh.state_dict().items())
 
 
-def test_the_run_computes_what_comfyui_computes_with_its_file(learned):
-    """A batch of captions of several lengths, one of them empty; a prompt as previews have it; half strength."""
+def compare_with_comfyui(learned, strengths):
+    """The velocity of a batch of captions of several lengths, one of them empty."""
     trainer, tokenize = learned.trainer, learned.trainer.tokenize_strategy
     captions = ["a meadow with white flowers, morning", "", "night"]
     torch.manual_seed(0)
     sigma = torch.tensor([0.3, 0.6, 0.9])
     noisy = NoisyLatents(torch.randn(3, 16, 8, 8), torch.zeros(3, 16, 8, 8), sigma)
-    for strength in (1.0, 0.5):
+    for strength in strengths:
         dit, qwen = learned.by_comfyui(strength)
         alone = AnimaTextEncodingStrategy(tokenize, qwen)
         with torch.no_grad(), trainer.as_used():
@@ -126,6 +139,12 @@ def test_the_run_computes_what_comfyui_computes_with_its_file(learned):
                     read["qwen_hidden"][None], read["t5_ids"][None],
                 )  # fmt: skip
                 assert rel_l2(found[number : number + 1], expected) < 2e-6, (caption, strength)
+
+
+def test_the_run_computes_what_comfyui_computes_with_its_file(learned):
+    """At half strength too, and a prompt as previews have it."""
+    compare_with_comfyui(learned, (1.0, 0.5))
+    trainer, tokenize = learned.trainer, learned.trainer.tokenize_strategy
     tokens = tokenize.tokenize_prompt("a (meadow:1.3)")
     dit, qwen = learned.by_comfyui()
     read = AnimaTextEncodingStrategy(tokenize, qwen).encode_prompt(tokens)
@@ -285,3 +304,41 @@ def test_kernels_of_the_blocks_are_recorded_without_those_of_the_encoder(learned
     found = {id(each) for each in model.recorded.trained}
     assert model.recorded_text is None and found.isdisjoint(map(id, of_text))
     assert len(found) + len(of_text) == len(network.get_trainable_params())
+
+
+def test_lokr_of_every_linear_of_its_layers_learns_and_is_what_comfyui_computes(kronecker):
+    found = load_file(kronecker.file)
+    layers = len(kronecker.trainer.base.get_submodule(PLACE).layers)
+    wanted = {f"{PLACE}.layers.{n}.{linear}" for n in range(layers) for linear in LINEARS}
+    of_text = {key: value for key, value in found.items() if key.startswith(PLACE)}
+    for path in wanted:
+        last = next(of_text[f"{path}.{name}"] for name in ("lokr_w2_b", "lokr_w2") if f"{path}.{name}" in of_text)
+        assert last.abs().max() > 0 and f"{path}.dora_scale" in of_text, path
+    assert {key.rpartition(".")[0] for key in of_text} == wanted
+    compare_with_comfyui(kronecker, (1.0,))
+
+
+def test_a_resumed_run_of_lokr_ends_in_the_same_numbers(kronecker):
+    state = kronecker.folder / "out" / "run-step00000001-state"
+    settings = {**kronecker.settings, "output_name": "again", "resume": str(state)}
+    train(kronecker.demo, kronecker.folder, settings, caption_dropout_rate=0.3)
+    found = load_file(kronecker.folder / "out" / "again.safetensors")
+    expected = load_file(kronecker.file)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_lokr_goes_on_from_its_file_in_the_other_spelling(kronecker, tmp_path):
+    def flat(key):
+        name, dot, factor = key.removeprefix(f"{PLACE}.").rpartition(".")
+        return f"lora_te_{name.replace('.', '_')}{dot}{factor}" if key.startswith(PLACE) else key
+
+    expected = load_file(kronecker.file)
+    save_file({flat(key): value for key, value in expected.items()}, tmp_path / "flat.safetensors")
+    trainer = kronecker.unstarted(network_weights=str(tmp_path / "flat.safetensors"))
+    written = trainer.get_subject().made_for(kronecker.model()).export_tensors(torch.float32)
+    for key, value in expected.items():
+        if key.endswith(".dora_scale"):  # a factor of the base's norm inside
+            assert rel_l2(written[key], value) < 1e-7
+        else:
+            assert torch.equal(written[key], value), key
