@@ -319,7 +319,7 @@ REASONS = {
     ),
     "min_snr_gamma": f"{FLOW}；用 weighting_scheme = sigma_sqrt 或 cosmap 加权",
     "save_model_as": "只写 safetensors：其他格式打开时可能执行代码",
-    "deepspeed": "这里每个进程都持有训练的全部；省显存用 vram_target、blocks_to_swap、int8_base，训练模型本身时用 fused_backward_pass",
+    "deepspeed": "这里每个进程都持有训练的全部；省显存用 vram_target，训练适配器和训练模型本身都可以",
     **dict.fromkeys(
         ("zero_stage", "offload_optimizer_device", "offload_optimizer_nvme_path",
          "offload_param_device", "offload_param_nvme_path", "zero3_init_flag",

@@ -54,7 +54,8 @@ def bundled(demo, tmp_path_factory):
         "metadata_author": "Jane Doe",
         "training_comment": LONG,
     }
-    argv = config_files(demo, folder, settings, caption_prefix=PREFIX, keep_tokens=1, caption_shares=SHARES)
+    words = {"caption_prefix": PREFIX, "class_tokens": "zq", "caption_shares": SHARES}
+    argv = config_files(demo, folder, settings, **words, keep_tokens=1)
     with open(argv[1], "a", encoding="utf-8") as file:
         file.write("# my own remark\n")
     names = {"USER": USER, "LOGNAME": USER, "USERNAME": USER}
@@ -95,7 +96,8 @@ def test_what_helps_is_in_the_zip(bundled):
     settings = json.loads(parts["settings/config_file.json"])
     assert settings["learning_rate"] == 1e-3 and settings["wandb_api_key"] == "***"
     (subset,) = json.loads(parts["settings/dataset_config.json"])["datasets"][0]["subsets"]
-    assert (subset["caption_prefix"], subset["keep_tokens"]) == ("***", 1)
+    assert (subset["caption_prefix"], subset["class_tokens"], subset["keep_tokens"]) == ("***", "***", 1)
+    assert "caption_prefix = ***\n" in parts["report.txt"] and "class_tokens" not in parts["report.txt"]
     assert "1,234  run-000001.safetensors" in parts["output_files.txt"]
     log = parts["log.txt"].splitlines()
     assert len(log) == 200 and log[-3] == "drew ***"

@@ -26,8 +26,8 @@ class DistributedOptions:
     deepspeed: bool = flag(
         False,
         "train by DeepSpeed's engine, which divides what is trained among processes (ZeRO)",
-        refused="every process holds all that trains here. What saves memory are vram_target, "
-        "blocks_to_swap, int8_base or nf4_base and, where the model itself trains, fused_backward_pass",
+        refused="every process holds all that trains here. vram_target chooses what saves memory, for "
+        "adapters and for a model that trains itself",
     )
     zero_stage: int = flag(
         2, "what ZeRO divides: optimizer (1), gradients too (2), weights too (3)",
