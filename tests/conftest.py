@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
     """Long tests begin, in every worker, so that at the end none waits for another's long one.
 
     xdist gives each worker a part of the list, in its order. A test marked gpu is skipped where there
-    is no CUDA device.
+    is no CUDA device, and where it was not asked for by -m gpu.
     """
     items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.parent.name not in LONG))
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items):
         return
     for item in items:
         if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and -m gpu"))
 
 
 @pytest.hookimpl(optionalhook=True)

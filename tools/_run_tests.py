@@ -1,8 +1,8 @@
 """One command to the test suite, in the environment that quickstart makes.
 
 Left out are the tests marked slow (runs of further settings that are killed and resumed), unless --all
-is given, and on a machine without a CUDA device those marked gpu. More words go to pytest, such as
-tests/networks, or -m gpu for those alone.
+is given, and those marked gpu, which -m gpu runs alone on a machine with a CUDA device: all others run as
+on one without. More words go to pytest, such as tests/networks.
 """
 
 import argparse
