@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from library.device_utils import to_device
 from library.utils import position_seed
 
 if TYPE_CHECKING:
@@ -63,5 +64,5 @@ class Prior:
 
 def mixed_targets(velocity: Tensor, base: Tensor, batch: Batch) -> Tensor:
     """What each sample learns, (B, C, H, W): the base's prediction or the data's velocity."""
-    own = torch.tensor(batch.of_prior, device=velocity.device).view(-1, 1, 1, 1)
+    own = to_device(torch.tensor(batch.of_prior), velocity.device).view(-1, 1, 1, 1)
     return torch.where(own, base.to(velocity.dtype), velocity)

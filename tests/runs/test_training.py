@@ -20,6 +20,7 @@ from tests.helpers.running import (
     windows_of_first_epoch,
 )
 
+KEPT = {"prior_preservation_weight": 1.0, "prior_preservation_prompts": "builtin"}
 LOKR = {"network_module": "networks.lokr_anima", "network_args": ["lokr_factor=4"]}
 
 
@@ -166,8 +167,9 @@ def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_nothing_waits_between_log_points(demo, run_folder):
-    settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16"}
+@pytest.mark.parametrize("prior", [{}, KEPT], ids=["plain", "what the base knows is kept"])
+def test_on_a_gpu_nothing_waits_between_log_points(demo, run_folder, prior):
+    settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16", **prior}
     trainer, windows = trainer_at_its_first_step(config_files(demo, run_folder, settings))
     trainer.train_step(windows[0])
     torch.cuda.set_sync_debug_mode("error")
