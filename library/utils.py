@@ -90,8 +90,10 @@ def setup_logging(level: str | None = None, file: str | None = None, simple: boo
 
 
 def quiet_libraries() -> None:
-    """Leave out what libraries warn of and no user can change."""
+    """Leave out what libraries say that no user can change."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its CPU kernels are not used here
+    for name in ("httpx", "httpx2"):  # of huggingface_hub 1 and 2: a line for each request
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def is_quiet() -> bool:

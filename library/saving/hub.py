@@ -6,7 +6,6 @@ is shown nowhere: errors lose it before they are told.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping
@@ -73,7 +72,6 @@ class Repository:
         from huggingface_hub.utils import disable_progress_bars
 
         disable_progress_bars()  # the run has its own
-        logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
         return HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=self.token)
 
     def problems(self) -> list[Problem]:

@@ -225,6 +225,7 @@ def test_messages_go_to_the_console_when_their_file_cannot_be_written(tmp_path, 
     if is_full:
         file.symlink_to("/dev/full")
     setup_logging(file=str(file), simple=True)
+    logging.getLogger("httpx").info("HTTP Request: GET https://huggingface.co")
     if not is_full:
         logger.warning("into the file")
         assert file.read_text() == "into the file\n"
