@@ -124,8 +124,8 @@ class Uploads:
     def _by_hand(self, uploads: list[Upload]) -> str:
         assert self.repository is not None, "else nothing is sent"
         lines = [
-            f"  hf upload {self.repository.id} {place} {self.repository.place_of(place.name)} "
-            f"--repo-type {self.repository.kind}"
+            f"  hf upload {self.repository.id} {_as_word(str(place))} "
+            f"{_as_word(self.repository.place_of(place.name))} --repo-type {self.repository.kind}"
             for each in uploads
             for place in each.places
         ]
@@ -134,3 +134,8 @@ class Uploads:
 
 def _names(uploads: list[Upload]) -> str:
     return ", ".join(each.name for each in uploads)
+
+
+def _as_word(text: str) -> str:
+    """For a command line, in shells of Linux and of Windows."""
+    return f'"{text}"' if " " in text else text

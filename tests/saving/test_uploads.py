@@ -86,11 +86,12 @@ def goes_on_from_the_hub(demo, run_folder, hub, caplog):
 
 def test_what_fails_for_good_is_told_with_the_command(demo, run_folder, hub, caplog):
     hub.broken = 10
-    train(demo, run_folder, {**OURS, "max_train_steps": 1})
+    folder = run_folder / "my files"
+    train(demo, run_folder, {**OURS, "max_train_steps": 1, "output_dir": str(folder)})
     first, last = (r.message for r in caplog.records if r.levelno == logging.ERROR)
     assert "out of order" in first and "***" in first and TOKEN not in caplog.text
-    assert f"hf upload me/loras {run_folder / 'out' / 'run.safetensors'} run.safetensors" in last
-    assert (run_folder / "out" / "run.safetensors").is_file() and not hub.files
+    assert f'hf upload me/loras "{folder / "run.safetensors"}" run.safetensors' in last
+    assert (folder / "run.safetensors").is_file() and not hub.files
 
 
 @pytest.mark.parametrize(
