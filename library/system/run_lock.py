@@ -22,7 +22,7 @@ import psutil
 
 from library.errors import OutputError, Problem
 from library.system import stop_signals
-from library.system.files import remove_file
+from library.system.files import remove_file, replace_file
 
 CLOCK_SKEW = 60.0  # seconds by which two readings of when this computer started may differ
 
@@ -199,13 +199,13 @@ def _remove_of(file: Path, holder: dict[str, Any]) -> bool:
     """Remove the lock file of a process that is gone, and no other's that came in between."""
     aside = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        os.replace(file, aside)
+        replace_file(file, aside)
     except FileNotFoundError:
         return False
     if read_lock(aside) == holder:
         remove_file(aside)
         return True
-    os.replace(aside, file)
+    replace_file(aside, file)
     return False
 
 
