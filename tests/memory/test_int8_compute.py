@@ -44,7 +44,7 @@ def test_the_rotation_is_its_own_inverse_and_leaves_products_as_they_are(size):
     assert torch.equal(matrix, matrix.t())
     x, weight = torch.randn(3, 3 * size), torch.randn(4, 3 * size)
     torch.testing.assert_close(rotated(rotated(x)), x)
-    torch.testing.assert_close(rotated(x) @ rotated(weight).t(), x @ weight.t(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rotated(x) @ rotated(weight).t(), x @ weight.t(), rtol=1e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
