@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.memory.quantised import Rotated, quantised_product
+from library.memory.trials import apart_from, wait_for
 
 ROUNDS = 5
 ROWS_ON_CPU = 512  # more take seconds there and tell the same
@@ -48,7 +49,7 @@ def why_not(products: Products, dtype: torch.dtype, device: torch.device, wrap: 
             found, others = timed(wrap(partial(quantised_product, weight=stored)), x)
         except RuntimeError as error:  # no such kernel for this device or these sizes
             return f"{device} cannot ({str(error).strip().splitlines()[0]})"
-        if any(apart(*pair) > FURTHEST for pair in zip(found, expected)):
+        if any(apart_from(*pair, torch.float32) > FURTHEST for pair in zip(found, expected)):
             return f"{device} computes ({rows}, {width}) x ({width}, {out}) wrongly in int8"
         whole, integer = whole + count * seconds, integer + count * others
     if integer < whole:
@@ -70,12 +71,3 @@ def timed(
         wait_for(x.device)
         seconds.append(time.perf_counter() - start)
     return (out.detach(), gradient), statistics.median(seconds[1:])
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

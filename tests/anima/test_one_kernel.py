@@ -24,7 +24,8 @@ META = torch.device("meta")
 MANY = cases(Sizes(batch=1, side=32, heads=2, head_dim=16))
 IN_TURN = """
 import json, torch
-from library.anima_backend.modelling.kernel_trial import apart, why_not
+from library.anima_backend.modelling.kernel_trial import why_not
+from library.memory.trials import apart_from
 from tests.helpers.tiny import golden_vectors, tiny_transformer
 
 CPU = torch.device("cpu")
@@ -48,8 +49,8 @@ half, bf16 = gradients(True, dtype=torch.float16), torch.bfloat16
 rounded = {name: gradients(True, modes, bf16) for name, modes in MODES.items()}
 print(json.dumps({
     "why not": why_not(CPU),
-    "distances": [apart(*pair) for pair in zip(fused["plain"], plain)],
-    "in float16": [apart(*pair) for pair in zip(half, plain)],
+    "distances": [apart_from(*pair) for pair in zip(fused["plain"], plain)],
+    "in float16": [apart_from(*pair) for pair in zip(half, plain)],
     "same bits": [all(map(torch.equal, found["plain"], found[name]))
                   for found in (fused, rounded) for name in MODES],
 }))

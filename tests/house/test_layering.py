@@ -19,7 +19,7 @@ from tools._imports import Import, Product, circles
 # From the ground up. A file may import those of its own floor and of every floor below, for types too;
 # no import leads back to where it started. A new file has a place when it lies in a room.
 FLOORS = [
-    ("library/memory/kept library/memory/layout library/memory/circumstances library/memory/gradient_sums", "how tensors wait"),
+    ("library/memory/kept library/memory/layout library/memory/circumstances library/memory/gradient_sums library/memory/trials", "how tensors wait, how kernels are tried"),
     ("library/memory/lanes library/memory/recomputation", "and come back"),
     ("library/memory/offloading library/memory/swapping library/memory/replay", "from where they are, again and again"),
     ("library/memory/quantised library/memory/rotation library/memory/operators", "weights of 8 bits, kernels of our own"),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from library.anima_backend.modelling.kernel_trial import Case, Sizes, cases, why_not
-from tools.bench.measuring import Figures, relative_distance, seconds_of, wait_for
+from library.memory.trials import wait_for
+from tools.bench.measuring import Figures, relative_distance, seconds_of
 
 Guarded = Callable[[dict[str, str], Callable[[], dict[str, object]]], dict[str, object]]
 """The figures of a case, or its error, under its names."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from library.device_utils import precision_dtype
 from library.errors import ConfigError
+from library.memory.trials import apart_from, wait_for
 
 Work = Callable[[], object]
 Clock = Callable[[], float]
@@ -43,11 +44,6 @@ def clock_of_work(device: torch.device) -> Clock:
     """On one thread of the CPU its own time, so that waiting for a busy core does not count."""
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def time_arms(
@@ -103,9 +99,8 @@ def made(
 
 
 def relative_distance(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|."""
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    return ((found - expected).norm() / expected.norm()).item()
+    """|found - expected| / |expected|, on the CPU."""
+    return apart_from(found.cpu(), expected.cpu())
 
 
 def aligned(rows: Sequence[Figures]) -> list[str]:

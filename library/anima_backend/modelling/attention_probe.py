@@ -23,6 +23,7 @@ from library.anima_backend.modelling.attention import (
 )
 from library.anima_backend.modelling.kernels import KERNELS
 from library.anima_backend.modelling.padded_text import STEP, attention_beside_zeros
+from library.memory.trials import apart_from, wait_for
 
 ROUNDS = 7
 MARGIN = 1.03  # how much slower torch's own choice may be and still be taken: times vary by less
@@ -227,14 +228,3 @@ def by_formula(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def apart_from(found: Tensor, expected: Tensor) -> float:
-    """Relative; infinite where `found` is not finite, since NaN is lost among others."""
-    apart = ((found.double() - expected).norm() / expected.norm()).item()
-    return apart if math.isfinite(apart) else math.inf
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

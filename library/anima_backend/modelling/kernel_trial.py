@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from library.anima_backend.modelling.glue import EPS, entered, gated, heads, passed
 from library.anima_backend.modelling.one_kernel import HAS_TRITON
 from library.anima_backend.modelling.rope import image_rope
+from library.memory.trials import apart_from
 
 table = cache(image_rope)
 FURTHEST = (
@@ -138,15 +139,9 @@ def why_not(device: torch.device) -> str | None:
                 continue
             given = case.given(device, torch.float32)
             pairs = zip(case.run(*given, fused=True), case.run(*given, fused=False))
-            if any(apart(*pair) > FURTHEST for pair in pairs):
+            if any(apart_from(*pair) > FURTHEST for pair in pairs):
                 return f"{name} is computed wrongly"
     except Exception as error:  # noqa: BLE001  of Triton, and of the compilers and drivers behind it
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
     return None
-
-
-def apart(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|"""
-    found, expected = found.detach().double(), expected.detach().double()
-    return ((found - expected).norm() / expected.norm()).item()
