@@ -21,6 +21,7 @@ from torch import Tensor
 from library import train_util
 from library.data.batch_loader import BatchLoader
 from library.data.data_types import Batch, StepResult
+from library.device_utils import clean_memory_on_device
 from library.errors import EXIT_USER_ERROR
 from library.memory.modes import SavesMemory
 from library.previews.schedule import Moment
@@ -32,7 +33,7 @@ from library.trainer_stages import TrainerStages
 from library.training import compiling, losses
 from library.training.flow_matching import NoiseSettings, Noising, NoisyLatents
 from library.training.prior import mixed_targets
-from library.training.processes import losses_told
+from library.training.processes import is_so_anywhere, losses_told
 from library.utils import log_lines
 from library.watching import drawn_sigmas, drift, evaluation, validation
 
@@ -99,18 +100,8 @@ class NetworkTrainer(TrainerStages):
 
     def train_step(self, window: list[Batch]) -> None:
         """One update from the micro-batches of a window."""
-        fused = self.optimization.is_fused  # then weights change in the backward pass
         self.optimization.begin(self.state.step)
-        try:
-            with self.files.unsettled() if fused else contextlib.nullcontext():
-                results = self.gradients_of(window)
-        except torch.OutOfMemoryError:
-            if fused or not self.cheaper.is_there(self.state.step, self.plain_model.num_blocks):
-                raise
-            results = []
-        if not results:  # by now nothing is kept of the pass that failed
-            self.step_down()
-            results = self.gradients_of(window)
+        results = self.gradients_that_fit(window)
         shares = [result.loss.detach() / len(window) for result in results]
         with self.files.unsettled():
             norm = self.update()
@@ -126,6 +117,40 @@ class NetworkTrainer(TrainerStages):
             self.optimization.rates.latest,
             results,
         )
+
+    def gradients_that_fit(self, window: list[Batch]) -> list[StepResult]:
+        """As gradients_of; where memory is short in the first steps, made with cheaper modes."""
+        fused = self.optimization.is_fused  # then weights change in the backward pass
+        may = not fused and self.cheaper.is_there(self.state.step, self.plain_model.num_blocks)
+        alone = self.accelerator.num_processes == 1
+        if may and not alone and self.falls_short(window):
+            self.step_down()
+        try:
+            with self.files.unsettled() if fused else contextlib.nullcontext():
+                return self.gradients_of(window)
+        except torch.OutOfMemoryError:
+            if not (may and alone):
+                raise
+        self.step_down()  # by now nothing is kept of the pass that failed
+        return self.gradients_of(window)
+
+    def falls_short(self, window: list[Batch]) -> bool:
+        """Whether this step's passes are too much for the memory of one process, of all that train.
+
+        Each tries its own on the model that exchanges nothing, and drops what they give.
+        """
+        model, failed = self.model, False
+        self.model = self.base
+        try:
+            self.gradients_of(window)
+        except torch.OutOfMemoryError:
+            failed = True
+        finally:
+            self.model = model
+        self.network.clear_gradients()
+        if failed:  # the exchange wants memory too
+            clean_memory_on_device(self.accelerator.device)
+        return is_so_anywhere(self.accelerator, failed)
 
     def gradients_of(self, window: list[Batch]) -> list[StepResult]:
         """Each micro-batch forward and backward; nothing is read from the device: that would stall."""

@@ -25,7 +25,7 @@ from library.data.data_types import Batch, Drawn
 from library.data.datasets import TrainDataset
 from library.device_utils import trained_dtype
 from library.memory.modes import SavesMemory, enable_modes, record_passes, store_weights
-from library.memory.planning import MemoryChoice, choose_modes
+from library.memory.planning import MemoryChoice, choose_modes, for_smallest_card
 from library.memory.shortage import BetweenBuckets, StepDown
 from library.previews.album import Album
 from library.previews.prompt_texts import PromptFile, PromptTexts
@@ -144,15 +144,16 @@ class TrainerStages(CheckStages):
         choice = self.choose_modes() if self.cfg.loop.vram_target else None
         self.memory_modes = choice.loop if choice else self.cfg.loop
         log_lines(logger, choice.describe() if choice else [])
-        alone = self.accelerator.num_processes == 1
-        self.cheaper = StepDown(self.cfg, self.memory_modes, self.state.step, alone)
+        processes = self.accelerator.num_processes
+        self.cheaper = StepDown(self.cfg, self.memory_modes, self.state.step, processes)
         self.between_buckets = BetweenBuckets(self.accelerator.device)
 
     def choose_modes(self) -> MemoryChoice:
         model = self.empty_model()
         assert isinstance(model, SavesMemory), "every family's model does"
         device = self.accelerator.device
-        return choose_modes(self.cfg, device, model.num_blocks, self.memory_counter())
+        own = choose_modes(self.cfg, device, model.num_blocks, self.memory_counter())
+        return for_smallest_card(own)
 
     @timed
     def cache_inputs(self) -> None:

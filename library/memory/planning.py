@@ -122,6 +122,14 @@ def choose_modes(cfg: TrainConfig, device: torch.device, blocks: int, count: Cou
     refuse(card, min(passed, key=lambda pair: pair[1]), cfg)
 
 
+def for_smallest_card(choice: MemoryChoice) -> MemoryChoice:
+    """Of the choices of all processes, which each call it, that for the smallest card."""
+    from accelerate.utils import gather_object
+
+    choices: list[MemoryChoice] = gather_object([choice])
+    return min(choices, key=lambda each: each.card.size)
+
+
 def kept_names(cfg: TrainConfig) -> set[str]:
     """Memory options that stay as they are, since the user set them or what they belong to.
 

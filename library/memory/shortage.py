@@ -51,20 +51,23 @@ def next_cheaper(cfg: TrainConfig, loop: LoopOptions, blocks: int) -> LoopOption
 class StepDown:
     """The one step to cheaper modes that a run with --vram_target may take in its first steps.
 
-    loop:  the options with the modes that act; start: the step at which the run begins
-    alone: one process trains; several would have to step down at the same place
+    loop:      the options with the modes that act; start: the step at which the run begins
+    processes: how many train, all with the same options. Several try a step each by itself before they
+               make it together: one that fails amid an exchange would leave the others waiting
     """
 
     cfg: TrainConfig
     loop: LoopOptions
     start: int
-    alone: bool
+    processes: int = 1
     taken: bool = False
 
     def is_there(self, step: int, blocks: int) -> bool:
         """Whether a run at this step, with a model of so many blocks, can step down."""
         early = step < self.start + FIRST_STEPS
-        may = self.cfg.loop.vram_target and self.alone and early and not self.taken
+        # torch ends with an internal error where passes without exchange meet a static graph
+        fixed = self.processes > 1 and self.cfg.distributed.ddp_static_graph
+        may = self.cfg.loop.vram_target and early and not (self.taken or fixed)
         return bool(may) and next_cheaper(self.cfg, self.loop, blocks) is not None
 
     def take(self, step: int, model: SavesMemory, device: torch.device) -> list[str]:

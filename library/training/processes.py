@@ -157,6 +157,12 @@ def wait_for_all(accelerator: Accelerator) -> None:
         _pulse.wait_for_all()
 
 
+def is_so_anywhere(accelerator: Accelerator, fact: bool) -> bool:
+    """Whether something is so in one process at least. Every process calls it, and waits for the others."""
+    found = torch.tensor(float(fact), device=accelerator.device)
+    return accelerator.reduce(found, reduction="sum").item() > 0
+
+
 def have_one_disk(accelerator: Accelerator, folders: Iterable[Path]) -> bool:
     """Whether all processes see what the first one writes into the caches of these folders.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -215,3 +216,22 @@ def test_more_processes_than_cards_are_refused_before_they_meet():
     check_cards(2, 0)  # they train on the CPU
     with pytest.raises(ConfigError, match="2 processes .* 1 CUDA device, .* Start 1:"):
         check_cards(2, 1)
+
+
+def test_processes_step_down_together_where_one_runs_out_of_memory(demo, run_folder):
+    """And the file is that of a run which began so, which is that of a plain one."""
+    settings = {
+        "max_train_steps": 3, "network_dropout": 0.2, "gradient_accumulation_steps": 2,
+        "no_metadata": True, "log_with": "none",
+    }  # fmt: skip
+    written = {}
+    for name, more in (("plain", {}), ("short", {"vram_target": 6})):
+        out = run_folder / name
+        argv = config_files(demo, run_folder, {**settings, **more, "output_dir": str(out)})
+        words = ["tests/helpers/short_ranks.py", "1", "1"] if more else ["anima_train_network.py"]
+        told = run(*words, *argv)
+        written[name] = (out / "run.safetensors").read_bytes()
+    seen = [json.loads(each) for each in re.findall(r"^seen: (.*)", told, re.MULTILINE)]
+    assert seen == [{"recomputing": ["cheap", "cheap"], "taken": True}] * 2
+    assert told.count("step 2: the device's memory was too short for no memory option") == 1
+    assert written["short"] == written["plain"]
