@@ -36,7 +36,7 @@ class SingleUpdates:
         self, optimizer: Optimizer, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]], *, rounds: bool
     ) -> None:
         self.optimizer, self.pairs, self.rounds = optimizer, list(pairs), rounds
-        self.groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self.groups: dict[int, dict[str, Any]] = {}  # of each parameter, by its id
         self.is_fused = False
         self.seed = self.number_of_step = 0
         self.squares: list[Tensor] = []  # of the gradients of the updates made so far, in a fused step
@@ -64,6 +64,8 @@ class SingleUpdates:
         """Before the first backward pass of a step: the position from which chance is drawn."""
         self.seed, self.number_of_step = seed, step
         self.squares.clear()
+        groups = self.optimizer.param_groups  # others than before, once a state was loaded
+        self.groups = {id(p): group for group in groups for p in group["params"]}
 
     def norm(self) -> Tensor:
         """Of all gradients of the step, float32 on the device."""

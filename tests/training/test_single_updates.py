@@ -59,6 +59,19 @@ def test_one_after_another_is_the_same_as_all_together(name):
     assert alone.state_dict()["state"].keys() == optimizer.state_dict()["state"].keys()
 
 
+def test_rates_act_that_were_set_after_a_state_was_loaded():
+    """As a schedule sets them; loading makes new groups, and a run's optimizer is loaded once at least."""
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = create_optimizer(OPTIMIZERS["AdamW"], [{"params": [weight]}])
+    updates = SingleUpdates(optimizer, [(weight, weight)], rounds=False)
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    weight.grad = torch.ones_like(weight)
+    updates.begin(0, 0)
+    updates.step(updates.norm(), NO_LIMIT)
+    assert torch.equal(weight, torch.ones(2, 2))
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_update_that_is_not_finite_leaves_no_trace_and_is_not_read(name):
     single = weights()
