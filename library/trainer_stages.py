@@ -46,7 +46,7 @@ from library.training.optimizers import (
     describe_optimizer,
     optimizer_train_mode,
 )
-from library.training.weight_average import WeightAverage
+from library.training.weight_average import WeightAverage, average_of
 from library.utils import log_lines, position_seed
 from library.watching.monitor import Monitor, UpdateGuard
 from library.watching.picture_ledger import PictureLedger
@@ -253,6 +253,7 @@ class TrainerStages(CheckStages):
         """Establish where the model's weights and activations are kept, and how it is called."""
         assert isinstance(self.base, SavesMemory), "every family's model does"
         device = self.accelerator.device
+        self.subject.mark(self.base)
         log_lines(logger, store_weights(self.precision, self.base, device))
         if not self.memory_modes.blocks_to_swap:
             self.base.to(device)
@@ -281,12 +282,7 @@ class TrainerStages(CheckStages):
         )
         self.model = self.optimization.wrap(self.base)
         self.network.check_trainables()
-        options, trained = self.cfg.average, self.network.get_trainable_params()
-        self.average = (
-            WeightAverage(trained, options.ema_decay, options.ema_start_step)
-            if options.ema_decay
-            else None
-        )
+        self.average = average_of(self.cfg.average, self.network)
 
     @timed
     def start_logs(self) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import Problem
+from library.memory.swapping import Swap
 
 ROUNDED_AWAY = (
     "the %s are kept in %s: updates much smaller than a value are rounded away, unless "
@@ -24,6 +25,9 @@ ROUNDED_AWAY = (
 
 class Subject(ABC):
     """What a run will train, by its options."""
+
+    def mark(self, model: nn.Module) -> None:
+        """Before it is decided where weights are: let those of the model that will train require gradients."""
 
     @abstractmethod
     def problems(self) -> list[Problem]:
@@ -39,10 +43,12 @@ class Trained(ABC):
 
     multiplier: at which strength a step uses it; 1 as it is trained
     is_whole:   it is the model itself, of whose weights nothing is there twice without need
+    swap:       of the model's weights that wait in RAM, where some of them train
     """
 
     multiplier: float
     is_whole = False
+    swap: Swap | None = None
 
     @abstractmethod
     def attach(self, model: nn.Module, dtype: torch.dtype) -> None:

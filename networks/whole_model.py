@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from library.errors import ConfigError, Problem
+from library.memory.swapping import Swap, in_ram
 from networks.model_layout import ModelLayout
 from networks.trained import ROUNDED_AWAY, Subject, Trained
 
@@ -44,6 +45,22 @@ class Whole(Subject):
 
     def made_for(self, model: nn.Module) -> WholeModel:
         return WholeModel(self, model)
+
+    def mark(self, model: nn.Module) -> None:
+        for part in self.made_for(model).parts:
+            part.weight.requires_grad_(True)
+
+
+@runtime_checkable
+class Swaps(Protocol):
+    """A model whose weights may wait in RAM."""
+
+    swap: Swap | None
+
+
+def as_wide(wide: Tensor, dtype: torch.dtype) -> Tensor:
+    """In another dtype, in memory of the same kind."""
+    return in_ram(wide.to(dtype), pinned=True) if wide.is_pinned() else wide.to(dtype)
 
 
 @dataclass
@@ -101,7 +118,8 @@ class WholeModel(Trained):
     def attach(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Let the model's weights train, held in `dtype`; the model computes in the subject's.
 
-        The model is of the wider of the two dtypes, as its file was read.
+        The model is of the wider of the two dtypes, as its file was read. What is held for a weight that
+        waits in RAM waits there too.
         """
         assert model is self.model, "made for another model"
         _ = self.layout  # while the file is there
@@ -112,14 +130,22 @@ class WholeModel(Trained):
         trained = {part.name: part for part in self.parts}
         for name, weight in model.named_parameters():
             wide = weight.data
-            weight.data = wide.to(computed)
+            weight.data = as_wide(wide, computed)
             if part := trained.get(name):
                 weight.requires_grad_(True)
                 if dtype != computed:
-                    part.held = nn.Parameter(wide.to(dtype))
+                    part.held = nn.Parameter(as_wide(wide, dtype))
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(computed)
+        swap = model.swap if isinstance(model, Swaps) else None
+        if swap and any(id(part.weight) in swap.numbers for part in self.parts):
+            self.swap = swap
+
+    def settle(self) -> None:
+        """Before the host reads or changes what is held: let all of it be where it is kept."""
+        if self.swap:
+            self.swap.settle()
 
     def set_multiplier(self, multiplier: float) -> None:
         """A model has no strength: another than 1 is told, once."""
@@ -177,11 +203,13 @@ class WholeModel(Trained):
     @torch.no_grad()
     def show(self) -> None:
         """Round the masters into the model."""
+        self.settle()
         masters = [part for part in self.parts if part.has_master]
         if masters:
             torch._foreach_copy_([p.weight for p in masters], [p.held for p in masters])
 
     def tensors(self) -> dict[str, Tensor]:
+        self.settle()
         return {part.name: part.held for part in self.parts}
 
     def kept(self) -> list[str]:
@@ -195,6 +223,7 @@ class WholeModel(Trained):
 
     def whole(self) -> dict[str, Tensor]:
         """All of the model's tensors by name, those that train as they are held."""
+        self.settle()
         held = {part.name: part.held.detach() for part in self.parts}
         return {name: held.get(name, tensor) for name, tensor in self.model.state_dict().items()}
 
@@ -213,6 +242,11 @@ class WholeModel(Trained):
             lines.append(f"frozen by a learning rate of 0: {', '.join(frozen)}")
         if any(part.has_master for part in self.parts):
             lines.append("each weight is held in float32 too, and updated there")
+        if swap := self.swap:
+            count = sum(id(part.weight) in swap.numbers for part in self.parts)
+            lines.append(
+                f"{count} of {len(self.parts)} weights wait in RAM, with all that the optimizer has of them"
+            )
         return lines
 
     def in_short(self) -> str:

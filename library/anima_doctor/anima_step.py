@@ -128,13 +128,15 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
             model.hold_text_encoder(new_text_encoder(settings.text_encoder))
         model.to(wider if settings.full else settings.dtype).requires_grad_(False)
         model.folds_text = settings.folds_text
+        subject_of(settings).mark(model)
         store_weights(settings.memory.precision, model, device)
         enable_modes(settings.memory.loop, model, device)
         model.use_one_kernel(settings.fused)
         network = subject_of(settings).made_for(model)
         network.attach(model, settings.trained_dtype)
-    if settings.full and settings.full.fused:
-        for weight, _ in network.pairs():
+    fused = settings.full is not None and settings.full.fused
+    for weight, _ in network.pairs() if settings.full else ():
+        if fused or (network.swap and id(weight) in network.swap.numbers):
             weight.register_post_accumulate_grad_hook(let_go)
     if settings.memory.precision.compile:
         model.compile_blocks(any_size=False, **torch_options(settings.memory.precision))
@@ -145,7 +147,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
         device=device, model=model, network=network, loss=loss,
         optimizer=None if settings.full else settings.optimizer,
         swap=model.swap, waits=model.modulations.settle(), accumulates=settings.accumulates,
-        single=bool(settings.full and settings.full.single),
+        single=bool(settings.full and (settings.full.single or network.swap)),
     )  # fmt: skip
 
 
@@ -157,7 +159,7 @@ def subject_of(settings: AnimaStep) -> Subject:
 
 
 def let_go(weight: Tensor) -> None:
-    """As an update in the backward pass does with a gradient."""
+    """As an update in the backward pass does with a gradient, or one that leaves for RAM."""
     weight.grad = None
 
 

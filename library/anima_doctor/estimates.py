@@ -230,7 +230,7 @@ class Estimates:
         cache = self.trainer.cfg.cache
         host: dict[str, float] = {}
         if loop.offloads or loop.blocks_to_swap:
-            host[PINNED] = self.memory.step(loop).in_host
+            host[PINNED] = self.memory.in_host(loop)
         if cache.cache_latents and not cache.cache_latents_to_disk:
             host["latents"] = self.latents_bytes(only_new=False)
         if cache.cache_text_encoder_outputs:

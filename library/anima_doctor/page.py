@@ -304,9 +304,15 @@ def length(page: Page, cfg: TrainConfig, plan: StepPlan, processes: int) -> None
     )
 
 
-def optimizer_state(cfg: TrainConfig, network: Trained) -> tuple[float, str]:
-    """Bytes of the optimizer's state for what is trained, and how they are known."""
-    name, parameters = optimizer_name(cfg.optimizer), network.get_trainable_params()
+def optimizer_state(
+    cfg: TrainConfig, network: Trained, parameters: Sequence[Tensor] | None = None
+) -> tuple[float, str]:
+    """Bytes of the optimizer's state for what is trained, and how they are known.
+
+    parameters: those of it that count; all if None
+    """
+    name = optimizer_name(cfg.optimizer)
+    parameters = network.get_trainable_params() if parameters is None else parameters
     trained = sum(parameter.numel() for parameter in parameters)
     if network.is_whole and name == "Adafactor":
         return sum(map(factored_bytes, parameters)), f"{name}, of each matrix its rows and columns"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import Tensor
 
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_doctor import anima_step
@@ -18,6 +19,7 @@ from library.data.catalogue import Catalogue
 from library.device_utils import precision_dtype
 from library.memory.modes import describe_modes
 from library.memory.step_count import StepCount
+from library.memory.visits import SEATS
 from library.settings.flags.loop import LoopOptions
 from library.settings.run_config import TrainConfig
 from networks.trained import Trained
@@ -94,16 +96,14 @@ class RunMemory:
     def rows(self, loop: LoopOptions) -> list[tuple[str, float, str]]:
         """(what, bytes, how) of all that is on the device when the most is in use."""
         step = self.step(loop)
+        if self.full:
+            return [
+                *self.whole_rows(step, loop),
+                ("activations", step.activations, self.how_counted(loop)),
+            ]
         trained = sum(parameter.numel() for parameter in self.network.get_trainable_params())
         item = self.trained_dtype.itemsize
         state, optimizer = optimizer_state(self.cfg, self.network)
-        if self.full:
-            return [
-                *self.whole_rows(step, loop, trained),
-                ("optimizer state", state, optimizer),
-                *self.average_rows(trained),
-                ("activations", step.activations, self.how_counted(loop)),
-            ]
         return [
             (self.what_is_frozen(), step.weights, self.how_stored(loop)),
             *self.encoder_rows(),
@@ -114,10 +114,10 @@ class RunMemory:
             ("activations", step.activations, self.how_counted(loop)),
         ]
 
-    def whole_rows(
-        self, step: StepCount, loop: LoopOptions, trained: int
-    ) -> list[tuple[str, float, str]]:
-        """Of a model that trains itself, and what is beside it."""
+    def whole_rows(self, step: StepCount, loop: LoopOptions) -> list[tuple[str, float, str]]:
+        """Of a model that trains itself, and what is beside it on the device."""
+        here, away = self.here_and_away(step)
+        trained = sum(parameter.numel() for parameter in here)
         has_masters = self.trained_dtype != self.weight_dtype
         weights = step.weights + (0 if has_masters else step.adapters)
         how = f"{trained:,} trained parameters"
@@ -125,7 +125,41 @@ class RunMemory:
         if has_masters:
             rows.append(("float32 masters", step.adapters, f"{how}, {self.trained_dtype.itemsize} bytes each"))
         goes = "fused_backward_pass: each goes at once" if self.full and self.full.fused else how
-        return [*rows, ("gradients", step.gradients, goes)]
+        state, optimizer = optimizer_state(self.cfg, self.network, here)
+        rows += [("gradients", step.gradients, goes), ("optimizer state", state, optimizer)]
+        if away:
+            at_once = f"{SEATS} of {len(away)} weights that wait in RAM, with what is updated of them"
+            rows.append(("updates", self.passing(away), at_once))
+        return [*rows, *self.average_rows(trained)]
+
+    def here_and_away(self, step: StepCount) -> tuple[list[Tensor], list[Tensor]]:
+        """What trains and is on the device, and what waits in RAM."""
+        named = self.network.tensors().items() if step.away else ()
+        away = {name: tensor for name, tensor in named if name in step.away}
+        ids = {id(tensor) for tensor in away.values()}
+        return [p for p in self.network.get_trainable_params() if id(p) not in ids], list(away.values())
+
+    def of_one(self, parameter: Tensor) -> float:
+        """Bytes of what is updated of a weight that waits in RAM: what is held, states, and its gradient."""
+        gradient = 0 if self.full and self.full.fused else self.weight_dtype.itemsize
+        state, _ = optimizer_state(self.cfg, self.network, [parameter])
+        return state + parameter.numel() * (self.trained_dtype.itemsize + gradient)
+
+    def passing(self, away: list[Tensor]) -> float:
+        """Bytes on the device of those that come and go: seats, averages' too, and what is on its way back."""
+        average = 2 * torch.float32.itemsize if self.cfg.average.ema_decay else 0
+        largest = max(away, key=torch.Tensor.numel)
+        back = self.weight_dtype.itemsize
+        return SEATS * (self.of_one(largest) + largest.numel() * (average + back))
+
+    def in_host(self, loop: LoopOptions) -> float:
+        """Bytes in RAM of what is on the device otherwise: block inputs, weights and what belongs to them."""
+        step = self.step(loop)
+        _, away = self.here_and_away(step)
+        average = torch.float32.itemsize if self.cfg.average.ema_decay else 0
+        held = self.trained_dtype.itemsize  # counted in the step
+        beside = (self.of_one(each) + each.numel() * (average - held) for each in away)
+        return step.in_host + sum(beside)
 
     def average_rows(self, trained: int) -> list[tuple[str, float, str]]:
         size = trained * torch.float32.itemsize

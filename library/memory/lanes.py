@@ -34,6 +34,14 @@ class Lane(Protocol):
         """Let what is computed from here on begin once the lane is at `mark`."""
         ...
 
+    def follow(self, mark: Mark) -> None:
+        """Let the lane's next copies begin once another lane is at `mark`."""
+        ...
+
+    def finish(self) -> None:
+        """Let the host wait until all is done that the lane was asked so far."""
+        ...
+
     def beside(self) -> AbstractContextManager[None]:
         """Within, on this thread: what is asked of the device is done by the lane, at once."""
         ...
@@ -61,6 +69,12 @@ class AtOnce:
         return None
 
     def wait(self, mark: Mark) -> None:
+        pass
+
+    def follow(self, mark: Mark) -> None:
+        pass
+
+    def finish(self) -> None:
         pass
 
     def beside(self) -> AbstractContextManager[None]:
@@ -98,6 +112,13 @@ class CudaLane:
     def wait(self, mark: Mark) -> None:
         assert isinstance(mark, torch.cuda.Event)
         torch.cuda.current_stream(self.device).wait_event(mark)
+
+    def follow(self, mark: Mark) -> None:
+        assert isinstance(mark, torch.cuda.Event)
+        self.stream.wait_event(mark)
+
+    def finish(self) -> None:
+        self.stream.synchronize()
 
     def beside(self) -> AbstractContextManager[None]:
         stream: AbstractContextManager[None] = torch.cuda.stream(self.stream)

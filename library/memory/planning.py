@@ -133,11 +133,11 @@ def for_smallest_card(choice: MemoryChoice) -> MemoryChoice:
 def kept_names(cfg: TrainConfig) -> set[str]:
     """Memory options that stay as they are, since the user set them or what they belong to.
 
-    Nor are blocks swapped whose weights train.
+    Nor are blocks swapped where what trains of them cannot be.
     """
     loop = cfg.loop
     kept = {field.name for field in fields(LoopOptions)} & cfg.explicit
-    if cfg.whole:
+    if not cfg.may_swap:
         kept.add("blocks_to_swap")
     if "unsloth_offload_checkpointing" in kept:
         kept.add("cpu_offload_checkpointing")

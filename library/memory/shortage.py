@@ -30,10 +30,10 @@ WORTH_IT = 0.05  # of the card: a reserve below is not worth waiting for the dev
 def next_cheaper(cfg: TrainConfig, loop: LoopOptions, blocks: int) -> LoopOptions | None:
     """The combination after `loop` on the way to less memory, options set by the user kept.
 
-    After the last one all blocks are swapped, and where some are, those that are left. None when there is
-    no other.
+    After the last one all blocks are swapped, and where some are, those that are left; but for weights that
+    train, which are where they are from the first step on. None when there is no other.
     """
-    kept = kept_names(cfg)
+    kept = kept_names(cfg) | ({"blocks_to_swap"} if cfg.whole else set())
     if loop.blocks_to_swap:
         ends = loop.blocks_to_swap >= blocks or "blocks_to_swap" in kept
         return None if ends else replace(loop, blocks_to_swap=blocks)

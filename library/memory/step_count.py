@@ -62,6 +62,7 @@ class StepCount:
     left:          what is there when backward is done, beside gradients; more than 0 is a leak
     peak:          the most at once on the device, everything together
     kernels:       of forward and backward
+    away:          names of what trains and waits in RAM; states and gradients of it are not counted
     """
 
     weights: int
@@ -73,6 +74,7 @@ class StepCount:
     peak: int
     in_host: int
     kernels: Kernels
+    away: tuple[str, ...] = ()
 
     @property
     def activations(self) -> int:
@@ -91,12 +93,13 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     trained = step.network.get_trainable_params()
     states = state_bytes(step.optimizer, trained) if step.optimizer else 0
     ledger = Ledger(step.device, granule)
+    away = trained_away(step.network)
+    ledger.enter_in_host(away.values())
     adapters = ledger.enter(trained)
     weights = enter_weights(ledger, step)
     resident = ledger.on_device.now
-    for weight, _ in step.network.pairs() if step.accumulates else ():
-        weight.grad = torch.zeros_like(weight)
-        ledger.enter([weight.grad])
+    if step.accumulates:
+        enter_gradients(ledger, step.network, set(away))
     start = ledger.on_device.now
     with kernels(ledger), ledger:
         loss = step.loss()
@@ -118,7 +121,25 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
         peak=states + max(ledger.on_device.peak, update),
         in_host=ledger.in_host.peak,
         kernels=ledger.kernels,
+        away=tuple(away),
     )
+
+
+def trained_away(network: Trained) -> dict[str, Tensor]:
+    """What trains of the weights that wait in RAM, and waits there too, by its name."""
+    if network.swap is None:
+        return {}
+    named = zip(network.tensors().items(), network.pairs(), strict=True)
+    return {name: held for (name, held), (weight, _) in named if id(weight) in network.swap.numbers}
+
+
+def enter_gradients(ledger: Ledger, network: Trained, away: set[str]) -> None:
+    """Those of earlier micro-batches, where they stay."""
+    names = list(network.tensors()) if away else []
+    for number, (weight, _) in enumerate(network.pairs()):
+        if not (away and names[number] in away):
+            weight.grad = torch.zeros_like(weight)
+            ledger.enter([weight.grad])
 
 
 def enter_weights(ledger: Ledger, step: Step) -> int:

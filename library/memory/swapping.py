@@ -1,7 +1,8 @@
-"""Frozen weights that wait in RAM and are on the device only while their module computes.
+"""Weights that wait in RAM and are on the device only while their module computes.
 
-They travel one way: the copies in RAM are the weights, those on the device are dropped. Autograd never
-holds a buffer: what it would keep of one is fetched again in the backward pass, whatever view it is.
+They travel one way: the copies in RAM are the weights, those on the device are dropped. Whoever changes one
+of them in RAM says so. Autograd never holds a buffer: what it would keep of one is fetched again in the
+backward pass, whatever view it is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,23 +31,41 @@ Weights = Sequence[Tensor]
 
 
 class Swap:
-    """Groups of frozen weights, used in their order by the forward pass, in reverse by the backward.
+    """Groups of weights, used in their order by the forward pass, in reverse by the backward.
 
     Each weight's `data` is its copy in RAM, pinned for CUDA, but while its group computes.
+    numbers:        of the group of each weight, by the weight's id
+    before_reading: what the host has to wait for before it reads weights that change, or changes them
     """
 
     def __init__(
         self, groups: Sequence[Weights], device: torch.device, lane: Lane | None = None
     ) -> None:
-        self.groups = groups
+        self.groups, self.device = groups, device
         self.lane = lane_of(device) if lane is None else lane
+        self.numbers = {id(weight): n for n, group in enumerate(groups) for weight in group}
+        self.before_reading: list[Callable[[], None]] = []
         for weight in (weight for group in groups for weight in group):
-            assert not weight.requires_grad, "a weight that trains has to stay on the device"
             weight.data = in_ram(weight.data, pinned=device.type == "cuda")
-        size = max(sum(map(room_of, group)) for group in groups)
-        count = min(BUFFERS, len(groups))
-        self.buffers = [Buffer(size, device, self.lane.now()) for _ in range(count)]
         self.current: int | None = None
+
+    @cached_property
+    def buffers(self) -> list[Buffer]:
+        """Made at the first use, when the weights have the dtype that computes."""
+        size = max(sum(map(room_of, group)) for group in self.groups)
+        count = min(BUFFERS, len(self.groups))
+        return [Buffer(size, self.device, self.lane.now()) for _ in range(count)]
+
+    def settle(self) -> None:
+        """Let the host wait until what changed on the device is in RAM."""
+        for wait in self.before_reading:
+            wait()
+
+    def change(self, weight: Tensor) -> None:
+        """Before a weight's copy in RAM changes: what is on the device of it is old from then on."""
+        for buffer in self.buffers_of(self.numbers[id(weight)]):
+            buffer.arrive(self.lane)
+        torch.autograd.graph.increment_version(weight)
 
     def run(self, number: int, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """function(*inputs) while the weights of a group are on the device."""

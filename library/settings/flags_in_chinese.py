@@ -141,7 +141,7 @@ SENTENCES = {
     "unsloth_offload_checkpointing": "同 cpu_offload_checkpointing",
     "checkpoint_every_n": "每 n 块只重算一块：显存多一些，时间少一些",
     "recompute": "cheap：不整块重算的块里，重算没有矩阵乘法的部分",
-    "blocks_to_swap": "权重在内存里等候的块数，最多全部；显卡上同时有两块",
+    "blocks_to_swap": "权重在内存里等候的块数，最多全部；显卡上同时有两块。训练模型本身时，优化器的那一份也在内存里，需要 AdamW 或 Adafactor",
     "vram_target": "显卡的显存（GB）或 auto：在已写的之外，自动选择放得下的、代价最小的上述选项",
     "mixed_precision": "底模的精度",
     "full_bf16": "训练的部分（适配器或模型）也用 bf16：很小的更新会丢失",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -127,14 +128,39 @@ class TrainConfig:
 
     def single_problems(self) -> list[Problem]:
         """What updates of one weight after another do not go with."""
-        rounds = self.precision.full_bf16 and self.precision.stochastic_rounding
         fused = self.whole and self.optimizer.fused_backward_pass
+        swapped = self.whole and self.loop.blocks_to_swap
+        rounds = self.precision.full_bf16 and self.precision.stochastic_rounding
+        asked = {
+            "fused_backward_pass = true": fused,
+            "stochastic_rounding = true": rounds,
+            f"blocks_to_swap = {self.loop.blocks_to_swap}": swapped,
+        }
         found, name = [], optimizer_name(self.optimizer)
-        if (rounds or fused) and not takes_single_updates(self.optimizer):
-            asked = "fused_backward_pass" if fused else "stochastic_rounding"
-            message = f"updates one weight after another. Use AdamW or Adafactor, or leave out {asked}."
-            found.append(Problem(message, f"{asked} = true with optimizer_type = {name}"))
-        return found + (self.fused_problems() if fused else [])
+        if any(asked.values()) and not takes_single_updates(self.optimizer):
+            what = next(option for option, is_so in asked.items() if is_so)
+            without = what.partition(" ")[0]
+            message = f"updates one weight after another. Use AdamW or Adafactor, or leave out {without}."
+            found.append(Problem(message, f"{what} with optimizer_type = {name}"))
+        found += self.fused_problems() if fused else []
+        return found + (self.swap_problems() if swapped else [])
+
+    @property
+    def may_swap(self) -> bool:
+        """Whether blocks can wait in RAM, where the model itself trains with what trains of them."""
+        return not self.whole or (takes_single_updates(self.optimizer) and not self.swap_problems())
+
+    def swap_problems(self) -> list[Problem]:
+        """What weights that train and wait in RAM do not go with."""
+        because = {
+            "mixed_precision = fp16": self.precision.mixed_precision == "fp16"
+            and "its gradient scaler looks at all gradients at once, and these wait in RAM. Use bf16.",
+            "compile = true": self.precision.compile
+            and "a compiled block finds its weights where they were when it was compiled. Leave out one.",
+            "several processes": self.situation().processes > 1
+            and "exchange gradients on the device, where these do not stay. Train with one, or leave it out.",
+        }
+        return does_not_go_with("blocks_to_swap where the model itself trains", because)
 
     def fused_problems(self) -> list[Problem]:
         accumulation, limit = self.loop.gradient_accumulation_steps, self.optimizer.max_grad_norm
@@ -148,11 +174,7 @@ class TrainConfig:
             "several processes": self.situation().processes > 1
             and "exchange gradients when all are there. Train with one, or leave it out.",
         }
-        return [
-            Problem(f"does not go with fused_backward_pass: {reason}", what)
-            for what, reason in because.items()
-            if reason
-        ]
+        return does_not_go_with("fused_backward_pass", because)
 
     def compile_problems(self) -> list[Problem]:
         """What compiled blocks do not go with: a count of memory, and CUDA graphs what moves."""
@@ -228,3 +250,12 @@ class TrainConfig:
         """The options that the others leave without effect."""
         flags = [flag_ for group in self.groups() for flag_ in flags_of(type(group))]
         return set(idle_flags(flags, self.situation()))
+
+
+def does_not_go_with(option: str, because: Mapping[str, object]) -> list[Problem]:
+    """A problem for each setting that has a reason."""
+    return [
+        Problem(f"does not go with {option}: {reason}", what)
+        for what, reason in because.items()
+        if reason
+    ]

@@ -27,11 +27,6 @@ NOT_FOR_MODELS: dict[str, str] = {
     "train_norm": "norms train with the part that they belong to. Leave it out; a rate of 0 freezes a part",
     **dict.fromkeys(("fp8_base", "fp8_base_unet", "int8_base", "int8_compute", "nf4_base"), FROZEN),
     "cuda_graphs": "steps of adapters are recorded, those of a model that trains are not. Leave it out",
-    "blocks_to_swap": (
-        "weights that wait in RAM are frozen ones: those that train would have to travel back after each "
-        "update, with their gradients. Use gradient_checkpointing, cpu_offload_checkpointing or "
-        "fused_backward_pass"
-    ),
     **dict.fromkeys(
         ("evaluate_every_n_steps", "evaluate_every_n_epochs", "evaluation_pictures", "drift_prompts"),
         NO_BASE,

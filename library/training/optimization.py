@@ -18,7 +18,7 @@ from library.training.learning_rates import LearningRates
 from library.training.optimizer_trial import try_optimizer, try_schedule
 from library.training.optimizers import create_optimizer, optimizer_eval_mode
 from library.training.schedulers import create_scheduler
-from library.training.single_updates import SingleUpdates
+from library.training.swapped_updates import single_updates
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,7 +83,7 @@ class Optimization:
         self.accelerator = accelerator
         self.inner = create_optimizer(cfg.optimizer, groups)
         self.network, self.seed = network, seed
-        self.single = SingleUpdates.of(cfg, self.inner, network)
+        self.single = single_updates(cfg, self.inner, network)
         together = not (network.is_whole or self.single)
         self.flat = FlatUpdates.of(self.inner, cfg.optimizer) if together else None
         self.scheduler = create_scheduler(cfg.schedule, self.inner, total_steps=total_steps)
@@ -114,6 +114,9 @@ class Optimization:
     @contextmanager
     def as_saved(self) -> Iterator[None]:
         """While inside: the model computes with the weights that a file would have."""
+        if self.single is not None:  # no such optimizer keeps others to save
+            yield
+            return
         with saved_weights(self.inner, self.network):
             yield
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,6 @@ from torch.optim import Optimizer
 
 from library.training.rounding import stochastically_rounded
 from library.utils import position_seed
-
-if TYPE_CHECKING:
-    from library.settings.run_config import TrainConfig
-    from networks.trained import Trained
 
 
 class SingleUpdates:
@@ -41,18 +37,6 @@ class SingleUpdates:
         self.seed = self.number_of_step = 0
         self.squares: list[Tensor] = []  # of the gradients of the updates made so far, in a fused step
         self.generators: dict[torch.device, torch.Generator] = {}
-
-    @staticmethod
-    def of(cfg: TrainConfig, optimizer: Optimizer, network: Trained) -> SingleUpdates | None:
-        """As the options ask; None where all weights are updated together."""
-        rounds = cfg.precision.full_bf16 and cfg.precision.stochastic_rounding
-        is_fused = cfg.whole and cfg.optimizer.fused_backward_pass
-        if not (rounds or is_fused):
-            return None
-        made = SingleUpdates(optimizer, network.pairs(), rounds=rounds)
-        if is_fused:
-            made.fuse()
-        return made
 
     def fuse(self) -> None:
         """Update each weight from here on in the backward pass."""
@@ -81,25 +65,22 @@ class SingleUpdates:
         """
         if self.is_fused:
             return
-        finite = torch.isfinite(norm)
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        finite, factor = torch.isfinite(norm), clipping(norm, max_norm)
         for number, (weight, _) in enumerate(self.pairs):
             if weight.grad is not None:
-                gradient, weight.grad = weight.grad.float() * factor, None
-                self._update(number, gradient, finite)
+                self._update(number, taken(weight).float() * factor, finite)
 
     def _arrived(self, number: int, weight: Tensor) -> None:
         """The gradient of a weight is whole, in the backward pass."""
-        assert weight.grad is not None, "it has just arrived"
-        gradient, weight.grad = weight.grad.float(), None
+        gradient = taken(weight).float()
         square = square_of(gradient)
         self.squares.append(square)
         self._update(number, gradient, torch.isfinite(square))
 
     @torch.no_grad()
     def _update(self, number: int, gradient: Tensor, finite: Tensor) -> None:
-        """One weight by its gradient (float32), unless that is not finite (a scalar on the device)."""
-        weight, held = self.pairs[number]
+        """One weight by its gradient, unless that is not finite (a scalar on the device)."""
+        _, held = self.pairs[number]
         changed = nn.Parameter(held.float()) if self.rounds else held
         changed.grad = torch.where(finite, gradient, 0.0).to(changed.dtype)
         with self._alone(held, changed), self._left_out_unless(finite, changed):
@@ -107,6 +88,11 @@ class SingleUpdates:
         changed.grad = None
         if self.rounds:
             held.copy_(stochastically_rounded(changed.detach(), self._chance(number, held.device)))
+        self._show(number)
+
+    def _show(self, number: int) -> None:
+        """Let the model compute with what was changed."""
+        weight, held = self.pairs[number]
         if held is not weight:
             weight.copy_(held)
 
@@ -146,6 +132,18 @@ class SingleUpdates:
         now = self.optimizer.state[changed]
         for key, value in kept.items():
             now[key] = torch.where(finite.to(value.device), now[key], value)
+
+
+def taken(weight: Tensor) -> Tensor:
+    """Its gradient, which it has no longer."""
+    gradient, weight.grad = weight.grad, None
+    assert gradient is not None, "it has arrived"
+    return gradient
+
+
+def clipping(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of that norm are multiplied by, as torch.nn.utils.clip_grad_norm_ does."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
 
 
 def square_of(gradient: Tensor) -> Tensor:

@@ -6,12 +6,30 @@ validation or an evaluation uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from library.memory.swapping import Swap, in_ram
+from library.memory.visits import Visits
+
+if TYPE_CHECKING:
+    from library.settings.run_config import AverageOptions
+    from networks.trained import Trained
+
+
+def average_of(options: AverageOptions, network: Trained) -> WeightAverage | None:
+    """Of what is trained, if the options ask for one."""
+    if not options.ema_decay:
+        return None
+    trained, how = network.get_trainable_params(), (options.ema_decay, options.ema_start_step)
+    if network.swap is None:
+        return WeightAverage(trained, *how)
+    away = {n for n, (weight, _) in enumerate(network.pairs()) if id(weight) in network.swap.numbers}
+    return SwappedAverage(trained, *how, network.swap, away)
 
 
 class WeightAverage:
@@ -75,3 +93,60 @@ class WeightAverage:
             tensor.to(parameter.device, torch.float32, copy=True)
             for parameter, tensor in zip(self.parameters, kept["tensors"])
         ]
+
+
+class SwappedAverage(WeightAverage):
+    """The same where some parameters wait in RAM: so do their averages, which are changed on the device.
+
+    away: the numbers of those parameters
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], decay: float, start_step: int, swap: Swap,
+        away: set[int],
+    ) -> None:  # fmt: skip
+        super().__init__(parameters, decay, start_step)
+        self.swap, self.away = swap, away
+        self.visits = Visits(swap.device, self._homes, swap.lane)
+        swap.before_reading.append(self.visits.settle)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if not self.tensors:
+            self.swap.settle()
+            super().update(step)
+            self._pin()
+        elif step >= self.start_step:
+            self.updates += 1
+            self.visits.begin()
+            for number, parameter in enumerate(self.parameters):
+                average, now = self.tensors[number], parameter.detach()
+                if number in self.away:
+                    average, now = self.visits.come(number)
+                torch._foreach_lerp_([average], [now.float()], 1 - self.decay_at(self.updates))
+                if number in self.away:
+                    self.visits.leave(number, [(self.tensors[number], average)])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        self.swap.settle()
+        with super().in_place():
+            yield
+
+    def kept(self) -> dict[str, Any]:
+        self.swap.settle()
+        return super().kept()
+
+    def take_back(self, kept: Mapping[str, Any]) -> None:
+        self.swap.settle()
+        super().take_back(kept)
+        self._pin()
+
+    def _pin(self) -> None:
+        pinned = self.swap.device.type == "cuda"
+        for number in self.away if self.tensors else ():
+            self.tensors[number] = in_ram(self.tensors[number], pinned=pinned)
+
+    def _homes(self, key: Hashable) -> list[Tensor]:
+        assert isinstance(key, int)
+        return [self.tensors[key], self.parameters[key].data]

@@ -144,7 +144,7 @@ FLAGS: dict[str, Case] = {
     "use_8bit_adam": shown(SETTINGS),
     "use_lion_optimizer": Case(True, "updates"),
     "learning_rate": Case(5e-3, "updates", idle=({"unet_lr": 1e-3}, ADAFACTOR)),
-    "fused_backward_pass": shown("test_whole_model.test_a_fused_backward_pass_changes_no_bit", True, {}),
+    "fused_backward_pass": shown("test_whole_model.test_a_fused_backward_pass_changes_no_bit_nor_do_blocks_that_wait_in_ram", True, {}),
     "max_grad_norm": shown(A_RUN),
     "optimizer_args": Case(["betas=0.5,0.6"], "updates", {"learning_rate": 1e-2}),
     "lr_scheduler": Case("cosine", "updates", {"learning_rate": 1e-2}, idle=(

@@ -1,9 +1,12 @@
 """Small models with adapters, to compare memory modes: what they give and what they keep."""
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams, LLMAdapterParams
+from library.memory.kept import storage_key
 from networks import lokr_anima, lora_anima
 from tests.helpers.alive import Alive
 
@@ -81,3 +84,19 @@ def kept_by_forward(model: torch.nn.Module, side: int) -> int:
         size = alive.size()
     del loss
     return size
+
+
+class OnlyCopied(TorchDispatchMode):
+    """Fails where anything but a copy touches the memory of some tensors: as on two devices."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.places = {storage_key(tensor) for tensor in tensors}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aten, plain = torch.ops.aten, ("copy_", "detach", "empty_like", "is_pinned")
+        if function not in [getattr(aten, name).default for name in plain]:
+            for tensor in tree_iter((args, kwargs)):
+                if isinstance(tensor, torch.Tensor):
+                    assert storage_key(tensor) not in self.places, f"{function} of a weight in RAM"
+        return function(*args, **(kwargs or {}))

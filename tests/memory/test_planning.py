@@ -41,9 +41,8 @@ class Counted:
 
 def chosen(target: str, count=None, **given):
     loop = LoopOptions(vram_target=target, **given)
-    cfg = SimpleNamespace(
-        loop=loop, explicit=frozenset({"vram_target", "batch_size", *given}), whole=False
-    )
+    explicit = frozenset({"vram_target", "batch_size", *given})
+    cfg = SimpleNamespace(loop=loop, explicit=explicit, whole=False, may_swap=True)
     return choose_modes(cfg, CPU, 28, count or Counted())
 
 

@@ -18,7 +18,8 @@ EVERY_2ND = f"{CHECKPOINT}, checkpoint_every_n = 2, {CHEAP}"
 def way_down(blocks=28, **given):
     """The modes of each step down, to the last."""
     loop = LoopOptions(vram_target="8", **given)
-    cfg, found = SimpleNamespace(loop=loop, explicit=frozenset(given), whole=False), []
+    cfg = SimpleNamespace(loop=loop, explicit=frozenset(given), whole=False, may_swap=True)
+    found = []
     while loop := next_cheaper(cfg, loop, blocks):
         found.append(describe_modes(loop))
     return found
@@ -32,10 +33,17 @@ def test_each_step_down_is_the_next_of_the_ladder_and_the_last_swaps_everything(
 
 def test_where_some_blocks_are_swapped_all_of_them_are_next():
     loop = LoopOptions(vram_target="8", cpu_offload_checkpointing=True, blocks_to_swap=11)
-    cfg = SimpleNamespace(loop=LoopOptions(vram_target="8"), explicit=frozenset(), whole=False)
+    asked = LoopOptions(vram_target="8")
+    cfg = SimpleNamespace(loop=asked, explicit=frozenset(), whole=False, may_swap=True)
     found = next_cheaper(cfg, loop, 28)
     assert describe_modes(found) == f"{OFFLOAD}, blocks_to_swap = 28"
     assert next_cheaper(cfg, found, 28) is None
+
+
+def test_weights_that_train_are_not_swapped_between_two_steps():
+    some = LoopOptions(vram_target="8", cpu_offload_checkpointing=True, blocks_to_swap=11)
+    cfg = SimpleNamespace(loop=some, explicit=frozenset(), whole=True, may_swap=True)
+    assert next_cheaper(cfg, some, 28) is None
 
 
 def test_more_blocks_may_be_swapped_between_two_steps():
@@ -87,7 +95,7 @@ def test_every_way_down_may_begin_between_two_steps():
     model, _ = adapted("lora", blocks=5)
     expected = gradients(model)
     loop = LoopOptions(vram_target="8")
-    cfg = SimpleNamespace(loop=loop, explicit=frozenset(), whole=False)
+    cfg = SimpleNamespace(loop=loop, explicit=frozenset(), whole=False, may_swap=True)
     while loop := next_cheaper(cfg, loop, model.num_blocks):
         enable_modes(loop, model, torch.device("cpu"))
         assert_same_bits(gradients(model), expected)

@@ -5,18 +5,15 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
-from library.memory.kept import storage_key
 from library.memory.swapping import BUFFERS, Swap, spread
 from tests.helpers.late_lane import LateLane
 from tests.helpers.memory_modes import (
+    OnlyCopied,
     adapted,
     assert_same_bits,
     gradients,
     loss_of,
-    small_dit,
 )
 
 BLOCKS = 5
@@ -93,22 +90,6 @@ def test_nothing_that_waits_for_the_backward_pass_is_a_buffer(mode):
     loss.backward()
     found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     assert_same_bits(found, gradients(adapted("lora", blocks=BLOCKS)[0]))
-
-
-class OnlyCopied(TorchDispatchMode):
-    """Fails where anything but a copy touches the memory of some tensors: as on two devices."""
-
-    def __init__(self, tensors):
-        super().__init__()
-        self.places = {storage_key(tensor) for tensor in tensors}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        aten = torch.ops.aten
-        if function not in (aten.copy_.default, aten.detach.default, aten.empty_like.default):
-            for tensor in tree_iter((args, kwargs)):
-                if isinstance(tensor, torch.Tensor):
-                    assert storage_key(tensor) not in self.places, f"{function} of a weight in RAM"
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -204,11 +185,6 @@ def test_passes_without_backward_start_with_what_comes_next():
 def test_swapped_blocks_lie_as_far_apart_as_they_can():
     assert spread(28, 28) == list(range(28))
     assert spread(2, 8) == [2, 6] and spread(1, 3) == [1]
-
-
-def test_a_weight_that_trains_cannot_be_swapped():
-    with pytest.raises(AssertionError, match="trains"):
-        small_dit().enable_block_swap(1, "cpu")
 
 
 def test_weights_of_several_dtypes_and_sizes_share_a_buffer():

@@ -33,6 +33,10 @@ SETTINGS = {
 }
 
 
+FILES = ("run.safetensors", "run-ema.safetensors")
+KEPT = ("adapters.safetensors", "optimizer.pt")
+
+
 @pytest.fixture(scope="module")
 def folder(demo, tmp_path_factory):
     """Of the pictures, whose latents and texts all runs here share."""
@@ -71,6 +75,16 @@ def test_the_average_is_a_file_of_its_own_between_the_weights(demo, done):
     assert 0 < distance[0] < distance[1]
 
 
+def test_blocks_that_wait_in_ram_go_on_to_the_same_bytes(demo, folder, done):
+    """With masters, gradients that are added up and clipped together, and an average."""
+    state = done / "run-step00000002-state"
+    here = {"output_dir": str(folder / "swapped-on"), "resume": str(state), "blocks_to_swap": 2}
+    trainer = train_model(demo, folder, {**SETTINGS, **here})
+    assert len(trainer.optimization.single.away) > 10
+    for name in (*FILES, *(f"run-state/{kept}" for kept in KEPT)):
+        assert (folder / "swapped-on" / name).read_bytes() == (done / name).read_bytes(), name
+
+
 def test_a_picture_names_the_file_that_draws_it_again(done):
     (picture,) = (done / "sample").glob("*.png")
     with Image.open(picture) as opened:
@@ -83,20 +97,20 @@ def test_a_picture_names_the_file_that_draws_it_again(done):
 
 REFUSED = {
     "network_dim": 8, "unet_lr": 1e-4, "network_args": ["lokr_factor=8"], "int8_base": True,
-    "blocks_to_swap": 4, "evaluate_every_n_steps": 2, "train_norm": False, "cuda_graphs": True,
+    "evaluate_every_n_steps": 2, "train_norm": False, "cuda_graphs": True,
 }  # fmt: skip
-FUSED_REFUSES = {
+UPDATES_REFUSE = {
     "fused_backward_pass": True, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0,
-    "optimizer_type": "Lion",
+    "optimizer_type": "Lion", "blocks_to_swap": 4, "mixed_precision": "fp16",
 }  # fmt: skip
 
 
 def test_what_makes_no_sense_is_told_all_at_once(demo, run_folder):
-    argv = model_argv(demo, run_folder, {"mixed_precision": "bf16", **REFUSED, **FUSED_REFUSES})
+    argv = model_argv(demo, run_folder, {**REFUSED, **UPDATES_REFUSE})
     with pytest.raises(ConfigError) as error:
         make_trainer(argv, AnimaTrainer)
     told = "\n".join(f"{each.where} {each.message}" for each in error.value.problems)
-    names = [name for name in {**REFUSED, **FUSED_REFUSES} if name not in told]
+    names = [name for name in {**REFUSED, **UPDATES_REFUSE} if name not in told]
     assert names == ["optimizer_type"] and "Use AdamW or Adafactor" in told, told
 
 
@@ -131,6 +145,7 @@ def by_chance(demo, folder):
     """Runs in bf16, rounded by chance: updated together, and in the backward pass."""
     settings = {name: {**BF16, **more, "output_dir": str(folder / name)} for name, more in {
         "together": {"max_grad_norm": 0}, "fused": {**FUSED, "recompute": "cheap"},
+        "swapped": {**FUSED, "blocks_to_swap": 2},
     }.items()}  # fmt: skip
     for each in settings.values():
         train_model(demo, folder, each)
@@ -141,19 +156,20 @@ def final_states(folder, *names):
     return [load_file(folder / name / "run-state/adapters.safetensors") for name in names]
 
 
-def test_a_fused_backward_pass_changes_no_bit(folder, by_chance):
-    together, fused = final_states(folder, "together", "fused")
-    assert together.keys() == fused.keys()
+def test_a_fused_backward_pass_changes_no_bit_nor_do_blocks_that_wait_in_ram(folder, by_chance):
+    together, fused, swapped = final_states(folder, "together", "fused", "swapped")
+    assert together.keys() == fused.keys() == swapped.keys()
     assert all(torch.equal(together[name], fused[name]) for name in fused)
+    assert all(torch.equal(together[name], swapped[name]) for name in swapped)
     assert {tensor.dtype for tensor in fused.values()} == {torch.bfloat16}
 
 
 def test_chance_and_fused_updates_go_on_to_the_same_bits(demo, folder, by_chance):
-    state = folder / "fused/run-step00000002-state"
+    state = folder / "swapped/run-step00000002-state"
     train_model(demo, folder, {
         **by_chance["fused"], "output_dir": str(folder / "again"), "resume": str(state),
     })  # fmt: skip
-    for name in ("adapters.safetensors", "optimizer.pt"):
+    for name in KEPT:
         kept = [folder / each / "run-state" / name for each in ("again", "fused")]
         assert kept[0].read_bytes() == kept[1].read_bytes()
 
@@ -171,9 +187,9 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bytes(demo, folder, done):
     process.wait()
     again = warm.run(["anima_train.py", *argv, "--resume", str(state)], env=plain_environment())
     assert again.returncode == 0, again.stderr
-    for name in ("run.safetensors", "run-ema.safetensors"):
+    for name in FILES:
         assert (out / name).read_bytes() == (done / name).read_bytes()
-    for name in ("adapters.safetensors", "optimizer.pt"):
+    for name in KEPT:
         kept = [each / "run-state" / name for each in (out, done)]
         assert kept[0].read_bytes() == kept[1].read_bytes()
     shutil.rmtree(out)

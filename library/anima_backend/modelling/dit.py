@@ -247,13 +247,14 @@ class Anima(nn.Module):
     def enable_block_swap(self, blocks: int, device: torch.device | str) -> None:
         """The weights of so many blocks wait in RAM, all else goes to `device`; before the first forward.
 
-        Modulation's, which all blocks need at once, do where all blocks are swapped.
-        Processes do not share these weights: each has to load the same.
+        Modulation's do with their block where they train; else, as all blocks need them at once, where all
+        blocks are swapped. Processes do not share these weights: each has to load the same.
         """
         assert 0 < blocks <= len(self.blocks), blocks
         device = torch.device(device)
         self.swapped = spread(blocks, len(self.blocks))
-        steering = {id(linear) for linear in self.modulations.linears()}
+        linears = self.modulations.linears()
+        steering = {id(each) for each in linears if not each.get_parameter("weight").requires_grad}
         groups = [
             [
                 part.weight for part in self.blocks[number].modules()
@@ -262,8 +263,8 @@ class Anima(nn.Module):
             for number in self.swapped
         ]  # fmt: skip
         away = {id(weight) for group in groups for weight in group}
-        if blocks == len(self.blocks) and self.modulations.wait_in_ram(device):
-            away |= {id(linear.weight) for linear in self.modulations.linears()}
+        if steering and blocks == len(self.blocks) and self.modulations.wait_in_ram(device):
+            away |= {id(linear.weight) for linear in linears}
         self.leave_unshared(away)
         for parameter in self.parameters():
             if id(parameter) not in away:

@@ -66,7 +66,8 @@ class LoopOptions:
     )
     blocks_to_swap: int | None = flag(
         None,
-        "blocks whose weights wait in RAM, up to all; two at a time are on the card",
+        "blocks whose weights wait in RAM, up to all; two at a time are on the card. Where the model itself "
+        "trains, so does what the optimizer has of them, with AdamW and Adafactor",
         check=at_least(1),
         off=(0,),
     )
