@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from library.errors import Problem
+from library.errors import Problem, visible
 from networks.workshop.low_rank import RankRule
 from tools._adapter_files import place_problems
 
@@ -59,3 +59,17 @@ def output_problems(output: Path, inputs: Sequence[Path], *, overwrite: bool) ->
         yield Problem(f"expected a name that ends in {EXTENSION}.", f"--output {output}")
     else:
         yield from place_problems("--output", output, inputs, overwrite=overwrite)
+
+
+def outcome(options: argparse.Namespace) -> str:
+    """The last line that is told."""
+    if options.dry_run:
+        return "nothing written (--dry_run)"
+    return f"written: {visible(str(options.output))}"
+
+
+def tell(lines: Iterable[str], options: argparse.Namespace) -> None:
+    """Print what was made, then where it is."""
+    for line in lines:
+        print(visible(line))
+    print(outcome(options))

@@ -28,7 +28,7 @@ from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.averaging import average, open_files, write_average
 from tools._adapter_files import tool_parser
-from tools._adapter_outputs import add_output, output_problems
+from tools._adapter_outputs import add_output, output_problems, tell
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -74,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = average(files, options.weights)
     if not options.dry_run:
         write_average(options.output, made)
-    for file, weight, distance in zip(files, options.weights, made.distances):
-        print(f"{file.path}: weight {weight:g}, {distance:.1%} away from the average")
-    print("nothing written (--dry_run)" if options.dry_run else f"written: {options.output}")
+    rows = zip(files, options.weights, made.distances)
+    told = [f"{f.path}: weight {w:g}, {apart:.1%} away from the average" for f, w, apart in rows]
+    tell(told, options)
 
 
 if __name__ == "__main__":

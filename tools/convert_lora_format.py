@@ -44,6 +44,7 @@ from tools._adapter_outputs import (
     add_output,
     add_precision,
     add_rule,
+    outcome,
     output_problems,
     rule_of,
     rule_problems,
@@ -95,11 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             *reader_lines(list(spool.plan), metadata),
         ]:  # fmt: skip
             print(visible(line))
-        if options.dry_run:
-            print("nothing written (--dry_run)")
-            return
-        spool.write(options.output, metadata)
-    print(f"written: {visible(str(options.output))}")
+        if not options.dry_run:
+            spool.write(options.output, metadata)
+    print(outcome(options))
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from library.anima_workshop.choosing import UNKNOWN, Choice, read_choices
 from library.anima_workshop.editing import Edit, edit, is_removed, report
 from library.anima_workshop.layout import open_anima_adapter
 from library.device_utils import precision_dtype
-from library.errors import ConfigError, Problem, visible
+from library.errors import ConfigError, Problem
 from library.reporting.thumbnails import thumbnail
 from library.system.program import run_main
 from networks.workshop.adapter_file import AdapterFile
 from tools._adapter_files import tool_parser
-from tools._adapter_outputs import add_output, add_precision, output_problems
+from tools._adapter_outputs import add_output, add_precision, output_problems, tell
 
 ENTRIES = ("title", "author", "description", "tags", "trigger_phrase", "usage_hint", "license")
 
@@ -132,13 +132,7 @@ def read(options: argparse.Namespace, file: AdapterFile) -> Edit:
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if argv is None else argv)
     file = open_anima_adapter(options.file)
-    for line in report(edit(file, read(options, file))):
-        print(visible(line))
-    print(
-        "nothing written (--dry_run)"
-        if options.dry_run
-        else f"written: {visible(str(options.output))}"
-    )
+    tell(report(edit(file, read(options, file))), options)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from library.anima_workshop.base import open_base
 from library.anima_workshop.choosing import read_choices
 from library.anima_workshop.extracting import Extraction, extract, modules_of_both, usual_choice
 from library.device_utils import precision_dtype
-from library.errors import ConfigError, Problem, visible
+from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.codec import TEXT_ENCODER_PREFIXES
 from networks.workshop.low_rank import RankRule
@@ -40,6 +40,7 @@ from tools._adapter_outputs import (  # fmt: skip
     output_problems,
     rule_of,
     rule_problems,
+    tell,
 )
 
 
@@ -88,13 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if argv is None else argv)
     original, tuned = open_base(options.original), open_base(options.tuned)
     modules = modules_of_both(original, tuned)
-    for line in extract(original, tuned, modules, read(options, modules)):
-        print(visible(line))
-    print(
-        "nothing written (--dry_run)"
-        if options.dry_run
-        else f"written: {visible(str(options.output))}"
-    )
+    tell(extract(original, tuned, modules, read(options, modules)), options)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ from tools._adapter_files import tool_parser
 from tools._adapter_outputs import (
     add_output,
     add_rule,
+    outcome,
     output_problems,
     rule_of,
     rule_problems,
@@ -145,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         into_base(options, base, sources)
     else:
         into_one(options, sources)
-    told = "nothing written (--dry_run)" if options.dry_run else f"written: {options.output}"
-    print(visible(told))
+    print(outcome(options))
 
 
 if __name__ == "__main__":

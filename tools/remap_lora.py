@@ -27,11 +27,11 @@ from library.anima_runtime.model_loading import inspect_transformer
 from library.anima_workshop.choosing import numbers
 from library.anima_workshop.layout import modules_of, open_anima_adapter
 from library.anima_workshop.remapping import Remap, blocks_of, by_depth, highest_block, remap
-from library.errors import ConfigError, Problem, visible
+from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.workshop.adapter_file import AdapterFile
 from tools._adapter_files import tool_parser
-from tools._adapter_outputs import add_output, output_problems
+from tools._adapter_outputs import add_output, output_problems, tell
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -132,13 +132,7 @@ def refuse_missing(mapped: dict[int, int], file: AdapterFile, was: int, now: int
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if argv is None else argv)
     file = open_anima_adapter(options.file)
-    for line in remap(file, read(options, file)):
-        print(visible(line))
-    print(
-        "nothing written (--dry_run)"
-        if options.dry_run
-        else f"written: {visible(str(options.output))}"
-    )
+    tell(remap(file, read(options, file)), options)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pathlib import Path
 from library.anima_workshop.layout import open_anima_adapter
 from library.anima_workshop.resizing import Resizing, report, resize
 from library.device_utils import precision_dtype
-from library.errors import ConfigError, Problem, visible
+from library.errors import ConfigError, Problem
 from library.system.program import run_main
 from networks.workshop.low_rank import RankRule
 from tools._adapter_files import tool_parser
@@ -36,6 +36,7 @@ from tools._adapter_outputs import (
     output_problems,
     rule_of,
     rule_problems,
+    tell,
 )
 
 
@@ -71,13 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options.dry_run,
     )
     made = resize(open_anima_adapter(options.file), asked)
-    for line in report(made):
-        print(visible(line))
-    print(
-        "nothing written (--dry_run)"
-        if options.dry_run
-        else f"written: {visible(str(options.output))}"
-    )
+    tell(report(made), options)
 
 
 if __name__ == "__main__":
