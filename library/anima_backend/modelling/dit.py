@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from library.anima_backend.modelling import text_encoder
 from library.anima_backend.modelling.attention import FUNCTIONS, preferring
 from library.anima_backend.modelling.compiled import CompiledBlocks
-from library.anima_backend.modelling.glue import EPS, Open
+from library.anima_backend.modelling.glue import Open
 from library.anima_backend.modelling.layers import (
     Attention,
     Block,
@@ -32,7 +32,7 @@ from library.anima_backend.modelling.layers import (
 from library.anima_backend.modelling.llm_adapter import AdapterAttention, LLMAdapter
 from library.anima_backend.modelling.modulation import Modulation, Modulations
 from library.anima_backend.modelling.padded_text import log_left_out, shortened
-from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.params import EPS, DiTParams
 from library.anima_backend.modelling.rope import image_rope
 from library.memory.gradient_sums import shared
 from library.memory.kept import Way

@@ -6,7 +6,6 @@ the plain form, of which it makes its own.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +14,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from library.anima_backend.modelling import one_kernel
+from library.anima_backend.modelling.params import EPS
 from library.anima_backend.modelling.rope import rotate
 from library.memory.recomputation import cheap, counts, remade, uncounted
 
 aten = torch.ops.aten
-EPS = 1e-6
 Table = tuple[Tensor, ...]
 """cos and sin (L, hd/2), float32"""
 Ropes = tuple[Table | None, Table | None]
@@ -96,25 +95,26 @@ def entered(
 ) -> tuple[Tensor, Tensor]:
     """x itself and its modulated norm: what a sub-layer adds to, and what it sees."""
     if isinstance(x, Open):
-        return passed(*x, shift, scale, fused=fused)
+        return passed(x, shift, scale, fused=fused)
     if not (fused and takes_one_kernel(x, shift, scale)):
         return x, cheap(modulate, x, shift, scale)
     shift, scale = shift.contiguous(), scale.contiguous()
-    stream, normed = one_kernel.Steer.apply(x, None, None, shift, scale, EPS)
-    remade(normed, partial(one_kernel.normed, eps=EPS), stream, shift, scale)
+    stream, normed = one_kernel.Steer.apply(x, None, None, shift, scale)
+    remade(normed, one_kernel.normed, stream, shift, scale)
     return stream, normed
 
 
 def passed(
-    x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor, *, fused: bool = False
+    total: Open, shift: Tensor, scale: Tensor, *, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """x + gate * y, a sub-layer's result, and its modulated norm, which the next one sees."""
+    """A sum with a sub-layer's result, and its modulated norm, which the next sub-layer sees."""
+    x, gate, y = total
     if not (fused and takes_one_kernel(x, gate, y, shift, scale)):
         x = gated(x, gate, y)
         return x, cheap(modulate, x, shift, scale)
     gate, shift, scale = (each.contiguous() for each in (gate, shift, scale))
-    x, normed = one_kernel.Steer.apply(x, gate, y.contiguous(), shift, scale, EPS)
-    remade(normed, partial(one_kernel.normed, eps=EPS), x, shift, scale)
+    x, normed = one_kernel.Steer.apply(x, gate, y.contiguous(), shift, scale)
+    remade(normed, one_kernel.normed, x, shift, scale)
     return x, normed
 
 
@@ -128,13 +128,12 @@ def heads(
         return cheap(head, q, norms[0], ropes[0]), cheap(head, k, norms[1], ropes[1])
     q_rope, k_rope = (rope or (None, None) for rope in ropes)
     if q.shape == k.shape and q.dtype == k.dtype and ropes[0] is ropes[1]:
-        outs = one_kernel.NormTurn.apply(*q_rope, EPS, q, weights[0], k, weights[1])
+        outs = one_kernel.NormTurn.apply(*q_rope, q, weights[0], k, weights[1])
     else:
-        (of_q,) = one_kernel.NormTurn.apply(*q_rope, EPS, q, weights[0])
-        outs = of_q, *one_kernel.NormTurn.apply(*k_rope, EPS, k, weights[1])
-    again = partial(one_kernel.turned, eps=EPS)
-    remade(outs[0], again, q, weights[0], *q_rope)
-    remade(outs[1], again, k, weights[1], *k_rope)
+        (of_q,) = one_kernel.NormTurn.apply(*q_rope, q, weights[0])
+        outs = of_q, *one_kernel.NormTurn.apply(*k_rope, k, weights[1])
+    remade(outs[0], one_kernel.turned, q, weights[0], *q_rope)
+    remade(outs[1], one_kernel.turned, k, weights[1], *k_rope)
     return outs
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from library.anima_backend.modelling.glue import EPS, entered, gated, heads, passed
+from library.anima_backend.modelling.glue import Open, entered, gated, heads, passed
 from library.anima_backend.modelling.one_kernel import HAS_TRITON
+from library.anima_backend.modelling.params import EPS
 from library.anima_backend.modelling.rope import image_rope
 from library.memory.trials import apart_from
 
@@ -107,6 +108,11 @@ def gate(x: Tensor, weight: Tensor, y: Tensor, *, fused: bool) -> Sequence[Tenso
     return [gated(x, weight, y, fused=fused)]
 
 
+def gate_and_norm(*given: Tensor, fused: bool) -> Sequence[Tensor]:
+    """given: x, gate, y, shift, scale"""
+    return passed(Open(*given[:3]), *given[3:], fused=fused)
+
+
 def cases(sizes: Sizes) -> dict[str, Case]:
     """By name: all that a block does, with shared values frozen and trained."""
     (batch, length, _), weight = sizes.tokens, (sizes.head_dim,)
@@ -121,7 +127,7 @@ def cases(sizes: Sizes) -> dict[str, Case]:
             f"norms{name}": Case((q, weight, text, weight), (True, trains) * 2, plain, text),
             f"modulated norm{name}": Case((x, one, one), (True, trains, trains), entered),
             f"gate and modulated norm{name}": Case(
-                (x, one, x, one, one), (True, trains, True, trains, trains), passed
+                (x, one, x, one, one), (True, trains, True, trains, trains), gate_and_norm
             ),
             f"gate{name}": Case((x, one, x), (True, trains, True), gate),
         }

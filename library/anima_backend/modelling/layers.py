@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
 from library.anima_backend.modelling.glue import (
-    EPS,
     Open,
     Table,
     entered,
@@ -23,7 +22,7 @@ from library.anima_backend.modelling.glue import (
 )
 from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.padded_text import attention_beside_zeros
-from library.anima_backend.modelling.params import DiTParams
+from library.anima_backend.modelling.params import EPS, DiTParams
 from library.memory.gradient_sums import shared
 from library.memory.recomputation import cheap, last
 
@@ -133,10 +132,10 @@ class Block(nn.Module):
         x, normed = entered(x, shift, scale, fused=self.fused)
         y = self.self_attn(normed, normed, tables[:2])
         shift, scale, next_gate, *others = others
-        x, normed = passed(x, gate, y, shift, scale, fused=self.fused)
+        x, normed = passed(Open(x, gate, y), shift, scale, fused=self.fused)
         y = self.cross_attn(normed, context, None, *tables[2:])
         shift, scale, last_gate = others
-        x, normed = passed(x, next_gate, y, shift, scale, fused=self.fused)
+        x, normed = passed(Open(x, next_gate, y), shift, scale, fused=self.fused)
         y = self.mlp(normed, is_kept=last_gate.requires_grad)
         if leaves_open:
             return Open(x, last_gate, y)

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
 from library.anima_backend.modelling.glue import heads
-from library.anima_backend.modelling.params import LLMAdapterParams
+from library.anima_backend.modelling.params import EPS, LLMAdapterParams
 from library.anima_backend.modelling.rope import text_rope
 
-EPS = 1e-6
 Rope = tuple[Tensor, Tensor]
 
 

@@ -36,26 +36,24 @@ def rows_of(length: int, programs: int = PROGRAMS) -> int:
     return rows
 
 
-@operator(
-    "norm_turn(Tensor[] xs, Tensor[] weights, Tensor? cos, Tensor? sin, float eps) -> Tensor[]"
-)
+@operator("norm_turn(Tensor[] xs, Tensor[] weights, Tensor? cos, Tensor? sin) -> Tensor[]")
 def norm_turn(
-    xs: list[Tensor], weights: list[Tensor], cos: Tensor | None, sin: Tensor | None, eps: float
+    xs: list[Tensor], weights: list[Tensor], cos: Tensor | None, sin: Tensor | None
 ) -> list[Tensor]:
     """xs (B, L, heads, hd), one or two, divided by each head's root mean square, weighted and turned."""
     outs = [torch.empty_like(x) for x in xs]
     if not xs[0].is_meta:
-        triton_kernels.norm_turn(xs, weights, cos, sin, eps, outs)
+        triton_kernels.norm_turn(xs, weights, cos, sin, outs)
     return outs
 
 
 @operator(
     "norm_turn_back(Tensor[] grads, Tensor[] xs, Tensor[] weights, Tensor? cos, Tensor? sin,"
-    " float eps, bool of_weights) -> Tensor[]"
+    " bool of_weights) -> Tensor[]"
 )
 def norm_turn_back(
     grads: list[Tensor], xs: list[Tensor], weights: list[Tensor], cos: Tensor | None,
-    sin: Tensor | None, eps: float, of_weights: bool,
+    sin: Tensor | None, of_weights: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of xs and, if asked for, float32 sums (xs, programs, hd) for those of the weights."""
     of_xs, tokens = [torch.empty_like(x) for x in xs], xs[0].shape[0] * xs[0].shape[1]
@@ -64,32 +62,29 @@ def norm_turn_back(
         rows = rows_of(tokens, NARROW)
         sums = xs[0].new_empty(len(xs), -(-tokens // rows), xs[0].shape[-1], dtype=torch.float32)
     if not xs[0].is_meta:
-        triton_kernels.norm_turn_back(grads, xs, weights, cos, sin, eps, of_xs, sums, rows)
+        triton_kernels.norm_turn_back(grads, xs, weights, cos, sin, of_xs, sums, rows)
     return of_xs if sums is None else [*of_xs, sums]
 
 
-@operator(
-    "steer(Tensor x, Tensor? gate, Tensor? y, Tensor? shift, Tensor? scale, float eps) -> Tensor[]"
-)
+@operator("steer(Tensor x, Tensor? gate, Tensor? y, Tensor? shift, Tensor? scale) -> Tensor[]")
 def steer(
-    x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor | None, scale: Tensor | None,
-    eps: float,
-) -> list[Tensor]:  # fmt: skip
+    x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor | None, scale: Tensor | None
+) -> list[Tensor]:
     """x + gate * y in the dtype of x, where gate is given; its modulated norm, where shift is."""
     stream = None if gate is None else torch.empty_like(x)
     normed = None if shift is None else torch.empty_like(x, dtype=shift.dtype)
     if not x.is_meta:
-        triton_kernels.steer(x, gate, y, shift, scale, eps, stream, normed)
+        triton_kernels.steer(x, gate, y, shift, scale, stream, normed)
     return [each for each in (stream, normed) if each is not None]
 
 
 @operator(
     "steer_back(Tensor? of_stream, Tensor? of_normed, Tensor? stream, Tensor? scale, Tensor? gate,"
-    " Tensor? y, float eps, bool steered) -> Tensor[]"
+    " Tensor? y, bool steered) -> Tensor[]"
 )
 def steer_back(
     of_stream: Tensor | None, of_normed: Tensor | None, stream: Tensor | None, scale: Tensor | None,
-    gate: Tensor | None, y: Tensor | None, eps: float, steered: bool,
+    gate: Tensor | None, y: Tensor | None, steered: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients, as far as there are: of x, where normed has one; of y; sums (kinds, B, programs, D).
 
@@ -106,24 +101,22 @@ def steer_back(
         sums = like.new_empty(kinds, batch, -(-length // rows), width, dtype=torch.float32)
     if not like.is_meta:
         triton_kernels.steer_back(
-            of_stream, of_normed, stream, scale, gate, y, eps, of_x, of_y, sums, rows
+            of_stream, of_normed, stream, scale, gate, y, of_x, of_y, sums, rows
         )
     return [each for each in (of_x, of_y, sums) if each is not None]
 
 
 @torch.no_grad()
-def normed(x: Tensor, shift: Tensor, scale: Tensor, *, eps: float) -> Tensor:
+def normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """The modulated norm again, the same bits as beside the sum."""
-    found: list[Tensor] = steer(x, None, None, shift, scale, eps)
+    found: list[Tensor] = steer(x, None, None, shift, scale)
     return found[0]
 
 
 @torch.no_grad()
-def turned(
-    x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None, *, eps: float
-) -> Tensor:
+def turned(x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
     """One of NormTurn's results again, the same bits."""
-    found: list[Tensor] = norm_turn([x], [weight], cos, sin, eps)
+    found: list[Tensor] = norm_turn([x], [weight], cos, sin)
     return found[0]
 
 
@@ -132,25 +125,24 @@ class NormTurn(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, cos: Tensor | None, sin: Tensor | None, eps: float, *given: Tensor
+        ctx: Any, cos: Tensor | None, sin: Tensor | None, *given: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(cos, sin, *given)
-        ctx.eps = eps
-        return tuple(norm_turn(given[::2], given[1::2], cos, sin, eps))
+        return tuple(norm_turn(given[::2], given[1::2], cos, sin))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin, *given = ctx.saved_tensors  # asked for once: they may be made again
-        xs, weights, asked = given[::2], given[1::2], ctx.needs_input_grad[4::2]
+        xs, weights, asked = given[::2], given[1::2], ctx.needs_input_grad[3::2]
         dense = [grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads]
-        found = norm_turn_back(dense, xs, weights, cos, sin, ctx.eps, any(asked))
+        found = norm_turn_back(dense, xs, weights, cos, sin, any(asked))
         sums: list[Tensor | None] = [None] * len(xs)
         if any(asked):
             summed = found[-1].sum(1)  # only one of the weights may be trained, in float32
             sums = [each.to(w.dtype) if a else None for each, w, a in zip(summed, weights, asked)]
         pairs = zip(found, sums)
-        return None, None, None, *(each for pair in pairs for each in pair)
+        return None, None, *(each for pair in pairs for each in pair)
 
 
 class Steer(torch.autograd.Function):
@@ -162,14 +154,12 @@ class Steer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor, scale: Tensor,
-        eps: float,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        *streams, normed = steer(x, gate, y, shift, scale, eps)
+        ctx: Any, x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        *streams, normed = steer(x, gate, y, shift, scale)
         stream = streams[0] if streams else x
         of_gate = gate is not None and ctx.needs_input_grad[1]
         ctx.save_for_backward(stream, scale, gate, y if of_gate else None)
-        ctx.eps = eps
         ctx.set_materialize_grads(False)
         return stream, normed
 
@@ -183,13 +173,13 @@ class Steer(torch.autograd.Function):
         if of_stream is not None:
             of_stream = of_stream.contiguous()
         of_x, *rest = steer_back(
-            of_stream, of_normed.contiguous(), stream, scale, gate, y, ctx.eps, steered
+            of_stream, of_normed.contiguous(), stream, scale, gate, y, steered
         )
         of_y = None if gate is None else rest.pop(0)
         of_shared = list(rest[0].sum(2)[:, :, None].to(scale.dtype)) if rest else []
         of_gate = None if y is None else of_shared.pop()
         of_shift, of_scale = of_shared if steered else (None, None)
-        return of_x, of_gate, of_y, of_shift, of_scale, None
+        return of_x, of_gate, of_y, of_shift, of_scale
 
 
 class Gated(torch.autograd.Function):
@@ -203,13 +193,13 @@ class Gated(torch.autograd.Function):
             return uncounted(x, *x.shape)
         y = y.contiguous()
         ctx.save_for_backward(gate, y if of_gate else None)
-        stream: Tensor = steer(x, gate, y, None, None, 0.0)[0]
+        stream: Tensor = steer(x, gate, y, None, None)[0]
         return stream
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         gate, y = ctx.saved_tensors
-        of_y, *sums = steer_back(grad.contiguous(), None, None, None, gate, y, 0.0, False)
+        of_y, *sums = steer_back(grad.contiguous(), None, None, None, gate, y, False)
         of_gate = sums[0][0].sum(1, keepdim=True).to(gate.dtype) if sums else None
         return grad, of_gate, of_y

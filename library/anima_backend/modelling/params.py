@@ -10,6 +10,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 MAX_BLOCKS = 1000
+EPS = 1e-6
+"""What every norm adds to the square that it divides by."""
 
 
 def count_blocks(shapes: Shapes, prefix: str) -> int:

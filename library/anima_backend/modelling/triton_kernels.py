@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from library.anima_backend.modelling.params import EPS
+
 
 @triton.jit
 def norm_turn_one(
@@ -219,21 +221,21 @@ def steer_back_kernel(
 
 def norm_turn(
     xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None,
-    eps: float, outs: Sequence[Tensor],
+    outs: Sequence[Tensor],
 ) -> None:  # fmt: skip
     """Fill outs; xs, one or two, and outs (B, L, heads, hd) dense."""
     batch, length, heads, width = xs[0].shape
     with on_its_card(xs[0]):
         norm_turn_kernel[(batch * length,)](
             xs[0], weights[0], outs[0], xs[-1], weights[-1], outs[-1], given(cos, xs[0]),
-            given(sin, xs[0]), length, eps, TURNED=cos is not None, TWO=len(xs) > 1,
+            given(sin, xs[0]), length, EPS, TURNED=cos is not None, TWO=len(xs) > 1,
             **blocks_of(heads, width), num_warps=4,
         )  # fmt: skip
 
 
 def norm_turn_back(
     grads: Sequence[Tensor], xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None,
-    sin: Tensor | None, eps: float, of_xs: Sequence[Tensor], sums: Tensor | None, rows: int,
+    sin: Tensor | None, of_xs: Sequence[Tensor], sums: Tensor | None, rows: int,
 ) -> None:  # fmt: skip
     """Fill of_xs and, if given, sums (xs, programs of so many rows, hd). grads: dense in their last axis."""
     batch, length, heads, width = xs[0].shape
@@ -241,7 +243,7 @@ def norm_turn_back(
         norm_turn_back_kernel[(triton.cdiv(batch * length, rows),)](
             grads[0], xs[0], weights[0], of_xs[0], grads[-1], xs[-1], weights[-1], of_xs[-1],
             given(cos, xs[0]), given(sin, xs[0]), given(sums, xs[0]), batch * length, length,
-            *grads[0].stride()[:3], *grads[-1].stride()[:3], eps, TURNED=cos is not None,
+            *grads[0].stride()[:3], *grads[-1].stride()[:3], EPS, TURNED=cos is not None,
             TWO=len(xs) > 1, OF_WEIGHT=sums is not None, ROWS=rows, **blocks_of(heads, width),
             num_warps=4,
         )  # fmt: skip
@@ -249,21 +251,21 @@ def norm_turn_back(
 
 def steer(
     x: Tensor, gate: Tensor | None, y: Tensor | None, shift: Tensor | None, scale: Tensor | None,
-    eps: float, stream: Tensor | None, normed: Tensor | None,
+    stream: Tensor | None, normed: Tensor | None,
 ) -> None:  # fmt: skip
     """Fill stream, of gate and y, and normed, of shift and scale. x, y (B, L, D), the shared (B, 1, D)."""
     batch, length, width = x.shape
     with on_its_card(x):
         steer_kernel[(batch * length,)](
             x, given(gate, x), given(y, x), given(shift, x), given(scale, x), given(stream, x),
-            given(normed, x), length, eps, GATED=gate is not None, NORMED=normed is not None,
+            given(normed, x), length, EPS, GATED=gate is not None, NORMED=normed is not None,
             WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=warps_of(width),
         )  # fmt: skip
 
 
 def steer_back(
     of_stream: Tensor | None, of_normed: Tensor | None, stream: Tensor | None, scale: Tensor | None,
-    gate: Tensor | None, y: Tensor | None, eps: float, of_x: Tensor | None, of_y: Tensor | None,
+    gate: Tensor | None, y: Tensor | None, of_x: Tensor | None, of_y: Tensor | None,
     sums: Tensor | None, rows: int,
 ) -> None:  # fmt: skip
     """Fill of_x, of normed and of stream; of_y, of gate; sums (kinds, B, programs of so many rows, D).
@@ -277,7 +279,7 @@ def steer_back(
         steer_back_kernel[(triton.cdiv(length, rows), batch)](
             given(of_stream, like), given(of_normed, like), given(stream, like), given(scale, like),
             given(gate, like), given(y, like), given(of_x, like), given(of_y, like),
-            given(sums, like), length, eps, SUMMED=of_stream is not None,
+            given(sums, like), length, EPS, SUMMED=of_stream is not None,
             NORMED=of_normed is not None, GATED=gate is not None,
             STEERED=sums is not None and len(sums) > 1, OF_GATE=y is not None, ROWS=rows,
             WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=warps_of(width),
