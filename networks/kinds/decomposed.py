@@ -63,18 +63,20 @@ class Decomposed(LinearAdapter):
 
     def stored(self) -> dict[str, Tensor]:
         """With the magnitudes themselves, shaped as the norms."""
-        gain = self.dora_gain.detach().to("cpu", torch.float32).view(self.norms.shape)
-        if self.norms.is_meta:
-            gain = gain.to("meta")
-        return {**self.inner.stored(), DORA_SCALE: self.norms * (1 + gain)}
+        gain = self.dora_gain.detach()
+        place = "meta" if gain.is_meta or self.norms.is_meta else "cpu"
+        gain = gain.to(place, torch.float32).view(self.norms.shape)
+        return {**self.inner.stored(), DORA_SCALE: self.norms.to(place) * (1 + gain)}
 
     @torch.no_grad()
     def fill(self, factors: Factors, base: nn.Module, whole: Collection[str]) -> None:
         rest = {name: factor for name, factor in factors.items() if name != DORA_SCALE}
         self.inner.fill(rest, base, whole)
         self.alpha = self.inner.alpha
-        change = factors[DORA_SCALE].to("cpu", torch.float64) / self.norms.double() - 1
-        self.dora_gain.copy_(change.flatten())
+        magnitudes = factors[DORA_SCALE].to(self.norms.device, torch.float64)
+        change = magnitudes / self.norms.double() - 1
+        if not change.is_meta:
+            self.dora_gain.copy_(change.flatten())
 
     def use_copies(self, copies: Copies) -> None:
         super().use_copies(copies)
