@@ -12,6 +12,7 @@ from torch import Tensor
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime.empty_model import new_text_encoder
+from library.anima_runtime.text_contexts import TextContexts, adapts_text
 from library.memory.modes import enable_modes, record_passes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
 from library.settings.flags.flow import FlowOptions
@@ -28,7 +29,7 @@ from library.training.flow_matching import NoisyLatents
 from networks._anima_arguments import component_of
 from networks.loading import Adapters, quiet
 from networks.model_layout import ModelLayout
-from networks.trained import Subject
+from networks.trained import Subject, Trained
 from networks.whole_model import Whole
 
 
@@ -91,6 +92,7 @@ class AnimaStep:
     size:      (H, W) of the latents; tokens: (Qwen's, T5's) of a caption
     arguments: of the network module, by name
     text_encoder: its file or folder, where adapters of it train in the step
+    caches_text:  what encoders make of texts is cached, so that an LLM adapter that does not train rests in RAM
     fused:     whether what lies between products is in one kernel, where a GPU has them
     full:      the model itself trains, not adapters
     """
@@ -110,6 +112,7 @@ class AnimaStep:
     fused: bool = False
     folds_text: bool = False
     text_encoder: str | None = None
+    caches_text: bool = True
     full: Full | None = None
 
 
@@ -141,14 +144,32 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     if settings.memory.precision.compile:
         model.compile_blocks(any_size=False, **torch_options(settings.memory.precision))
     record_passes(settings.memory.precision, model, network, device)
-    inputs = make_inputs(settings, device)
-    loss = partial(loss_of, model, settings, *inputs)
+    latents, texts = make_inputs(settings, device)
+    read = as_read(settings, texts, model, network)
+    rests = settings.caches_text and isinstance(read, AnimaContext)
     return Step(
-        device=device, model=model, network=network, loss=loss,
+        device=device, model=model, network=network,
+        loss=partial(loss_of, model, settings, latents, read),
         optimizer=None if settings.full else settings.optimizer,
-        swap=model.swap, waits=model.modulations.settle(), accumulates=settings.accumulates,
+        swap=model.swap, waits=model.modulations.settle(),
+        rests=list(model.llm_adapter.state_dict(keep_vars=True).values()) if rests else (),
+        accumulates=settings.accumulates,
         single=bool(settings.full and (settings.full.single or network.swap)),
     )  # fmt: skip
+
+
+def as_read(
+    settings: AnimaStep, texts: AnimaConditioning, model: Anima, network: Trained
+) -> AnimaConditioning | AnimaContext:
+    """What a step is conditioned on: contexts that were made before, where nothing that makes them trains."""
+    if adapts_text(network.paths()):
+        return texts
+    model.llm_adapter.to(model.device)
+    with torch.no_grad():
+        rows = model.text_rows(texts.qwen_hidden, texts.t5_ids, texts.qwen_mask, texts.t5_mask, None)
+    if settings.caches_text and not rows.is_meta:
+        TextContexts(model).rest()
+    return AnimaContext(rows)
 
 
 def subject_of(settings: AnimaStep) -> Subject:
@@ -179,8 +200,9 @@ def make_inputs(settings: AnimaStep, device: torch.device) -> tuple[Tensor, Anim
 
 
 def loss_of(
-    model: Anima, settings: AnimaStep, latents: Tensor, conditioning: AnimaConditioning
-) -> Tensor:
+    model: Anima, settings: AnimaStep, latents: Tensor,
+    conditioning: AnimaConditioning | AnimaContext,
+) -> Tensor:  # fmt: skip
     """As the trainer makes it of a micro-batch, with unweighted samples."""
     noisy = make_noising(FlowOptions()).draw(latents, range(len(latents)))
     return loss_on(noisy, model, settings, conditioning)

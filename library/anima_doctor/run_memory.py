@@ -15,6 +15,7 @@ from library.anima_doctor.page import optimizer_state
 from library.anima_runtime import fused_choice, model_loading, model_tensors
 from library.anima_runtime.config_adapter import AnimaConfig
 from library.anima_runtime.model_facts import ModelFiles, dtype_of_vae
+from library.anima_runtime.text_contexts import adapts_text
 from library.data.catalogue import Catalogue
 from library.device_utils import precision_dtype
 from library.memory.modes import describe_modes
@@ -76,6 +77,7 @@ class RunMemory:
             full=self.full,
             folds_text=self.anima.folds_text,
             text_encoder=self.text_encoder,
+            caches_text=cfg.cache.cache_text_encoder_outputs,
         )
         return anima_step.count(settings)
 
@@ -185,9 +187,15 @@ class RunMemory:
         weights += qwen_parameters(self.text_encoder) if self.text_encoder else 0
         precise = f"{self.cfg.precision.mixed_precision} ({self.weight_dtype})"
         away = "; of swapped blocks what passes through" if loop.blocks_to_swap else ""
+        away += "; the LLM adapter, which no step needs, in RAM" if self.rests else ""
         form = self.cfg.precision.stored_form
         stored = f", matrices in {form}" if form else ""
         return f"{weights:,} parameters, mixed_precision = {precise}{stored}{away}"
+
+    @property
+    def rests(self) -> bool:
+        """Whether the LLM adapter is in the host's memory, since texts' contexts were made before."""
+        return self.cfg.cache.cache_text_encoder_outputs and not adapts_text(self.network.paths())
 
     def how_counted(self, loop: LoopOptions) -> str:
         batch, width, height = self.batch

@@ -34,7 +34,8 @@ class Step:
     model:  with the adapters of `network` attached
     loss:   the loss of one micro-batch, a scalar
     swap:   of the model's weights that wait in RAM
-    waits:  what else of them does
+    waits:  what else of them does, and comes in each step
+    rests:  what else of them is not on the device, since no step needs it
     optimizer:   None: its states are counted by others
     accumulates: whether gradients of earlier micro-batches are there
     single:      one weight is updated after another
@@ -47,6 +48,7 @@ class Step:
     optimizer: OptimizerOptions | None
     swap: Swap | None = None
     waits: Sequence[Tensor] = ()
+    rests: Sequence[Tensor] = ()
     accumulates: bool = False
     single: bool = False
 
@@ -147,7 +149,9 @@ def enter_weights(ledger: Ledger, step: Step) -> int:
     if step.swap is not None:
         ledger.enter_in_host(weight for group in step.swap.groups for weight in group)
     ledger.enter_in_host(step.waits)
-    weights = ledger.enter(step.model.state_dict(keep_vars=True).values())
+    resting = set(map(id, step.rests))
+    held = step.model.state_dict(keep_vars=True).values()
+    weights = ledger.enter(weight for weight in held if id(weight) not in resting)
     return weights + (ledger.enter(each.memory for each in step.swap.buffers) if step.swap else 0)
 
 

@@ -50,7 +50,8 @@ def test_a_base_of_forty_blocks_trains_and_exports_by_its_shapes(demo, run_folde
     rows = {what: (size, how) for what, size, how in memory.rows(trainer.memory_modes)}
     assert f" {DEEP} blocks, " in rows["activations"][1]
     matrices = sum(matrix.numel() for matrix in trainer.base.swap.groups[0])
-    held = parameter_count(trainer.model_facts.params) - (38 - 3) * matrices  # 3 are at hand
+    held = parameter_count(trainer.model_facts.params) - (38 - 2) * matrices  # 2 are at hand
+    held -= sum(weight.numel() for weight in trainer.base.llm_adapter.parameters())  # in RAM
     assert rows["DiT and LLM adapter"][0] == pytest.approx(4 * held, rel=0.03)
     told = dict(file_rows(trainer.cfg, trainer.anima, trainer.model_facts.params))
     assert told["the DiT has"] == f"{DEEP} blocks, 32 wide"

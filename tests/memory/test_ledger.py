@@ -177,12 +177,15 @@ def of_the_step(counted) -> int:
 @pytest.mark.parametrize(
     "kind, mode, changes",
     [
-        ("lora", "none", {"arguments": PLAIN}),
+        ("lora", "none", {"arguments": PLAIN, "caches_text": False}),
         ("lora", "checkpoint", {"width": 128}),
         ("lokr", "none", {"dtype": torch.float32}),
-        ("lokr", "checkpoint", {"arguments": PLAIN, "dtype": torch.float32, "width": 256}),
+        (
+            "lokr", "checkpoint",
+            {"arguments": PLAIN, "dtype": torch.float32, "width": 256, "caches_text": False},
+        ),
     ],
-)
+)  # fmt: skip
 def test_the_count_is_what_the_allocator_gives_out(kind, mode, changes):
     settings = small_step(kind, mode=mode, blocks=2, **changes)
     counted = count_step(make_step(settings, META), as_on_cpu, granule=1)
@@ -236,6 +239,16 @@ def test_swapped_weights_are_in_the_hosts_memory_and_pass_through_a_ring():
     assert swapped.in_host - plain.in_host == away
     assert swapped.kernels.linked - plain.kernels.linked >= away
     assert swapped.kept == plain.kept
+
+
+def test_an_llm_adapter_that_no_step_needs_is_not_on_the_device():
+    rests, stays = (
+        count(small_step(arguments=PLAIN, caches_text=cached)) for cached in (True, False)
+    )
+    size = sum(w.nbytes for w in make_step(small_step(arguments=PLAIN), META).rests)
+    assert 0 <= stays.weights - rests.weights - size < 512 * 40  # each rounded up
+    assert stays.peak - rests.peak == stays.weights - rests.weights
+    assert count(small_step(caches_text=True)) == count(small_step(caches_text=False))  # it trains
 
 
 def test_gradients_of_earlier_micro_batches_are_there_at_the_peak():

@@ -53,10 +53,10 @@ def true_row(adapter: str, mode: str) -> ledger.Row:
 def test_a_true_step_needs_at_most_what_it_did():
     """Plain LoRA at 1024 px: upper limits, to be lowered with whatever saves something."""
     found = true_row("lora", "none").figures()
-    assert found["weights"] == pytest.approx(3.895, abs=0.001)
+    assert found["weights"] == pytest.approx(3.644, abs=0.001)
     assert found["states"] == pytest.approx(0.171, abs=0.001)
     limits = {
-        "peak": 14.58,
+        "peak": 14.3,
         "kept": 10.35,
         "block kept": 23.7,
         "block moved": 63.5,
@@ -65,8 +65,8 @@ def test_a_true_step_needs_at_most_what_it_did():
     assert {name: found[name] for name in limits if found[name] > limits[name]} == {}
 
 
-PEAKS = {"cheap": 10.17, "checkpoint": 4.9, "checkpoint_swap_all": 1.53, "fp8_checkpoint": 3.04}
-"""GiB of plain LoRA at 1024 px: upper limits as well."""
+PEAKS = {"cheap": 9.92, "checkpoint": 4.65, "checkpoint_swap_all": 1.28, "fp8_checkpoint": 2.88}
+"""GiB of plain LoRA at 1024 px, without the LLM adapter, which rests: upper limits as well."""
 
 
 @pytest.mark.parametrize("mode", PEAKS)

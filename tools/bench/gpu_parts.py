@@ -37,16 +37,15 @@ from library.anima_doctor.anima_step import (
     MODES,
     SPEEDS,
     AnimaStep,
+    as_read,
     count,
     loss_on,
     make_inputs,
     make_step,
 )
 from library.anima_models import load_anima_transformer, load_anima_vae
-from library.anima_runtime.text_contexts import adapts_text
 from library.memory.step_count import Step, StepCount
 from library.settings.flags.flow import FlowOptions
-from library.strategy_anima import AnimaConditioning, AnimaContext
 from library.train_util import make_noising
 from tools.bench import gpu_kernels
 from tools.bench.ledger import GIB, network_of
@@ -261,11 +260,7 @@ def prepared_loss(settings: AnimaStep, step: Step) -> Callable[[], Tensor]:
     assert isinstance(step.model, Anima)
     latents, texts = make_inputs(settings, step.device)
     noisy = make_noising(FlowOptions()).draw(torch.randn_like(latents), range(len(latents)))
-    text: AnimaConditioning | AnimaContext = texts
-    if not adapts_text(step.network.paths()):
-        with torch.no_grad():
-            read = texts.qwen_hidden, texts.t5_ids, texts.qwen_mask, texts.t5_mask, None
-            text = AnimaContext(step.model.embedded(*read))
+    text = as_read(settings, texts, step.model, step.network)
     return partial(loss_on, noisy, step.model, settings, text)
 
 
