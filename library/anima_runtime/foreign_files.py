@@ -130,6 +130,11 @@ def is_ai_toolkit(document: Any) -> bool:
     )
 
 
+def is_animalora(document: Any) -> bool:
+    top = set(document) if isinstance(document, dict) else set()
+    return {"transformer_path", "data_dir"} <= top and bool({"lora_type", "lora_rank"} & top)
+
+
 def has_source_images(document: Any) -> bool:
     return "source_image_dir" in set(keys(document))
 
@@ -141,6 +146,7 @@ FOREIGN = (
     Foreign("OneTrainer (its concepts)", is_onetrainer_concepts, NAMED_BY),
     Foreign("kohya_ss GUI", is_kohya_gui),
     Foreign("ai-toolkit", is_ai_toolkit),
+    Foreign("AnimaLoraStudio", is_animalora),
     Foreign("anima_lora", has_source_images),
     Foreign("diffusion-pipe", is_diffusion_pipe),
     Foreign("diffusion-pipe (its dataset)", is_diffusion_pipe_dataset, NAMED_BY),

@@ -88,6 +88,7 @@ ALL = {
     "OneTrainer, whole": Case("onetrainer", "onetrainer", "whole.json", "expected_whole.toml"),
     "anima_lora": Case("anima_lora", "anima_lora", "methods/lora.toml"),
     "anima_lora, tags": Case("anima_lora", "anima_lora", "tags.toml", "expected_tags.toml"),
+    "AnimaLoraStudio": Case("animalora", "animalora", "train.yaml"),
     "ai-toolkit": Case("ai-toolkit", "ai_toolkit", "train.yaml"),
     "ai-toolkit, DoRA": Case("ai-toolkit", "ai_toolkit", "dora.yaml", "expected_dora.toml"),
     "ai-toolkit, whole": Case("ai-toolkit", "ai_toolkit", "whole.yaml", "expected_whole.toml"),

@@ -175,7 +175,8 @@ def settle_memory(draft: Draft) -> None:
     for waiting in filter(None, (small, form)):
         if is_on and option is None:
             draft.lose(
-                waiting.leaf, "frozen weights are kept whole here, or by fp8_base, int8_base or nf4_base"
+                waiting.leaf,
+                "frozen weights are kept whole here, or by fp8_base, int8_base or nf4_base",
             )
         elif is_on:
             draft.put(waiting.leaf, f"train.{option}", True)

@@ -33,6 +33,7 @@ KINDS = {"lora": "lora", "locon": "lora", "lokr": "lokr", "dora": "dora"}
 SMALL_FORMS = {
     **dict.fromkeys(("qfloat8", "float8"), "fp8_base"),
     **dict.fromkeys(("qint8", "int8", "uint8"), "int8_base"),
+    **dict.fromkeys(("qint4", "int4", "uint4", "nf4"), "nf4_base"),
 }
 PROGRAM = idle("by it the program is run, not the training")
 TEXT_ENCODER = idle("the text encoder is put away once texts are cached")

@@ -75,7 +75,8 @@ def settle_precision(draft: Draft, *, whole: bool) -> None:
         draft.put(form.leaf, SMALL_FORMS[word])
     elif form:
         draft.lose(
-            form.leaf, "weights are kept whole here, or frozen ones by int8_base, fp8_base or nf4_base"
+            form.leaf,
+            "weights are kept whole here, or frozen ones by int8_base, fp8_base or nf4_base",
         )
     if rounding and rounds and draft.train.get("full_bf16"):
         draft.put(rounding.leaf, "train.stochastic_rounding", True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from library.anima_runtime.foreign_files import (
+    is_animalora,
     is_diffusion_pipe,
     is_diffusion_pipe_dataset,
     is_kohya_gui,
@@ -19,6 +20,7 @@ from library.system.text_files import TextFileError
 from tools.importers import (
     ai_toolkit,
     anima_lora,
+    animalora,
     diffusion_pipe,
     kohya_gui,
     lets,
@@ -44,6 +46,7 @@ PROGRAMS = {
     "onetrainer": Known(onetrainer.SOURCE, is_onetrainer),
     "kohya-gui": Known(kohya_gui.SOURCE, is_kohya_gui),
     "diffusion-pipe": Known(diffusion_pipe.SOURCE, is_diffusion_pipe),
+    "animalora": Known(animalora.SOURCE, is_animalora),
     "lora-scripts": Known(lora_scripts.SOURCE, lora_scripts.knows),
     "anima_lora": Known(anima_lora.SOURCE, anima_lora.knows),
     "sd-scripts": Known(sd_scripts.SOURCE, sd_scripts.knows),
