@@ -4,15 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+from library.anima_backend.modelling.layers import Block
 from library.anima_backend.modelling.params import PUBLISHED
-from library.anima_doctor.anima_step import MODES, AnimaStep, Full, count, make_step
+from library.anima_doctor.anima_step import MODES, AnimaStep, Full, Saving, count, make_step
 from library.anima_runtime.model_loading import parameter_count
 from library.memory.cuda_kernels import as_on_cuda
 from library.memory.step_count import count_step
+from library.memory.swapping import BUFFERS
+from library.settings.flags.loop import LoopOptions
 from library.settings.flags.network import NetworkOptions
-from tests.helpers.running import report
-from tests.helpers.whole import AnimaTrainer, model_argv
+from tests.helpers.whole import model_argv
+from tools import doctor
 
 ONE_BLOCK = replace(
     PUBLISHED, num_blocks=1, llm_adapter=replace(PUBLISHED.llm_adapter, num_blocks=1)
@@ -51,13 +55,29 @@ def test_frozen_parts_have_neither_masters_nor_gradients():
     assert everything.gradients - some.gradients >= 2 * mlp
 
 
-@pytest.mark.parametrize("full", [Full(), FUSED])
-def test_the_count_is_that_of_real_tensors(full):
+SWAPPED = Saving(LoopOptions(gradient_checkpointing=True, blocks_to_swap=3))
+
+
+def test_of_blocks_that_wait_in_ram_the_device_has_what_passes_through():
+    four = replace(ONE_BLOCK, num_blocks=4)
+    with torch.device("meta"):
+        linears = [part for part in Block(four).modules() if isinstance(part, nn.Linear)]
+    block = sum(linear.weight.numel() for linear in linears)
+    stays, away = (count(step(Full(), params=four, memory=m)) for m in (MODES["checkpoint"], SWAPPED))
+    assert len(away.away) == 3 * len(linears) and away.left == 0
+    assert stays.adapters - away.adapters == 3 * 4 * block
+    assert stays.gradients - away.gradients == 3 * 2 * block
+    assert stays.weights - away.weights == (3 - BUFFERS) * 2 * block
+    assert away.in_host - stays.in_host == 3 * 6 * block
+
+
+@pytest.mark.parametrize("full, memory", [(Full(), MODES["checkpoint"]), (FUSED, SWAPPED)])
+def test_the_count_is_that_of_real_tensors(full, memory):
     text = replace(ONE_BLOCK.llm_adapter, vocab=100, mlp_dim=64)
     small = replace(
         ONE_BLOCK, model_dim=64, head_dim=32, adaln_dim=16, mlp_dim=128, llm_adapter=text
     )
-    settings = step(full, params=small, dtype=torch.bfloat16)
+    settings = step(full, params=small, dtype=torch.bfloat16, memory=memory)
     counted = count_step(make_step(settings, torch.device("meta")), as_on_cuda, granule=1)
     real = count_step(make_step(settings, torch.device("cpu")), granule=1)
     for part in ("weights", "adapters", "gradients", "left"):
@@ -65,9 +85,9 @@ def test_the_count_is_that_of_real_tensors(full):
 
 
 def test_doctor_knows_what_a_model_that_trains_needs(demo, run_folder):
-    argv = model_argv(demo, run_folder, {"mixed_precision": "bf16", "vram_target": "24"})
-    text, code = report(argv, AnimaTrainer)
+    settings = {"mixed_precision": "bf16", "vram_target": "24", "blocks_to_swap": 2}
+    text, code = doctor.report(["--full", *model_argv(demo, run_folder, settings)])
     assert code == 0, text
-    for row in ("What trains", "float32 masters", "model files", "gradients"):
+    for row in ("What trains", "float32 masters", "model files", "gradients", "weights that wait in RAM"):
         assert row in text
     assert "a preset for these" not in text
