@@ -67,8 +67,9 @@ def store_weights(
     whole = not precision.stores_unet_only
     model.quantise(form, device, llm_adapter=whole)
     where = "the blocks and the LLM adapter" if whole else "the blocks"
-    how = "4 bits, with a scale for each 64" if form == "nf4" else "8 bits, with a scale for each row"
-    lines = [f"{form}: frozen matrices of {where} are stored in {how}"]
+    bits, share = (4, "64 values") if form == "nf4" else (8, "row")
+    how = f"stored in {bits} bits, with a scale for each {share}"
+    lines = [f"{form}: frozen matrices of {where} are {how}"]
     return lines + ["int8_compute: their products are computed in int8"] * (form == "int8_rotated")
 
 

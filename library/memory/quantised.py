@@ -109,7 +109,7 @@ class FourBits(Quantised):
         # in one row: its kernel for CPUs takes each row to begin a block
         count = 2 * self.codes.numel()
         make = torch.ops.bitsandbytes.dequantize_4bit.default
-        row: Tensor = make(self.codes, self.scale, BLOCK, "nf4", (count,), dtype)
+        row: Tensor = make(self.codes, self.scale, BLOCK, "nf4", (1, count), dtype)
         return row.view(len(self.codes), -1)
 
 

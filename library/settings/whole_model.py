@@ -9,7 +9,7 @@ from library.errors import Problem
 from library.settings.options import Flag
 
 OF_ADAPTERS = "there are no adapters: the model itself is trained. Leave it out"
-FROZEN = "there are no frozen matrices to store in 8 bits: they train. Leave it out, or train adapters"
+FROZEN = "there are no frozen matrices to store in 8 or 4 bits: they train. Leave it out, or train adapters"
 NO_BASE = (
     "compares with the base, of which a run that trains the model itself has no second copy. Leave it out"
 )

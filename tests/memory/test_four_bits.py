@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import CrossRefFakeMode
 
 from library.memory.four_bits_trial import why_not, why_too_old
 from library.memory.quantised import BLOCK, FourBits, QuantisedLinear
@@ -93,6 +94,13 @@ def test_a_compiled_product_is_the_same():
     (found,) = torch.autograd.grad(compiled.square().sum(), x)
     torch.testing.assert_close(compiled, out)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_operator_gives_what_a_compiler_is_told_of_it():
+    """Which for a weight in one dimension its kernel for CPUs does not."""
+    stored = FourBits.of(torch.randn(8, 64), "nf4")
+    with CrossRefFakeMode():
+        stored.dense(torch.bfloat16)
 
 
 def test_a_package_that_works_here_is_taken_and_others_are_refused_with_what_to_do():
