@@ -19,16 +19,10 @@ from typing import Any
 from library.errors import ConfigError, Problem
 from library.settings.config_text import assignment, flatten, key_lines, misplaced, split_options
 from library.settings.family import Family, family_of
+from library.settings.flag_values import convert, value_problem
 from library.settings.foreign_names import OWN
 from library.settings.moved_keys import Key, adapter_lines, is_moved, optimizer_line
-from library.settings.options import (
-    Flag,
-    all_flags,
-    build,
-    convert,
-    group_problems,
-    value_problem,
-)
+from library.settings.options import Flag, all_flags, build, group_problems
 from library.settings.paths import PathError, expand_path
 from library.settings.presets import preset_file, yields
 from library.settings.unknown_keys import explain_key, explain_typed, ignored_note

@@ -8,19 +8,18 @@ from types import SimpleNamespace
 import pytest
 
 from library.settings.effects import loses_to, needs
+from library.settings.flag_values import convert, value_problem
 from library.settings.options import (
     above,
     add_flags,
     at_least,
     between,
     build,
-    convert,
     flag,
     flags_of,
     idle_flags,
     size,
     steps_or_fraction,
-    value_problem,
     word,
 )
 

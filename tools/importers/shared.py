@@ -16,6 +16,7 @@ from library.anima_runtime.family import ANIMA
 from library.errors import Problem
 from library.settings.dataset_keys import KEYS, Key
 from library.settings.dataset_keys import convert as convert_key
+from library.settings.flag_values import convert, value_problem
 from library.settings.foreign_names import (
     CLASSES,
     DATASET_KEYS,
@@ -30,7 +31,7 @@ from library.settings.foreign_names import (
 )
 from library.settings.moved_keys import ALGORITHMS
 from library.settings.optimizer_names import ALIASES, OPTIMIZERS
-from library.settings.options import Flag, all_flags, convert, value_problem
+from library.settings.options import Flag, all_flags
 from library.settings.user_classes import is_installed, separate_assignments
 from networks._anima_arguments import AdapterArguments
 from networks.arguments import unquoted
