@@ -84,7 +84,10 @@ class StepCount:
         return self.peak - self.weights - self.adapters - self.gradients - self.states
 
 
-def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRANULE) -> StepCount:
+def count_step(
+    step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRANULE,
+    make_ledger: Callable[[torch.device, int], Ledger] = Ledger,
+) -> StepCount:  # fmt: skip
     """One micro-batch forward and backward; leaves no gradients.
 
     The update comes after, when all that was kept is gone. It needs less, unless there are so many
@@ -94,7 +97,7 @@ def count_step(step: Step, kernels: Stand = as_on_cuda, granule: int = CUDA_GRAN
     """
     trained = step.network.get_trainable_params()
     states = state_bytes(step.optimizer, trained) if step.optimizer else 0
-    ledger = Ledger(step.device, granule)
+    ledger = make_ledger(step.device, granule)
     away = trained_away(step.network)
     ledger.enter_in_host(away.values())
     adapters = ledger.enter(trained)

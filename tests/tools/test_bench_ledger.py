@@ -4,12 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
-from library.anima_doctor.anima_step import count
+from library.anima_doctor.anima_step import count, make_step
 from library.errors import ConfigError
+from library.memory.step_count import count_step
 from tests.helpers.tiny import golden
-from tools.bench import ledger
+from tools.bench import ledger, owners
 
 
 def test_the_true_size_is_that_of_the_official_file():
@@ -36,6 +38,24 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch
     plain, checkpointed = json.loads(file.read_text())["rows"]
     assert (plain["adapter"], plain["mode"], plain["pixels"]) == ("lokr_full+norms", "none", 256)
     assert plain["kept"] > checkpointed["kept"] and plain["kernels"] < checkpointed["kernels"]
+
+
+def test_what_is_there_at_the_peak_is_told_with_what_made_it():
+    options = ledger.make_parser().parse_args(["--modes", "checkpoint", "--blocks", "2"])
+    ((_, step),) = ledger.steps(options)
+    found, made = count(step), []
+
+    def make(device, granule):
+        made.append(owners.PeakLedger(device, granule))
+        return made[-1]
+
+    count_step(make_step(step, torch.device("meta")), make_ledger=make)
+    told = made[0].owners()
+    assert sum(size for _, _, size in told) == found.peak - found.states
+    inputs = [n for o, n, _ in told if o.maker == "one_kernel.forward < glue.gated"]
+    assert inputs == [1]  # the second block's; the first one's comes from patches
+    *largest, rest = ledger.owners_at_peak(step, 2)
+    assert len(largest) == 2 and rest.endswith(f"in {len(told) - 2} smaller kinds")
 
 
 @pytest.mark.parametrize("name", ["lora+all", "lohe", "norms"])

@@ -19,14 +19,15 @@ from pathlib import Path
 import torch
 
 from library.anima_backend.modelling.params import PUBLISHED
-from library.anima_doctor.anima_step import MODES, AnimaStep, count
+from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
-from library.memory.step_count import StepCount
+from library.memory.step_count import StepCount, count_step
 from library.settings.flags.network import NetworkOptions
 from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from networks.arguments import parse_network_args
+from tools.bench.owners import PeakLedger, lines_of
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "lora": ("networks.lora_anima", {}),
@@ -156,6 +157,18 @@ def table(rows: Sequence[Row]) -> list[str]:
     return ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in lines]
 
 
+def owners_at_peak(settings: AnimaStep, most: int) -> Iterator[str]:
+    """Lines: what is there at the peak beside the optimizer's states."""
+    made: list[PeakLedger] = []
+
+    def make(device: torch.device, granule: int) -> PeakLedger:
+        made.append(PeakLedger(device, granule))
+        return made[-1]
+
+    count_step(make_step(settings, torch.device("meta")), make_ledger=make)
+    yield from lines_of(made[0], most)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -175,6 +188,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--caption", type=int, default=160, help="tokens of a caption")
     add("--no_fused_kernels", action="store_true", help="torch's own between the products")
     add("--blocks", type=int, default=PUBLISHED.num_blocks, help="of the DiT")
+    shown = "tell so many kinds of what is on the device at each peak, and what made them"
+    add("--owners", type=int, default=0, metavar="N", help=shown)
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser
 
@@ -185,6 +200,9 @@ def main() -> None:
     print(f"torch {torch.__version__}; GiB, and of each block units of 2 bytes x tokens x channels")
     for line in table(rows):
         print(line)
+    for row in rows if options.owners else ():
+        print("\n" + ", ".join(f"{name} {value}" for name, value in row.settings().items()))
+        print(*owners_at_peak(row.step, options.owners), sep="\n")
     if options.json:
         counted = [{**row.settings(), **row.figures()} for row in rows]
         text = json.dumps({"torch": torch.__version__, "rows": counted}, indent=1)
