@@ -22,9 +22,10 @@ SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 
 def hadamard(size: int, device: torch.device) -> Tensor:
     """(size, size) float32, orthogonal; size: a power of 2. Sylvester's construction."""
-    matrix = torch.ones(1, 1)
+    smallest = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float32)
+    matrix = smallest.new_ones(1, 1)
     while len(matrix) < size:
-        matrix = torch.kron(matrix, torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
+        matrix = torch.kron(matrix, smallest)
     return (matrix / math.sqrt(size)).to(device)
 
 

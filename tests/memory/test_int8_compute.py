@@ -47,6 +47,16 @@ def test_the_rotation_is_its_own_inverse_and_leaves_products_as_they_are(size):
     torch.testing.assert_close(rotated(x) @ rotated(weight).t(), x @ weight.t(), rtol=1e-5, atol=5e-5)
 
 
+def test_the_rotation_is_float32_whatever_new_tensors_are():
+    expected = hadamard(128, CPU)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = hadamard(128, CPU)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype is torch.float32 and torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("outliers", [False, True])
 def test_products_are_within_1_4_percent_of_float64_forward_and_backward(dtype, outliers):
