@@ -19,7 +19,7 @@ from filelock import FileLock
 from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
 from tests.helpers import warm, workers
-from tests.helpers.pictures import SIX, give_pictures
+from tests.helpers.pictures import SIX, cached, give_pictures
 
 LONG = ("runs", "saving", "tools")
 LONGEST = ("test_verify_resume.py", "test_stopping.py", "test_compiled.py", "test_doctor.py")
@@ -125,7 +125,21 @@ def demo(tmp_path_factory) -> Path:
             done = warm.run(["-m", "tools.make_demo", "--output", str(made)])
             assert done.returncode == 0, done.stderr
             made.rename(folder)
+            fill_caches(folder)
     return folder
+
+
+def fill_caches(demo: Path) -> None:
+    """Encode the demo's pictures and captions once, as most tests' runs need them."""
+    from tests.helpers.running import CACHED, config_files
+
+    folder = cached(demo)
+    folder.mkdir()
+    give_pictures(demo, folder, range(1, 13))
+    argv = config_files(demo, folder, CACHED)
+    for tool in ("cache_latents", "cache_text_encoder_outputs"):
+        done = warm.run(["-m", f"tools.{tool}", *argv])
+        assert done.returncode == 0, done.stderr
 
 
 def shared_folder(tmp_path_factory) -> Path:

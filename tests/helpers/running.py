@@ -19,6 +19,7 @@ from library.data.data_types import Batch
 from library.train_util import make_loader, windows
 from library.watching.monitor import read_memory
 from library.watching.progress import RunProgress
+from tests.helpers.pictures import give_caches
 
 STILL = 1e-300  # a learning rate that changes no float32; 0 is refused
 BASE = {
@@ -34,6 +35,7 @@ BASE = {
     "cache_text_encoder_outputs": True,
     "log_every_n_steps": 1,
 }
+CACHED = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
 
 
 def model_paths(demo: Path) -> dict[str, str]:
@@ -76,8 +78,14 @@ def write_dataset(folder: Path, *, batch_size=2, resolution=64, dataset="", **su
 
 
 def config_files(demo: Path, folder: Path, settings: dict[str, Any], **dataset: Any) -> list[str]:
-    """The two files of a run, as command-line arguments."""
+    """The two files of a run, as command-line arguments.
+
+    Where the settings say nothing of caches, the demo's pictures have theirs: encoding the pictures takes as
+    long as training on them.
+    """
     values = {**model_paths(demo), **BASE, "output_dir": str(folder / "out"), **settings}
+    if not any(key.startswith("cache_") for key in settings) and give_caches(demo, folder):
+        values |= CACHED
     train_args = write_toml(folder / "train_args.toml", values)
     files = write_dataset(folder, **dataset)
     return ["--config_file", str(train_args), "--dataset_config", str(files)]

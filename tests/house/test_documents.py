@@ -221,7 +221,7 @@ def test_a_command_is_what_the_test_starts_that_is_named_for_it(command):
 @pytest.mark.all_pictures
 @pytest.mark.parametrize("command", HERE)
 def test_a_command_as_it_stands_does_its_work(demo, run_folder, command):
-    config_files(demo, run_folder, {"max_train_steps": 1})
+    config_files(demo, run_folder, {"max_train_steps": 1, "cache_latents": True})
     (run_folder / "old.toml").write_text(OLD_CONFIG, encoding="utf-8")
     shutil.copy(FOREIGN_CONFIG, run_folder / "diffusion-pipe.toml")
     more, says = HERE[command]

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers import warm
 from tests.helpers.paths import ROOT
+from tests.helpers.pictures import has_caches_as_given
 from tests.helpers.processes import TRAINER
 from tests.helpers.running import config_files, model_paths
 from tools import _environment as environment
@@ -56,4 +57,4 @@ def test_check_only_reports_and_makes_nothing(demo, run_folder):
     argv = [*config_files(demo, run_folder, {}), "--check_only"]
     done = warm.run(["anima_train_network.py", *argv])
     assert done.returncode == 0 and "The run would start." in done.stdout
-    assert not (run_folder / "out").exists() and not (run_folder / "pictures/_cache").exists()
+    assert not (run_folder / "out").exists() and has_caches_as_given(demo, run_folder)

@@ -15,6 +15,7 @@ WITHOUT_TEXT = {
     "log_with": "none", "metadata_title": "same",
 }  # fmt: skip
 CAPTIONS = {"batch_size": 1, "shuffle_caption": True, "caption_dropout_rate": 0.3}
+MEMORY = {"cache_latents": True, "cache_text_encoder_outputs": True}
 DISK = {"cache_latents_to_disk": True, "cache_text_encoder_outputs_to_disk": True}
 
 
@@ -48,7 +49,7 @@ def hash_of(folder, name="run"):
 
 
 @pytest.mark.parametrize("modes", [
-    {"mixed_precision": "no", "text_cache_variants": 12},
+    {"mixed_precision": "no", **MEMORY, "text_cache_variants": 12},
     {"mixed_precision": "bf16", **DISK, "text_cache_variants": 12},
 ], ids=["float32 in memory", "bf16 on disk"])  # fmt: skip
 def test_the_file_is_the_same_and_the_llm_adapter_runs_once_a_caption(modes, demo, run_folder):

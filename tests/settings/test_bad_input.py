@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from library.errors import UserError
 from tests.helpers import warm
+from tests.helpers.pictures import has_caches_as_given
 from tests.helpers.processes import ACCELERATE, TRAINER
 from tests.helpers.running import config_files, make_trainer
 from tests.helpers.tiny import golden
@@ -24,8 +25,8 @@ def complaint(argv, *words):
     return str(caught.value)
 
 
-def nothing_was_made(folder: Path) -> bool:
-    return not (folder / "out").exists() and not (folder / "pictures" / "_cache").exists()
+def nothing_was_made(demo: Path, folder: Path) -> bool:
+    return not (folder / "out").exists() and has_caches_as_given(demo, folder)
 
 
 FLAGS = {
@@ -87,7 +88,7 @@ def test_a_wrong_setting_is_named_before_anything_is_made(demo, run_folder, name
         for key, value in settings.items()
     }
     complaint(config_files(demo, run_folder, settings), *words)
-    assert nothing_was_made(run_folder)
+    assert nothing_was_made(demo, run_folder)
 
 
 def test_problems_of_both_files_are_told_at_once(demo, run_folder):
@@ -122,7 +123,7 @@ def test_bad_pictures_and_captions_are_named(demo, run_folder, name):
     spoil, words = PICTURES[name]
     spoil(run_folder / "pictures")
     complaint(config_files(demo, run_folder, {}), *words)
-    assert nothing_was_made(run_folder)
+    assert nothing_was_made(demo, run_folder)
 
 
 @pytest.mark.parametrize("size", [130, 16])

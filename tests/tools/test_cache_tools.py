@@ -23,7 +23,10 @@ CHANGING = {"shuffle_caption": True, "caption_dropout_rate": 0.2, "flip_aug": Tr
 
 @pytest.fixture(autouse=True)
 def told(caplog):
+    """What is encoded is told. The tools are called as in processes of their own: accelerate starts fresh."""
     caplog.set_level(logging.INFO)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def counts(caplog):
@@ -52,7 +55,7 @@ def test_a_run_encodes_nothing_after_both_tools(demo, run_folder, caplog):
 
 
 def test_the_tools_run_as_programs_with_any_flag_of_the_trainer(demo, run_folder, caplog):
-    argv = config_files(demo, run_folder, {}, **CHANGING)
+    argv = config_files(demo, run_folder, {"cache_latents": True}, **CHANGING)
     for tool, kind in (("cache_latents", "latents"), ("cache_text_encoder_outputs", "captions")):
         done = warm.run(["-m", f"tools.{tool}", *argv, "--max_train_steps", "1"], cwd=run_folder)
         assert done.returncode == 0, done.stderr
