@@ -1,11 +1,18 @@
-"""Fixtures shared by the suite: the demo, made once, and a trainer run in this process."""
+"""Fixtures shared by the suite: the demo, made once, with what its pictures and captions are encoded to.
+
+torch and what needs it are imported where they are used: pytest's own process, which starts the workers,
+needs none of them.
+"""
+
+from __future__ import annotations
 
 import gc
 import logging
 import os
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.helpers import surroundings
 
@@ -13,13 +20,14 @@ surroundings.as_usual()  # before a library reads its environment
 gc.set_threshold(20_000)  # garbage is looked for 28 times as seldom: a twentieth of the suite's time
 
 import pytest
-import torch
 from filelock import FileLock
 
-from library.anima_models import load_anima_transformer
 from library.errors import as_utf8
 from tests.helpers import warm, workers
 from tests.helpers.pictures import SIX, cached, give_pictures
+
+if TYPE_CHECKING:
+    import torch
 
 LONG = ("runs", "saving", "tools")
 LONGEST = ("test_verify_resume.py", "test_stopping.py", "test_compiled.py", "test_doctor.py")
@@ -36,6 +44,8 @@ def pytest_collection_modifyitems(items):
     files = dict.fromkeys(item.path for item in items)
     hands = {path: number % workers for number, path in enumerate(files)}
     items.sort(key=lambda item: hands[item.path])
+    import torch
+
     if torch.cuda.is_available():
         return
     for item in items:
@@ -59,41 +69,30 @@ def pytest_runtest_makereport():
     return report
 
 
-@contextmanager
-def unchanged_logging():
-    """A program's main() sets the root logger up; what comes after finds it as it was."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """What comes after a test finds logging and the precision of products as they were.
+
+    A program's main() sets the root logger up; --cuda_allow_tf32 sets what a CPU's products obey too.
+    """
+    import torch
+
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    yield
+    precision = torch.get_float32_matmul_precision()
+    result = yield
+    torch.set_float32_matmul_precision(precision)
     if root.level != level:  # setting it, every logger forgets what it knows
         root.setLevel(level)
     root.handlers[:] = handlers
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before():
-    with unchanged_logging():
-        yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def logging_as_before_the_module():
-    """For fixtures of a module, which are made before a test's own."""
-    with unchanged_logging():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def precision_of_products_as_before():
-    """--cuda_allow_tf32 sets what a CPU's products obey too."""
-    precision = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(precision)
+    return result
 
 
 @pytest.fixture
 def compiler_left_alone():
     """torch's compiler: its settings afterwards as before, and nothing that was compiled."""
+    import torch
+
     names = {
         torch._dynamo.config: ("recompile_limit", "suppress_errors", "optimize_ddp"),
         torch._functorch.config: ("activation_memory_budget",),
@@ -162,5 +161,9 @@ def run_folder(demo, tmp_path, request) -> Path:
 @pytest.fixture(scope="session")
 def base(demo) -> dict[str, torch.Tensor]:
     """The demo DiT's own weights by name; not to be changed in place."""
+    import torch
+
+    from library.anima_models import load_anima_transformer
+
     path = demo / "models" / "anima_dit.safetensors"
     return load_anima_transformer(path, dtype=torch.float32).state_dict()
