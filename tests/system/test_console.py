@@ -14,6 +14,7 @@ from library.errors import Problem, UserError
 from library.system import console, stop_signals
 from library.system.program import run_main
 from tests.helpers.paths import ROOT
+from tests.helpers.workers import forking_program
 from tools import _environment as environment
 from tools import _quickstart
 
@@ -143,11 +144,11 @@ def test_output_that_is_lost_to_a_full_disk_is_told(own_streams):
     assert told.count("standard output cannot be written") == 1 and "No space left" in told
 
 
-def test_what_quickstart_says_at_its_end_fits_any_console(own_streams):
+def test_what_quickstart_says_at_its_end_fits_any_console(own_streams, tmp_path):
     own_streams(io.BytesIO(), "cp1252")
 
     def main():
-        environment.say_device(Path(sys.executable))
+        environment.say_device(forking_program(tmp_path))
         print(_quickstart.closing_words("40 tensors", 12.0))
         raise environment.StepFailed(CHINESE)
 

@@ -116,7 +116,7 @@ def test_what_the_base_could_draw_stays(taught, draughtsman):
 def test_learning_twice_gives_the_same_bytes(monkeypatch):
     for module, name, value in (
         (_demo_vae, "STEPS", 2), (_demo_vae, "PICTURES", 2), (_demo_dit, "STEPS", 2),
-        (_demo_dit, "PICTURES", (2, 1, 1)), (_demo_dit, "CAPTIONS", 2),
+        (_demo_dit, "PICTURES", (1, 1, 1)), (_demo_dit, "CAPTIONS", 2),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     tokenizers = make_demo.tokenizer_files(None)
