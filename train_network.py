@@ -1,7 +1,8 @@
 """NetworkTrainer: the stages of a run and its loop, for any model family.
 
 A family subclasses it and fills in the hooks (a family's own entry does). `train()` is the table of
-contents; the stages before the first step are in library/trainer_checks.py and trainer_stages.py.
+contents; the stages before the first step are in library/trainer_checks.py, trainer_inputs.py and
+trainer_stages.py.
 Names of the hooks are sd-scripts'; what they take and return is typed.
 """
 

@@ -1,6 +1,6 @@
 """The stages of a run that load nothing heavy: what it is made of is established, and fits together.
 
-The stages that follow are in library/trainer_stages.py.
+The stages that follow are in library/trainer_inputs.py and library/trainer_stages.py.
 """
 
 from __future__ import annotations

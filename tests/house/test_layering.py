@@ -40,7 +40,7 @@ FLOORS = [
     ("library/saving/*", "what a run leaves and goes on from"),
     ("library/previews/* library/reporting/*", "pictures and pages of a run"),
     ("library/linting/*", "what is worth mending in pictures and captions"),
-    ("library/trainer_hooks library/trainer_checks library/trainer_stages", "what a family fills in; up to the first step"),
+    ("library/trainer_hooks library/trainer_checks library/trainer_inputs library/trainer_stages", "what a family fills in; up to the first step"),
     ("train_network", "the stages and the loop, for any family"),
     ("library/anima_runtime/*", "loading Anima's files"),
     ("library/strategy_anima library/anima_models", "the family under sd-scripts' names"),
