@@ -155,8 +155,6 @@ class TrainConfig:
         because = {
             "mixed_precision = fp16": self.precision.mixed_precision == "fp16"
             and "its gradient scaler looks at all gradients at once, and these wait in RAM. Use bf16.",
-            "compile = true": self.precision.compile
-            and "a compiled block finds its weights where they were when it was compiled. Leave out one.",
             "several processes": self.situation().processes > 1
             and "exchange gradients on the device, where these do not stay. Train with one, or leave it out.",
         }

@@ -62,7 +62,8 @@ def loss_of(model: torch.nn.Module, side: int = 8, seed: int = 0) -> torch.Tenso
     hidden = torch.randn(2, 5, source, generator=generator)
     ids = torch.randint(0, 16, (2, 4), generator=generator)
     torch.manual_seed(seed)
-    velocity = model(latents, torch.tensor([0.3, 0.8]), hidden, ids)
+    inputs = latents, torch.tensor([0.3, 0.8]), hidden, ids
+    velocity = model(*(each.to(model.device) for each in inputs))
     return velocity.float().square().mean()
 
 

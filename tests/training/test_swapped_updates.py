@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.memory.visits import SEATS, Visits
 from library.settings.run_config import OptimizerOptions
@@ -31,8 +32,9 @@ class Run:
     """A small model that trains as a whole, all as it is in a run but for the loop around it."""
 
     def __init__(
-        self, how, *, swapped=0, computed=torch.bfloat16, held=torch.float32, mode=None, rates=None
-    ):
+        self, how, *, swapped=0, computed=torch.bfloat16, held=torch.float32, mode=None, rates=None,
+        device="cpu",
+    ):  # fmt: skip
         name, self.rounds, self.fused = how
         self.model = small_dit(BLOCKS).to(max(computed, held, key=lambda dtype: dtype.itemsize))
         subject = Whole(component_of, rates or {}, computed, lambda: ModelLayout({}, {}))
@@ -41,7 +43,10 @@ class Run:
         if mode:
             self.model.enable_gradient_checkpointing(**mode)
         if swapped:
-            self.model.enable_block_swap(swapped, "cpu")
+            self.model.enable_block_swap(swapped, device)
+        else:
+            self.model.to(device)
+        if swapped and device == "cpu":
             self.model.swap.lane = LateLane()
         self.network = subject.made_for(self.model)
         self.network.attach(self.model, held)
@@ -54,9 +59,9 @@ class Run:
             self.single = SwappedUpdates(
                 self.optimizer, self.network.pairs(), swap, rounds=self.rounds, is_fused=self.fused
             )
-            self.single.visits.going = LateLane()
             self.average = SwappedAverage(trained, 0.9, 2, swap, self.single.away)
-            self.average.visits.going = LateLane()
+            for visits in (self.single.visits, self.average.visits) if device == "cpu" else ():
+                visits.going = LateLane()
         else:
             if self.rounds or self.fused:
                 self.single = SingleUpdates(self.optimizer, self.network.pairs(), rounds=self.rounds)
@@ -135,6 +140,59 @@ def test_nothing_computes_with_what_waits_in_ram(how):
         run.train(3, 4)
         with pytest.raises(AssertionError, match="of a weight in RAM"):
             held[0].add(1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", [TOGETHER, ONE_BY_ONE, ("Adafactor", True, False)])
+@pytest.mark.parametrize("mode", [None, {"mode": "block"}])
+def test_on_a_card_all_is_of_the_same_bits_and_what_waits_is_pinned(how, mode):
+    settings = {"held": torch.bfloat16 if how[1] else torch.float32, "mode": mode, "device": "cuda"}
+    stays = Run(how, **settings).train(0, 4, 2).found()
+    assert_same_bits(Run(how, **settings).train(0, 4, 2).found(), stays)  # the kernels give the same again
+    away = Run(how, swapped=BLOCKS, **settings).train(0, 4, 2)
+    single = away.single
+    for number in single.away:
+        weight, held = single.pairs[number]
+        for tensor in (weight, held, *single._states(held).values(), away.average.tensors[number]):
+            assert tensor.is_pinned()
+    assert_same_bits(on_cpu(away.found()), on_cpu(stays))
+
+
+def on_cpu(found):
+    return {name: tensor.cpu() for name, tensor in found.items()}
+
+
+class Called(TorchDispatchMode):
+    """The names of the functions that are called within."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+def test_autograd_hands_gradients_on_where_they_were_made():
+    """It copies what lies otherwise than its weight to where that is, and that is in RAM."""
+    run = Run(TOGETHER, swapped=BLOCKS)
+    for parameter in run.model.parameters():
+        parameter.requires_grad_(any(parameter is p for group in run.model.swap.groups for p in group))
+    loss = loss_of(run.model)
+    with Called() as called:
+        loss.backward()
+    assert "aten::mm" in called.names and "aten::new_empty_strided" not in called.names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [TOGETHER, ONE_BY_ONE])
+def test_compiled_blocks_train_to_the_same_bits(how):
+    runs = [Run(how, swapped=swapped) for swapped in (0, BLOCKS)]
+    for run in runs:
+        run.model.compile_blocks(any_size=False, backend="aot_eager")
+    stays, away = (run.train(0, 3).found() for run in runs)
+    assert_same_bits(away, stays)
 
 
 @pytest.mark.parametrize("how", [TOGETHER, ONE_BY_ONE])
