@@ -9,6 +9,7 @@ import torch
 
 from library.memory.quantised import BLOCK, kind_of
 from library.settings.user_classes import missing_package
+from library.utils import quiet_libraries
 
 PACKAGE, OLDEST = "bitsandbytes", (0, 50)
 REQUIREMENT = "bitsandbytes>=0.50"
@@ -42,6 +43,7 @@ def why_too_old(version: str) -> str | None:
 
 def declare_operators() -> None:
     """Import the package, which is slow."""
+    quiet_libraries()
     import bitsandbytes  # noqa: F401
 
 
