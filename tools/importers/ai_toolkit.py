@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from library.errors import ConfigError
-from tools.importers.ai_toolkit_rules import PROMPT_OPTIONS, RULES, SMALL_FORMS
+from tools.importers.ai_toolkit_rules import RULES, SMALL_FORMS
 from tools.importers.draft import CONVERTED, KEPT, UNSET, Draft, Leaf, Waiting
 from tools.importers.machine import Document, Nearby, Source
+from tools.importers.prompts import write_prompts
 from tools.importers.rules import Rule
 from tools.importers.shared import hub_visibility, literal, settle_shared, swap_share
 from tools.importers.whole_model import settle_whole
@@ -209,27 +210,13 @@ def settle_noise(draft: Draft) -> None:
 
 def settle_prompts(draft: Draft) -> None:
     """Prompts with their size, seed, steps and guidance, a line each."""
-    found = {name: draft.take(f"sample.{name}") for name in (
-        "prompts", "samples", "neg", "seed", *PROMPT_OPTIONS)}  # fmt: skip
-    ending = [
-        f"{PROMPT_OPTIONS[name]} {waiting.value}"
-        for name, waiting in found.items()
-        if name in PROMPT_OPTIONS and waiting
-    ]
-    ending += [f"--d {seed.value}"] if (seed := found["seed"]) else []
-    ending += [f"--n {neg.value}"] if (neg := found["neg"]) else []
-    lines = []
-    for listed in filter(None, (found["prompts"], found["samples"])):
-        words = listed.value if isinstance(listed.value, list) else [listed.value]
-        prompts = [str(w.get("prompt", "") if isinstance(w, dict) else w) for w in words]
-        lines += [" ".join([" ".join(prompt.split()), *ending]) for prompt in prompts if prompt]
-    for waiting in filter(None, found.values()):
-        if lines:
-            draft.write(
-                waiting.leaf, "sample_prompts", "sample_prompts.txt", "\n".join(lines) + "\n"
-            )
-        else:
-            draft.find(UNSET, waiting.leaf, why="there are no prompts")
+    names = {
+        "width": "width", "height": "height", "sample_steps": "steps", "guidance_scale": "cfg",
+        "seed": "seed", "neg": "negative",
+    }  # fmt: skip
+    options = {option: draft.take(f"sample.{name}") for name, option in names.items()}
+    found = [draft.take("sample.prompts"), draft.take("sample.samples")]
+    write_prompts(draft, [each for each in found if each], options, zeros=True)
 
 
 def knows(document: Any) -> bool:

@@ -41,7 +41,6 @@ OTHER_LOSS = lost("the loss has no such part here", 1, "balanced")
 PICTURES = lost("pictures are not used so here", 1, 0.0)
 OF_OTHERS = lost("it is a file for another model", "", 0)
 SCHEDULE = lost("lr_scheduler has no such setting here: see lr_scheduler_args")
-PROMPT_OPTIONS = {"width": "--w", "height": "--h", "sample_steps": "--s", "guidance_scale": "--l"}
 UNUSED_PICTURES = (
     "flip_y mask_min_value control_path inpaint_path scale invert_mask clip_image_path "
     "unconditional_path poi random_scale num_frames "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tools.importers.draft import CONVERTED, LOST, UNSET, Draft, Waiting
+from tools.importers.draft import CONVERTED, LOST, UNSET, Draft
 from tools.importers.machine import Document, Nearby, Source
 from tools.importers.noise import logit_normal
+from tools.importers.prompts import write_prompts
 from tools.importers.rules import (
     Rule,
     choice,
@@ -34,8 +35,8 @@ OPTIMIZERS = {
 }
 ATTENTION = {"none": "torch", "xformers": "xformers", "flash_attn": "flash"}
 PROMPT_OPTIONS = {
-    "sample_width": "--w", "sample_height": "--h", "sample_infer_steps": "--s",
-    "sample_cfg_scale": "--l", "sample_seed": "--d", "sample_negative_prompt": "--n",
+    "sample_width": "width", "sample_height": "height", "sample_infer_steps": "steps",
+    "sample_cfg_scale": "cfg", "sample_seed": "seed", "sample_negative_prompt": "negative",
 }  # fmt: skip
 DEFAULTS = {
     "train.network_dim": 32,
@@ -275,30 +276,13 @@ def settle_optimizer(draft: Draft) -> None:
 
 def settle_prompts(draft: Draft) -> None:
     """Prompts with their size, seed, steps and guidance, a line each; 0 and empty leave one out."""
-    found = {
-        name: draft.take(name) for name in ("sample_prompts", "sample_prompt", *PROMPT_OPTIONS)
-    }
-    ending = [
-        f"{option} {' '.join(str(waiting.value).split())}"
-        for name, option in PROMPT_OPTIONS.items()
-        if (waiting := found[name]) and waiting.value
-    ]
-    chosen: Waiting | None = found["sample_prompts"] or found["sample_prompt"]
-    words = (
-        chosen.value
-        if chosen and isinstance(chosen.value, list)
-        else [chosen.value]
-        if chosen
-        else []
-    )
-    lines = [" ".join([*str(prompt).split(), *ending]) for prompt in words if prompt]
+    options = {option: draft.take(name) for name, option in PROMPT_OPTIONS.items()}
+    several, one = draft.take("sample_prompts"), draft.take("sample_prompt")
+    if several and one:
+        draft.find(UNSET, one.leaf, why="sample_prompts are drawn")
     is_drawn = {"sample_every_n_epochs", "sample_every_n_steps"} & draft.train.keys()
-    for waiting in filter(None, found.values()):
-        if lines and is_drawn:
-            text = "\n".join(lines) + "\n"
-            draft.write(waiting.leaf, "sample_prompts", "sample_prompts.txt", text)
-        else:
-            draft.find(UNSET, waiting.leaf, why="no pictures are drawn")
+    chosen = [each for each in (several or one,) if each]
+    write_prompts(draft, chosen, options, off="" if is_drawn else "no pictures are drawn")
 
 
 SOURCE = Source("AnimaLoraStudio", RULES, settle, prepare)

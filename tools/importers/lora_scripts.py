@@ -11,6 +11,7 @@ from library.settings.foreign_names import OPTIMIZER_ARGS
 from tools.importers import anima_lora
 from tools.importers.draft import UNSET, Draft, Leaf
 from tools.importers.machine import Document, Nearby, Source
+from tools.importers.prompts import write_prompts
 from tools.importers.rules import Rule, idle, loosely, lost, many, switch, text
 from tools.importers.sd_scripts import RULES as OPTIONS
 from tools.importers.sd_scripts import prepare as with_layers
@@ -21,10 +22,21 @@ ONE_OPTIMIZERS = (
     "prodigy_d_coef prodigy_d0 prodigy_growth_rate prodigy_safeguard_warmup prodigy_use_bias_correction "
     "came_weight_decay came_betas came_eps came_clip_threshold"
 )
+PREVIEWS = {
+    "sample_width": "width", "sample_height": "height", "sample_steps": "steps", "sample_cfg": "cfg",
+    "sample_seed": "seed", "negative_prompts": "negative",
+}  # fmt: skip
 RULES = {
     **anima_lora.SHARED_RULES,
     **OPTIONS,
     **many(ONE_OPTIMIZERS, lambda name: Rule(f"special.{name}", literal)),
+    **many(
+        " ".join(("enable_preview positive_prompts", *PREVIEWS)),
+        lambda name: Rule(f"special.{name}"),
+    ),
+    "sample_scheduler": idle("pictures are drawn as ComfyUI draws them"),
+    "randomly_choice_prompt": lost("the prompts of sample_prompts are drawn, not captions"),
+    "random_prompt_include_subdirs": idle("it belongs to randomly_choice_prompt"),
     "model_train_type": Rule("special.train_type"),
     "fast_variant": Rule("special.variant"),
     "tlora_rank_schedule": Rule("special.rank_schedule", text),
@@ -67,12 +79,25 @@ def settle(draft: Draft) -> None:
         elif waiting:
             draft.find(UNSET, waiting.leaf, why=f"optimizer_type is {chosen}")
     settle_variants(draft)
+    settle_previews(draft)
     anima_lora.settle_own(draft)
     kind = draft.take("train_type")
     if kind:
         draft.find(UNSET, kind.leaf, why="the program remembers its page by it")
     is_whole = kind is not None and "finetune" in str(kind.value).lower()
     settle_trained(draft, whole=trains_model(draft, told=is_whole))
+
+
+def settle_previews(draft: Draft) -> None:
+    """The prompt of the program's page, where previews are switched on."""
+    asking, prompts = draft.take("enable_preview"), draft.take("positive_prompts")
+    is_on = bool(asking and asking.value in (True, "true"))
+    options = {option: draft.take(name) for name, option in PREVIEWS.items()}
+    if asking:
+        draft.find(UNSET, asking.leaf, why="sample_prompts says so here")
+    write_prompts(
+        draft, [prompts] if prompts else [], options, off="" if is_on else "enable_preview is off"
+    )
 
 
 def settle_variants(draft: Draft) -> None:

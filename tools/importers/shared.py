@@ -35,7 +35,7 @@ from library.settings.options import Flag, all_flags
 from library.settings.user_classes import is_installed, separate_assignments
 from networks._anima_arguments import AdapterArguments
 from networks.arguments import unquoted
-from tools.importers.draft import UNSET, Draft, Leaf, Waiting
+from tools.importers.draft import LOST, UNSET, Draft, Leaf, Waiting
 from tools.importers.rules import Rule, loosely, lost, number, plain, size_text, text
 
 BY_DEST = all_flags(GROUPS)
@@ -217,7 +217,9 @@ def settle_text_encoder(draft: Draft) -> None:
     rate, usual = draft.take("text_encoder_lr"), draft.train.get("learning_rate")
     told = [name for name in LEAVES_TEXT_ENCODER if draft.train.get(name)]
     if told and rate:
-        draft.lose(rate.leaf, f"{told[0]} is set: the text encoder does not train")
+        rates = rate.value if isinstance(rate.value, list) else [rate.value]
+        why = f"{told[0]} is set: the text encoder does not train"
+        draft.find(LOST if any(rates) else UNSET, rate.leaf, why=why)
     elif rate:
         draft.put(rate.leaf, "train.text_encoder_lr", rate.value)
     elif usual and not told:
