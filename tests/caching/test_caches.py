@@ -3,22 +3,19 @@
 import logging
 import os
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from library.caching.cache_files import THREADS
 from library.caching.contents import Contents
-from library.caching.latents_cache import Share, Storing, cache_latents
+from library.caching.latents_cache import Storing, cache_latents
 from library.caching.latents_encoder import decode_ahead
 from library.caching.latents_files import latents_fingerprint
-from library.caching.text_cache import TextCache
 from library.errors import DatasetError
 from tests.helpers.dataset_files import (
     BUCKETS,
@@ -28,9 +25,12 @@ from tests.helpers.dataset_files import (
     catalogue_from,
     catalogue_of,
     draw,
+    encoded_texts,
     folder_of,
     load_pixels,
     stored_files,
+    stored_with,
+    together,
 )
 
 
@@ -101,10 +101,10 @@ def test_a_changed_time_alone_changes_nothing(folder):
 
 def test_a_folder_that_is_copied_with_its_cache_needs_no_encoding(folder, tmp_path):
     encoded(folder, subset="flip_aug = true")
-    texts(folder, "a, b")
+    encoded_texts(folder, "a, b")
     copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
     assert encoded(copy, subset="flip_aug = true") == 0
-    assert texts(copy, "a, b") == []
+    assert encoded_texts(copy, "a, b") == []
 
 
 def bitmaps(folder):
@@ -144,14 +144,14 @@ def test_two_masks_that_swap_names_keep_to_their_pictures(tmp_path):
 
 def test_files_of_an_earlier_version_are_made_anew_and_it_is_said(folder, caplog):
     encoded(folder)
-    texts(folder, "abc")
+    encoded_texts(folder, "abc")
     for path in (folder / "_cache").glob("*.safetensors"):
         save_file(load_file(path), path, metadata={"cache": f"{'0' * 32} 12345678"})
     with caplog.at_level(logging.INFO):
-        assert encoded(folder) == 4 and texts(folder, "abc") == ["abc"]
+        assert encoded(folder) == 4 and encoded_texts(folder, "abc") == ["abc"]
     said = [line for line in caplog.messages if "earlier version" in line]
     assert [line.split()[:2] for line in said] == [["latents:", "4"], ["captions:", "1"]]
-    assert encoded(folder) == 0 and texts(folder, "abc") == []
+    assert encoded(folder) == 0 and encoded_texts(folder, "abc") == []
 
 
 @pytest.mark.parametrize("when", range(1, 4))
@@ -168,18 +168,6 @@ def test_a_cache_folder_deleted_while_caching_is_made_again(folder, when):
     for image in catalogue.images:
         assert torch.equal(cache.get(image.key)[0], expected.get(image.key)[0])
     assert encoded(folder) == 0
-
-
-def test_a_cache_folder_deleted_while_texts_are_cached_is_made_again(folder):
-    class Deleting(LetterEncoder):
-        def encode(self, caption):
-            if len(self.captions) == 1:
-                shutil.rmtree(folder / "_cache")
-            return super().encode(caption)
-
-    cache = cache_text(dict.fromkeys("abc", folder), Deleting(), to_disk=True)
-    assert all(cache.get(caption)["ids"].tolist() == [ord(caption)] for caption in "abc")
-    assert texts(folder, "a", "b", "c") == []
 
 
 def test_another_encoder_rebuilds_everything(folder):
@@ -359,57 +347,6 @@ def test_what_is_lost_is_not_made_anew_from_another_picture(folder, change):
         cache.get("0.0/0.png")
 
 
-def texts(folder, *captions, encoder=None):
-    """The captions that a new run encodes."""
-    encoder = encoder or LetterEncoder()
-    cache_text(dict.fromkeys(captions, folder), encoder, to_disk=True)
-    return encoder.captions
-
-
-def test_text_is_encoded_once_per_caption_and_encoder(folder):
-    assert texts(folder, "a, b", "c") == ["a, b", "c"]
-    assert texts(folder, "c", "a, b", "a") == ["a"]
-    assert texts(folder, "c", "a", encoder=LetterEncoder("letters-2")) == ["c", "a"]
-    assert len(stored_files(folder)) == 3
-
-
-@pytest.mark.parametrize("to_disk", [False, True])
-def test_text_comes_back_as_it_was_encoded(folder, to_disk):
-    encoder = LetterEncoder()
-    cache = cache_text(dict.fromkeys(["", "abc, 长"], folder), encoder, to_disk=to_disk)
-    for caption in ("", "abc, 长"):
-        stored, expected = cache.get(caption), encoder.encode(caption)
-        assert stored.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.equal(stored[name], value) and stored[name].dtype == value.dtype
-
-
-def test_a_damaged_text_file_is_rebuilt(folder):
-    texts(folder, "abc")
-    before = stored_files(folder)
-    (path,) = (folder / "_cache").iterdir()
-    path.write_bytes(path.read_bytes()[:-3])
-    assert texts(folder, "abc") == ["abc"]
-    assert stored_files(folder) == before
-
-
-def test_text_outputs_that_are_not_finite_are_an_error_naming_the_caption(folder):
-    class Broken(LetterEncoder):
-        def encode(self, caption):
-            return {"hidden": torch.tensor([float("inf")])}
-
-    with pytest.raises(DatasetError, match="'abc'"):
-        cache_text({"abc": folder}, Broken(), to_disk=False)
-
-
-def stored_with(change, path):
-    """Write a cache file again with the same fingerprint and other tensors."""
-    with safe_open(path, "pt") as file:
-        metadata = {"cache": file.metadata()["cache"].split()[0]}
-    tensors = change(load_file(path))
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -428,49 +365,6 @@ def test_latents_of_another_kind_or_size_are_made_anew(folder, change):
     assert encoded(folder, skip_check=True) == 1
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tensors: {**tensors, "ids": tensors["ids"].float()},
-        lambda tensors: {**tensors, "hidden": tensors["hidden"][:, :3]},
-        lambda tensors: {**tensors, "hidden": tensors["hidden"][:-1]},
-        lambda tensors: {**tensors, "ids": tensors["ids"][None]},
-        lambda tensors: {"ids": tensors["ids"]},
-    ],
-)
-def test_text_of_another_kind_or_size_is_made_anew(folder, change):
-    texts(folder, "a tag")
-    (path,) = (folder / "_cache").iterdir()
-    stored_with(change, path)
-    assert texts(folder, "a tag") == ["a tag"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda tensors: {**tensors, "ids": tensors["ids"] - 1000},
-        lambda tensors: {**tensors, "ids": tensors["ids"] + 2**40},
-    ],
-)
-def test_impossible_numbers_in_a_cache_are_made_anew(folder, change, caplog):
-    texts(folder, "a tag")
-    (path,) = (folder / "_cache").iterdir()
-    expected = load_file(path)
-    stored_with(change, path)
-    cache = TextCache(LetterEncoder(), to_disk=True)
-    cache.hold({"a tag": folder})
-    found = cache.get("a tag")
-    assert "impossible numbers" in caplog.text
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-def together(work):
-    """work(share) in each of two processes' place, which wait for each other; what they return."""
-    meet = threading.Barrier(2, timeout=60)
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(work, [Share(rank, 2, meet.wait) for rank in (0, 1)]))
-
-
 @pytest.mark.parametrize("already", [0, 3])
 def test_processes_share_the_pictures_that_are_to_be_stored(folder, already):
     catalogue = catalogue_of(folder, subset="flip_aug = true")
@@ -487,18 +381,3 @@ def test_processes_share_the_pictures_that_are_to_be_stored(folder, already):
         return sum(encoder.batches) - len(catalogue.images)
 
     assert sorted(together(work)) == ([4, 4] if not already else [0, 2])
-
-
-@pytest.mark.parametrize("already", [0, 4])
-def test_processes_share_the_texts_that_are_to_be_stored(folder, already):
-    captions = dict.fromkeys("abcdefgh", folder)
-    texts(folder, *list(captions)[:already])
-
-    def work(share):
-        encoder = LetterEncoder()
-        cache = TextCache(encoder, to_disk=True)
-        cache.hold(captions, share=share)
-        assert all(cache.get(text)["ids"].tolist() == [ord(text)] for text in captions)
-        return len(encoder.captions)
-
-    assert together(work) == [(8 - already) / 2] * 2

@@ -2,13 +2,18 @@
 
 import base64
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from library.caching.contents import MEMORY
+from library.caching.latents_cache import Share
 from library.caching.text_cache import TextCache
 from library.config_util import load_dataset_config
 from library.data.buckets import CropPlan
@@ -114,6 +119,28 @@ def cache_text(captions, strategy, *, to_disk):
     cache = TextCache(strategy, to_disk=to_disk)
     cache.hold(captions)
     return cache
+
+
+def encoded_texts(folder, *captions, encoder=None):
+    """The captions that a new run encodes."""
+    encoder = encoder or LetterEncoder()
+    cache_text(dict.fromkeys(captions, folder), encoder, to_disk=True)
+    return encoder.captions
+
+
+def stored_with(change, path):
+    """Write a cache file again with the same fingerprint and other tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = {"cache": file.metadata()["cache"].split()[0]}
+    tensors = change(load_file(path))
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+
+
+def together(work):
+    """work(share) in each of two processes' place, which wait for each other; what they return."""
+    meet = threading.Barrier(2, timeout=60)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(work, [Share(rank, 2, meet.wait) for rank in (0, 1)]))
 
 
 def picture_url(kind="png", cut=None):
