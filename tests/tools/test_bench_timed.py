@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torch.utils.flop_counter import FlopCounterMode
 
 from library.errors import ConfigError
 from tools.bench import (
@@ -67,9 +68,10 @@ def test_what_cannot_run_is_told_and_the_others_run():
 
 
 def test_a_step_is_timed_with_adapters_modes_and_peers(run):
-    out, figures = run(step, *STEP_SIZES, "--arms", "lora", "lokr_full:cheap")
+    wanted = ["lora", "lokr_full:cheap", "lora:rows"]
+    out, figures = run(step, *STEP_SIZES, "--arms", *wanted)
     arms = [row["arm"] for row in figures["rows"]]
-    assert arms[:2] == ["lora", "lokr_full:cheap"] and figures["rows"][0]["ratio"] == 1
+    assert arms[:3] == wanted and figures["rows"][0]["ratio"] == 1
     assert figures["torch"] == torch.__version__ and figures["machine"] in out
     for name in ("diffusers + peft lora", "diffusers + LyCORIS lora"):
         assert name in arms or f"{name}: skipped, " in out
@@ -95,11 +97,32 @@ def test_an_unknown_mode_or_device_is_told(run):
             run(step, "--device", "cuda")
 
 
+def step_options(**changes):
+    options = measuring.make_parser("", rounds=1).parse_args([])
+    sizes = {"blocks": 1, "width": 64, "pixels": 64, "rank": 2, "batch": 1}
+    options.__dict__.update(sizes | {"dtype": torch.bfloat16} | changes)
+    return options
+
+
+def test_the_floor_is_the_work_that_a_step_has_beside_its_adapters():
+    """Which is what is left of it at rank 0; modulation and the model's ends are not in the floor."""
+
+    def work_of(arm, rank):
+        options = step_options(rank=rank, blocks=2, pixels=256)
+        params = step.params_of(options)
+        step_of_arm = step.own(options, params, step.make_inputs(options, params), arm)
+        with FlopCounterMode(display=False) as counter:
+            step_of_arm()
+        return counter.get_total_flops()
+
+    of_two, of_four = work_of("lora", 2), work_of("lora", 4)
+    assert of_four > of_two
+    assert 0.9 < work_of(step.FLOOR, 2) / (2 * of_two - of_four) < 1
+
+
 def test_the_step_trains_what_it_says():
     """Every arm's parameters move, those of the base do not."""
-    parser = measuring.make_parser("", rounds=1)
-    options = parser.parse_args([])
-    options.__dict__.update(blocks=1, width=64, pixels=64, rank=2, batch=1, dtype=torch.bfloat16)
+    options = step_options()
     params = step.params_of(options)
     inputs = step.make_inputs(options, params)
     assert len(peers.adapted_linears(peers.diffusers_transformer(params, options.dtype, CPU))) == 10

@@ -3,14 +3,16 @@
 python -m tools.bench.step [--device cuda --blocks 28 --width 2048 --pixels 1024] [--json step.json]
 
 A step is forward, backward, clipping and AdamW, on random weights; text is given as the DiT reads it.
-The project's arms are adapters, or one of them with a memory mode: lora, lokr_full, lora:checkpoint; or
-with a text of 192 rows whose zeros up to 512 are counted (text_padding = fold): lora:fold.
-Others train float32 factors under autocast, as they do in scripts.
+The project's arms are adapters, or one of them with a memory mode: lora, lokr_full, lora:checkpoint. Their text
+has 192 rows, and its zeros up to 512 are counted, as a run on a CPU does it; with lora:rows they are rows.
+Others train float32 factors under autocast, as they do in scripts. The floor is what no arm of this model can
+leave out: the products with frozen matrices, and attention.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,8 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from library.anima_backend.modelling.attention import attention
 from library.anima_backend.modelling.attention_probe import REAL_ROWS
 from library.anima_backend.modelling.dit import MIN_CONTEXT
+from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
 from library.errors import ConfigError
@@ -39,7 +43,8 @@ from tools.bench.measuring import (
     time_arms,
 )
 
-FOLD = "fold"
+ROWS, FLOOR = "rows", "floor"
+ARMS = ["lora", "lora:rows", "lokr_full", "lokr", "lora:cheap", "lora:checkpoint", FLOOR]
 
 
 @dataclass(frozen=True)
@@ -96,10 +101,12 @@ def step_of(
 
 def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str) -> Work:
     """The project's model with an adapter, and a memory mode after a colon."""
+    if arm == FLOOR:
+        return floor(options, params)
     adapter, _, mode = arm.partition(":")
-    folds, mode = mode == FOLD, "" if mode == FOLD else mode
+    folds, mode = mode != ROWS, "" if mode == ROWS else mode
     if (mode or "none") not in MODES:
-        raise ConfigError(f"--arms {arm}: no such mode; there are {', '.join([*MODES, FOLD])}.")
+        raise ConfigError(f"--arms {arm}: no such mode; there are {', '.join([*MODES, ROWS])}.")
     network, arguments = network_of(adapter, options.rank, {})
     settings = AnimaStep(
         params=params, network=network, arguments=arguments, dtype=options.dtype,
@@ -113,6 +120,47 @@ def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str
     given = (inputs.noisy, inputs.sigma)
     predict = partial(step.model, *given, context=context, whole=not folds)
     return step_of(trained, predict, inputs.velocity)
+
+
+def floor(options: argparse.Namespace, params: DiTParams) -> Work:
+    """Of each block the products with its matrices, forward and for gradients of inputs, and attention.
+
+    Neither a text nor the first block's input has a gradient.
+    """
+    batch, width = options.batch, params.model_dim
+    tokens = (options.pixels // (8 * params.patch)) ** 2
+    heads = (width // params.head_dim, params.head_dim)
+    random = partial(torch.randn, dtype=options.dtype, device=options.device)
+    square, of_text = random(width, width), random(width, params.text_dim)
+    layer1, layer2 = random(4 * width, width), random(width, 4 * width)
+    x, wide = random(batch * tokens, width), random(batch * tokens, 4 * width)
+    text = random(batch * REAL_ROWS, params.text_dim)
+    pictures = [random(batch, tokens, *heads).requires_grad_() for _ in range(4)]
+    texts = [random(batch, REAL_ROWS, *heads).requires_grad_() for _ in range(2)]
+    log_zeros = torch.full((), math.log(MIN_CONTEXT - REAL_ROWS), device=options.device)
+
+    def attend() -> None:
+        outputs = [
+            attention(*pictures[:3], None, "torch"),
+            attention_beside_zeros(pictures[3], *texts, log_zeros),
+        ]
+        torch.autograd.grad(outputs, [*pictures, *texts], outputs)
+
+    def work() -> None:
+        for block in range(params.num_blocks):
+            for number in range(6):  # q, k, v and output to itself; q and output to the text
+                x @ square.t()
+                if block or number >= 3:
+                    x @ square
+            for _ in range(2):
+                text @ of_text.t()
+            attend()
+            x @ layer1.t()
+            wide @ layer1
+            wide @ layer2.t()
+            x @ layer2
+
+    return work
 
 
 def theirs(
@@ -139,7 +187,7 @@ def main() -> None:
     assert __doc__
     parser = make_parser(__doc__, rounds=11)
     add = parser.add_argument
-    add("--arms", nargs="+", default=["lora", "lokr_full", "lokr", "lora:cheap", "lora:checkpoint"])
+    add("--arms", nargs="+", default=ARMS)
     add("--no_peers", action="store_true", help="the project's own arms only")
     add("--rank", type=int, default=16)
     add("--blocks", type=int, default=2)
