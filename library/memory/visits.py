@@ -40,8 +40,9 @@ class Visits:
         self.leaving: deque[tuple[Mark, Sequence[Tensor]]] = deque()
 
     def begin(self) -> None:
-        """A round begins: what comes first follows nothing."""
+        """A round begins: what comes first follows nothing, and what was fetched for nothing is old."""
         self.last = None
+        self.forget()
 
     def come(self, key: Hashable) -> Sequence[Tensor]:
         """A set on the device, for what is computed from here on; it has to `leave`."""
@@ -73,6 +74,10 @@ class Visits:
     def settle(self) -> None:
         """Let the host wait until everything is back, so that it can read and change what is in RAM."""
         self.going.finish()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let nothing that is on the device be taken for what is in RAM."""
         for seat in self.seated.values():
             seat.arrive(self.coming)
         self.seated.clear()

@@ -124,6 +124,7 @@ class SwappedUpdates(SingleUpdates):
             gradient = earlier.add_(gradient)
             self.visits.leave((SUM, number), [(home, gradient)])
         else:
+            self.visits.forget()  # what waits from the step before may have been fetched
             self.visits.send([(home, gradient)])
             self.arrived.add(number)
         self.norms[number] = self._measured(number, gradient)
