@@ -143,6 +143,7 @@ def test_on_a_card_nothing_waits_and_a_pass_can_be_recorded(form):
         return torch.autograd.grad(out, [adapter.oft_blocks])[0]
 
     side, expected = torch.cuda.Stream(), gradient()
+    side.wait_stream(torch.cuda.current_stream())  # which still makes what is read there
     with torch.cuda.stream(side):
         gradient()
         torch.cuda.set_sync_debug_mode("error")
