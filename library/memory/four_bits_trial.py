@@ -21,9 +21,9 @@ def why_not(device: torch.device) -> str | None:
     """Why weights cannot be stored in 4 bits and made again on `device`, and what to do; None: they can."""
     if message := missing_package(PACKAGE, REQUIREMENT):
         return message
-    if message := why_too_old(metadata.version(PACKAGE)):
-        return message
     try:
+        if message := why_too_old(metadata.version(PACKAGE)):
+            return message
         declare_operators()
         apart = distance(device)
     except (ImportError, OSError, RuntimeError, NotImplementedError, AttributeError) as error:
