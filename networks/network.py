@@ -27,14 +27,14 @@ from networks.codec import (
     write_adapter,
 )
 from networks.kinds import mixing
-from networks.kinds.adapter import NO_DROPOUT, AdaptedModule, merged_parameters
+from networks.kinds.adapter import NO_DROPOUT, AdaptedModule
 from networks.kinds.copies import NO_COPIES
 from networks.kinds.linear import copies_for
 from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import ALPHA, DORA_SCALE
 from networks.network_settings import NetworkSettings, NormExport
 from networks.norm_limit import limit_norms, limit_problems
-from networks.placements import Placement, fill_from_file, linear_adapters
+from networks.placements import Placement, fill_from_file, linear_adapters, merge
 from networks.precision import in_precision
 from networks.trained import ROUNDED_AWAY, Trained
 
@@ -304,20 +304,7 @@ class AdapterNetwork(Trained):
         """
         if weights_sd is not None:
             self.fill_from(weights_sd, "weights to merge")
-        places = [(p, unet.get_submodule(p.path)) for p in self.placements]
-        problems = []
-        for placement, base in places:
-            for name, merged in merged_parameters(base, placement.adapter, device).items():
-                if not torch.isfinite(merged.to(dtype or getattr(base, name).dtype)).all():
-                    problems.append(
-                        Problem("would become NaN or infinity.", f"{placement.path}.{name}")
-                    )
-        if problems:
-            raise AdapterFileError(problems, source="weights to merge, nothing was changed")
-        for placement, base in places:
-            for name, merged in merged_parameters(base, placement.adapter, device).items():
-                parameter = getattr(base, name)  # gets new storage: merged() keeps the old
-                parameter.data = merged.to(parameter.device, dtype or parameter.dtype)
+        merge(self.placements, unet, dtype, device)
 
     @contextmanager
     def merged(self) -> Iterator[None]:

@@ -10,11 +10,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from library.errors import AdapterFileError, Problem
 from networks.codec import TEXT_ENCODERS, DecodedFile
-from networks.kinds.adapter import Adapter, Dropout
+from networks.kinds.adapter import Adapter, Dropout, merged_parameters
 from networks.kinds.decomposed import decomposed_as_file
 from networks.kinds.kind import Kinds
 from networks.kinds.linear import LinearAdapter
@@ -202,3 +203,30 @@ def name_first(names: Iterable[str]) -> list[str]:
     listed = list(names)
     more = len(listed) - NAMED_AT_MOST
     return listed[:NAMED_AT_MOST] + ([f"and {more} more"] if more > 0 else [])
+
+
+@torch.no_grad()
+def merge(
+    placements: Iterable[Placement],
+    model: nn.Module,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> None:
+    """Add adapters to the weights of the modules that have their places in `model`, for good.
+
+    Computed in float32 on `device`, stored in `dtype` or the weights' own, in new storage. Raises
+    AdapterFileError where a weight would not be finite, before the first changes.
+    """
+    places = [(placement, model.get_submodule(placement.path)) for placement in placements]
+    problems = []
+    for placement, base in places:
+        for name, merged in merged_parameters(base, placement.adapter, device).items():
+            if not torch.isfinite(merged.to(dtype or getattr(base, name).dtype)).all():
+                where = f"{placement.path}.{name}"
+                problems.append(Problem("would become NaN or infinity.", where))
+    if problems:
+        raise AdapterFileError(problems, source="weights to merge, nothing was changed")
+    for placement, base in places:
+        for name, merged in merged_parameters(base, placement.adapter, device).items():
+            parameter = getattr(base, name)
+            parameter.data = merged.to(parameter.device, dtype or parameter.dtype)

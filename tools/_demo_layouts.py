@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from library.anima_backend.modelling.params import PUBLISHED
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -39,14 +41,14 @@ class QwenSize:
 
 
 TRUE_DIT = DiTSize(
-    width=2048,
-    blocks=28,
-    head=128,
-    modulation=256,
-    context=1024,
-    adapter_blocks=6,
-    adapter_head=64,
-    t5_rows=32128,
+    width=PUBLISHED.model_dim,
+    blocks=PUBLISHED.num_blocks,
+    head=PUBLISHED.head_dim,
+    modulation=PUBLISHED.adaln_dim,
+    context=PUBLISHED.text_dim,
+    adapter_blocks=PUBLISHED.llm_adapter.num_blocks,
+    adapter_head=PUBLISHED.llm_adapter.head_dim,
+    t5_rows=PUBLISHED.llm_adapter.vocab,
 )
 TRUE_QWEN = QwenSize(
     width=1024, layers=28, head=128, heads=16, kv_heads=8, hidden=3072, rows=151936
