@@ -134,14 +134,15 @@ class CheckStages(FamilyHooks):
     def check(self, device: torch.device | str | None = None) -> None:
         """Establish what the model files are, and what trains on them; all problems in one error.
 
-        device: where optimizers are tried when something else is wrong; None: where the run trains
+        device: where stored weights and, beside other problems, optimizers are tried; None: where the run trains
         """
         subject = self.get_subject()
         facts, wrong_files = self.inspect_models()
-        unstored = storage_problems(self.cfg.precision, self.accelerator.device)
+        where = torch.device(self.accelerator.device if device is None else device)
+        unstored = storage_problems(self.cfg.precision, where)
         problems = [*subject.problems(), *self.assert_extra_args(), *wrong_files, *unstored]
         if problems:
-            like = torch.empty(0, device=self.accelerator.device if device is None else device)
+            like = torch.empty(0, device=where)
             raise ConfigError([*problems, *try_optimizer(self.cfg.optimizer, like=like)])
         self.subject, self.model_facts = subject, facts
         with without_memory(), quiet():
