@@ -135,16 +135,16 @@ def floor(options: argparse.Namespace, params: DiTParams) -> Work:
     layer1, layer2 = random(4 * width, width), random(width, 4 * width)
     x, wide = random(batch * tokens, width), random(batch * tokens, 4 * width)
     text = random(batch * REAL_ROWS, params.text_dim)
-    pictures = [random(batch, tokens, *heads).requires_grad_() for _ in range(4)]
-    texts = [random(batch, REAL_ROWS, *heads).requires_grad_() for _ in range(2)]
+    q, k, v, q_of_text = (random(batch, tokens, *heads).requires_grad_() for _ in range(4))
+    k_text, v_text = (random(batch, REAL_ROWS, *heads).requires_grad_() for _ in range(2))
     log_zeros = torch.full((), math.log(MIN_CONTEXT - REAL_ROWS), device=options.device)
 
     def attend() -> None:
         outputs = [
-            attention(*pictures[:3], None, "torch"),
-            attention_beside_zeros(pictures[3], *texts, log_zeros),
+            attention(q, k, v, None, "torch"),
+            attention_beside_zeros(q_of_text, k_text, v_text, log_zeros),
         ]
-        torch.autograd.grad(outputs, [*pictures, *texts], outputs)
+        torch.autograd.grad(outputs, [q, k, v, q_of_text, k_text, v_text], outputs)
 
     def work() -> None:
         for block in range(params.num_blocks):
