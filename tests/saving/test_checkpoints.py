@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from library.saving.checkpoints import Checkpoints, Kept, files_of_run
+from library.settings.flag_values import convert
 from library.settings.flags.loop import LoopOptions
 from library.settings.flags.resume import ResumeOptions
 from library.settings.flags.save import SaveOptions
-from library.settings.options import convert, flags_of
+from library.settings.options import flags_of
 from library.train_util import StepPlan
 
 
