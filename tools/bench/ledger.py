@@ -27,6 +27,7 @@ from library.settings.flags.network import NetworkOptions
 from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from networks.arguments import parse_network_args
+from tools.bench.compiled_blocks import block_keeps
 from tools.bench.owners import PeakLedger, lines_of
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -188,6 +189,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--caption", type=int, default=160, help="tokens of a caption")
     add("--no_fused_kernels", action="store_true", help="torch's own between the products")
     add("--blocks", type=int, default=PUBLISHED.num_blocks, help="of the DiT")
+    add("--compiled", action="store_true", help="and what a block keeps that torch compiles; a minute a row")
     shown = "tell so many kinds of what is on the device at each peak, and what made them"
     add("--owners", type=int, default=0, metavar="N", help=shown)
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -200,6 +202,9 @@ def main() -> None:
     print(f"torch {torch.__version__}; GiB, and of each block units of 2 bytes x tokens x channels")
     for line in table(rows):
         print(line)
+    for row in rows if options.compiled else ():
+        units = block_keeps(row.step) / row.unit
+        print(f"{row.adapter}, rank {row.settings()['rank']}: a compiled block keeps {units:.1f}")
     for row in rows if options.owners else ():
         print("\n" + ", ".join(f"{name} {value}" for name, value in row.settings().items()))
         print(*owners_at_peak(row.step, options.owners), sep="\n")
