@@ -15,6 +15,7 @@ from library.memory.step_count import count_step
 from library.memory.swapping import BUFFERS
 from library.settings.flags.loop import LoopOptions
 from library.settings.flags.network import NetworkOptions
+from tests.helpers.running import forget_accelerate
 from tests.helpers.whole import model_argv
 from tools import doctor
 
@@ -86,6 +87,7 @@ def test_the_count_is_that_of_real_tensors(full, memory):
 
 def test_doctor_knows_what_a_model_that_trains_needs(demo, run_folder):
     settings = {"mixed_precision": "bf16", "vram_target": "24", "blocks_to_swap": 2}
+    forget_accelerate()
     text, code = doctor.report(["--full", *model_argv(demo, run_folder, settings)])
     assert code == 0, text
     for row in ("What trains", "float32 masters", "model files", "gradients", "weights that wait in RAM"):

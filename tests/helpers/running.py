@@ -91,12 +91,17 @@ def config_files(demo: Path, folder: Path, settings: dict[str, Any], **dataset: 
     return ["--config_file", str(train_args), "--dataset_config", str(files)]
 
 
+def forget_accelerate() -> None:
+    """Let accelerate's process-wide state start fresh."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def make_trainer(
     argv: list[str], trainer: type[AnimaNetworkTrainer] = AnimaNetworkTrainer
 ) -> AnimaNetworkTrainer:
     """The trainer main() would run, not yet started. Accelerate's process-wide state starts fresh."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()
     return anima_train_network.make_trainer(argv, trainer)
 
 
@@ -147,8 +152,7 @@ def report(
     argv: list[str], trainer: type[AnimaNetworkTrainer] = AnimaNetworkTrainer
 ) -> tuple[str, int]:
     """What --check_only, or tools/doctor.py, says and its exit code. Accelerate starts fresh."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()
     return anima_report.report(argv, load_run, trainer)
 
 

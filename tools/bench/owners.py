@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from library.memory import ledger as counted
 from library.memory.ledger import Ledger, Pool
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = tuple(f"{ROOT / name}{os.sep}" for name in ("library", "networks", "tools"))
+"""Of ours. Packages may be installed beside them."""
 DEPTH = 2
 """Of our own functions, from the innermost out, that name an owner."""
 OWN_FILES = (str(Path(counted.__file__)), __file__)
@@ -79,7 +82,7 @@ def maker() -> str:
 def own_functions(frame: FrameType | None) -> Iterator[str]:
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(str(ROOT)) and file not in OWN_FILES:
+        if file.startswith(FOLDERS) and file not in OWN_FILES:
             yield f"{Path(file).stem}.{frame.f_code.co_name}"
         frame = frame.f_back
 
