@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -42,6 +43,7 @@ def write_sheet(path: Path, rows: Mapping[str, Row], titles: Mapping[int, str]) 
 
 def laid_out(rows: Mapping[str, Row], titles: Mapping[int, str]) -> Image.Image:
     """The sheet. A row is as high, a column as wide, as the largest picture in it."""
+    titles = told_apart(titles)
     font = font_for(titles.values())
     numbers = sorted({number for row in rows.values() for number in row})
     widths = {n: largest(row[n].width for row in rows.values() if n in row) for n in numbers}
@@ -71,6 +73,16 @@ def laid_out(rows: Mapping[str, Row], titles: Mapping[int, str]) -> Image.Image:
         pen.text((GAP, y), name, INK, font)
         y += heights[name] + GAP
     return sheet
+
+
+def told_apart(titles: Mapping[int, str]) -> Mapping[int, str]:
+    """The titles without the tags that all begin with; as they are where one would have none left."""
+    tags = {number: [tag.strip() for tag in title.split(",")] for number, title in titles.items()}
+    places = zip(*tags.values())
+    shared = sum(1 for _ in takewhile(lambda place: len(set(place)) == 1, places))
+    if any(len(each) == shared for each in tags.values()):
+        return titles
+    return {number: ", ".join(each[shared:]) for number, each in tags.items()}
 
 
 def largest(sizes: Iterable[int]) -> int:

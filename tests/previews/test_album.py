@@ -10,7 +10,14 @@ from PIL.PngImagePlugin import PngInfo
 
 from library.data.data_types import RunPosition
 from library.previews.album import MOST_ROWS, Album, DrawnPicture, album_problems
-from library.previews.contact_sheet import LETTERS, SIDE, fitting, laid_out, tell_of_missing_letters
+from library.previews.contact_sheet import (
+    LETTERS,
+    SIDE,
+    fitting,
+    laid_out,
+    tell_of_missing_letters,
+    told_apart,
+)
 from library.previews.schedule import Moment, Schedule
 from library.saving.metadata import RunMetadata, thumbnail
 from library.settings.flags.metadata import MetadataOptions
@@ -171,6 +178,16 @@ def test_titles_fit_their_columns_whatever_is_in_them():
     assert fitting("白い猫\n and\x1b a\x00 dog", font, 500) == "and a dog"
     assert fitting("x " * 2_000_000, font, 9000).startswith("x x")  # at once
     assert font.getlength(fitting("x" * 100, font, 60)) <= 60
+
+
+def test_titles_begin_where_prompts_differ():
+    prompts = {0: "masterpiece, 1girl, smile", 2: "masterpiece,1girl, sad, smile", 3: "masterpiece, 1girl, sad"}
+    assert told_apart(prompts) == {0: "smile", 2: "sad, smile", 3: "sad"}
+    for same in ({0: "a, b", 1: "a, b"}, {0: "a", 1: "a, b"}, {0: "a, b"}, {0: "a", 1: "b, a"}, {}):
+        assert told_apart(same) == same  # one would have no tag left, or none is shared
+    rows = {"step 1": dict.fromkeys(prompts, Image.new("RGB", (60, 20)))}
+    bare = {0: "smile", 2: "sad, smile", 3: "sad"}
+    assert laid_out(rows, prompts).tobytes() == laid_out(rows, bare).tobytes()
 
 
 def test_titles_show_chinese_where_the_system_has_a_font_for_it_else_it_is_told_once(caplog):
