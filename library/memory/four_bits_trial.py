@@ -8,11 +8,12 @@ from importlib import metadata
 import torch
 
 from library.memory.quantised import BLOCK, kind_of
+from library.memory.trials import apart_from
 from library.settings.user_classes import missing_package
 from library.utils import quiet_libraries
 
 PACKAGE, OLDEST = "bitsandbytes", (0, 50)
-REQUIREMENT = "bitsandbytes>=0.50"
+REQUIREMENT = f"{PACKAGE}>={'.'.join(map(str, OLDEST))}"
 OTHERWISE = f"Run: pip install --upgrade {PACKAGE}; or use fp8_base or int8_base, without packages."
 FURTHEST = 0.15  # |found - given| / |given| of values that are normally distributed: NF4's is 0.09
 
@@ -52,4 +53,4 @@ def distance(device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
     given = torch.randn(BLOCK, 2 * BLOCK, generator=generator)
     stored = kind_of("nf4").of(given.to(device), "nf4")
-    return ((stored.dense(torch.float32).cpu() - given).norm() / given.norm()).item()
+    return apart_from(stored.dense(torch.float32).cpu(), given)

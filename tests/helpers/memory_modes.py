@@ -1,5 +1,7 @@
 """Small models with adapters, to compare memory modes: what they give and what they keep."""
 
+from typing import Any
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -43,15 +45,19 @@ def small_dit(blocks: int = 2, width: int = 32) -> Anima:
 
 def adapted(kind: str, dtype: torch.dtype = torch.float32, **sizes: int):
     """A small model with adapters away from zero; its network."""
-    module, options = KINDS[kind]
     model = small_dit(**sizes).to(dtype)
+    return model, attached(model, *KINDS[kind])
+
+
+def attached(model: Anima, module: Any, options: dict[str, Any]):
+    """A network of adapters on a model, away from zero."""
     network = module.create_network(1.0, 2, 1, None, None, model, **options)
     network.apply_to(None, model)
     network.on_epoch_start(None, model)
     with torch.no_grad():
         for parameter in network.get_trainable_params():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return model, network
+    return network
 
 
 def loss_of(model: torch.nn.Module, side: int = 8, seed: int = 0) -> torch.Tensor:

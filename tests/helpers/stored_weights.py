@@ -7,19 +7,20 @@ from torch import nn
 
 from library.memory.quantised import QuantisedLinear, frozen_weight
 from tests.helpers.late_lane import LateLane
-from tests.helpers.memory_modes import KINDS, small_dit
+from tests.helpers.memory_modes import KINDS, attached, small_dit
 
 CPU = torch.device("cpu")
 
 
-def storing(kind, form="fp8", dtype=torch.float32, mode=None, swapped=0, dense=False):
+def storing(kind, form="fp8", dtype=torch.float32, mode=None, swapped=0, dense=False, **sizes):
     """A small model with adapters: of a kind by name, or an entry module with its options.
 
-    dense: plain Linears of what the stored weights stand for
+    form: None: weights as they are; dense: plain Linears of what the stored weights stand for
     """
     module, options = KINDS[kind] if isinstance(kind, str) else kind
-    model = small_dit().to(dtype).requires_grad_(False)
-    model.quantise(form, CPU, llm_adapter=True)
+    model = small_dit(**sizes).to(dtype).requires_grad_(False)
+    if form:
+        model.quantise(form, CPU, llm_adapter=True)
     if dense:
         make_dense(model, dtype)
     if mode:
@@ -28,13 +29,7 @@ def storing(kind, form="fp8", dtype=torch.float32, mode=None, swapped=0, dense=F
         model.enable_block_swap(swapped, "cpu")
         model.swap.lane = LateLane()
     torch.manual_seed(1)
-    network = module.create_network(1.0, 2, 1, None, None, model, **options)
-    network.apply_to(None, model)
-    network.on_epoch_start(None, model)
-    with torch.no_grad():
-        for parameter in network.get_trainable_params():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model, network
+    return model, attached(model, module, options)
 
 
 def make_dense(model, dtype):
@@ -45,3 +40,15 @@ def make_dense(model, dtype):
                 plain.weight = nn.Parameter(frozen_weight(child).dense(dtype), requires_grad=False)
                 plain.bias = child.bias
                 setattr(module, name, plain)
+
+
+def assert_compiled_is_the_same(form):
+    """A product with stored weights, and its gradient, in one graph."""
+    layer = QuantisedLinear.of(nn.Linear(64, 96), form, CPU).requires_grad_(False)
+    x = torch.randn(48, 64, requires_grad=True)
+    out = layer(x)
+    (expected,) = torch.autograd.grad(out.square().sum(), x)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    (found,) = torch.autograd.grad(compiled.square().sum(), x)
+    torch.testing.assert_close(compiled, out)
+    torch.testing.assert_close(found, expected)

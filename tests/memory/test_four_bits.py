@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses import CrossRefFakeMode
 
 from library.memory.four_bits_trial import why_not, why_too_old
-from library.memory.quantised import BLOCK, FourBits, QuantisedLinear
+from library.memory.quantised import BLOCK, FourBits
 from networks import loha_anima, lokr_anima, lora_anima, oft_anima
 from tests.helpers.memory_modes import assert_same_bits, gradients, kept_by_forward, small_dit
-from tests.helpers.stored_weights import CPU, storing
+from tests.helpers.stored_weights import CPU, assert_compiled_is_the_same, storing
 
 functional = pytest.importorskip("bitsandbytes").functional
 
@@ -86,14 +85,7 @@ def test_a_file_goes_on_a_stored_model(tmp_path, kind, module):
 
 
 def test_a_compiled_product_is_the_same():
-    layer = QuantisedLinear.of(nn.Linear(64, 96), "nf4", CPU).requires_grad_(False)
-    x = torch.randn(48, 64, requires_grad=True)
-    out = layer(x)
-    (expected,) = torch.autograd.grad(out.square().sum(), x)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
-    (found,) = torch.autograd.grad(compiled.square().sum(), x)
-    torch.testing.assert_close(compiled, out)
-    torch.testing.assert_close(found, expected)
+    assert_compiled_is_the_same("nf4")
 
 
 def test_the_operator_gives_what_a_compiler_is_told_of_it():

@@ -1,26 +1,25 @@
 """Products in int8: how near they are, whatever is around them, and when they are left off."""
 
 import time
+from functools import partial
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from library.memory.int8_probe import Products, why_not
-from library.memory.quantised import FEWEST_ROWS, Quantised, QuantisedLinear, Rotated
+from library.memory.quantised import FEWEST_ROWS, Quantised, Rotated
 from library.memory.rotation import hadamard, integer_product, kept_hadamard, rotated
 from networks.kinds.linear import AdaptedLinear
-from tests.helpers.late_lane import LateLane
+from tests.helpers import stored_weights
 from tests.helpers.memory_modes import (
-    KINDS,
     assert_same_bits,
     gradients,
     kept_by_forward,
     loss_of,
-    small_dit,
 )
+from tests.helpers.stored_weights import assert_compiled_is_the_same
 from tests.helpers.tiny import rel_l2
 
 CPU = torch.device("cpu")
@@ -107,24 +106,9 @@ def test_a_few_rows_are_multiplied_as_floats():
     assert torch.equal(stored.gradient(grad), grad @ dense)
 
 
-def storing(mode=None, swapped=0, form="int8_rotated"):
-    module, options = KINDS["lora dropouts"]
-    model = small_dit(width=64).to(torch.bfloat16).requires_grad_(False)
-    if form:
-        model.quantise(form, CPU, llm_adapter=True)
-    if mode:
-        model.enable_gradient_checkpointing(**mode)
-    if swapped:
-        model.enable_block_swap(swapped, "cpu")
-        model.swap.lane = LateLane()
-    torch.manual_seed(1)
-    network = module.create_network(1.0, 2, 1, None, None, model, **options)
-    network.apply_to(None, model)
-    network.on_epoch_start(None, model)
-    with torch.no_grad():
-        for parameter in network.get_trainable_params():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model, network
+storing = partial(
+    stored_weights.storing, "lora dropouts", form="int8_rotated", dtype=torch.bfloat16, width=64
+)
 
 
 def test_an_adapter_sees_the_activations_as_they_are():
@@ -143,7 +127,7 @@ def test_an_adapter_sees_the_activations_as_they_are():
 def test_memory_modes_give_the_same_bits():
     expected = gradients(storing()[0], side=16)
     for mode in MODES:
-        assert_same_bits(gradients(storing(mode)[0], side=16), expected)
+        assert_same_bits(gradients(storing(mode=mode)[0], side=16), expected)
     assert_same_bits(gradients(storing(swapped=2)[0], side=16), expected)
 
 
@@ -175,14 +159,7 @@ def test_a_short_loss_curve_stays_within_half_a_percent_of_that_in_bf16():
 
 
 def test_a_compiled_product_is_the_same():
-    layer = QuantisedLinear.of(nn.Linear(64, 96), "int8_rotated", CPU).requires_grad_(False)
-    x = torch.randn(48, 64, requires_grad=True)
-    out = layer(x)
-    (expected,) = torch.autograd.grad(out.square().sum(), x)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
-    (found,) = torch.autograd.grad(compiled.square().sum(), x)
-    torch.testing.assert_close(compiled, out)
-    torch.testing.assert_close(found, expected)
+    assert_compiled_is_the_same("int8_rotated")
 
 
 SMALL = Products(64, {(32, 64): 3, (64, 32): 1})
