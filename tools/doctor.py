@@ -5,9 +5,9 @@ python tools/doctor.py --config_file train_args.toml --dataset_config dataset.to
 Takes the command line of anima_train_network.py; with --full, that of anima_train.py. The report is made to be pasted into a bug report:
 keys and tokens are left out, the home folder is ~. Exit code 0 when the run would start, else 2.
 --bundle FILE.zip also writes the report, the settings and the end of the log for a bug report: without
-pictures, captions and names of users.
+pictures, captions, names of users and the names that you gave to pictures, folders and the run.
 参数与 anima_train_network.py 相同，加上 --full 则与 anima_train.py 相同；报告可直接贴到问题反馈里，不含密钥。--bundle FILE.zip 另外打包报告、设置和日志
-末尾，供反馈问题用，不含图片、标注和用户名。
+末尾，供反馈问题用，不含图片、标注、用户名，也不含图片、文件夹和输出文件的名字。
 """
 
 import sys

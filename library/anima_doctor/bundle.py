@@ -1,6 +1,7 @@
 """A zip for a bug report: the report, the settings, the end of the log, what lies in the output folder.
 
-No pictures and no captions are in it; secrets, and names of users in paths, are blotted out.
+No pictures and no captions are in it; secrets, names of users in paths, and the names that the user
+gave to pictures, folders and the run are blotted out.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ import platform
 import re
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.anima_doctor.page import SECRET_NAME, scrub, secret_values, value_of
+from library.anima_doctor.own_names import OwnNames, own_names
+from library.anima_doctor.page import ROOT, SECRET_NAME, scrub, secret_values, value_of
 from library.errors import ConfigError, OutputError, Problem
 from library.settings.config_file import with_suffix
 from library.system.files import replace_file
 from library.system.system_errors import output_errors
-from library.system.text_files import TextFileError, parse_toml, read_text
+from library.system.text_files import TextFileError, parse_json, parse_toml, read_text
 
 if TYPE_CHECKING:
     from library.anima_doctor.report import Check
+    from library.data.data_types import ImageInfo
 
 LOG_LINES = 200
 MOST_FILES = 1000
 SHORTEST = 4  # letters of a caption that is searched for: shorter ones are words of any text
+SHORTEST_SECRET = 8
 CUT = 20  # letters by which the beginning of a longer one is known
 OWN_WORDS = r"caption_prefix|caption_suffix|class_tokens|trigger\w*|training_comment|metadata_\w+"
 TEXT_KEYS = re.compile(rf"^({OWN_WORDS}|\w*prompts?)$")
@@ -46,21 +50,27 @@ output_files.txt     names and sizes of what is in the output folder
 log.txt              the last lines of console_log_file, where it is set
 steps.jsonl          the last lines of the newest loss.jsonl
 
-Left out: pictures, captions, prompts, keys and tokens. *** stands for a secret, a caption or a text of
-yours, USER for a user's or a machine's name. Look through it before you publish it.
+Left out: pictures, captions, prompts, keys and tokens. *** stands for a secret, a caption, a text of
+yours or a name that you gave (of folders, of the run, of what is trained), PICTURE_<number> for the name
+of a picture, USER for a user's or a machine's name. Names of model files and words such as train and
+output stay. Look through it before you publish it.
 """
 
 
 @dataclass(frozen=True)
 class Redaction:
-    """secrets: values of secret options. texts: captions and prompts. names: of user and machine."""
+    """secrets: values of secret options. texts: captions and prompts. names: of user and machine.
+
+    own: names that the user gave
+    """
 
     secrets: tuple[str, ...]
     texts: tuple[str, ...]
     names: tuple[str, ...]
+    own: OwnNames = field(default_factory=OwnNames)
 
     def apply(self, text: str) -> str:
-        """The text without secrets, captions and the names of users."""
+        """The text without secrets, captions, the names of users and those that they gave."""
         text = ASSIGNED.sub(r"\1***", scrub(text, self.secrets))
         for private in self.texts:
             if private in text:
@@ -70,7 +80,7 @@ class Redaction:
         text = IN_HOMES.sub(r"\1USER", text)
         for name in self.names:
             text = re.sub(rf"(?i)(?<![^\W_]){re.escape(name)}(?![^\W_])", "USER", text)
-        return text
+        return self.own.blot_out(text)
 
 
 def check_target(file: str) -> None:
@@ -101,10 +111,13 @@ def parts(check: Check, report: str) -> Iterator[tuple[str, str]]:
     """Each file of the zip: its name and its text."""
     settings = dict(settings_files(check))
     typed = {dest: item.value for dest, item in check.loaded.given.items()}
+    said = [pair for content in (*settings.values(), typed) for pair in leaves(content)]
+    names = private_names()
     redaction = Redaction(
-        tuple(secret_values(check.loaded)),
-        tuple(private_texts(check, [*settings.values(), typed])),
-        tuple(private_names()),
+        (*secret_values(check.loaded), *secrets_around()),
+        tuple(private_texts(check, said)),
+        tuple(names),
+        own_names(said, [image.path for image in images_of(check)], [*names, *ROOT.parts, "USER"]),
     )
     yield "contents.txt", CONTENTS
     yield "report.txt", redaction.apply(report)
@@ -132,7 +145,7 @@ def settings_files(check: Check) -> Iterator[tuple[str, Any]]:
             continue
         file = str(value_of(check.loaded, dest))
         try:
-            yield dest, parse_toml(read_text(with_suffix(file) if dest == "config_file" else file))
+            yield dest, read_table(with_suffix(file) if dest == "config_file" else file)
         except (TextFileError, FileNotFoundError):
             yield dest, "cannot be read: see the report"
 
@@ -153,29 +166,48 @@ def is_text(name: str, value: str) -> bool:
     return bool(TEXT_KEYS.match(name)) and not value.lower().endswith(FILES_OF_TEXTS)
 
 
-def private_texts(check: Check, contents: Iterable[Any]) -> list[str]:
-    """Captions, prompts and texts in the settings, the longest first."""
+def images_of(check: Check) -> list[ImageInfo]:
+    """Every picture that was found, to train and to validate with."""
+    return [*check.catalogue.images, *check.catalogue.held_out] if check.catalogue else []
+
+
+def secrets_around() -> list[str]:
+    """Tokens and keys in the environment: a library's message may quote them."""
+    found = (value for name, value in os.environ.items() if SECRET_NAME.search(name.lower()))
+    return [value for value in found if len(value) >= SHORTEST_SECRET]
+
+
+def private_texts(check: Check, said: Iterable[tuple[str, str]]) -> list[str]:
+    """Captions, prompts and texts in the settings, the longest first. said: (key, text) of those."""
     found: set[str] = set()
-    if check.catalogue:
-        for image in (*check.catalogue.images, *check.catalogue.held_out):
-            found |= {image.caption or "", image.sentences or ""}
-    for name, value in (pair for content in contents for pair in leaves(content)):
+    for image in images_of(check):
+        found |= {image.caption or "", image.sentences or ""}
+    for name, value in said:
         if is_text(name, value):
             found.add(value)
         elif TEXT_KEYS.match(name):
-            found.add(prompts_of(value))
+            found |= prompts_of(value)
     lines = {line.strip() for text in found for line in text.splitlines()}
     lines |= {line.partition(" --")[0].strip() for line in lines}
     lines |= {json.dumps(line, ensure_ascii=False)[1:-1] for line in lines}
     return sorted((line for line in lines if len(line) >= SHORTEST), key=len, reverse=True)
 
 
-def prompts_of(file: str) -> str:
-    """The text of a file of prompts; "" where it cannot be read, which the report tells."""
+def prompts_of(file: str) -> set[str]:
+    """The texts of a file of prompts; none where it cannot be read, which the report tells."""
     try:
-        return read_text(file)
+        if not file.lower().endswith((".toml", ".json")):
+            return {read_text(file)}
+        said = leaves(read_table(file))
     except (TextFileError, FileNotFoundError):
-        return ""
+        return set()
+    return {text for key, text in said if not key or is_text(key, text) or "negative" in key}
+
+
+def read_table(file: str | Path) -> Any:
+    """What a TOML or JSON file holds. Raises TextFileError, FileNotFoundError."""
+    parse = parse_json if Path(file).suffix.lower() == ".json" else parse_toml
+    return parse(read_text(file))
 
 
 def leaves(content: Any, name: str = "") -> Iterator[tuple[str, str]]:
