@@ -131,7 +131,7 @@ def read_config(parser: Parser, argv: Sequence[str], groups: Sequence[type]) -> 
         built, explicit, tuple(reader.notes), reader.problems, given, broken, source
     )
     if not writes:  # what is written may still be incomplete
-        loaded.add(group_problems(list(built.values())))
+        loaded.add(group_problems(built.values()))
     return loaded
 
 

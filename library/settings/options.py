@@ -12,11 +12,11 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from library.errors import Problem
 from library.settings.effects import Idle, idle_reason
@@ -265,9 +265,17 @@ def build(group: type[T], values: dict[str, Any]) -> T:
     return group(**{name: value for name, value in values.items() if name in names})
 
 
-def group_problems(groups: Sequence[Any]) -> list[Problem]:
-    """What each group finds wrong between its own fields (its `problems` method, if any)."""
-    return [p for group in groups if hasattr(group, "problems") for p in group.problems()]
+@runtime_checkable
+class SelfChecking(Protocol):
+    """A group some of whose fields can contradict one another."""
+
+    def problems(self) -> list[Problem]:
+        """What is wrong between its own fields."""
+
+
+def group_problems(groups: Iterable[object]) -> list[Problem]:
+    """What each group finds wrong between its own fields."""
+    return [p for group in groups if isinstance(group, SelfChecking) for p in group.problems()]
 
 
 def idle_flags(flags: Iterable[Flag], options: SimpleNamespace) -> dict[str, str]:

@@ -11,22 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from library.data.bucket_sampler import BucketBatchSampler
-from library.data.data_types import Batch, ImageInfo, SampleRequest, StepResult
-from library.data.datasets import TrainDataset, collate
+from library.data.data_types import Batch, ImageInfo, StepResult
 from library.utils import position_seed
+from library.watching.fixed_pictures import FixedPictures, is_due
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from library.caching.latents_cache import LatentsCache
     from library.data.catalogue import Catalogue
     from library.settings.flags.evaluation import EvaluationOptions
 
@@ -59,7 +56,7 @@ class Losses:
         return self.now - self.base
 
 
-class Evaluation:
+class Evaluation(FixedPictures):
     """When to evaluate, on which pictures, and what was found.
 
     catalogue: of the run. As many pictures of each kind as the options say, chosen by their names and
@@ -71,10 +68,9 @@ class Evaluation:
         held_out = self.chosen(catalogue.held_out) if self.has_interval else []
         own = [image for image in catalogue.images if not image.subset.is_reg]
         trained = self.chosen(own) if held_out else []
-        self.catalogue = catalogue.plain([*trained, *held_out])
+        super().__init__(catalogue.plain([*trained, *held_out]), seed)
         self.numbers = {image.key: number for number, image in enumerate(self.catalogue.images)}
         self.trained = len(trained)
-        self.dataset = TrainDataset(self.catalogue, seed=seed)
         self.base: Tensor | None = None
         self.history: list[Evaluated] = []
         self.last_step: int | None = None
@@ -101,11 +97,11 @@ class Evaluation:
         return [image for image in images if image.key in kept]
 
     def is_due_at_step(self, step: int) -> bool:
-        return _is_due(step, self.options.evaluate_every_n_steps)
+        return is_due(step, self.options.evaluate_every_n_steps)
 
     def is_due_after_epoch(self, epoch: int) -> bool:
         """epoch counts from 1."""
-        return _is_due(epoch, self.options.evaluate_every_n_epochs)
+        return is_due(epoch, self.options.evaluate_every_n_epochs)
 
     def begin_after(self, step: int) -> None:
         """Forget what was found later than the step at which the run begins."""
@@ -132,26 +128,10 @@ class Evaluation:
             f"evaluation: {self.trained} trained and {held_out} held-out pictures at sigma {sigmas}"
         ]
 
-    def captions(self) -> dict[str, Path]:
-        """Every caption it uses, and a folder of a picture it belongs to."""
-        return {
-            self.dataset.caption_of(SampleRequest(index, 0, 0)): image.path.parent
-            for index, image in enumerate(self.catalogue.images)
-        }
-
-    def use_latents(self, latents: LatentsCache | None) -> None:
-        """The run's cache; None when nothing is cached."""
-        self.dataset.latents = latents
-
-    @cached_property
-    def order(self) -> list[list[SampleRequest]]:
-        return BucketBatchSampler(self.catalogue, seed=self.seed).batches(0)
-
     def batches(self, accelerator: Accelerator) -> Iterator[Batch]:
         """This process's share, on the device."""
-        share = self.order[accelerator.process_index :: accelerator.num_processes]
-        for requests in share:
-            yield collate([self.dataset[r] for r in requests]).to(accelerator.device)
+        for batch in self.share(accelerator.process_index, accelerator.num_processes):
+            yield batch.to(accelerator.device)
 
     def run(self, process: Process, accelerator: Accelerator, step: int) -> dict[str, float]:
         """What is logged, by key; the same on every process. Remembers it as of `step`.
@@ -243,10 +223,6 @@ class Evaluation:
 
 def _order(each: Evaluated) -> float:
     return each.loss if math.isfinite(each.loss) else math.inf
-
-
-def _is_due(number: int, every: int | None) -> bool:
-    return bool(every and number % every == 0)
 
 
 def auc(trained: Tensor, held_out: Tensor) -> float:

@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from library.data.bucket_sampler import BucketBatchSampler
-from library.data.data_types import Batch, SampleRequest, StepResult
-from library.data.datasets import TrainDataset, collate
+from library.data.data_types import Batch, StepResult
+from library.watching.fixed_pictures import FixedPictures, is_due
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from accelerate import Accelerator
 
-    from library.caching.latents_cache import LatentsCache
     from library.data.catalogue import Catalogue
     from library.settings.flags.validation import ValidationOptions
 
@@ -29,28 +25,15 @@ QUARTERS = {"0.00-0.25": 0.125, "0.25-0.50": 0.375, "0.50-0.75": 0.625, "0.75-1.
 """Range of sigma -> where in it the loss is taken."""
 
 
-class Validation:
+class Validation(FixedPictures):
     """When to validate, and on which batches.
 
     catalogue: the held-out pictures, see Catalogue.validation
     """
 
     def __init__(self, catalogue: Catalogue, options: ValidationOptions) -> None:
-        self.catalogue = catalogue
+        super().__init__(catalogue, options.validation_seed or 0)
         self.options = options
-        self.seed = options.validation_seed or 0
-        self.dataset = TrainDataset(catalogue, seed=self.seed)
-
-    def captions(self) -> dict[str, Path]:
-        """Every caption it uses, and a folder of a picture it belongs to."""
-        return {
-            self.dataset.caption_of(SampleRequest(index, 0, 0)): image.path.parent
-            for index, image in enumerate(self.catalogue.images)
-        }
-
-    def use_latents(self, latents: LatentsCache | None) -> None:
-        """The run's cache, which has the held-out pictures too; None when nothing is cached."""
-        self.dataset.latents = latents
 
     def is_due_at_step(self, step: int) -> bool:
         return self._is_due(step, self.options.validate_every_n_steps)
@@ -62,13 +45,11 @@ class Validation:
         return self._is_due(epoch, every)
 
     def _is_due(self, number: int, every: int | None) -> bool:
-        return bool(self.catalogue.images and every and number % every == 0)
+        return bool(self.catalogue.images) and is_due(number, every)
 
     def batches(self, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """This rank's share of the batches, in an order that never changes."""
-        batches = BucketBatchSampler(self.catalogue, seed=self.seed).batches(0)
-        for batch in batches[: self.options.max_validation_steps][rank::world_size]:
-            yield collate([self.dataset[request] for request in batch])
+        return self.share(rank, world_size, self.options.max_validation_steps)
 
     def run(
         self, process: Callable[[Batch, Tensor], StepResult], accelerator: Accelerator
