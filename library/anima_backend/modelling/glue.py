@@ -1,7 +1,7 @@
 """What lies between the matrix products of a block: norms, rotations, modulation, gates, residual sums.
 
-Each has a plain form of torch's kernels and, where `fused` is said, one kernel each way. A compiler gets
-the plain form, of which it makes its own.
+Each has a plain form of torch's kernels and, where `fused` is said, one kernel each way; norms with rotations
+go through a CPU's cache in pieces. A compiler gets the plain form, of which it makes its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from library.anima_backend.modelling import one_kernel
+from library.anima_backend.modelling import in_pieces, one_kernel
 from library.anima_backend.modelling.params import EPS
 from library.anima_backend.modelling.rope import rotate
 from library.memory.recomputation import cheap, counts, remade, uncounted
@@ -125,7 +125,7 @@ def heads(
     fused = fused and takes_one_kernel(q) and takes_one_kernel(k)
     weights = [weight_in_use(norm) if fused else None for norm in norms]
     if any(weight is None for weight in weights):
-        return cheap(head, q, norms[0], ropes[0]), cheap(head, k, norms[1], ropes[1])
+        return one_side(q, norms[0], ropes[0]), one_side(k, norms[1], ropes[1])
     q_rope, k_rope = (rope or (None, None) for rope in ropes)
     if q.shape == k.shape and q.dtype == k.dtype and ropes[0] is ropes[1]:
         outs = one_kernel.NormTurn.apply(*q_rope, q, weights[0], k, weights[1])
@@ -135,6 +135,18 @@ def heads(
     remade(outs[0], one_kernel.turned, q, weights[0], *q_rope)
     remade(outs[1], one_kernel.turned, k, weights[1], *k_rope)
     return outs
+
+
+def one_side(x: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
+    """q or k of `heads` without a kernel of our own: on a CPU in pieces."""
+    is_plain = x.device.type == "cpu" and is_called_as_it_is(x)
+    weight = weight_in_use(norm) if is_plain else None
+    if weight is None:
+        return cheap(head, x, norm, rope)
+    given = (x, weight, *(rope or (None, None)))
+    out: Tensor = in_pieces.NormTurn.apply(*given)
+    remade(out, in_pieces.norm_turn, *given)
+    return out
 
 
 def head(projected: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
@@ -156,10 +168,13 @@ def takes_one_kernel(x: Tensor, *others: Tensor) -> bool:
 
     others: of one dtype, each of as many samples as x
     """
+    alike = all(len(each) == len(x) and each.dtype == others[-1].dtype for each in others)
+    return is_called_as_it_is(x) and alike and x.is_contiguous()
+
+
+def is_called_as_it_is(x: Tensor) -> bool:
+    """Neither for a compiler nor under autocast."""
     if torch.compiler.is_compiling():
         return False
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return False
-    alike = all(len(each) == len(x) and each.dtype == others[-1].dtype for each in others)
-    return alike and x.is_contiguous()
+    return not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
