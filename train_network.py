@@ -165,11 +165,20 @@ class NetworkTrainer(TrainerStages):
                     train_util.seed_dropout(
                         self.seed, self.accelerator.process_index, self.state.step, micro_step
                     )
-                    result = self.process_batch(each)
-                    self.accelerator.backward(result.loss / len(window))
+                    result = self.forth_and_back(each, len(window))
                 if each is passes[0]:
-                    results.append(replace(result, loss=result.loss.detach()))
+                    results.append(result)
         return results
+
+    def forth_and_back(self, batch: Batch, share: int) -> StepResult:
+        """What a pass found. share: it is one of so many of an update.
+
+        Nothing of its graph is left. While the nodes of one live, the next pass has those of them that add
+        gradients up; they work on the stream of the pass that made them, and no recording may wait for that.
+        """
+        result = self.process_batch(batch)
+        self.accelerator.backward(result.loss / share)
+        return replace(result, loss=result.loss.detach())
 
     def step_down(self) -> None:
         """Let the model save more memory, in the first steps of a run with --vram_target."""

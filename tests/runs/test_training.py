@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import pytest
 import torch
@@ -164,6 +165,52 @@ def test_several_datasets_of_several_sizes_train_in_one_run(demo, run_folder):
     sizes = {tuple(batch.latents.shape[-2:]) for (batch,) in windows_of_first_epoch(trainer)}
     assert sizes == {(16, 16), (24, 8)}
     assert trainer.state.samples_seen == 12 + 2 * 2 + 2
+
+
+class Mark:
+    """What lives as long as the node of a graph that it hangs on."""
+
+    def __call__(self, *_):
+        pass
+
+
+def test_a_pass_begins_when_nothing_of_the_one_before_is_left(demo, run_folder):
+    """Recorded on a card it would take over nodes that work on another stream, and fail."""
+    settings = {"gradient_accumulation_steps": 2}
+    trainer, windows = trainer_at_its_first_step(config_files(demo, run_folder, settings))
+    plain, marks, seen = trainer.process_batch, weakref.WeakSet(), []
+
+    def process_batch(batch):
+        seen.append(len(marks))
+        result, mark = plain(batch), Mark()
+        result.loss.grad_fn.register_hook(mark)
+        marks.add(mark)
+        return result
+
+    trainer.process_batch = process_batch
+    trainer.train_step(windows[0])
+    assert seen == [0, 0] and not marks
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prior", [{}, KEPT], ids=["plain", "what the base knows is kept"])
+def test_on_a_gpu_steps_of_several_passes_are_recorded(demo, run_folder, prior):
+    settings = {
+        "gradient_accumulation_steps": 2, "mixed_precision": "bf16", "optimizer_type": "SGDNesterov",
+        "optimizer_args": ["momentum=0.9"], "attn_mode": "torch", "text_padding": "rows", **prior,
+    }  # fmt: skip
+    moved = []
+    for recorded in (False, True):
+        settings["cuda_graphs"] = recorded
+        trainer, windows = trainer_at_its_first_step(config_files(demo, run_folder, settings))
+        window = windows[0][:1] * 2  # of one size, which is recorded in the second pass
+        before = [p.detach().clone() for p in trainer.network.get_trainable_params()]
+        for _ in range(3):
+            trainer.train_step(window)
+        pairs = zip(trainer.network.get_trainable_params(), before)
+        moved.append(torch.cat([(p.detach() - old).flatten() for p, old in pairs]))
+        assert bool(trainer.base.recorded and trainer.base.recorded.kept) == recorded
+    assert (moved[0] - moved[1]).norm() < 0.02 * moved[0].norm()
 
 
 @pytest.mark.gpu
