@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -120,9 +120,12 @@ class CudaLane:
     def finish(self) -> None:
         self.stream.synchronize()
 
-    def beside(self) -> AbstractContextManager[None]:
-        stream: AbstractContextManager[None] = torch.cuda.stream(self.stream)
-        return stream
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        # A new thread's own card is the first: to come back to that from a stream of another would begin
+        # to use it. To come back within the other does not.
+        with torch.cuda.device(self.stream.device), torch.cuda.stream(self.stream):
+            yield
 
     def reached(self) -> Mark:
         return self.stream.record_event()
