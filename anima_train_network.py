@@ -134,7 +134,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         """And how texts are padded, which says what attention to them there is."""
         is_main, state = self.accelerator.is_main_process, self.resumption.state
         saved, place = state.snapshot["soft"] if state else None, self.place_of_attention()
-        self.fused = choose_fused(self.anima, saved, place.device, is_main=is_main)
+        self.fused = choose_fused(self.anima, saved, place.device, place.dtype, is_main=is_main)
         kernel, self.padding = attention_choice.choose(self.anima, saved, place, is_main=is_main)
         return kernel
 

@@ -21,12 +21,14 @@ def choose_fused(
     anima: AnimaConfig,
     saved: Mapping[str, Any] | None,
     device: torch.device,
+    dtype: torch.dtype,
     *,
     is_main: bool = True,
 ) -> bool:
     """The same on every process; the first tries them. Raises ConfigError where those asked for fail.
 
     saved: what the state, if there is one, says of the run that wrote it
+    dtype: of a step
     """
     from accelerate.utils import broadcast_object_list
 
@@ -39,7 +41,7 @@ def choose_fused(
     if asked == "off" or (asked == "auto" and was_plain):
         logger.info("%s, %s", PLAIN, "as asked for" if asked == "off" else "as in the state")
         return False
-    found = why_not(device) if is_main else None
+    found = why_not(device, dtype) if is_main else None
     reason: str | None = broadcast_object_list([found])[0]
     if reason is None:
         logger.info("between the matrix products kernels are fused, by Triton")

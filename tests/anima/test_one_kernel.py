@@ -48,7 +48,7 @@ fused = {name: gradients(True, modes) for name, modes in MODES.items()}
 half, bf16 = gradients(True, dtype=torch.float16), torch.bfloat16
 rounded = {name: gradients(True, modes, bf16) for name, modes in MODES.items()}
 print(json.dumps({
-    "why not": why_not(CPU),
+    "why not": why_not(CPU, bf16),
     "distances": [apart_from(*pair) for pair in zip(fused["plain"], plain)],
     "in float16": [apart_from(*pair) for pair in zip(half, plain)],
     "same bits": [all(map(torch.equal, found["plain"], found[name]))
@@ -115,8 +115,9 @@ def test_a_step_with_adapters_has_the_plain_gradients_in_every_memory_mode():
 
 
 @pytest.mark.gpu
-def test_kernels_on_a_card_compute_what_the_plain_forms_do():
-    assert why_not(torch.device("cuda")) is None
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kernels_on_a_card_compute_what_the_plain_forms_do(dtype):
+    assert why_not(torch.device("cuda"), dtype) is None
 
 
 @pytest.mark.skipif(HAS_TRITON, reason="Triton is installed")
@@ -140,20 +141,20 @@ WORKS, CARD = torch.cuda.is_available() and HAS_TRITON, torch.device("cuda")
 def test_those_asked_for_are_used_else_the_states(caplog, asked, saved, fused, said):
     """A state of a run without them, or from before there were any, goes on without them."""
     with caplog.at_level(logging.INFO):
-        assert choose_fused(AnimaConfig(fused_kernels=asked), saved, CARD) is fused
+        assert choose_fused(AnimaConfig(fused_kernels=asked), saved, CARD, torch.bfloat16) is fused
     assert said in caplog.text
 
 
 @pytest.mark.skipif(WORKS, reason="they work here")
 def test_those_that_have_to_be_used_and_fail_are_an_error():
     with pytest.raises(ConfigError, match="fused_kernels = always.*do not work here"):
-        choose_fused(AnimaConfig(fused_kernels="always"), None, CARD)
+        choose_fused(AnimaConfig(fused_kernels="always"), None, CARD, torch.bfloat16)
 
 
 def test_on_a_cpu_there_are_none_and_only_who_asked_is_told(caplog):
     for asked in ("auto", "off", "always"):
         assert not caplog.messages
-        assert not choose_fused(AnimaConfig(fused_kernels=asked), None, torch.device("cpu"))
+        assert not choose_fused(AnimaConfig(fused_kernels=asked), None, torch.device("cpu"), torch.float32)
     assert "for CUDA" in caplog.text
     assert not are_likely(AnimaConfig(fused_kernels="off"))
 

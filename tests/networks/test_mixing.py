@@ -42,6 +42,13 @@ def test_interpreted_kernels_compute_what_products_do():
     assert works and max(distances) < 3e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", mixing.HALVES)
+def test_kernels_on_a_card_compute_what_products_do(dtype):
+    """Interpreted they multiply bfloat16 as the whole numbers of its bits."""
+    assert mixing.works(torch.device("cuda"), dtype)
+
+
 def test_each_is_one_kernel_to_a_count_and_reads_the_groups_once():
     matrix, x, grad = (
         torch.empty(shape, dtype=torch.bfloat16, device="meta")

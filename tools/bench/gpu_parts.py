@@ -233,7 +233,7 @@ def settings_of(plan: Plan, adapter: str, mode: str, pixels: int) -> AnimaStep:
 
 
 def has_kernels(device: torch.device) -> bool:
-    return device.type == "cuda" and kernel_trial.why_not(device) is None
+    return device.type == "cuda" and kernel_trial.why_not(device, torch.bfloat16) is None
 
 
 def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -17,9 +17,8 @@ from library.anima_backend.modelling.rope import image_rope
 from library.memory.trials import apart_from
 
 table = cache(image_rope)
-FURTHEST = (
-    1e-4  # |found - expected| / |expected| in float32, of a kernel that computes what it should
-)
+FURTHEST = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+"""|found - expected| / |expected| of a kernel that computes what it should; halves are rounded in other places."""
 
 
 @dataclass(frozen=True)
@@ -134,19 +133,28 @@ def cases(sizes: Sizes) -> dict[str, Case]:
     return found
 
 
+def tries(dtype: torch.dtype) -> Iterator[tuple[torch.dtype, str, Case]]:
+    """In float32 and in this dtype those cases that do what the others do and more."""
+    for each in dict.fromkeys((torch.float32, dtype)):
+        for name, case in cases(SMALL).items():
+            if all(case.trained):
+                yield each, name, case
+
+
 @cache
-def why_not(device: torch.device) -> str | None:
-    """Why the kernels are not to be used on a device; None: they compute there what they should."""
+def why_not(device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the kernels are not to be used on a device; None: they compute there what they should.
+
+    dtype: of a step, tried after float32: Triton makes no kernel in bfloat16 for cards before Ampere
+    """
     if not HAS_TRITON:
         return "Triton is missing"
     try:
-        for name, case in cases(SMALL).items():
-            if not all(case.trained):  # does nothing that the others do not
-                continue
-            given = case.given(device, torch.float32)
+        for each, name, case in tries(dtype):
+            given = case.given(device, each)
             pairs = zip(case.run(*given, fused=True), case.run(*given, fused=False))
-            if any(apart_from(*pair) > FURTHEST for pair in pairs):
-                return f"{name} is computed wrongly"
+            if any(apart_from(*pair) > FURTHEST[each] for pair in pairs):
+                return f"{name} is computed wrongly in {str(each).removeprefix('torch.')}"
     except Exception as error:  # noqa: BLE001  of Triton, and of the compilers and drivers behind it
         lines = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {lines[0]}"
