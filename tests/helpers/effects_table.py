@@ -1,62 +1,16 @@
-"""For every option: how it shows that it acts, and beside what it does nothing.
+"""For every flag: how it shows that it acts, and beside what it does nothing.
 
-A new flag or key that is effective needs a line here; tests/settings/test_effects_table.py runs them.
+A new flag that is effective needs a line here, a new key of the dataset file one in effects_of_keys.py;
+tests/settings/test_effects_table.py runs them.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
-
+from tests.helpers.effects_cases import ADAFACTOR, Case, fetched, huber, noise, schedule, shown
 from tests.helpers.tiny import golden
 
-
-@dataclass(frozen=True)
-class Case:
-    """How one option acts.
-
-    value:  one that asks for something
-    by:     the observer (tests/helpers/observed.py) that sees the difference it makes
-    beside: the other options it needs for that
-    shown:  the test that sees it act, where no observer does
-    idle:   settings beside which it does nothing: told, and seen by the observer if there is one
-    """
-
-    value: Any = None
-    by: str = ""
-    beside: dict[str, Any] = field(default_factory=dict)
-    shown: str = ""
-    idle: tuple[dict[str, Any], ...] = ()
-
-
-def noise(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
-    return Case(value, "noise", beside, idle=idle)
-
-
-def huber(value: Any) -> Case:
-    return Case(value, "loss", {"loss_type": "huber"}, idle=({"loss_type": "l1"},))
-
-
-def schedule(value: Any, name: str, *idle: Any, **beside: Any) -> Case:
-    """An option that schedule `name` reads and the schedules of `idle` do not."""
-    others = [other if isinstance(other, dict) else {"lr_scheduler": other} for other in idle]
-    beside = {"lr_scheduler": name, "learning_rate": 1e-2, **beside}
-    return Case(value, "updates", beside, idle=(*others, ADAFACTOR, STEP_LR))
-
-
-def shown(test: str, value: Any = None, *idle: dict[str, Any]) -> Case:
-    return Case(value, shown=test, idle=idle)
-
-
-def fetched(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
-    idle = (*idle, {"auto_download_t5_tokenizer": False})
-    return Case(value, "sources", beside, idle=idle)
-
-
 RATE = Case(3e-4, "network", idle=({"optimizer_type": "Adafactor"},))
-ADAFACTOR = {"optimizer_type": "Adafactor", "lr_scheduler": "cosine"}
 PIECEWISE = {
     "lr_scheduler": "piecewise_constant", "lr_scheduler_args": ["step_rules='1:5,0.1'"]
 }  # fmt: skip
-STEP_LR = {"lr_scheduler_type": "StepLR", "lr_scheduler_args": ["step_size=2"]}
 AS_FILE = {"network_weights": str(golden("adapter_lora.safetensors")), "dim_from_weights": True}
 EPOCHS = {"save_every_n_epochs": 1}
 EVERY_STEPS = {"save_every_n_steps": 2}
@@ -65,7 +19,6 @@ UNSERVED = {"auto_start_tensorboard": False}
 SERVED = {"auto_start_tensorboard": True}
 NO_METADATA = {"no_metadata": True}
 METADATA = "test_training.test_metadata_is_complete_and_true"
-FETCH = "test_tokenizer_fetch.test_fetching_can_be_switched_off"
 SETTINGS = "test_training_options.test_it_trains_and_exports"
 HALF = {"mixed_precision": "bf16"}
 STORED = "test_memory_modes.test_stored_weights_train_and_go_on_to_the_same_bytes"
@@ -112,7 +65,7 @@ FLAGS: dict[str, Case] = {
     "cache_text_encoder_outputs": shown(CACHED),
     "cache_text_encoder_outputs_to_disk": shown(CACHED),
     "text_cache_variants": shown(
-        "test_text_windows.test_training_from_the_cache_equals_training_without", 10,
+        "test_texts_of_runs.test_training_from_the_cache_equals_training_without", 10,
         {"cache_text_encoder_outputs": False},
     ),
     "no_half_vae": shown("test_cache_tools.test_only_what_a_cause_concerns_is_made_anew"),
@@ -435,85 +388,4 @@ FLAGS: dict[str, Case] = {
     "anima_resume_snapshot_strict": shown(
         "test_resume_snapshot.test_soft_and_changeable_differences_are_told_and_strict_makes_them_errors", True, {}
     ),
-}  # fmt: skip
-
-
-BUCKETS = {
-    "enable_bucket": True, "min_bucket_reso": 32, "max_bucket_reso": 128, "bucket_reso_steps": 16,
-}  # fmt: skip
-SHUFFLED = {"shuffle_caption": True}
-SENTENCES_TOO = {"caption_shares": {"tags": 1, "sentences": 1, "tags_sentences": 2}}
-DROPPED = {"caption_dropout_rate": 1.0}
-OWN_CLASS = "test_user_pictures.test_what_a_class_names_is_what_its_folder_has"
-EVERY_EPOCH = {"caption_dropout_every_n_epochs": 1}
-
-
-def caption(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
-    """A key that changes captions, which does nothing where all of them are dropped."""
-    return Case(
-        value, "pictures", beside, idle=(*idle, {**beside, **DROPPED}, {**beside, **EVERY_EPOCH})
-    )
-
-
-def picture(value: Any, *idle: dict[str, Any], **beside: Any) -> Case:
-    return Case(value, "pictures", beside, idle=idle)
-
-
-KEYS: dict[str, Case] = {
-    "batch_size": picture(3),
-    "resolution": picture(96),
-    "enable_bucket": picture(True, min_bucket_reso=32, max_bucket_reso=128, bucket_reso_steps=16),
-    "min_bucket_reso": picture(64, {}, {**BUCKETS, "bucket_no_upscale": True}, **BUCKETS),
-    "max_bucket_reso": picture(64, {}, {**BUCKETS, "bucket_no_upscale": True}, **BUCKETS),
-    "bucket_reso_steps": picture(32, {}, **BUCKETS),
-    "bucket_no_upscale": picture(True, {}, **BUCKETS),
-    "resize_interpolation": picture("nearest"),
-    "num_repeats": picture(2),
-    "shuffle_caption": caption(True),
-    "caption_separator": caption(";", {}, **SHUFFLED),
-    "keep_tokens": caption(2, {}, {"enable_wildcard": True}, **SHUFFLED),
-    "keep_tokens_separator": caption("|||"),
-    "secondary_separator": caption(";;;"),
-    "enable_wildcard": caption(True),
-    "caption_lines": caption("join"),
-    "caption_prefix": caption("before"),
-    "caption_suffix": caption("after"),
-    "flip_aug": picture(True),
-    "token_warmup_min": caption(2, {}, SHUFFLED, token_warmup_step=6),
-    "token_warmup_step": caption(6),
-    "caption_dropout_rate": picture(0.5),
-    "caption_dropout_every_n_epochs": picture(2),
-    "caption_tag_dropout_rate": caption(0.5),
-    "image_dir": shown("test_dataset_scan.test_pictures_come_in_natural_order_with_captions_and_plans"),
-    "caption_extension": caption(".other", {"metadata_file": "{folder}/all.json"}),
-    "class_tokens": caption("a thing"),
-    "cache_info": shown(
-        "test_dataset_features.test_sizes_are_remembered_and_read_again_when_a_file_changes"
-    ),
-    "network_multiplier": picture(0.5),
-    "validation_split": picture(0.4),
-    "validation_seed": picture(3, {}, validation_split=0.4),
-    "skip_image_resolution": picture(50),
-    "color_aug": picture(True),
-    "random_crop": picture(True),
-    "face_crop_aug_range": picture([1.0, 2.0]),
-    "is_reg": shown("test_training_datasets.test_weights_of_subset_and_regularisation_scale_the_loss"),
-    "metadata_file": picture("{folder}/all.json"),
-    "dataset_class": shown(OWN_CLASS),
-    "custom_attributes": shown(OWN_CLASS),
-    "alpha_mask": picture(True),
-    "conditioning_data_dir": shown(
-        "test_training_datasets.test_the_loss_counts_inside_the_mask_only", "{masks}", {}
-    ),
-    "resolutions": shown("test_dataset_language.test_one_list_of_resolutions_makes_a_dataset_of_each"),
-    "recursive": picture(True),
-    "mask_path": picture("{masks}"),
-    "min_ar": picture(1.0),
-    "max_ar": picture(1.0),
-    "skip_empty_caption": picture(True),
-    "loss_multiplier": picture(0.5),
-    "timestep_offset": picture(0.5),
-    "trigger_word": caption("trigger"),
-    "caption_shares": caption(SENTENCES_TOO["caption_shares"]),
-    "sentence_suffix": caption("_said", {}, {**SENTENCES_TOO, "metadata_file": "{folder}/all.json"}, **SENTENCES_TOO),
 }  # fmt: skip

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from library.anima_models import load_anima_qwen_model, load_anima_transformer, load_anima_vae
@@ -32,6 +32,13 @@ def tiny_vae(dtype: torch.dtype = torch.float32):
 
 def tiny_qwen(dtype: torch.dtype = torch.float32):
     return load_anima_qwen_model(golden("qwen3_tiny.safetensors"), dtype=dtype)
+
+
+def saved(tensors: dict[str, Tensor], folder: Path, name: str = "file.safetensors") -> Path:
+    """The file of some tensors."""
+    path = folder / name
+    save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+    return path
 
 
 def rel_l2(actual: Tensor, expected: Tensor) -> float:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__" and not __package__:  # run by path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from tests.helpers import warm
+from tests.helpers import warm, warm_server
 from tests.helpers.paths import ROOT
 
 if TYPE_CHECKING:
@@ -79,17 +79,17 @@ def serve(place: Path, chosen: list[str]) -> None:
     """
     session = open(os.dup(0))  # noqa: SIM115  it lasts as long as this process
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    warm.import_everything()
+    warm_server.import_everything()
     warm.place = place.with_name(f"warm-{place.name}")
-    programs = warm.listening(warm.place)
+    programs = warm_server.listening(warm.place)
     if os.fork() == 0:
         session.close()
-        warm.answer(programs, warm.place, [])
+        warm_server.answer(programs, warm.place, [])
         return
     programs.close()
     warm.lease = warm.connected(warm.place, warm.LEASE)
     collect(chosen)
-    warm.answer(warm.listening(place), place, [session])
+    warm_server.answer(warm_server.listening(place), place, [session])
 
 
 def collect(chosen: list[str]) -> None:
@@ -100,7 +100,7 @@ def collect(chosen: list[str]) -> None:
     compile_together(chosen)
     look_for_tests(chosen)
     tqdm.monitor_interval = interval
-    warm.get_ready_to_fork()
+    warm_server.get_ready_to_fork()
 
 
 def look_for_tests(places: Iterable[str]) -> None:

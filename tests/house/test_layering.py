@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, TESTS
 from tests.helpers.processes import python
 from tools._imports import Import, Product, circles
 
@@ -353,6 +353,11 @@ def test_importing_calls_nothing_for_its_effect():
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
                 wrong.append(f"{path}:{node.lineno} {ast.unparse(node)}")
     report(wrong)
+
+
+def test_files_of_tests_are_short_too():
+    lengths = {file: len(file.read_bytes().splitlines()) for file in TESTS.rglob("*.py")}
+    report([f"{file}: {lines} lines" for file, lines in lengths.items() if lines > MAX_LINES])
 
 
 def test_files_and_functions_are_short():

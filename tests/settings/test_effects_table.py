@@ -17,9 +17,9 @@ from library.settings.config_file import Parser, read_config
 from library.settings.dataset_keys import KEYS
 from library.settings.options import all_flags
 from library.settings.run_config import TrainConfig
-from tests.helpers import effects_table, observed
+from tests.helpers import effects_of_keys, effects_table, observed
 from tests.helpers.dataset_files import draw, folder_of
-from tests.helpers.effects_table import Case
+from tests.helpers.effects_cases import Case
 from tests.helpers.paths import TESTS
 from tests.helpers.running import toml_value
 
@@ -91,7 +91,7 @@ def seen(table: dict[str, Case]) -> list[Any]:
     "table, options",
     [
         (effects_table.FLAGS, EFFECTIVE),
-        (effects_table.KEYS, [name for name, key in KEYS.items() if not key.ignored]),
+        (effects_of_keys.KEYS, [name for name, key in KEYS.items() if not key.ignored]),
     ],
     ids=["flags", "keys"],
 )
@@ -99,13 +99,13 @@ def test_every_option_has_been_considered(table, options):
     missing = sorted(set(options) - set(table))
     assert not missing, (
         f"{missing}: beside which other options does it do nothing? Declare that with `idle` where the "
-        "option is declared, and add a line to tests/helpers/effects_table.py that shows both."
+        "option is declared, and add a line to effects_table.py or effects_of_keys.py in tests/helpers/ that shows both."
     )
     assert not set(table) - set(options), "no such option, or one without effect"
 
 
 @pytest.mark.parametrize("name", sorted({
-    case.shown for table in (effects_table.FLAGS, effects_table.KEYS) for case in table.values()
+    case.shown for table in (effects_table.FLAGS, effects_of_keys.KEYS) for case in table.values()
     if case.shown
 }))  # fmt: skip
 def test_the_tests_that_the_table_names_exist(name):
@@ -116,7 +116,7 @@ def test_the_tests_that_the_table_names_exist(name):
 
 
 def test_every_option_is_shown_to_act():
-    for table in (effects_table.FLAGS, effects_table.KEYS):
+    for table in (effects_table.FLAGS, effects_of_keys.KEYS):
         assert not [name for name, case in table.items() if bool(case.by) == bool(case.shown)]
 
 
@@ -228,14 +228,14 @@ def pictures_of(folder):
     return read
 
 
-@pytest.mark.parametrize("name, case", seen(effects_table.KEYS))
+@pytest.mark.parametrize("name, case", seen(effects_of_keys.KEYS))
 def test_a_key_makes_a_difference(pictures_of, name, case):
     with_it, notes = pictures_of({**case.beside, name: case.value})
     assert not [note for note in notes if f": {name} has no effect: " in note]
     assert with_it != pictures_of(case.beside)[0]
 
 
-@pytest.mark.parametrize("name, case, keys", cases(effects_table.KEYS))
+@pytest.mark.parametrize("name, case, keys", cases(effects_of_keys.KEYS))
 def test_a_key_without_effect_is_told_and_makes_no_difference(pictures_of, name, case, keys):
     with_it, notes = pictures_of({**keys, name: case.value})
     (note,) = [note for note in notes if f": {name} has no effect: " in note]
@@ -271,7 +271,7 @@ def test_any_text_for_a_flag_of_the_dataset_is_taken_or_refused(folder, name):
 
 @pytest.mark.parametrize("name, key", TWINS.items())
 def test_a_flag_of_the_dataset_gives_what_the_key_gives(folder, name, key):
-    case = effects_table.KEYS[key]
+    case = effects_of_keys.KEYS[key]
     if not case.by:
         return
     value, beside = case.value, {k: v for k, v in case.beside.items() if k != key}
