@@ -25,7 +25,7 @@ from library.settings.flags.network import NetworkOptions
 from library.settings.flags.optimizer import OptimizerOptions
 from library.settings.flags.page import PageOptions
 from library.settings.flags.paths import ModelPaths
-from library.settings.flags.precision import CUDA_GRAPHS, PrecisionOptions
+from library.settings.flags.precision import PrecisionOptions
 from library.settings.flags.preview import PreviewOptions
 from library.settings.flags.resume import ResumeOptions
 from library.settings.flags.save import SaveOptions
@@ -178,19 +178,19 @@ class TrainConfig:
         """What compiled blocks do not go with: a count of memory, and CUDA graphs what moves."""
         if not self.precision.compile:
             return []
-        found, mode = [], self.precision.compile_mode
+        found, recording = [], self.precision.compile_records
         if self.loop.vram_target:
             message = (
                 "counts blocks that are not compiled, and those keep something else. Choose "
                 "gradient_checkpointing or blocks_to_swap yourself, or leave compile out."
             )
             found.append(Problem(message, f"vram_target = {self.loop.vram_target}"))
-        if mode in CUDA_GRAPHS and (self.loop.blocks_to_swap or self.loop.checkpoints):
+        if recording and (self.loop.blocks_to_swap or self.loop.checkpoints):
             message = (
-                "records CUDA graphs, which cannot be with blocks_to_swap or gradient_checkpointing. "
-                "Use default or max-autotune-no-cudagraphs."
+                "records CUDA graphs, which cannot be with blocks_to_swap or gradient_checkpointing. Use "
+                "compile_backend inductor, and compile_mode default or max-autotune-no-cudagraphs."
             )
-            found.append(Problem(message, f"compile_mode = {mode}"))
+            found.append(Problem(message, recording))
         return found
 
     def recording_problems(self) -> list[Problem]:
@@ -202,8 +202,7 @@ class TrainConfig:
             "blocks_to_swap: weights that come and go": bool(loop.blocks_to_swap),
             "cpu_offload_checkpointing: inputs that come and go": loop.offloads,
             "vram_target, which changes what a step keeps": bool(loop.vram_target),
-            "compile_mode, which records as well": precision.compile
-            and precision.compile_mode in CUDA_GRAPHS,
+            f"{precision.compile_records}, which records as well": bool(precision.compile_records),
             "several processes": self.situation().processes > 1,
         }
         found = [reason for reason, is_so in reasons.items() if is_so]

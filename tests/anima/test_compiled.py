@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.backends.registry import lookup_backend
 
+from library.memory.kept import keeping, storage_key
 from library.settings.flags.precision import PrecisionOptions
 from library.training.compiling import settle, uncompiled
 from tests.helpers.memory_modes import adapted, gradients, loss_of
@@ -95,6 +96,30 @@ def test_the_golden_model_gives_its_loss_and_gradients():
     compiled(model, "aot_eager")
     loss, found = passed(model)
     assert rel_l2(loss, expected) < BOUND and worst(found, wanted) < BOUND
+
+
+def kept_and_gradients(model):
+    """Bytes that the blocks keep for the backward pass beside weights; the gradients."""
+    own, sizes = {storage_key(each) for each in model.state_dict().values()}, {}
+
+    def note(kept):
+        sizes[storage_key(kept)] = kept.untyped_storage().nbytes()
+        return kept
+
+    with keeping(note):
+        loss = loss_of(model)
+    loss.backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return sum(size for key, size in sizes.items() if key not in own), found
+
+
+def test_a_budget_keeps_less_and_changes_no_gradient():
+    settle(PrecisionOptions(compile=True, activation_memory_budget=0.3))
+    plain, other = (adapted("norms", blocks=1)[0] for _ in range(2))
+    compiled(other, "aot_eager")
+    (whole, expected), (kept, found) = map(kept_and_gradients, (plain, other))
+    assert worst(found, expected) < BOUND
+    assert kept < 0.6 * whole
 
 
 def slow(*case):

@@ -51,6 +51,20 @@ def test_settings_reach_the_compiler():
     assert dynamo.recompile_limit > 8 and not dynamo.suppress_errors
 
 
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"compile_backend": "inductor"}, None),
+        ({"compile_backend": "inductor", "compile_mode": "max-autotune"}, "compile_mode = max-autotune"),
+        ({"compile_mode": "reduce-overhead"}, None),  # eager has no modes
+        ({"compile_backend": "cudagraphs"}, "compile_backend = cudagraphs"),
+        ({"compile": False, "compile_backend": "cudagraphs"}, None),
+    ],
+)  # fmt: skip
+def test_what_records_cuda_graphs_is_named(options, named):
+    assert asked(**options).compile_records == named
+
+
 def test_one_graph_for_all_sizes_where_there_are_several(catalogue, tmp_path):
     def any_size(pictures, **options):
         return working_compilation(asked(**options), pictures, CPU).any_size

@@ -26,6 +26,8 @@ DYNAMO = (
 )
 CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """The modes of compile that record them."""
+CHOOSING = ("inductor", "aot_eager")
+"""The backends of compile that ask torch what to keep for the backward pass."""
 UNCOMPILED = needs(lambda o: o.compile, "compile is not set")
 
 
@@ -106,7 +108,13 @@ class PrecisionOptions:
         1.0,
         "share of activations that compiled blocks keep; below 1 they recompute the rest",
         check=between(0, 1),
-        idle=(UNCOMPILED,),
+        idle=(
+            UNCOMPILED,
+            needs(
+                lambda o: o.compile_backend in CHOOSING,
+                "only compile_backend inductor and aot_eager choose what is kept",
+            ),
+        ),
     )
     cuda_graphs: bool = flag(
         False, "record a step of each size and start it as a whole: where the card waits for the processor"
@@ -115,6 +123,17 @@ class PrecisionOptions:
         False, "attention of Stable Diffusion's U-Net",
         ignored=f"{NOT_SD}; gradient_checkpointing saves memory",
     )  # fmt: skip
+
+    @property
+    def compile_records(self) -> str | None:
+        """The option by which compile records CUDA graphs, as it is written; None: it does not."""
+        if not self.compile:
+            return None
+        if self.compile_backend == "cudagraphs":
+            return "compile_backend = cudagraphs"
+        if self.compile_backend == "inductor" and self.compile_mode in CUDA_GRAPHS:
+            return f"compile_mode = {self.compile_mode}"
+        return None
 
     @property
     def stored_form(self) -> str | None:
