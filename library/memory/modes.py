@@ -80,17 +80,21 @@ def storage_problems(precision: PrecisionOptions, device: torch.device) -> list[
 
 
 def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) -> list[str]:
-    """Ask the model for what the options say; lines for the log. Swapped or not, it is on `device`."""
+    """Ask the model for what the options say; lines for the log. Swapped or not, it is on `device`.
+
+    Until its blocks are swapped it may lie in RAM, and how inputs leave for RAM is up to where it computes.
+    """
+    lines: list[str] = []
+    if loop.blocks_to_swap:
+        count = min(loop.blocks_to_swap, model.num_blocks)
+        model.enable_block_swap(count, device)
+        lines = swap_lines(loop.blocks_to_swap, count)
     if loop.recompute == "cheap":
         model.enable_gradient_checkpointing(mode="cheap")
     if loop.checkpoints:
         every = loop.checkpoint_every_n
         model.enable_gradient_checkpointing(cpu_offload=loop.offloads, every=every)
-    if not loop.blocks_to_swap:
-        return []
-    count = min(loop.blocks_to_swap, model.num_blocks)
-    model.enable_block_swap(count, device)
-    return swap_lines(loop.blocks_to_swap, count)
+    return lines
 
 
 def record_passes(
