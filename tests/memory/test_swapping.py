@@ -70,6 +70,15 @@ def test_accumulation_validation_and_two_graphs_at_once_change_nothing(mode):
     assert_same_bits(trained(swapping("lora", mode=mode)[0]), expected)
 
 
+def test_what_rests_in_ram_stays_there_when_memory_is_short():
+    """As an LLM adapter does whose contexts are made."""
+    model, _ = adapted("lora linears", blocks=BLOCKS)
+    model.to("meta").llm_adapter.to_empty(device="cpu")
+    model.enable_block_swap(BLOCKS, "meta")
+    assert {each.device.type for each in model.llm_adapter.parameters()} == {"cpu"}
+    assert model.final_layer.linear.weight.is_meta
+
+
 def test_a_swap_that_lets_autograd_hold_a_buffer_gives_wrong_gradients(monkeypatch):
     """What the stand-ins are for; without them the test above would see it."""
     expected = gradients(adapted("lora", blocks=BLOCKS)[0])

@@ -245,7 +245,8 @@ class Anima(nn.Module):
             self.keep_input = RamStore(lane_of(self.device)).put
 
     def enable_block_swap(self, blocks: int, device: torch.device | str) -> None:
-        """The weights of so many blocks wait in RAM, all else goes to `device`; before the first forward.
+        """The weights of so many blocks wait in RAM, all else goes to `device`, unless it rests elsewhere
+        than the model; before the first forward, or between two steps.
 
         Modulation's do with their block where they train; else, as all blocks need them at once, where all
         blocks are swapped. Processes do not share these weights: each has to load the same.
@@ -266,8 +267,10 @@ class Anima(nn.Module):
         if steering and blocks == len(self.blocks) and self.modulations.wait_in_ram(device):
             away |= {id(linear.weight) for linear in linears}
         self.leave_unshared(away)
+        home, before = self.device, self.swap.numbers if self.swap is not None else {}
         for parameter in self.parameters():
-            if id(parameter) not in away:
+            rests = parameter.device != home and id(parameter) not in before
+            if not (rests or id(parameter) in away):
                 parameter.data = parameter.data.to(device)
         self.swap = Swap(groups, device)
 
