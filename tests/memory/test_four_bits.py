@@ -7,6 +7,7 @@ from torch._subclasses import CrossRefFakeMode
 from library.memory.four_bits_trial import why_not, why_too_old
 from library.memory.quantised import BLOCK, FourBits
 from networks import loha_anima, lokr_anima, lora_anima, oft_anima
+from tests.helpers.cards import CARD
 from tests.helpers.memory_modes import assert_same_bits, gradients, kept_by_forward, small_dit
 from tests.helpers.stored_weights import CPU, assert_compiled_is_the_same, storing
 
@@ -41,6 +42,18 @@ def test_the_values_are_those_of_bitsandbytes(shape, dtype):
     assert torch.equal(stored.scale, blocks.abs().amax(1))
     apart = (stored.dense(torch.float32) - weight).norm() / weight.norm()
     assert apart < 0.11
+
+
+@pytest.mark.gpu
+def test_on_a_card_weights_are_stored_and_made_again_as_on_a_cpu():
+    assert why_not(CARD) is None
+    weight = torch.randn(96, 192, generator=torch.Generator().manual_seed(0))
+    here, there = FourBits.of(weight, "nf4"), FourBits.of(weight.to(CARD), "nf4")
+    assert torch.equal(there.scale.cpu(), here.scale)
+    assert (there.codes.cpu() != here.codes).float().mean() < 1e-3  # of values amid two
+    moved = FourBits(*(each.to(CARD) for each in here))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        torch.testing.assert_close(moved.dense(dtype).cpu(), here.dense(dtype))
 
 
 def test_a_weight_of_zeros_stays_one():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from library.anima_backend.modelling.kernel_trial import why_not
 from library.memory.recomputation import (
     cheap,
     cheaply,
@@ -14,6 +15,7 @@ from library.memory.recomputation import (
     uncounted,
 )
 from tests.helpers.alive import Alive
+from tests.helpers.cards import CARD, adapted_on, gradients_in_turn, repeatable
 from tests.helpers.memory_modes import (
     KINDS,
     adapted,
@@ -229,3 +231,17 @@ def test_what_a_block_keeps(kind, mode, most):
     """Of 12 units of width 64 with the text, the factors and the log-sums of attention, which weigh
     more than at 2048; the true size is the ledger's."""
     assert units_of_a_block(kind, 1024, mode=mode) < most
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["lora dropouts", "lokr full", "dora", "norms"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_on_a_card_every_mode_gives_the_same_bits(kind, fused):
+    """With the kernels that a run has there, and where what runs again ends without its result."""
+    if fused and (reason := why_not(CARD, torch.bfloat16)):
+        pytest.skip(reason)
+    with repeatable():
+        expected = gradients_in_turn(adapted_on(CARD, kind, fused=fused))
+        for mode in MODES:
+            found = gradients_in_turn(adapted_on(CARD, kind, fused=fused, mode=mode))
+            assert_same_bits(found, expected)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from library.errors import ConfigError
-from library.memory.replay import RECORDINGS, Replays
+from library.memory.replay import RECORDINGS, CudaRecorder, Replays
+from tests.helpers.cards import CARD, adapted_on, gradients_in_turn, repeatable
 from tests.helpers.memory_modes import adapted, assert_same_bits, loss_of
 from tests.helpers.running import config_files, make_trainer
 from tests.helpers.tape import Tape
@@ -89,3 +90,14 @@ def test_what_cannot_be_recorded_is_said_before_anything_is_loaded(demo, run_fol
     trainer = make_trainer(config_files(demo, run_folder, settings))
     with pytest.raises(ConfigError, match="dropout is not the same in each step"):
         trainer.prepare()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["lora linears", "lokr low"])
+@pytest.mark.parametrize("mode", [None, {"mode": "cheap"}, {"mode": "block"}])
+def test_on_a_card_recorded_passes_give_the_same_bits(kind, mode):
+    with repeatable():
+        expected = gradients_in_turn(adapted_on(CARD, kind, mode=mode), passes=4)
+        model = adapted_on(CARD, kind, mode=mode, recorder=CudaRecorder)
+        assert_same_bits(gradients_in_turn(model, passes=4), expected)
+        assert len(model.recorded.kept) == 1

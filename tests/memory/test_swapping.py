@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from library.memory.swapping import BUFFERS, Swap, spread
+from tests.helpers.cards import CARD, WIDE, adapted_on, gradients_in_turn, repeatable
 from tests.helpers.late_lane import LateLane
 from tests.helpers.memory_modes import (
     OnlyCopied,
@@ -209,3 +210,34 @@ def test_weights_of_several_dtypes_and_sizes_share_a_buffer():
         with swap.present(number):
             found += [weight.clone() for weight in weights]
     assert all(map(torch.equal, found, expected))
+
+
+FORMS = [("fp8", {"mode": "block"}), ("int8_rotated", {"cpu_offload": True}), ("nf4", {"mode": "cheap"})]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form, mode", [*((None, mode) for mode in MODES), *FORMS])
+def test_on_a_card_gradients_are_of_the_same_bits(form, mode):
+    """Copies take longer than what is computed between them, so that each has to be waited for."""
+    if form == "nf4":
+        pytest.importorskip("bitsandbytes")
+    with repeatable():
+        expected = gradients_in_turn(adapted_on(CARD, form=form, width=WIDE))
+        for swapped in (2, 3, BLOCKS):  # a buffer for each, and a buffer for several
+            model = adapted_on(CARD, form=form, mode=mode, swapped=swapped, width=WIDE)
+            assert_same_bits(gradients_in_turn(model), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("fused", [False, True])
+def test_on_the_second_card_all_is_as_on_the_first(fused):
+    """While the first is the current one."""
+    first, second = (
+        gradients_in_turn(adapted_on(torch.device("cuda", card), "lokr full", fused=fused, swapped=3))
+        for card in range(2)
+    )
+    for name, gradient in second.items():
+        assert gradient.device.index == 1
+        apart = (gradient.cpu() - first[name].cpu()).norm()
+        assert apart <= 0.05 * first[name].norm(), name

@@ -11,6 +11,7 @@ from library.memory import planning
 from library.memory.modes import acting_modes, describe_modes, swap_lines
 from library.saving.stopping import OutOfMemory
 from library.settings.flags.loop import LoopOptions
+from tests.helpers.cards import repeatable
 from tests.helpers.running import config_files, make_trainer, report, train
 
 pytestmark = pytest.mark.all_pictures  # steps of two batches each, in the first epoch
@@ -149,9 +150,9 @@ class Short(Large):
         return prediction
 
 
-def short(demo, folder, chosen, *, faults=1, at_step=0):
+def short(demo, folder, chosen, *, faults=1, at_step=0, trainer=Short):
     made = make_trainer(config_files(demo, folder, {**SETTINGS, "vram_target": 6}))
-    trainer = Short(made.cfg, made.datasets, made.anima)
+    trainer = trainer(made.cfg, made.datasets, made.anima)
     trainer.chosen, trainer.faults, trainer.at_step = chosen, faults, at_step
     trainer.train()
     return trainer
@@ -175,6 +176,43 @@ def test_memory_that_is_short_in_the_first_steps_is_saved_once(
     assert (trainer.base.keep_input is None) == (not trainer.memory_modes.offloads)
     (told,) = (line for line in caplog.messages if "memory was too short" in line)
     assert f"step {at_step + 1}: " in told and describe_modes(trainer.memory_modes) in told
+
+
+class Full(Large):
+    """A card that has no memory left in the second micro-step of a run's first step, at its end."""
+
+    chosen, faults, at_step, passes = LoopOptions(), 1, 0, 0
+    memory_counter = Short.memory_counter
+
+    def call_unet(self, noisy, conditioning):
+        prediction = super().call_unet(noisy, conditioning)
+        self.passes += 1
+        if self.state.step == self.at_step and self.passes == 2:
+            self.fill(prediction)
+        return prediction
+
+    def fill(self, prediction):
+        torch.empty(1 << 50, dtype=torch.uint8, device=prediction.device)
+
+
+class FullBackward(Full):
+    """The same in the backward pass, which autograd makes on a thread of its own."""
+
+    def fill(self, prediction):
+        prediction.register_hook(super().fill)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trainer", [Full, FullBackward])
+def test_on_a_card_a_step_that_did_not_fit_is_made_again_to_the_same_bytes(
+    demo, run_folder, caplog, trainer
+):
+    with repeatable():
+        train(demo, run_folder, SETTINGS)
+        expected = written(run_folder)
+        made = short(demo, run_folder, LoopOptions(gradient_checkpointing=True), trainer=trainer)
+    assert written(run_folder) == expected and made.base.keep_input is not None
+    assert "memory was too short" in caplog.text
 
 
 @pytest.mark.parametrize("faults, at_step", [(2, 0), (1, 3)], ids=["twice", "later"])
