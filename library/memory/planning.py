@@ -44,7 +44,7 @@ CHANGED = (
 ADVICE = (
     "Lower the resolution, batch_size or network_dim, take LoKr or an 8-bit optimizer, "
     "set cache_latents and cache_text_encoder_outputs, or store the base in 8 bits (fp8_base, int8_base) or, "
-    "three times as far off, in 4 (nf4_base)."
+    "three and a half times as far off as fp8, in 4 (nf4_base)."
 )
 ADVICE_WHOLE = (
     "Lower the resolution or batch_size, set full_bf16 with stochastic_rounding, fused_backward_pass, "

@@ -148,7 +148,7 @@ SENTENCES = {
     "stochastic_rounding": "full_bf16 的取整随机向上或向下，平均起来不丢更新；用于 AdamW 与 Adafactor",
     "full_fp16": "适配器也用 fp16",
     "fp8_base": "块与 LLM adapter 的冻结矩阵存成 fp8：结果不同",
-    "fp8_base_unet": "同上，只用于块",
+    "fp8_base_unet": "同上，只用于块；int8_base、nf4_base 没有只用于块的选项",
     "int8_base": "同 fp8_base，但用 int8：误差是它的三分之一",
     "nf4_base": "同 fp8_base，但用 bitsandbytes 的 4 位 NF4：误差是它的三倍半",
     "int8_compute": "这些矩阵的乘积也用 int8（先旋转）：比不用 int8_base 快时才用（auto），或能用就用（always）",

@@ -53,6 +53,10 @@ def test_a_problem_says_its_line(tmp_path, line, message):
         (["-seed", "1"], "-seed", "no such option. Did you mean --seed?"),
         (["--zzz"], "--zzz", "no such option."),
         (["stray", "words"], " stray words", "does not belong to an option."),
+        (
+            ["--mixed_precision", "bf16", "--fp8_base_unet", "--nf4_base"], "--fp8_base_unet",
+            "weights have one form: keep one of fp8_base_unet, nf4_base. Only fp8_base_unet leaves the LLM adapter",
+        ),
         (["--log_with", "wandbx"], "--log_with wandbx", "expected one of none, tensorboard, wandb"),
     ],
 )

@@ -52,7 +52,7 @@ class PrecisionOptions:
         False, "store the frozen matrices of blocks and LLM adapter in fp8: other results"
     )
     fp8_base_unet: bool = flag(
-        False, "the same of the blocks alone",
+        False, "the same of the blocks alone, for which int8_base and nf4_base have no option",
         idle=(Idle(lambda o: o.fp8_base, "fp8_base stores the blocks so as well"),),
     )  # fmt: skip
     int8_base: bool = flag(False, "as fp8_base, in int8: a third of its error")
@@ -160,6 +160,8 @@ class PrecisionOptions:
         found = []
         if len(asked) > 1 and (self.int8_base or self.nf4_base):
             message = f"weights have one form: keep one of {', '.join(asked)}."
+            if self.fp8_base_unet:
+                message += " Only fp8_base_unet leaves the LLM adapter as mixed_precision says."
             found.append(Problem(message, f"{asked[0]} = true"))
         if asked and self.mixed_precision == "no":
             message = "needs mixed_precision = bf16 or fp16."
