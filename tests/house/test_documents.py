@@ -15,6 +15,7 @@ from tests.helpers.documented import LAUNCH, PAIR
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import read_until
 from tests.helpers.running import config_files
+from tools._imports import Product
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 DATASET_DOCUMENT = ROOT / "docs" / "config_README.md"
@@ -70,6 +71,31 @@ def test_every_key_of_the_dataset_file_stands_in_both_tables():
         wanted = wanted if type(key.default) in (bool, type(None)) else str(key.default)
         assert shown == wanted or float(shown) == float(wanted), name
         assert meaning.strip()
+
+
+OF_OTHERS = {  # messages of torch, its launcher and ComfyUI
+    "CUDA out of memory", "does not have a deterministic implementation", "lora key not loaded",
+    "torch.cuda.is_available() = False", "ChildFailedError", "Root Cause (first observed failure)",
+    "To enable traceback see",
+}  # fmt: skip
+OF_PARTS = {  # a kind of error before its text, or a value within it
+    "expected a number, got text. Remove the quotes", "is a LoRA or LoKr, not a base model",
+    "does not fit the network. N missing tensors", "OutOfMemory: no more memory at step",
+    "cannot be written (No space left on device)", "ProcessLost: another process of the run is gone",
+    "color_aug changes pictures every time, and --cache_latents encodes them once",
+}  # fmt: skip
+
+
+def test_messages_to_look_for_are_the_programs_own():
+    product = Product(ROOT)
+    text = "\n".join(map(product.source, product.files)).replace('\\"', '"')
+    text = re.sub(r"""(["'])\s*\n\s*f?\1""", "", text)  # a string that goes on in the next line
+    rows = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8").split("|---|---|---|\n")[1]
+    cells = [re.split(r"(?<!\\) \| ", row)[0] for row in rows.splitlines()]
+    said = [phrase for cell in cells for phrase in re.findall(r"`+ ?([^`]+?) ?`+", cell)]
+    parts = [part.strip(" :?,.") for phrase in said for part in re.split(r"\.\.\.|<|>|\d+", phrase)]
+    strange = {part for part in parts if part not in text and len(part) > 7}
+    assert strange == OF_OTHERS | OF_PARTS and len(said) > 50
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
