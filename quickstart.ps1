@@ -14,7 +14,7 @@ function Test-Python([string[]] $Command) {
     return $LASTEXITCODE -eq 0
 }
 
-foreach ($command in @(@('py', '-3.13'), @('py', '-3.12'), @('py', '-3.11'), @('python'), @('python3'))) {
+foreach ($command in @(@('py', '-3.13'), @('py', '-3.12'), @('py', '-3.11'), @('py', '-3.10'), @('python'), @('python3'))) {
     if (Test-Python $command) {
         $options = @($command | Select-Object -Skip 1) + @('tools/quickstart.py') + $args
         & $command[0] @options

@@ -13,7 +13,7 @@ wait_for_a_look() {  # a window that was opened for this alone would close
 trap wait_for_a_look EXIT
 
 fits='import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
-for python in python3.13 python3.12 python3.11 python3 python; do
+for python in python3.13 python3.12 python3.11 python3.10 python3 python; do
     if command -v "$python" >/dev/null && "$python" -c "$fits" >/dev/null 2>&1; then
         "$python" tools/quickstart.py "$@"
         exit

@@ -17,9 +17,8 @@ def python_problem(version):
     if SUPPORTED[0] <= tuple(version) <= SUPPORTED[1]:
         return None
     return (
-        "Python %d.%d is not supported: install Python 3.11, 3.12 or 3.13 (3.10 works with older "
-        "releases of the libraries) and run the command with it. / 不支持此 Python 版本，"
-        "请安装 3.11、3.12 或 3.13。" % tuple(version)
+        "Python %d.%d is not supported: install Python 3.10, 3.11, 3.12 or 3.13 and run the command "
+        "with it. / 不支持此 Python 版本，请安装 3.10、3.11、3.12 或 3.13。" % tuple(version)
     )
 
 

@@ -22,7 +22,7 @@ def test_supported_pythons_pass(version):
 @pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 14)])
 def test_other_pythons_get_one_sentence_naming_the_versions(version):
     sentence = _launch.python_problem(version)
-    assert "3.11, 3.12 or 3.13" in sentence and "\n" not in sentence
+    assert "3.10, 3.11, 3.12 or 3.13" in sentence and "\n" not in sentence
 
 
 def test_an_index_that_does_not_answer_is_given_up_quickly():

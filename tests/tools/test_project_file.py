@@ -41,6 +41,22 @@ def test_the_pythons_are_those_that_the_tools_take():
     assert PYTHONS == f">={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"
 
 
+@pytest.mark.parametrize(
+    "file, said",
+    [
+        ("README.md", ("Python（{0} 至 {1}）", "Python ({0} to {1})")),
+        ("docs/anima_dependency_guide.md", ("Python {0} 至 {1}", "Python {0} to {1}")),
+        ("quickstart.sh", ("{2} <= sys.version_info[:2] <= {3}", "python{0} ", "No Python {0} to {1}")),
+        ("quickstart.ps1", ("{2} <= sys.version_info[:2] <= {3}", "'-{0}'", "No Python {0} to {1}")),
+        (".github/workflows/tests.yml", ('python: ["{0}", "{1}"]',)),
+    ],
+)
+def test_every_place_names_the_same_pythons(file, said):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    first, last = (".".join(map(str, version)) for version in SUPPORTED)
+    assert [part for part in said if part.format(first, last, *SUPPORTED) not in text] == []
+
+
 def test_the_optional_packages_are_those_of_the_guide():
     guide = (ROOT / "docs/anima_dependency_guide.md").read_text(encoding="utf-8")
     for extra, packages in PROJECT["project"]["optional-dependencies"].items():
