@@ -133,8 +133,9 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def choose_attention(self) -> str:
         """And how texts are padded, which says what attention to them there is."""
         is_main, state = self.accelerator.is_main_process, self.resumption.state
-        saved, place = state.snapshot["soft"] if state else None, self.place_of_attention()
-        self.fused = choose_fused(self.anima, saved, place.device, place.dtype, is_main=is_main)
+        saved, device = state.snapshot["soft"] if state else None, self.accelerator.device
+        self.fused = choose_fused(self.anima, saved, device, self.weight_dtype, is_main=is_main)
+        place = self.place_of_attention()
         kernel, self.padding = attention_choice.choose(self.anima, saved, place, is_main=is_main)
         return kernel
 
@@ -145,7 +146,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
         sizes = attention_choice.sizes_of(self.model_facts.params, batch, MIN_CONTEXT, rows)
         device = self.accelerator.device
         needs_rows = padding_choice.why_rows(self.cfg.precision, self.catalogue, device)
-        return attention_choice.Place(sizes, self.weight_dtype, device, needs_rows)
+        return attention_choice.Place(sizes, self.weight_dtype, device, needs_rows, self.fused)
 
     def load_target_model(self) -> Anima:
         logger.info("loading the DiT from %s", self.model_files.transformer)

@@ -41,18 +41,21 @@ class Place:
     """Where a run computes its attention, and of which sizes.
 
     needs_rows: of padding_choice.why_rows
+    fused: whether kernels of our own count the zeros of texts
     """
 
     sizes: Sizes
     dtype: torch.dtype
     device: torch.device
     needs_rows: str = ""
+    fused: bool = False
 
     def trials(self, asked: str) -> list[Trial]:
         return [self.trial(name) for name in (KERNELS if asked == AUTO else (asked,))]
 
     def try_counting(self, *, timed: bool) -> Trial:
-        return try_counting(self.sizes, self.dtype, self.device, ROUNDS if timed else 0)
+        rounds = ROUNDS if timed else 0
+        return try_counting(self.sizes, self.dtype, self.device, rounds, fused=self.fused)
 
     def trial(self, kernel: str) -> Trial:
         return try_kernel(kernel, self.sizes, self.dtype, self.device)

@@ -202,7 +202,8 @@ def attention_of(
 
 
 def counting_of(plan: Plan, dtype: str, sizes: Sizes) -> dict[str, object]:
-    return figures_of(try_counting(sizes, DTYPES[dtype], plan.device, plan.rounds))
+    place, fused = (DTYPES[dtype], plan.device), has_kernels(plan.device)
+    return figures_of(try_counting(sizes, *place, plan.rounds, fused=fused))
 
 
 def figures_of(trial: Trial) -> dict[str, object]:

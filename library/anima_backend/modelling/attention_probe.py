@@ -126,8 +126,9 @@ def try_kernel(
 
 
 def try_counting(
-    sizes: Sizes, dtype: torch.dtype, device: torch.device, rounds: int = ROUNDS
-) -> Trial:
+    sizes: Sizes, dtype: torch.dtype, device: torch.device, rounds: int = ROUNDS,
+    *, fused: bool = False,
+) -> Trial:  # fmt: skip
     """Attention to a text of sizes.real rows, its zeros up to sizes.texts counted: against rows of zeros.
 
     rounds: 0: it is not timed
@@ -136,7 +137,7 @@ def try_counting(
     log_zeros = torch.full((), math.log(zeros), device=device)
 
     def counted(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
-        return attention_beside_zeros(q, k, v, log_zeros)
+        return attention_beside_zeros(q, k, v, log_zeros, fused=fused)
 
     def formula(q: Tensor, k: Tensor, v: Tensor, _: None) -> Tensor:
         k, v = (F.pad(each, (0, 0, 0, 0, 0, zeros)) for each in (k, v))

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from library.anima_backend.modelling.glue import Open, entered, gated, heads, passed
 from library.anima_backend.modelling.one_kernel import HAS_TRITON
+from library.anima_backend.modelling.padded_text import count_zeros
 from library.anima_backend.modelling.params import EPS
 from library.anima_backend.modelling.rope import image_rope
 from library.memory.trials import apart_from
@@ -39,12 +40,13 @@ class Sizes:
         return self.batch, 1, self.heads * self.head_dim
 
 
+LOG_ZEROS = 3.0  # beside sums whose logarithms are about 0
 SMALL = Sizes(batch=2, side=3, heads=3, head_dim=16)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel each way: what it is given, which of it has a gradient, and how it is called.
+    """A kernel each way: what it is given, which of it has a gradient, if any, and how it is called.
 
     second: the shape of the second result, where it is not that of the first, which is the first input's
     """
@@ -76,6 +78,8 @@ class Case:
         """Its results, then the gradients of what is trained."""
         found = self.call(*inputs, fused=fused)
         wanted = [each for each in inputs if each.requires_grad]
+        if not wanted:
+            return list(found)
         return [*found, *torch.autograd.grad(found, wanted, directions[: len(found)])]
 
 
@@ -112,6 +116,13 @@ def gate_and_norm(*given: Tensor, fused: bool) -> Sequence[Tensor]:
     return passed(Open(*given[:3]), *given[3:], fused=fused)
 
 
+def zeros_counted(out: Tensor, sums: Tensor, *, fused: bool) -> Sequence[Tensor]:
+    """out (B, L, heads, hd) lies as attention leaves it; sums (B, heads, L or more)"""
+    out = out.transpose(1, 2).clone()
+    sums = sums.to(torch.promote_types(sums.dtype, torch.float32))
+    return [out, count_zeros(out, sums, sums.new_full((), LOG_ZEROS), fused=fused)]
+
+
 def cases(sizes: Sizes) -> dict[str, Case]:
     """By name: all that a block does, with shared values frozen and trained."""
     (batch, length, _), weight = sizes.tokens, (sizes.head_dim,)
@@ -130,14 +141,15 @@ def cases(sizes: Sizes) -> dict[str, Case]:
             ),
             f"gate{name}": Case((x, one, x), (True, trains, True), gate),
         }
-    return found
+    sums = (batch, sizes.heads, length + 1)
+    return {**found, "zeros counted": Case((q, sums), (False, False), zeros_counted)}
 
 
 def tries(dtype: torch.dtype) -> Iterator[tuple[torch.dtype, str, Case]]:
     """In float32 and in this dtype those cases that do what the others do and more."""
     for each in dict.fromkeys((torch.float32, dtype)):
         for name, case in cases(SMALL).items():
-            if all(case.trained):
+            if all(case.trained) or not any(case.trained):
                 yield each, name, case
 
 

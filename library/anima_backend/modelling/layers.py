@@ -87,7 +87,8 @@ class Attention(nn.Module):
         q, k = heads(q, k, norms, (rope, rope), fused=self.fused)
         v = self.v_proj(source).unflatten(-1, split)
         if log_zeros is not None:
-            return self.output_proj(attention_beside_zeros(q, k, v, log_zeros))
+            attended = attention_beside_zeros(q, k, v, log_zeros, fused=self.fused)
+            return self.output_proj(attended)
         return self.output_proj(attention(q, k, v, None, self.backend))
 
 

@@ -1,7 +1,8 @@
 """What lies between the matrix products of a block, in one kernel each way: Triton's.
 
-Norms of heads with their rotation; a gate, the residual sum and the modulated norm after it. The plain
-forms, several of torch's kernels each, are the same mathematics: they are what a CPU and a compiler get.
+Norms of heads with their rotation; a gate, the residual sum and the modulated norm after it; zeros that are
+counted in attention. The plain forms, several of torch's kernels each, are the same mathematics: they are what
+a CPU and a compiler get.
 Each kernel is an operator below autograd, so that a count on the meta device sees it as one.
 """
 
@@ -104,6 +105,22 @@ def steer_back(
             of_stream, of_normed, stream, scale, gate, y, of_x, of_y, sums, rows
         )
     return [each for each in (of_x, of_y, sums) if each is not None]
+
+
+@operator(
+    "count_zeros(Tensor(a!) out, Tensor(b!) whole, Tensor sums, Tensor log_zeros)"
+    " -> (Tensor(a!), Tensor(b!))"
+)
+def count_zeros(
+    out: Tensor, whole: Tensor, sums: Tensor, log_zeros: Tensor
+) -> tuple[Tensor, Tensor]:
+    """whole: log(exp(sums) + exp(log_zeros)); out (B, heads, L, hd) is multiplied by exp(sums - whole).
+
+    sums, whole (B, heads, L or more), float32, of the same strides; log_zeros ()
+    """
+    if not out.is_meta:
+        triton_kernels.count_zeros(out, whole, sums, log_zeros)
+    return out, whole
 
 
 @torch.no_grad()

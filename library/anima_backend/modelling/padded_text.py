@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from library.anima_backend.modelling import one_kernel
 from library.anima_backend.modelling.attention import HALVES
 
 aten = torch.ops.aten
@@ -43,23 +44,41 @@ def log_left_out(rows: Tensor, least: int, *, or_none: bool = True) -> Tensor | 
     return torch.full((), math.log(count) if count > 0 else -math.inf, device=rows.device)
 
 
-def attention_beside_zeros(q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor) -> Tensor:
+def attention_beside_zeros(
+    q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor, *, fused: bool = False
+) -> Tensor:
     """Attention with n keys and values of zeros beside k and v; (B, Lq, heads*hd).
 
     q (B, Lq, heads, hd), k v (B, Lk, heads, hd); log_zeros: (), log(n), float32
+    fused: the zeros are counted by one kernel, not for a compiler
     """
-    return BesideZeros.apply(q.to(v.dtype), k.to(v.dtype), v, log_zeros)
+    fused = fused and not torch.compiler.is_compiling()
+    return BesideZeros.apply(q.to(v.dtype), k.to(v.dtype), v, log_zeros, fused)
+
+
+def count_zeros(out: Tensor, sums: Tensor, log_zeros: Tensor, *, fused: bool) -> Tensor:
+    """The logarithm of the sums with n more in them; out becomes as small in place.
+
+    out (B, heads, Lq, hd), sums (B, heads, Lq or more), log_zeros (): log(n)
+    """
+    if fused:
+        _, found = one_kernel.count_zeros(out, torch.empty_like(sums), sums, log_zeros)
+        return found
+    whole = torch.logaddexp(sums, log_zeros)
+    share = (sums - whole).exp_()  # of the softmax that real keys have
+    out.mul_(share[:, :, : out.shape[2], None])
+    return whole
 
 
 class BesideZeros(torch.autograd.Function):
     """Keeps q, k, v, the result and the logarithm of the sums."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, log_zeros: Tensor, fused: bool
+    ) -> Tensor:
         out, sums, *state = kernel_of(q).forward(*(t.transpose(1, 2) for t in (q, k, v)))
-        whole = torch.logaddexp(sums, log_zeros)
-        share = (sums - whole).exp_()[:, :, : q.shape[1], None]  # of the softmax that real keys have
-        out.mul_(share)
+        whole = count_zeros(out, sums, log_zeros, fused=fused)
         result = out.transpose(1, 2).flatten(2)
         ctx.save_for_backward(q, k, v, result, whole, *state)
         return result
@@ -71,7 +90,7 @@ class BesideZeros(torch.autograd.Function):
         sides = [t.transpose(1, 2) for t in (q, k, v)]
         grad, result = (t.unflatten(-1, q.shape[2:]).transpose(1, 2) for t in (grad, result))
         found = kernel_of(q).backward(grad, *sides, result, whole, *state)
-        return *(t.transpose(1, 2) for t in found[:3]), None
+        return *(t.transpose(1, 2) for t in found[:3]), None, None
 
 
 class OnCPU:

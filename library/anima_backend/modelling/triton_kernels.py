@@ -1,4 +1,5 @@
-"""Kernels in Triton's language: a norm with its rotation; a gate, the residual sum and a modulated norm.
+"""Kernels in Triton's language: a norm with its rotation; a gate, the residual sum and a modulated norm; zeros
+that are counted in attention.
 
 Everything is computed in float32 and rounded as it is stored. What a backward pass needs of a forward pass
 it makes again of the kernel's inputs. Gradients of what all tokens share are left as float32 sums of each
@@ -13,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from library.anima_backend.modelling.params import EPS
+
+ZERO_ROWS = 32  # of a head, in one program
 
 
 @triton.jit
@@ -219,6 +222,33 @@ def steer_back_kernel(
         tl.store(sums + 2 * STEERED * line + at, sum_gate, columns)
 
 
+@triton.jit
+def count_zeros_kernel(
+    out, whole, sums, log_zeros, rows, length, heads, by_sample, by_head, by_row, by_column,
+    sum_by_sample, sum_by_head, sum_by_row, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of one head: the logarithm of the sum with the zeros, and the part of the others of it.
+
+    rows: of sums; length: of out, which has no more
+    """
+    sample = (tl.program_id(1) // heads).to(tl.int64)
+    head = (tl.program_id(1) % heads).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    at = sample * sum_by_sample + head * sum_by_head + row.to(tl.int64) * sum_by_row
+    real = tl.load(sums + at, row < rows, other=0.0).to(tl.float32)
+    zeros = tl.load(log_zeros).to(tl.float32)
+    most, least = tl.maximum(real, zeros), tl.minimum(real, zeros)
+    total = most + tl.log(1 + tl.exp(least - most))
+    tl.store(whole + at, total, row < rows)
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (row < length)[:, None] & (column < WIDTH)
+    at = sample * by_sample + head * by_head + (row.to(tl.int64) * by_row)[:, None]
+    at += column * by_column
+    value = tl.load(out + at, inside, other=0.0).to(tl.float32) * tl.exp(real - total)[:, None]
+    tl.store(out + at, value.to(out.dtype.element_ty), inside)
+
+
 def norm_turn(
     xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None,
     outs: Sequence[Tensor],
@@ -283,6 +313,18 @@ def steer_back(
             NORMED=of_normed is not None, GATED=gate is not None,
             STEERED=sums is not None and len(sums) > 1, OF_GATE=y is not None, ROWS=rows,
             WIDTH=width, BLOCK=triton.next_power_of_2(width), num_warps=warps_of(width),
+        )  # fmt: skip
+
+
+def count_zeros(out: Tensor, whole: Tensor, sums: Tensor, log_zeros: Tensor) -> None:
+    """Fill whole and change out (B, heads, L, hd); whole, sums (B, heads, L or more) of the same strides."""
+    batch, heads, length, width = out.shape
+    assert whole.stride() == sums.stride(), (whole.stride(), sums.stride())
+    with on_its_card(out):
+        count_zeros_kernel[(triton.cdiv(sums.shape[2], ZERO_ROWS), batch * heads)](
+            out, whole, sums, log_zeros, sums.shape[2], length, heads, *out.stride(),
+            *sums.stride(), ROWS=ZERO_ROWS, WIDTH=width, BLOCK=triton.next_power_of_2(width),
+            num_warps=4,
         )  # fmt: skip
 
 
