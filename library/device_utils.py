@@ -43,6 +43,11 @@ def to_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+def all_alike(rows: torch.Tensor) -> bool:
+    """Whether a tensor's rows, along its first axis, have the same bits. Waits for the device."""
+    return bool((rows == rows[:1]).all())
+
+
 def clean_memory_on_device(device: torch.device | str) -> None:
     """Collect garbage and return cached blocks of the device to the driver."""
     gc.collect()

@@ -1,7 +1,7 @@
 """What Anima is conditioned on: captions to tokens, tokens to Qwen states, pictures to latents.
 
-A caption is encoded alone and unpadded, as ComfyUI does it; padding and masks appear only when a
-batch is put together. The T5 ids go to the LLM adapter, which runs inside the DiT's forward.
+A caption is encoded unpadded, as ComfyUI does it, and alone unless more of one length are asked for; padding and
+masks appear only when a batch is put together. The T5 ids go to the LLM adapter, which runs inside the DiT's forward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from library.anima_runtime import sd_scripts_caches
+from library.anima_runtime import sd_scripts_caches, text_rows
 from library.data.data_types import StoredTensor
 from library.data.stored import UnfitFile
 from library.device_utils import LoadedOnUse, to_device
@@ -210,39 +210,46 @@ class AnimaTextEncodingStrategy(TextEncodingStrategy):
         self.weighs_words = tokenize.weighs_words
         self.zero_tokens = tokenize.tokenize("") if empty_caption == "zeros" else None
 
-    @torch.no_grad()
     def encode_tokens(self, tokens: AnimaTokens) -> TextOutputs:
         """qwen_hidden (S, D) in the encoder's dtype, or ids (S,); t5_ids (T,), t5_mask (T,); t5_weights
         (T,) where captions weigh words."""
-        t5_ids = torch.tensor(tokens.t5_ids)
-        made = {"t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
-        if self.weighs_words:
-            made["t5_weights"] = weights_of(tokens)
-        if tokens == self.zero_tokens:
-            made["t5_mask"] = torch.zeros_like(t5_ids)
-            if self.qwen_model is not None:
-                width = self.qwen_model.config.hidden_size
-                return {**made, "qwen_hidden": torch.zeros(1, width, dtype=self.qwen_model.dtype)}
-        return {**made, "qwen_hidden": self.hidden_states(tokens)}
+        return self.encode_together([tokens])[0]
 
     @torch.no_grad()
+    def encode_together(self, captions: Sequence[AnimaTokens]) -> list[TextOutputs]:
+        """The same of each of several captions of one size, in one call of the encoder."""
+        encoder, hidden = self.qwen_model, None
+        if encoder is not None and not self.size_of(captions[0]):
+            shape = len(captions), 1, encoder.config.hidden_size
+            hidden = torch.zeros(shape, dtype=encoder.dtype).unbind()
+        pairs = zip(captions, hidden or self.hidden_states(captions), strict=True)
+        return [{**self.t5_outputs(tokens), "qwen_hidden": rows} for tokens, rows in pairs]
+
+    def t5_outputs(self, tokens: AnimaTokens) -> TextOutputs:
+        """All but qwen_hidden."""
+        ids = torch.tensor(tokens.t5_ids)
+        mask = torch.zeros_like(ids) if tokens == self.zero_tokens else torch.ones_like(ids)
+        made = {"t5_ids": ids, "t5_mask": mask}
+        return {**made, "t5_weights": weights_of(tokens)} if self.weighs_words else made
+
     def encode_prompt(self, tokens: AnimaTokens) -> TextOutputs:
         """qwen_hidden (S, D) in the encoder's dtype, or ids (S,); t5_ids (T,) and t5_weights (T,), on the
-        CPU."""
+        CPU. Always alone, as ComfyUI encodes it."""
         return {
-            "qwen_hidden": self.hidden_states(tokens).cpu(),
+            "qwen_hidden": self.hidden_states([tokens])[0].cpu(),
             "t5_ids": torch.tensor(tokens.t5_ids),
             "t5_weights": weights_of(tokens),
         }
 
-    def hidden_states(self, tokens: AnimaTokens) -> Tensor:
-        """(S, D), on the encoder's device; ids (S,) where the model encodes them."""
+    def hidden_states(self, captions: Sequence[AnimaTokens]) -> Sequence[Tensor]:
+        """(S, D) each, on the encoder's device; ids (S,) where the model encodes them."""
         if self.qwen_model is None:
-            return torch.tensor(tokens.qwen_ids)
-        ids = torch.tensor([tokens.qwen_ids], device=self.qwen_model.device)
-        output = self.qwen_model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+            return [torch.tensor(tokens.qwen_ids) for tokens in captions]
+        return text_rows.hidden_states(self.qwen_model, [tokens.qwen_ids for tokens in captions])
+
+    def size_of(self, tokens: AnimaTokens) -> int:
+        """Qwen's ids, equally many of captions that can be encoded together; 0: it is not asked."""
+        return 0 if tokens == self.zero_tokens else len(tokens.qwen_ids)
 
     @staticmethod
     def collate(outputs: Sequence[TextOutputs]) -> AnimaConditioning | AnimaContext:
@@ -328,8 +335,21 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
 
     def encode(self, caption: str) -> TextOutputs:
         """The outputs for one caption, on the CPU."""
-        outputs = self.encoding.encode_tokens(self.tokenize.tokenize(caption))
-        return {name: tensor.cpu() for name, tensor in outputs.items()}
+        return self.encode_together([caption])[0]
+
+    def encode_together(self, captions: Sequence[str]) -> list[TextOutputs]:
+        tokens = [self.tokenize.tokenize(caption) for caption in captions]
+        return [
+            {name: tensor.cpu().clone() for name, tensor in outputs.items()}  # not a view of its batch
+            for outputs in self.encoding.encode_together(tokens)
+        ]
+
+    def size_of(self, text: str) -> int:
+        return self.encoding.size_of(self.tokenize.tokenize(text))
+
+    def is_even(self, text: str, rows: int) -> bool:
+        encoder, length = self.encoding.qwen_model, self.size_of(text)
+        return encoder is None or not length or text_rows.is_even(encoder, length, rows)
 
     def rest(self) -> None:
         if isinstance(self.encoding.qwen_model, LoadedOnUse):
@@ -353,11 +373,8 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
         is_same &= not tokens.t5_weights  # those files have none
         if not is_same or tokens == self.encoding.zero_tokens:
             raise UnfitFile(f"{found.path}: was made for another caption or encoder.")
-        t5_ids = torch.tensor(tokens.t5_ids)
-        made = {"t5_ids": t5_ids, "t5_mask": torch.ones_like(t5_ids)}
-        if self.tokenize.weighs_words:
-            made["t5_weights"] = weights_of(tokens)
-        return {**made, "qwen_hidden": found.hidden.to(self.dtype)}
+        hidden = found.hidden.to(self.dtype)
+        return {**self.encoding.t5_outputs(tokens), "qwen_hidden": hidden}
 
 
 def predict_velocity(

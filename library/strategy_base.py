@@ -1,14 +1,14 @@
 """What a model family has to provide so that captions and pictures reach its model.
 
-Four small interfaces. Captions are always encoded one at a time and pictures give the mean of the
-encoder, so that an output does not depend on its neighbours and training with a cache equals
+Four small interfaces. Captions are encoded one at a time unless more are asked for, and pictures give the
+mean of the encoder, so that an output does not depend on its neighbours and training with a cache equals
 training without one.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -109,6 +109,18 @@ class TextEncoderOutputsCachingStrategy(ABC):
     @abstractmethod
     def encode(self, caption: str) -> TextOutputs:
         """What tokenizing and encoding give for one caption, on the CPU."""
+
+    def size_of(self, text: str) -> Hashable:
+        """Captions for which this is equal are encoded together, where that is asked for."""
+        return text
+
+    def encode_together(self, captions: Sequence[str]) -> Sequence[TextOutputs]:
+        """What `encode` gives, to rounding, of captions of one size."""
+        return [self.encode(caption) for caption in captions]
+
+    def is_even(self, text: str, rows: int) -> bool:
+        """Whether among so many captions of this one's size the place of one changes no bit of its outputs."""
+        return True
 
     def rest(self) -> None:
         """Keep the encoder in the host's memory only; the next `encode` brings it back."""

@@ -36,6 +36,7 @@ from library.caching.cache_files import (
 )
 from library.caching.contents import Contents
 from library.caching.latents_cache import ONLY_PROCESS, Share
+from library.caching.text_batches import TextBatches
 from library.data.data_types import TextOutputs
 from library.data.picture_folders import CACHE_FOLDER
 from library.errors import DatasetError
@@ -96,7 +97,10 @@ class Scratch:
 
 
 class TextCache:
-    """Outputs by caption: of the captions at hand; `hold` says which those are."""
+    """Outputs by caption: of the captions at hand; `hold` says which those are.
+
+    batches: which captions are encoded together; None: each alone
+    """
 
     def __init__(
         self,
@@ -105,8 +109,10 @@ class TextCache:
         to_disk: bool,
         skip_check: bool = False,
         contents: Contents | None = None,
+        batches: TextBatches | None = None,
     ) -> None:
         self.strategy = strategy
+        self.batches = batches or TextBatches(strategy)
         self.to_disk = to_disk
         self.skip_check = skip_check
         self.contents = contents or Contents()
@@ -159,11 +165,18 @@ class TextCache:
         return outputs
 
     def encode(self, caption: str) -> TextOutputs:
-        encoded = self.strategy.encode(caption)
-        outputs = {name: tensor.detach().cpu().contiguous() for name, tensor in encoded.items()}
-        if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
-            raise DatasetError(f"the text encoder gives NaN or infinite outputs for {caption!r}.")
-        return outputs
+        return self.encode_batch([caption])[caption]
+
+    def encode_batch(self, batch: Sequence[str]) -> dict[str, TextOutputs]:
+        """By caption, of one of the batches that captions are arranged in."""
+        made: dict[str, TextOutputs] = {}
+        for caption, encoded in self.batches.run(batch, self.strategy.encode_together).items():
+            outputs = {name: tensor.detach().cpu().contiguous() for name, tensor in encoded.items()}
+            if not all(torch.isfinite(t).all() for t in outputs.values() if t.is_floating_point()):
+                message = f"the text encoder gives NaN or infinite outputs for {caption!r}."
+                raise DatasetError(message)
+            made[caption] = outputs
+        return made
 
     def hold_changed(self, change: Callable[[TextOutputs], TextOutputs]) -> int:
         """From now on `get` gives what `change` makes of a caption's outputs; returns how many were made.
@@ -227,18 +240,23 @@ class TextCache:
         self, due: Sequence[str], files: Mapping[str, CacheFile], share: Share
     ) -> None:
         """Encode and keep what is due: of the texts that have files this process's share."""
-        together = [text for text in due if text in files]
-        self.encode_all([*share.of(together), *(text for text in due if text not in files)], files)
-        self.stored |= {text: files[text] for text in together}
+        shared = [text for text in due if text in files]
+        own = [text for text in due if text not in files]
+        arrange = self.batches.arrange
+        self.encode_all([*share.of(arrange(shared)), *arrange(own)], files)
+        self.stored |= {text: files[text] for text in shared}
 
-    def encode_all(self, texts: Sequence[str], files: Mapping[str, CacheFile]) -> None:
-        """Encode texts and keep them: in their files, those without one at hand."""
-        for text in tqdm(texts, "caching captions", unit="caption", disable=is_quiet() or not texts):
-            outputs = self.encode(text)
-            if text in files:
-                files[text].write(outputs)
-            else:
-                self.held[text] = outputs
+    def encode_all(self, batches: Sequence[list[str]], files: Mapping[str, CacheFile]) -> None:
+        """Encode texts and keep them, batch by batch: in their files, those without one at hand."""
+        count, off = sum(map(len, batches)), is_quiet() or not batches
+        with tqdm(total=count, desc="caching captions", unit="caption", disable=off) as bar:
+            for batch in batches:
+                for text, outputs in self.encode_batch(batch).items():
+                    if text in files:
+                        files[text].write(outputs)
+                    else:
+                        self.held[text] = outputs
+                bar.update(len(batch))
 
     def files_of(self, captions: Mapping[str, Path]) -> dict[str, CacheFile]:
         """Each text's file: a valid one in any of the folders, else one to replace, else a new one.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.caching.latents_cache import ONLY_PROCESS, Share
+from library.caching.text_batches import TextBatches
 from library.caching.text_cache import TextCache
 from library.data.captions import CaptionRecipe
 from library.data.data_types import SampleRequest, TextOutputs
@@ -154,8 +155,14 @@ class TextWindows:
     ) -> TextWindows:
         """As the flags ask; nothing is encoded yet."""
         to_disk, trust = options.cache_text_encoder_outputs_to_disk, options.skip_cache_check
-        cache = TextCache(strategy, to_disk=to_disk, skip_check=trust, contents=contents)
-        return cls(texts, cache, options.text_cache_variants, share)
+        limit = options.text_cache_variants
+        batches = TextBatches(
+            strategy, options.captions_at_once, lambda: texts.window(0, limit)[1]
+        )
+        cache = TextCache(
+            strategy, to_disk=to_disk, skip_check=trust, contents=contents, batches=batches
+        )
+        return cls(texts, cache, limit, share)
 
     def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
         """The outputs of a caption of the epochs at hand, see TextCache.get."""

@@ -41,7 +41,7 @@ DEFAULTS = {
     name: flag.default
     for name, flag in all_flags(GROUPS.values()).items()
     if flag.default is not None
-} | {"int8_compute": False, "modulation_storage": None}
+} | {"int8_compute": False, "modulation_storage": None, "text_encoder_batch_size": 1}
 """What an option was that a state does not name: there was none, or it had no effect."""
 
 
@@ -112,6 +112,7 @@ def soft_fields(cfg: TrainConfig) -> dict[str, Any]:
         "vram_target": cfg.loop.vram_target,
         "cache_latents": cfg.cache.cache_latents,
         "cache_text_encoder_outputs": cfg.cache.cache_text_encoder_outputs,
+        "text_encoder_batch_size": cfg.cache.captions_at_once,
         "deterministic": cfg.precision.deterministic,
         "cuda_allow_tf32": cfg.precision.cuda_allow_tf32,
         "cuda_cudnn_benchmark": cfg.precision.cuda_cudnn_benchmark,

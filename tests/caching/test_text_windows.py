@@ -12,23 +12,12 @@ import torch
 from library.caching.text_cache import TextCache
 from library.caching.text_windows import (
     SAME_EVERY_EPOCH,
-    RunTexts,
     TextWindows,
     is_steady,
 )
-from library.data.bucket_sampler import BucketBatchSampler
 from library.data.captions import CaptionRecipe
-from library.data.datasets import TrainDataset
-from tests.helpers.dataset_files import LetterEncoder, catalogue_of, folder_of
-
-ALIVE = """
-shuffle_caption = true
-caption_dropout_rate = 0.1
-caption_tag_dropout_rate = 0.2
-enable_wildcard = true
-num_repeats = 2
-"""
-EPOCHS = 6
+from tests.helpers.dataset_files import LetterEncoder, folder_of
+from tests.helpers.run_texts import ALIVE, EPOCHS, folder_of_run, texts_of
 
 
 class WatchedEncoder(LetterEncoder):
@@ -51,15 +40,7 @@ class WatchedEncoder(LetterEncoder):
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = folder_of(tmp_path / "set", [(64, 64)] * 5)
-    (folder / "1.txt").write_text("{red|blue}, cat\nsecond line, dog", encoding="utf-8")
-    return folder
-
-
-def texts_of(folder, subset=ALIVE, *, rank=0, world_size=1, epochs=EPOCHS):
-    catalogue = catalogue_of(folder, subset=subset, dataset="batch_size = 2")
-    sampler = BucketBatchSampler(catalogue, seed=3, rank=rank, world_size=world_size)
-    return RunTexts(TrainDataset(catalogue, seed=3), sampler, epochs)
+    return folder_of_run(tmp_path)
 
 
 def windows_over(texts, limit, *, to_disk=False):

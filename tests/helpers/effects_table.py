@@ -68,6 +68,10 @@ FLAGS: dict[str, Case] = {
         "test_texts_of_runs.test_training_from_the_cache_equals_training_without", 10,
         {"cache_text_encoder_outputs": False},
     ),
+    "text_encoder_batch_size": shown(
+        "test_text_batches.test_the_encoder_gets_so_many_captions_of_a_run_at_once", 4,
+        {"cache_text_encoder_outputs": False},
+    ),
     "no_half_vae": shown("test_cache_tools.test_only_what_a_cause_concerns_is_made_anew"),
     "disable_mmap_load_safetensors": shown(
         "test_model_loading.test_a_file_read_into_memory_holds_the_same_and_is_let_go"

@@ -46,8 +46,8 @@ def run_layer(
     return recompute(partial(forward, **more), hidden)
 
 
-def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, S) ids -> (B, S, D), after the final norm. mask: (B, S), 1 = real, padded at the right.
+def hidden_states(encoder: Callable[..., Any], ids: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, S) ids -> (B, S, D), after the final norm. mask: (B, S), 1 = real, padded at the right; None: all are.
 
     Masks are made here: transformers would read its own, and so wait for the device, in every step.
     """
@@ -56,6 +56,17 @@ def hidden_states(encoder: nn.Module, ids: Tensor, mask: Tensor | None) -> Tenso
         # of a caption alone nothing is padded: without a mask attention is causal
         seen = {"full_attention": None if mask is None or len(ids) == 1 else causal_mask(mask)}
     output: Tensor = encoder(ids, attention_mask=seen, use_cache=False).last_hidden_state
+    return output
+
+
+def first_layer(encoder: Any, ids: Tensor) -> Tensor:
+    """(B, S) ids, nothing padded -> (B, S, D), what the first layer makes: by the kernels of all layers."""
+    places = torch.arange(ids.shape[1], device=ids.device)[None]
+    hidden = encoder.embed_tokens(ids)
+    turns = encoder.rotary_emb(hidden, places)
+    output: Tensor = encoder.layers[0](
+        hidden, attention_mask=None, position_ids=places, position_embeddings=turns
+    )
     return output
 
 

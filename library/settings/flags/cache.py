@@ -33,9 +33,8 @@ class CacheOptions:
         4000, "texts held at once; a run with more encodes them in windows of epochs",
         check=at_least(1), idle=(needs(lambda o: o.cache_text_encoder_outputs, "text encoder outputs are not cached"),))  # fmt: skip
     text_encoder_batch_size: int | None = flag(
-        None, "captions per text encoder call",
-        ignored="captions are encoded one at a time, so that a cached value has no neighbours",
-    )  # fmt: skip
+        None, "up to so many captions of equal length per text encoder call while caching; without it each is alone",
+        check=at_least(1), idle=(needs(lambda o: o.cache_text_encoder_outputs, "text encoder outputs are not cached"),))  # fmt: skip
     no_half_vae: bool = flag(False, "run the VAE in float32")
     lowram: bool = flag(
         False, "load models to the GPU", ignored="models are mapped, which needs no RAM"
@@ -51,3 +50,8 @@ class CacheOptions:
         """Keeping a cache on disk means caching, as in sd-scripts."""
         for name in ("cache_latents", "cache_text_encoder_outputs"):
             object.__setattr__(self, name, getattr(self, name) or getattr(self, f"{name}_to_disk"))
+
+    @property
+    def captions_at_once(self) -> int:
+        """That the text encoder gets while captions are cached."""
+        return (self.cache_text_encoder_outputs and self.text_encoder_batch_size) or 1
