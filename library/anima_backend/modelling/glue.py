@@ -121,8 +121,11 @@ def passed(
 def heads(
     q: Tensor, k: Tensor, norms: tuple[nn.Module, nn.Module], ropes: Ropes, *, fused: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """q, k (B, L, heads, hd) normalised per head and, each where its rope is given, turned."""
-    fused = fused and takes_one_kernel(q) and takes_one_kernel(k)
+    """q, k (B, L, heads, hd) normalised per head and, each where its rope is given, turned.
+
+    Their tokens may lie apart, as columns of a larger tensor do.
+    """
+    fused = fused and takes_one_kernel(q, dense_from=2) and takes_one_kernel(k, dense_from=2)
     weights = [weight_in_use(norm) if fused else None for norm in norms]
     if any(weight is None for weight in weights):
         return one_side(q, norms[0], ropes[0]), one_side(k, norms[1], ropes[1])
@@ -149,6 +152,12 @@ def one_side(x: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
     return out
 
 
+def keeps_projected(x: Tensor, norms: tuple[nn.Module, nn.Module], *, fused: bool) -> bool:
+    """Whether q and k, made of x, are kept for the backward pass of `heads`; else what is made of them is."""
+    is_in_one = fused or x.device.type == "cpu"
+    return is_in_one or all(type(norm) is nn.RMSNorm for norm in norms)
+
+
 def head(projected: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
     normed = norm(projected)
     return normed if rope is None else rotate(normed, rope)
@@ -163,13 +172,14 @@ def weight_in_use(norm: nn.Module) -> Tensor | None:
     return weight
 
 
-def takes_one_kernel(x: Tensor, *others: Tensor) -> bool:
+def takes_one_kernel(x: Tensor, *others: Tensor, dense_from: int = 0) -> bool:
     """Whether one kernel gives what the plain form does: of these tensors, and not for a compiler.
 
-    others: of one dtype, each of as many samples as x
+    others:     of one dtype, each of as many samples as x
+    dense_from: the first of x's axes behind which nothing may lie apart
     """
     alike = all(len(each) == len(x) and each.dtype == others[-1].dtype for each in others)
-    return is_called_as_it_is(x) and alike and x.is_contiguous()
+    return is_called_as_it_is(x) and alike and is_dense(x, dense_from)
 
 
 def is_called_as_it_is(x: Tensor) -> bool:
@@ -178,3 +188,13 @@ def is_called_as_it_is(x: Tensor) -> bool:
         return False
     kind = x.device.type
     return not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind))
+
+
+def is_dense(x: Tensor, axis: int) -> bool:
+    """Whether what has one place in the axes before this one lies in one piece, in order."""
+    expected = 1
+    for size, stride in zip(reversed(x.shape[axis:]), reversed(x.stride()[axis:])):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

@@ -49,12 +49,14 @@ class Case:
     """A kernel each way: what it is given, which of it has a gradient, if any, and how it is called.
 
     second: the shape of the second result, where it is not that of the first, which is the first input's
+    beside: which of it are columns of one tensor
     """
 
     shapes: tuple[tuple[int, ...], ...]
     trained: tuple[bool, ...]
     call: Callable[..., Sequence[Tensor]]
     second: tuple[int, ...] | None = None
+    beside: tuple[int, ...] = ()
 
     @property
     def results(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -67,6 +69,10 @@ class Case:
         made = [
             torch.randn(shape, generator=drawn).bfloat16().to(device, dtype) for shape in shapes
         ]
+        if self.beside:
+            columns = torch.stack([made[place] for place in self.beside], 2).unbind(2)
+            for place, each in zip(self.beside, columns):
+                made[place] = each
         *inputs, first, second = made
         for each, trained in zip(inputs, self.trained, strict=True):
             each.requires_grad_(trained)
@@ -133,7 +139,9 @@ def cases(sizes: Sizes) -> dict[str, Case]:
     for name, trains in (("", False), (", all trained", True)):
         turned, plain = partial(norm_heads, sizes.side), partial(norm_heads, 0)
         found |= {
-            f"norms and rotations{name}": Case((q, weight, q, weight), (True, trains) * 2, turned),
+            f"norms and rotations{name}": Case(
+                (q, weight, q, weight), (True, trains) * 2, turned, beside=(0, 2)
+            ),
             f"norms{name}": Case((q, weight, text, weight), (True, trains) * 2, plain, text),
             f"modulated norm{name}": Case((x, one, one), (True, trains, trains), entered),
             f"gate and modulated norm{name}": Case(

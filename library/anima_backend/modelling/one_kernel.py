@@ -41,7 +41,10 @@ def rows_of(length: int, programs: int = PROGRAMS) -> int:
 def norm_turn(
     xs: list[Tensor], weights: list[Tensor], cos: Tensor | None, sin: Tensor | None
 ) -> list[Tensor]:
-    """xs (B, L, heads, hd), one or two, divided by each head's root mean square, weighted and turned."""
+    """xs (B, L, heads, hd), one or two, divided by each head's root mean square, weighted and turned.
+
+    The heads of a token lie dense; tokens may lie apart, as columns of a larger tensor do.
+    """
     outs = [torch.empty_like(x) for x in xs]
     if not xs[0].is_meta:
         triton_kernels.norm_turn(xs, weights, cos, sin, outs)
@@ -56,8 +59,15 @@ def norm_turn_back(
     grads: list[Tensor], xs: list[Tensor], weights: list[Tensor], cos: Tensor | None,
     sin: Tensor | None, of_weights: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of xs and, if asked for, float32 sums (xs, programs, hd) for those of the weights."""
-    of_xs, tokens = [torch.empty_like(x) for x in xs], xs[0].shape[0] * xs[0].shape[1]
+    """Gradients of xs and, if asked for, float32 sums (xs, programs, hd) for those of the weights.
+
+    Those of xs that are columns lie beside each other as such.
+    """
+    (batch, length, *head), tokens = xs[0].shape, xs[0].shape[0] * xs[0].shape[1]
+    if xs[0].is_contiguous():
+        of_xs = [torch.empty_like(x) for x in xs]
+    else:
+        of_xs = list(xs[0].new_empty(batch, length, len(xs), *head).unbind(2))
     rows, sums = 1, None
     if of_weights:
         rows = rows_of(tokens, NARROW)
@@ -138,7 +148,7 @@ def turned(x: Tensor, weight: Tensor, cos: Tensor | None, sin: Tensor | None) ->
 
 
 class NormTurn(torch.autograd.Function):
-    """Of one tensor or two of a shape, each with its weight after it. Keeps what comes in."""
+    """Of one tensor or two of a shape and dtype, each with its weight after it. Keeps what comes in."""
 
     @staticmethod
     def forward(

@@ -20,13 +20,13 @@ ZERO_ROWS = 32  # of a head, in one program
 
 @triton.jit
 def norm_turn_one(
-    x, weight, out, at, c, s, eps, head, place,
+    x, weight, out, from_, at, c, s, eps, head, place,
     TURNED: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """One token of x: each head (a | b) divided by its root mean square, weighted and turned."""
     here, inside = place < HALF, (head < HEADS) & (place < HALF)
-    a = tl.load(x + at, inside, other=0.0).to(tl.float32)
-    b = tl.load(x + at + HALF, inside, other=0.0).to(tl.float32)
+    a = tl.load(x + from_, inside, other=0.0).to(tl.float32)
+    b = tl.load(x + from_ + HALF, inside, other=0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(a * a + b * b, 1) / (2 * HALF) + eps)[:, None]
     a = a * scale * tl.load(weight + place, here, other=0.0).to(tl.float32)
     b = b * scale * tl.load(weight + HALF + place, here, other=0.0).to(tl.float32)
@@ -38,33 +38,40 @@ def norm_turn_one(
 
 @triton.jit
 def norm_turn_kernel(
-    x, weight, out, other, other_weight, other_out, cos, sin, length, eps, TURNED: tl.constexpr,
-    TWO: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
+    x, weight, out, other, other_weight, other_out, cos, sin, length, by_sample, by_token,
+    other_by_sample, other_by_token, eps, TURNED: tl.constexpr, TWO: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token of x and, if there are two, of other."""
+    """One token of x and, if there are two, of other. by_...: their strides"""
     token = tl.program_id(0)
     head, place = tl.arange(0, HEAD_BLOCK)[:, None], tl.arange(0, HALF_BLOCK)[None, :]
-    at = token.to(tl.int64) * (HEADS * 2 * HALF) + head * (2 * HALF) + place
+    inside = head * (2 * HALF) + place
+    at = token.to(tl.int64) * (HEADS * 2 * HALF) + inside
+    sample, row = (token // length).to(tl.int64), token % length
     c = tl.zeros((1, HALF_BLOCK), tl.float32)
     s = tl.zeros((1, HALF_BLOCK), tl.float32)
     if TURNED:
-        angle = (token % length) * HALF + place
+        angle = row * HALF + place
         c = tl.load(cos + angle, place < HALF, other=0.0)
         s = tl.load(sin + angle, place < HALF, other=0.0)
-    norm_turn_one(x, weight, out, at, c, s, eps, head, place, TURNED, HEADS, HALF)
+    from_ = sample * by_sample + row * by_token + inside
+    norm_turn_one(x, weight, out, from_, at, c, s, eps, head, place, TURNED, HEADS, HALF)
     if TWO:
+        from_ = sample * other_by_sample + row * other_by_token + inside
         norm_turn_one(
-            other, other_weight, other_out, at, c, s, eps, head, place, TURNED, HEADS, HALF
+            other, other_weight, other_out, from_, at, c, s, eps, head, place, TURNED, HEADS, HALF
         )
 
 
 @triton.jit
 def norm_turn_back_one(
-    grad, x, weight_a, weight_b, of_x, from_, at, c, s, eps, inside,
+    grad, x, weight_a, weight_b, of_x, from_, at, to, c, s, eps, inside,
     TURNED: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """One token: the gradient of x; returned, what each head adds to that of the weight (a | b)."""
+    """One token: the gradient of x; returned, what each head adds to that of the weight (a | b).
+
+    from_, at, to: where the token is in grad, x and of_x
+    """
     grad_a = tl.load(grad + from_, inside, other=0.0).to(tl.float32)
     grad_b = tl.load(grad + from_ + HALF, inside, other=0.0).to(tl.float32)
     if TURNED:
@@ -77,21 +84,22 @@ def norm_turn_back_one(
     mean = (tl.sum(of_weight_a * weight_a + of_weight_b * weight_b, 1) / (2 * HALF))[:, None]
     grad_a, grad_b = grad_a * weight_a, grad_b * weight_b
     of_a, of_b = scale * (grad_a - a * mean), scale * (grad_b - b * mean)
-    tl.store(of_x + at, of_a.to(of_x.dtype.element_ty), inside)
-    tl.store(of_x + at + HALF, of_b.to(of_x.dtype.element_ty), inside)
+    tl.store(of_x + to, of_a.to(of_x.dtype.element_ty), inside)
+    tl.store(of_x + to + HALF, of_b.to(of_x.dtype.element_ty), inside)
     return of_weight_a, of_weight_b
 
 
 @triton.jit
 def norm_turn_back_kernel(
     grad, x, weight, of_x, other_grad, other, other_weight, of_other, cos, sin, sums, tokens, length,
-    by_sample, by_token, by_head, other_by_sample, other_by_token, other_by_head, eps,
+    by_sample, by_token, by_head, other_by_sample, other_by_token, other_by_head,
+    x_by_sample, x_by_token, other_x_by_sample, other_x_by_token, of_x_by_token, eps,
     TURNED: tl.constexpr, TWO: tl.constexpr, OF_WEIGHT: tl.constexpr, ROWS: tl.constexpr,
     HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ROWS tokens: gradients turned back, of the inputs, and summed those of the weights.
 
-    by_...: the strides of the gradients
+    by_...: the strides of the gradients; x_by_...: of x and other; of_x_by_token: of both their gradients
     """
     head, place = tl.arange(0, HEAD_BLOCK)[:, None], tl.arange(0, HALF_BLOCK)[None, :]
     here, heads = place < HALF, (head < HEADS) & (place < HALF)
@@ -112,18 +120,21 @@ def norm_turn_back_kernel(
         if TURNED:
             c = tl.load(cos + row_of_sample * HALF + place, here, other=0.0)
             s = tl.load(sin + row_of_sample * HALF + place, here, other=0.0)
-        at = token.to(tl.int64) * (HEADS * 2 * HALF) + head * (2 * HALF) + place
+        in_token = head * (2 * HALF) + place
+        to = token.to(tl.int64) * of_x_by_token + in_token
+        at = sample * x_by_sample + row_of_sample * x_by_token + in_token
         from_ = sample * by_sample + row_of_sample * by_token + head * by_head + place
         a, b = norm_turn_back_one(
-            grad, x, weight_a, weight_b, of_x, from_, at, c, s, eps, inside, TURNED, HALF
+            grad, x, weight_a, weight_b, of_x, from_, at, to, c, s, eps, inside, TURNED, HALF
         )
         sum_a += a
         sum_b += b
         if TWO:
             from_ = sample * other_by_sample + row_of_sample * other_by_token
             from_ += head * other_by_head + place
+            at = sample * other_x_by_sample + row_of_sample * other_x_by_token + in_token
             a, b = norm_turn_back_one(
-                other_grad, other, other_a, other_b, of_other, from_, at, c, s, eps, inside,
+                other_grad, other, other_a, other_b, of_other, from_, at, to, c, s, eps, inside,
                 TURNED, HALF,
             )  # fmt: skip
             other_sum_a += a
@@ -253,13 +264,13 @@ def norm_turn(
     xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None, sin: Tensor | None,
     outs: Sequence[Tensor],
 ) -> None:  # fmt: skip
-    """Fill outs; xs, one or two, and outs (B, L, heads, hd) dense."""
+    """Fill outs (B, L, heads, hd), dense; xs, one or two, are so for each token."""
     batch, length, heads, width = xs[0].shape
     with on_its_card(xs[0]):
         norm_turn_kernel[(batch * length,)](
             xs[0], weights[0], outs[0], xs[-1], weights[-1], outs[-1], given(cos, xs[0]),
-            given(sin, xs[0]), length, EPS, TURNED=cos is not None, TWO=len(xs) > 1,
-            **blocks_of(heads, width), num_warps=4,
+            given(sin, xs[0]), length, *xs[0].stride()[:2], *xs[-1].stride()[:2], EPS,
+            TURNED=cos is not None, TWO=len(xs) > 1, **blocks_of(heads, width), num_warps=4,
         )  # fmt: skip
 
 
@@ -267,13 +278,17 @@ def norm_turn_back(
     grads: Sequence[Tensor], xs: Sequence[Tensor], weights: Sequence[Tensor], cos: Tensor | None,
     sin: Tensor | None, of_xs: Sequence[Tensor], sums: Tensor | None, rows: int,
 ) -> None:  # fmt: skip
-    """Fill of_xs and, if given, sums (xs, programs of so many rows, hd). grads: dense in their last axis."""
+    """Fill of_xs and, if given, sums (xs, programs of so many rows, hd).
+
+    grads: dense in their last axis; xs: dense for each token; of_xs: as far apart as each other
+    """
     batch, length, heads, width = xs[0].shape
     with on_its_card(xs[0]):
         norm_turn_back_kernel[(triton.cdiv(batch * length, rows),)](
             grads[0], xs[0], weights[0], of_xs[0], grads[-1], xs[-1], weights[-1], of_xs[-1],
             given(cos, xs[0]), given(sin, xs[0]), given(sums, xs[0]), batch * length, length,
-            *grads[0].stride()[:3], *grads[-1].stride()[:3], EPS, TURNED=cos is not None,
+            *grads[0].stride()[:3], *grads[-1].stride()[:3], *xs[0].stride()[:2],
+            *xs[-1].stride()[:2], of_xs[0].stride(1), EPS, TURNED=cos is not None,
             TWO=len(xs) > 1, OF_WEIGHT=sums is not None, ROWS=rows, **blocks_of(heads, width),
             num_warps=4,
         )  # fmt: skip
