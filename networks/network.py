@@ -103,7 +103,7 @@ class AdapterNetwork(Trained):
     def copy_factors_together(self) -> None:
         """Let the model's passes use one copy of all factors in the dtype of its matrices."""
         dtype = next(p.dtype for p in self.attached().parameters() if not p.requires_grad)
-        self.copies = copies_for(linear_adapters(self.trained()), dtype)
+        self.copies = copies_for(linear_adapters(self.trained()), dtype, self.attached())
         self.copying = self.copies.stand_before(self.attached())
 
     def watch_noise(self) -> None:

@@ -40,6 +40,8 @@ class SavesMemory(Protocol):
 
     def enable_block_swap(self, blocks: int, device: torch.device | str) -> None: ...
 
+    def lay_side_by_side(self) -> None: ...
+
     def record_passes(
         self, trained: Iterable[Tensor], recorder: Callable[[], Recorder], *,
         state: Callable[[], Hashable] = ..., around: Callable[[], AbstractContextManager[None]] = ...,
@@ -83,6 +85,7 @@ def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) ->
     """Ask the model for what the options say; lines for the log. Swapped or not, it is on `device`.
 
     Until its blocks are swapped it may lie in RAM, and how inputs leave for RAM is up to where it computes.
+    In the end matrices that see one input lie side by side.
     """
     lines: list[str] = []
     if loop.blocks_to_swap:
@@ -94,6 +97,7 @@ def enable_modes(loop: LoopOptions, model: SavesMemory, device: torch.device) ->
     if loop.checkpoints:
         every = loop.checkpoint_every_n
         model.enable_gradient_checkpointing(cpu_offload=loop.offloads, every=every)
+    model.lay_side_by_side()
     return lines
 
 

@@ -7,7 +7,7 @@ called. Optimizers may change factors past every counter, so that no cheaper mom
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from library.memory.side_by_side import joined, places_for
 
 NOTHING_MADE = (-1, torch.empty(0))
 
@@ -24,11 +26,17 @@ class Copies:
 
     Each is for one use, after which it is autograd's, or goes. What autograd has taken stays as it was until
     its backward pass; a recomputation casts its own, so that nothing waits for it.
+
+    side_by_side: factors with as many columns that are used together, whose copies share their memory
     """
 
-    def __init__(self, factors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self, factors: Iterable[Tensor], dtype: torch.dtype,
+        side_by_side: Iterable[Sequence[Tensor]] = (),
+    ) -> None:  # fmt: skip
         self.factors = list(factors)
         self.dtype = dtype
+        self.side_by_side = [list(each) for each in side_by_side]
         self.made: dict[int, tuple[int, Tensor]] = {}  # id -> version of the factor, its copy
 
     def stand_before(self, model: nn.Module) -> list[RemovableHandle]:
@@ -55,20 +63,43 @@ class Copies:
         factors = [factor for factor in self.factors if factor.dtype != self.dtype]
         if not factors:
             return
-        # each with memory of its own: what is kept of one does not keep the others
-        copies = [torch.empty_like(factor, dtype=self.dtype) for factor in factors]
+        places: dict[int, Tensor] = {}
+        for group in self.side_by_side:
+            places |= zip(map(id, group), places_for(group, self.dtype))
+        # the others with memory of their own: what is kept of one does not keep the rest
+        copies = [
+            places[id(f)] if id(f) in places else torch.empty_like(f, dtype=self.dtype)
+            for f in factors
+        ]
         torch._foreach_copy_(copies, [factor.detach() for factor in factors])
         self.made = {id(f): (f._version, copy) for f, copy in zip(factors, copies)}
 
     def of(self, factor: Tensor, dtype: torch.dtype) -> Tensor:
         """The factor in this dtype: its copy, unless that was used or the factor has changed since."""
+        copy = self.taken(factor, dtype)
+        return factor.detach().to(dtype) if copy is None else copy
+
+    def together(self, factors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """Factors (n, columns) in this dtype as one, (sum of n, columns)."""
+        copies = [self.taken(factor, dtype) for factor in factors]
+        made = [f.detach() if copy is None else copy for f, copy in zip(factors, copies)]
+        whole = joined(made) if made[0].dtype == dtype else None
+        if whole is not None:
+            return whole
+        places = places_for(factors, dtype)
+        torch._foreach_copy_(list(places), made)
+        whole = joined(places)
+        assert whole is not None, "places for them lie side by side"
+        return whole
+
+    def taken(self, factor: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Its copy, which from now on is the caller's; None where there is none."""
         version, copy = self.made.pop(id(factor), NOTHING_MADE)
-        if version == factor._version and copy.dtype == dtype and copy.device == factor.device:
-            return copy
-        return factor.detach().to(dtype)
+        is_it = version == factor._version and copy.dtype == dtype and copy.device == factor.device
+        return copy if is_it else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Copies:
-        return Copies(deepcopy(self.factors, memo), self.dtype)
+        return Copies(deepcopy(self.factors, memo), self.dtype, deepcopy(self.side_by_side, memo))
 
 
 NO_COPIES = Copies((), torch.float32)

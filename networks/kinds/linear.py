@@ -7,7 +7,7 @@ AdditiveAdapter.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import TypeGuard
 
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from library.memory.quantised import Frozen, frozen_weight
+from library.memory.side_by_side import SharesInput, frozen_products, matrix_of
 from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
 from networks.kinds.copies import NO_COPIES, Copies
 from networks.kinds.frozen import base_product
 from networks.kinds.fused import Chain, add_chain, can_fuse
+from networks.kinds.joined import Low, add_low
 from networks.kinds.noise_ranks import Noise
 from networks.kinds.stored import Factors, adapter_scale, stored_alpha
 
@@ -114,14 +116,38 @@ class AdaptedLinear(AdaptedModule, nn.Linear):
             return base_product(x, frozen_weight(self), self.bias)
         return self.adapter(x, frozen_weight(self), self.bias)
 
+    def joined_products(self, x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...] | None:
+        """As `JoinsProducts` of library/memory/side_by_side.py has it: of frozen matrices and low ranks."""
+        adapters: list[AdditiveAdapter | None] = []
+        for each in linears:
+            adapter = each.adapter if isinstance(each, AdaptedLinear) else None
+            if adapter is None and type(each) is not nn.Linear:
+                return None
+            if adapter is None or adapter.multiplier == 0:
+                adapters.append(None)
+            elif isinstance(adapter, AdditiveAdapter) and adapter.is_low_rank:
+                adapters.append(adapter)
+            else:
+                return None
+        if not any(adapters):
+            return frozen_products(x, linears)
+        weight = matrix_of(x, linears)
+        if weight is None:
+            return None
+        added = [None if each is None else each.low(x) for each in adapters]
+        outputs = [each.out_features for each in linears]
+        return add_low(x, weight, outputs, added, self.adapter.copies)
+
 
 class AdditiveAdapter(LinearAdapter):
     """Adds to the output what a weight difference, scale * a product of factors, makes of the input.
 
     cut_at_export: its universal form has at most the rank that is asked for
+    is_low_rank:   what it adds is two products with the input as a whole, which `low` tells
     """
 
     cut_at_export = False
+    is_low_rank = False
 
     @property
     def scale(self) -> float:
@@ -140,6 +166,10 @@ class AdditiveAdapter(LinearAdapter):
     def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]] | None:
         """The same as a chain with its factors; None for what is none."""
         return None
+
+    def low(self, x: Tensor) -> Low:
+        """The same where it is of low rank; its draws are those of `chain`."""
+        raise NotImplementedError
 
     def delta(self) -> Tensor:
         """The dense weight difference at strength 1, (out, in)."""
@@ -183,9 +213,33 @@ def chain_norm(chain: Sequence[Tensor]) -> Tensor:
     return ((last.T @ last) * (first @ first.T)).sum().clamp(min=0).sqrt()
 
 
-def copies_for(adapters: Sequence[LinearAdapter], dtype: torch.dtype) -> Copies:
-    """One copy of the factors of these adapters for each pass; to be called before the model's forward."""
-    copies = Copies([factor for each in adapters for factor in each.parameters()], dtype)
+def copies_for(
+    adapters: Sequence[LinearAdapter], dtype: torch.dtype, model: nn.Module | None = None
+) -> Copies:
+    """One copy of the factors of these adapters for each pass; to be called before the model's forward.
+
+    model: where they are, which says what lies side by side
+    """
+    factors = [factor for each in adapters for factor in each.parameters()]
+    copies = Copies(factors, dtype, used_together(model, adapters) if model else ())
     for adapter in adapters:
         adapter.use_copies(copies)
     return copies
+
+
+def used_together(
+    model: nn.Module, adapters: Sequence[LinearAdapter]
+) -> Iterator[Sequence[Tensor]]:
+    """Factors that are one in products: of low-rank adapters of Linears with one input."""
+    own = set(adapters)
+    for module in model.modules():
+        if isinstance(module, SharesInput):
+            linears = [each for each in module.of_one_input() if isinstance(each, AdaptedLinear)]
+            low = [
+                each.adapter for each in linears
+                if isinstance(each.adapter, AdditiveAdapter) and each.adapter.is_low_rank
+                and each.adapter in own
+            ]  # fmt: skip
+            for alike in zip(*(each.factors().values() for each in low)):
+                if len({factor.shape[1] for factor in alike}) == 1:
+                    yield alike

@@ -16,6 +16,7 @@ from library.errors import ConfigError, Problem
 from library.memory.quantised import Quantised, frozen_weight
 from networks.kinds.adapter import NO_DROPOUT, Dropout, at_use, keep_mask
 from networks.kinds.fused import Chain
+from networks.kinds.joined import Low
 from networks.kinds.kind import Kind, KindArguments, Request, Training
 from networks.kinds.linear import AdditiveAdapter, LinearAdapter, shape_of
 from networks.kinds.noise_ranks import NoiseRanks
@@ -44,6 +45,7 @@ class LoRA(AdditiveAdapter):
     """
 
     zero_factor = LORA_UP
+    is_low_rank = True
     noise_ranks: NoiseRanks | None = None
     rank: int
     lora_down: nn.Parameter
@@ -77,6 +79,10 @@ class LoRA(AdditiveAdapter):
         return F.linear(hidden * self.strength(hidden), at_use(up, x))
 
     def chain(self, x: Tensor) -> tuple[Chain, Sequence[Tensor]]:
+        low = self.low(x)
+        return Chain(1, None, low.strength, (low.mask, None)), (low.down, low.up)
+
+    def low(self, x: Tensor) -> Low:
         strength, masks = self.scale * self.multiplier, []
         if self.training:
             hidden, drop = (*x.shape[:-1], 1, self.rank), self.dropout
@@ -91,7 +97,7 @@ class LoRA(AdditiveAdapter):
                 masks.append(self.noise.mask(self.noise_ranks, self.rank, x).unsqueeze(-2))
             masks += [mask for mask in [self.module_mask(x)] if mask is not None]
         mask = reduce(torch.mul, masks) if masks else None
-        return Chain(1, None, strength, (mask, None)), self.pair()
+        return Low(*self.pair(), strength, mask)
 
     @property
     def acts_by_noise(self) -> bool:

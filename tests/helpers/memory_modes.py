@@ -17,7 +17,8 @@ KINDS = {
     "lora": (lora_anima, {}),
     "lora linears": (lora_anima, {"train_norm": "false", "target_modules": BLOCK_LINEARS}),
     "lora dropouts": (
-        lora_anima, {"rank_dropout": 0.2, "module_dropout": 0.1, "neuron_dropout": 0.1},
+        lora_anima,
+        {"train_norm": "false", "rank_dropout": 0.2, "module_dropout": 0.1, "neuron_dropout": 0.1},
     ),
     "lokr full": (lokr_anima, {"lokr_full_matrix": True, "neuron_dropout": 0.1}),
     "lokr low": (lokr_anima, {"lokr_factor": 4}),
@@ -44,8 +45,9 @@ def small_dit(blocks: int = 2, width: int = 32) -> Anima:
 
 
 def adapted(kind: str, dtype: torch.dtype = torch.float32, **sizes: int):
-    """A small model with adapters away from zero; its network."""
-    model = small_dit(**sizes).to(dtype)
+    """A small model with adapters away from zero, its matrices as a run lays them; its network."""
+    model = small_dit(**sizes).to(dtype).requires_grad_(False)
+    model.lay_side_by_side()
     return model, attached(model, *KINDS[kind])
 
 

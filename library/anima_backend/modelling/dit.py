@@ -41,6 +41,7 @@ from library.memory.offloading import RamStore
 from library.memory.quantised import quantise_linears
 from library.memory.recomputation import cheaply, recompute
 from library.memory.replay import Recorder, Replays
+from library.memory.side_by_side import lay_all
 from library.memory.swapping import Swap, spread
 
 MIN_CONTEXT = 512
@@ -273,6 +274,10 @@ class Anima(nn.Module):
             if not (rests or id(parameter) in away):
                 parameter.data = parameter.data.to(device)
         self.swap = Swap(groups, device)
+
+    def lay_side_by_side(self) -> None:
+        """Let one product be made of frozen matrices that see one input; after all modes."""
+        lay_all(self, away=self.swap.numbers if self.swap is not None else ())
 
     def quantise(self, form: str, device: torch.device, *, llm_adapter: bool) -> None:
         """Store the blocks' frozen matrices in 8 bits; before adapters and all other modes.

@@ -17,6 +17,7 @@ from library.anima_backend.modelling.glue import (
     gated,
     gelu,
     heads,
+    keeps_projected,
     modulate,
     passed,
 )
@@ -25,6 +26,7 @@ from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import EPS, DiTParams
 from library.memory.gradient_sums import shared
 from library.memory.recomputation import cheap, last
+from library.memory.side_by_side import products
 
 
 def sinusoid(sigma: Tensor, dim: int) -> Tensor:
@@ -62,11 +64,12 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention (rope given) or attention to the text; q and k normalised per head first."""
+    """Self-attention, or attention to a text of another width; q and k normalised per head first."""
 
-    def __init__(self, params: DiTParams, key_dim: int) -> None:
+    def __init__(self, params: DiTParams, text_dim: int | None = None) -> None:
         super().__init__()
         dim = params.model_dim
+        self.sees_itself, key_dim = text_dim is None, text_dim or dim
         self.head_dim, self.backend, self.fused = params.head_dim, "torch", False
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(key_dim, dim, bias=False)
@@ -79,17 +82,29 @@ class Attention(nn.Module):
         self, x: Tensor, source: Tensor, rope: Table | None,
         log_zeros: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """log_zeros: of how many rows of zeros were left out of `source`; None: of none."""
+        """rope: where x, which is the source then, is turned
+
+        log_zeros: of how many rows of zeros were left out of `source`; None: of none
+        """
         split, norms = (-1, self.head_dim), (self.q_norm, self.k_norm)
         if self.fused:
-            source, x = (shared(x),) * 2 if source is x else (shared(source), x)
-        q, k = self.q_proj(x).unflatten(-1, split), self.k_proj(source).unflatten(-1, split)
+            source = shared(source)
+        alone, together = [] if self.sees_itself else [self.q_proj(x)], self.of_one_input()
+        if keeps_projected(x, norms, fused=self.fused):  # v, which is kept, keeps what it lies beside
+            found = *alone, *products(source, together)
+        else:
+            found = *alone, *(linear(source) for linear in together)
+        q, k, v = (each.unflatten(-1, split) for each in found)
         q, k = heads(q, k, norms, (rope, rope), fused=self.fused)
-        v = self.v_proj(source).unflatten(-1, split)
         if log_zeros is not None:
             attended = attention_beside_zeros(q, k, v, log_zeros, fused=self.fused)
             return self.output_proj(attended)
         return self.output_proj(attention(q, k, v, None, self.backend))
+
+    def of_one_input(self) -> tuple[nn.Linear, ...]:
+        """The Linears that see the source."""
+        rest = self.k_proj, self.v_proj
+        return (self.q_proj, *rest) if self.sees_itself else rest
 
 
 class FeedForward(nn.Module):
@@ -111,7 +126,7 @@ class Block(nn.Module):
 
     def __init__(self, params: DiTParams) -> None:
         super().__init__()
-        self.self_attn = Attention(params, params.model_dim)
+        self.self_attn = Attention(params)
         self.cross_attn = Attention(params, params.text_dim)
         self.mlp = FeedForward(params.model_dim, params.mlp_dim)
         self.adaln_modulation_self_attn = Modulation(params, 3)
