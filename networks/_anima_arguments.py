@@ -16,7 +16,7 @@ from library.anima_backend.modelling.text_encoder import PLACE
 from library.errors import Problem
 from networks.arguments import Pairs, Words, argument_text
 from networks.network_settings import NormExport
-from networks.targets import TargetRules
+from networks.targets import TargetRules, regex_problems
 
 LLM_ADAPTER = "llm_adapter."
 TEXT_ENCODER = f"{PLACE}."
@@ -51,6 +51,14 @@ COMPONENTS: dict[str, Callable[[str], bool]] = {
     "mlp": lambda path: ".mlp." in path,
     "mod": lambda path: "adaln_modulation" in path,
 }
+
+
+def patterns_in(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The patterns of each argument that has some."""
+    plain = ("target_modules", "exclude_patterns", "include_patterns")
+    paired = [f"network_reg_{what}" for what in ("kinds", "dims", "alphas", "lrs")]
+    found = {name: list(values.get(name) or ()) for name in plain}
+    return found | {name: [pattern for pattern, _ in values.get(name) or ()] for name in paired}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +122,7 @@ class AdapterArguments:
         ):
             if value < 0:
                 problems.append(Problem("expected 0 or more.", f"{pattern}={value:g}"))
+        problems += regex_problems(patterns_in(values))
         exports, norm_export = [each.value for each in NormExport], values.get("norm_export")
         if norm_export is not None and norm_export not in exports:
             message = f"expected {', '.join(exports)}."

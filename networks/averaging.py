@@ -21,11 +21,16 @@ from library.system.tensor_files import (
     NUMBERS,
     TensorFileError,
     TensorHeader,
-    read_header,
     read_tensors,
 )
 from library.utils import first_few
-from networks.codec import is_adapter_key, kinds_of_file, split_factor, write_adapter
+from networks.codec import (
+    GIVE_AN_ADAPTER,
+    kinds_of_file,
+    read_adapter_header,
+    split_factor,
+    write_adapter,
+)
 from networks.kinds.stored import ALPHA
 from networks.kinds.table import KINDS
 
@@ -78,15 +83,13 @@ def open_files(paths: Sequence[Path], *, any_run: bool = False) -> list[AdapterF
     files, problems = [], []
     for path in paths:
         try:
-            header = read_header(path)
+            header = read_adapter_header(path)
             odd = {f"{k} ({e.dtype})" for k, e in header.entries.items() if e.dtype not in NUMBERS}
             if odd:
                 raise TensorFileError(f"holds numbers not read here: {first_few(sorted(odd), 3)}")
-            if not any(is_adapter_key(key, KINDS) for key in header.entries):
-                raise TensorFileError("holds no adapter")
             files.append(AdapterFile(path, header))
         except TensorFileError as error:
-            problems.append(Problem(f"{error}.", str(path)))
+            problems.append(Problem(f"{error}. {GIVE_AN_ADAPTER}", str(path)))
     for file in files[1:]:
         problems += differences(files[0], file)
     if not any_run:

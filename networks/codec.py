@@ -65,6 +65,10 @@ WHOLE_NORM = re.compile(r"^__[a-z]+_norm__\.")
 # How PEFT spells factors that are written otherwise here.
 PEFT_SPELLINGS = {LORA_DOWN: "lora_A.weight", LORA_UP: "lora_B.weight"}
 UNKNOWN_FACTOR = "no factor of a LoRA, LoKr or norm difference"
+GIVE_AN_ADAPTER = (
+    "Give the path of a .safetensors adapter file; if it was downloaded, get it again; .pt and .ckpt "
+    "files have to be converted first."
+)
 KEYS_NAMED = 50
 
 
@@ -239,19 +243,22 @@ def read_adapter(file: str | Path, kinds: Kinds = KINDS) -> dict[str, Tensor]:
     A file that holds no adapter is refused by its header: it may be a whole checkpoint.
     """
     try:
-        header = tensor_files.read_header(file)
-        if not any(is_adapter_key(key, kinds) for key in header.entries):
-            first = ", ".join(list(header.entries)[:5])
-            raise TensorFileError(f"holds no adapter; its tensors: {first or 'none'}")
+        header = read_adapter_header(file, kinds)
         odd = [f"{k} ({e.dtype})" for k, e in header.entries.items() if e.dtype not in NUMBERS]
         if odd:
             raise TensorFileError(f"holds tensors of a kind not read here: {', '.join(odd[:5])}")
         return tensor_files.read_tensors(file, header, header.entries)
     except TensorFileError as error:
-        raise AdapterFileError(
-            f"{file}: {error}. Give the path of a .safetensors adapter file; if it was downloaded, "
-            f"get it again; .pt and .ckpt files have to be converted first."
-        ) from error
+        raise AdapterFileError(f"{file}: {error}. {GIVE_AN_ADAPTER}") from error
+
+
+def read_adapter_header(file: str | Path, kinds: Kinds = KINDS) -> tensor_files.TensorHeader:
+    """The header of a file that holds an adapter, of any model. Raises TensorFileError."""
+    header = tensor_files.read_header(file)
+    if not any(is_adapter_key(key, kinds) for key in header.entries):
+        first = ", ".join(list(header.entries)[:5])
+        raise TensorFileError(f"holds no adapter; its tensors: {first or 'none'}")
+    return header
 
 
 def write_adapter(

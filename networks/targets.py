@@ -167,17 +167,21 @@ def select_targets(
 
 def check_regexes(rules: TargetRules) -> None:
     """Raise ConfigError with every pattern that is no regular expression."""
-    written = [("target_modules", p[3:]) for p in rules.targets if p.startswith("re:")]
-    for option, patterns in PatternTally(rules).options.items():
-        written += [(option, p) for p in patterns if option != "target_modules"]
+    if problems := regex_problems(PatternTally(rules).options):
+        raise ConfigError(problems, source="network_args")
+
+
+def regex_problems(patterns: Mapping[str, Iterable[str]]) -> list[Problem]:
+    """One for each pattern, by option, that is no regular expression."""
     problems = []
-    for option, pattern in written:
+    for option, pattern in ((option, p) for option, found in patterns.items() for p in found):
+        if option == "target_modules" and not pattern.startswith("re:"):
+            continue
         try:
-            re.compile(pattern)
+            re.compile(pattern.removeprefix("re:") if option == "target_modules" else pattern)
         except re.error as error:
             problems.append(Problem(f"not a regular expression: {error}.", f"{option} {pattern!r}"))
-    if problems:
-        raise ConfigError(problems, source="network_args")
+    return problems
 
 
 def apply_reg_rules(

@@ -157,7 +157,9 @@ def folder_problem(name: str, *, recursive: bool = False) -> str | None:
     if os.path.isfile(folder):
         return "this is a file. Give the folder that holds the pictures."
     if not os.path.isdir(folder):
-        hint = f"It is looked for in {Path.cwd()}." if not folder.is_absolute() else ""
+        there = next((parent for parent in folder.parents if parent.is_dir()), None)
+        hint = f"Of this path there is {there}." if there else "The drive is not there."
+        hint = hint if folder.is_absolute() else f"It is looked for in {Path.cwd()}."
         if os.name != "nt" and re.match(r"[A-Za-z]:\\", name):
             hint = "This is a Windows path."
         siblings = [p.name for p in folder.parent.iterdir()] if os.path.isdir(folder.parent) else []

@@ -292,6 +292,7 @@ def _not_a_state(folder: Path) -> str:
         return f"damaged, or of a later version: {MANIFEST} or {SNAPSHOT} is not as expected."
     inside = [name for name in sorted(names) if (folder / name / MANIFEST).is_file()]
     hint = f" Inside it there are: {', '.join(inside)}." if inside else _others(folder)
+    hint = hint or " Runs with save_state leave them in output_dir, with names that end in -state."
     return f"not a state: expected a folder with {MANIFEST} and {SNAPSHOT}.{hint}"
 
 

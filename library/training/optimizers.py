@@ -6,6 +6,7 @@ given it sets its own step size, and learning rate and schedule are only names.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -208,12 +209,21 @@ def _construct(
         optimizer = make(groups, lr=groups[0]["lr"], **arguments)
     except (ValueError, TypeError) as error:
         flag = "optimizer_args" if given else FLAG
-        raise ConfigError(
-            Problem(f"{optimizer_class.__name__}: {error}", given, f"--{flag}")
-        ) from error
+        message = f"{optimizer_class.__name__}: {error}.{_usual(optimizer_class, given)}"
+        raise ConfigError(Problem(message, given, f"--{flag}")) from error
     shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
     logger.info("optimizer: %s(%s)", optimizer_class.__name__, shown)
     return optimizer
+
+
+def _usual(optimizer_class: type[Optimizer], given: str) -> str:
+    """A sentence with the defaults of the arguments that were written; "" where there are none."""
+    usual = [
+        f"{name}={parameter.default}"
+        for name, parameter in inspect.signature(optimizer_class).parameters.items()
+        if f"{name}=" in given and parameter.default is not parameter.empty
+    ]
+    return f" The default is {', '.join(usual)}." if usual else ""
 
 
 def _fused_where_possible(

@@ -22,10 +22,9 @@ from library.system.tensor_files import (
     TensorEntry,
     TensorFileError,
     TensorHeader,
-    read_header,
     read_tensors,
 )
-from networks.codec import KeyDecoder, is_adapter_key, split_factor
+from networks.codec import GIVE_AN_ADAPTER, KeyDecoder, read_adapter_header, split_factor
 from networks.kinds.dora import MAGNITUDES, with_magnitude
 from networks.kinds.full import SET_WEIGHT
 from networks.kinds.kind import Kinds
@@ -217,13 +216,9 @@ def open_adapter(path: str | Path, modules: Modules, kinds: Kinds = KINDS) -> Ad
 def adapter_header(path: str | Path, kinds: Kinds = KINDS) -> TensorHeader:
     """The header of a file that holds an adapter, of any model. Raises AdapterFileError."""
     try:
-        header = read_header(path)
-        if not any(is_adapter_key(key, kinds) for key in header.entries):
-            first = ", ".join(list(header.entries)[:5])
-            raise TensorFileError(f"holds no adapter; its tensors: {first or 'none'}")
+        return read_adapter_header(path, kinds)
     except TensorFileError as error:
-        raise AdapterFileError(f"{error}.", source=str(path)) from error
-    return header
+        raise AdapterFileError(f"{error}. {GIVE_AN_ADAPTER}", source=str(path)) from error
 
 
 def as_path(key: str, modules: Modules, kinds: Kinds) -> str:

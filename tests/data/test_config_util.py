@@ -192,7 +192,7 @@ def test_folders_that_cannot_be_used_are_problems(tmp_path, pictures):
         (pictures / "a.PNG", "this is a file"),
         (tmp_path / "empty", "no pictures in this folder"),
         (tmp_path / "parent", "or name 5_cat itself"),
-        (tmp_path / "nowhere" / "x", "no such folder"),
+        (tmp_path / "nowhere" / "x", f"no such folder. Of this path there is {tmp_path}."),
     ]:
         (problem,) = problems_of(tmp_path, minimal(folder))
         assert message in problem.message

@@ -79,9 +79,9 @@ def test_all_problems_are_told_at_once():
     found = problems(
         lokr_anima, 0, -1, 1.0, lokr_factor=0, rank_dropout="x", module_dropout=1,
         train_norm="maybe", network_reg_dims="a=1.5", mlp_lr=-1, norm_export="both",
-        target_modules="", nothing_like_it=1,
+        target_modules="", nothing_like_it=1, exclude_patterns="(", network_reg_lrs="[=1",
     )  # fmt: skip
-    assert len(found) == 12
+    assert len(found) == 14
 
 
 @pytest.mark.parametrize("alias", ["rank_dropout", "lokr_rank_dropout"])

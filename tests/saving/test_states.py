@@ -95,7 +95,7 @@ def test_states_of_others_are_refused_with_the_reason(tmp_path):
         open_state(old, SCHEMA)
     with pytest.raises(ResumeError, match="sd-scripts.*can run code.*network_weights"):
         open_state(foreign, SCHEMA)
-    with pytest.raises(ResumeError, match=f"expected a folder with {MANIFEST}"):
+    with pytest.raises(ResumeError, match=f"expected a folder with {MANIFEST}.*names that end in -state"):
         open_state(empty, SCHEMA)
 
 

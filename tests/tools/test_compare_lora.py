@@ -155,7 +155,7 @@ def test_settings_that_differ_come_first(tmp_path, weights, capsys):
         (["{lora}"], ["expected 2 to 26 files, got 1"]),
         (["{lora}", "{lokr}", "--html", "{lora}"], ["one of the files that are read"]),
         (["{lora}", "{lokr}", "--json", "{folder}/no/x.json"], ["no such folder"]),
-        (["{lora}", "none.safetensors", "{base}"], ["no such file", "holds no adapter"]),
+        (["{lora}", "none.safetensors", "{base}"], ["no such file", "holds no adapter", "Give the path of"]),
         (["{lora}", "{lokr}", "--base", "{lora}"], ["{lora}"]),
     ],
 )

@@ -147,7 +147,7 @@ def test_an_argument_the_class_does_not_take_offers_the_nearest():
 
 
 def test_a_value_the_class_refuses_is_a_config_error():
-    with pytest.raises(ConfigError, match="AdamW: Invalid beta"):
+    with pytest.raises(ConfigError, match=r"AdamW: Invalid beta.*The default is betas=\(0.9, 0.999\)"):
         create_optimizer(options("AdamW", ["betas=2.0,0.9"]), [{"params": make_parameters()}])
 
 

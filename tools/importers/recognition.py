@@ -52,6 +52,7 @@ PROGRAMS = {
     "sd-scripts": Known(sd_scripts.SOURCE, sd_scripts.knows),
 }
 """In the order in which files are tried: what could be two programs' is the first one's."""
+KINDS_READ = (".toml", ".json", ".yaml", ".yml", *SCRIPTS)
 
 
 def read_any(path: Path) -> Any:
@@ -64,7 +65,9 @@ def read_any(path: Path) -> Any:
             else parse(text, path.suffix.lower())
         )
     except TextFileError as error:
-        raise ConfigError(str(error), source=str(path)) from error
+        is_known = path.suffix.lower() in KINDS_READ
+        expected = "" if is_known else f"expected a file of {', '.join(KINDS_READ)}; this one "
+        raise ConfigError(f"{expected}{error}", source=str(path)) from error
     except ConfigError as error:
         raise ConfigError(error.problems, source=str(path)) from error
 
