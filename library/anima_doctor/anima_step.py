@@ -124,19 +124,7 @@ def count(step: AnimaStep) -> StepCount:
 
 def make_step(settings: AnimaStep, device: torch.device) -> Step:
     """The step with random weights on `device`, or with none on the meta device."""
-    with device, quiet():
-        wider = max(settings.dtype, settings.trained_dtype, key=lambda dtype: dtype.itemsize)
-        model = Anima(settings.params)
-        if settings.text_encoder:
-            model.hold_text_encoder(new_text_encoder(settings.text_encoder))
-        model.to(wider if settings.full else settings.dtype).requires_grad_(False)
-        model.folds_text = settings.folds_text
-        subject_of(settings).mark(model)
-        store_weights(settings.memory.precision, model, device)
-        enable_modes(settings.memory.loop, model, device)
-        model.use_one_kernel(settings.fused)
-        network = subject_of(settings).made_for(model)
-        network.attach(model, settings.trained_dtype)
+    model, network = make_model(settings, device)
     fused = settings.full is not None and settings.full.fused
     for weight, _ in network.pairs() if settings.full else ():
         if fused or (network.swap and id(weight) in network.swap.numbers):
@@ -156,6 +144,24 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
         accumulates=settings.accumulates,
         single=bool(settings.full and (settings.full.single or network.swap)),
     )  # fmt: skip
+
+
+def make_model(settings: AnimaStep, device: torch.device) -> tuple[Anima, Trained]:
+    """The model, as the settings have it, with what trains."""
+    with device, quiet():
+        wider = max(settings.dtype, settings.trained_dtype, key=lambda dtype: dtype.itemsize)
+        model = Anima(settings.params)
+        if settings.text_encoder:
+            model.hold_text_encoder(new_text_encoder(settings.text_encoder))
+        model.to(wider if settings.full else settings.dtype).requires_grad_(False)
+        model.folds_text = settings.folds_text
+        subject_of(settings).mark(model)
+        store_weights(settings.memory.precision, model, device)
+        enable_modes(settings.memory.loop, model, device)
+        model.use_one_kernel(settings.fused)
+        network = subject_of(settings).made_for(model)
+        network.attach(model, settings.trained_dtype)
+    return model, network
 
 
 def as_read(

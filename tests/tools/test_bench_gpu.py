@@ -8,7 +8,7 @@ import torch
 
 from library.anima_backend.modelling.attention_probe import REAL_ROWS
 from library.anima_backend.modelling.kernels import KERNELS
-from tools.bench import gpu, gpu_parts
+from tools.bench import gpu, gpu_parts, gpu_repeats
 
 CPU = torch.device("cpu")
 
@@ -38,6 +38,8 @@ def test_the_whole_command_on_a_cpu(monkeypatch, tmp_path, capsys):
     assert set(curves) == quick
     same = {mode for mode in quick if not mode.startswith(("fp8", "int8", "nf4"))}
     assert {curves[mode] for mode in same} == {"same bits"}
+    repeats = {row["mode"]: (row["result"], row["twice"]) for row in parts["repeats"]}
+    assert repeats == dict.fromkeys(gpu_repeats.QUICK, ("ok", "same bits"))
     assert {row["result"] for row in parts["steps"]} == {"ok"}
     text = page.read_text()
     assert text.startswith("## ") and all(title in text for title, _ in gpu.PARTS.values())

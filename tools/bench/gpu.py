@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from library.system.program import run_main
-from tools.bench import gpu_parts
+from tools.bench import gpu_parts, gpu_repeats
 from tools.bench.gpu_parts import Plan
 from tools.bench.measuring import Figures, machine, make_parser, settle, write_json
 
-SECONDS, QUICK_SECONDS = 420, 50
+SECONDS, QUICK_SECONDS = 440, 50
 """When no further case is begun."""
 PARTS: dict[str, tuple[str, Callable[[Plan], Iterator[Figures]]]] = {
     "parity": ("Reference tensors (relative distance)", gpu_parts.parity),
@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[str, Callable[[Plan], Iterator[Figures]]]] = {
     "kernels": ("Fused kernels against torch's, forward and backward, bf16", gpu_parts.kernels),
     "curves": ("Loss curves of memory modes against plain training", gpu_parts.curves),
     "steps": ("Steps at true size with random weights, bf16, batch 1, AdamW", gpu_parts.steps),
+    "repeats": ("Deterministic training, each memory mode twice", gpu_repeats.repeats),
 }
 FLAGS = {
     "none": "no memory option",

@@ -47,6 +47,7 @@ from library.anima_models import load_anima_transformer, load_anima_vae
 from library.memory.step_count import Step, StepCount
 from library.settings.flags.flow import FlowOptions
 from library.train_util import make_noising
+from networks.trained import Trained
 from tools.bench import gpu_kernels
 from tools.bench.ledger import GIB, network_of
 from tools.bench.measuring import Figures, relative_distance, seconds_of
@@ -242,7 +243,8 @@ def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]
     torch.manual_seed(0)
     with made_in(settings.dtype):
         step = make_step(settings, plan.device)
-    loss_now = prepared_loss(settings, step)
+    assert isinstance(step.model, Anima)
+    loss_now = prepared_loss(settings, step.model, step.network)
     trained = step.network.get_trainable_params()
     optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
 
@@ -256,13 +258,12 @@ def step_on(plan: Plan, settings: AnimaStep) -> tuple[Step, Callable[[], Tensor]
     return step, work
 
 
-def prepared_loss(settings: AnimaStep, step: Step) -> Callable[[], Tensor]:
+def prepared_loss(settings: AnimaStep, model: Anima, network: Trained) -> Callable[[], Tensor]:
     """The step's loss with what the trainer makes beside or before it: the draw, and texts read once."""
-    assert isinstance(step.model, Anima)
-    latents, texts = make_inputs(settings, step.device)
+    latents, texts = make_inputs(settings, model.device)
     noisy = make_noising(FlowOptions()).draw(torch.randn_like(latents), range(len(latents)))
-    text = as_read(settings, texts, step.model, step.network)
-    return partial(loss_on, noisy, step.model, settings, text)
+    text = as_read(settings, texts, model, network)
+    return partial(loss_on, noisy, model, settings, text)
 
 
 def kernels(plan: Plan) -> Iterator[Figures]:
