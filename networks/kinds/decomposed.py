@@ -129,11 +129,16 @@ class DecomposedInputs(Decomposed):
 
     Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", 4.3.
 
-    norms_beside: the norms where the factors are, once they are needed there
+    norms_beside: the norms where the factors are, from the time on that they have their place
     """
 
     axis = 0
     norms_beside: Tensor | None = None
+
+    def use_copies(self, copies: Copies) -> None:
+        super().use_copies(copies)
+        # not first in a pass: a compiler would make another graph for the second
+        self.norms_beside = self.norms.to(self.dora_gain.device)
 
     def decomposed(self, x: Tensor, weight: Frozen) -> Tensor:
         ratio = self.ratio(weight, x.dtype)

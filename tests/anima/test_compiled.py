@@ -134,6 +134,8 @@ CASES = [
     slow("lokr full", {"gradient_checkpointing": {}}),
     slow("lokr low", {"block_swap": 1}),
     slow("norms", {}),
+    slow("oft", {"block_swap": 1, "gradient_checkpointing": {"cpu_offload": True}}),
+    ("dora of inputs", {}),
 ]
 
 

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_iter
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams, LLMAdapterParams
 from library.memory.kept import storage_key
-from networks import lokr_anima, lora_anima
+from networks import lokr_anima, lora_anima, oft_anima
 from tests.helpers.alive import Alive
 
 BLOCK_LINEARS = "q_proj,k_proj,v_proj,output_proj,layer1,layer2"
@@ -26,6 +26,13 @@ KINDS = {
     "modulation": (lora_anima, {"train_norm": "false", "train_adaln": "true"}),
     "norms": (lora_anima, {"target_modules": "none"}),
 }  # fmt: skip
+RARE = {
+    "dora of inputs": (
+        lora_anima, {"dora_wd": "true", "wd_on_out": "false", "train_norm": "false", "target_modules": "layer1"},
+    ),
+    "oft": (oft_anima, {"target_modules": "q_proj,layer2", "train_norm": "false"}),
+}  # fmt: skip
+"""Where KINDS would be looked at in every way, these are in one or two."""
 
 
 def small_dit(blocks: int = 2, width: int = 32) -> Anima:
@@ -48,7 +55,7 @@ def adapted(kind: str, dtype: torch.dtype = torch.float32, **sizes: int):
     """A small model with adapters away from zero, its matrices as a run lays them; its network."""
     model = small_dit(**sizes).to(dtype).requires_grad_(False)
     model.lay_side_by_side()
-    return model, attached(model, *KINDS[kind])
+    return model, attached(model, *{**KINDS, **RARE}[kind])
 
 
 def attached(model: Anima, module: Any, options: dict[str, Any]):
