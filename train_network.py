@@ -53,6 +53,7 @@ class NetworkTrainer(TrainerStages):
             with (
                 self.stops, contextlib.closing(self.progress), contextlib.closing(self.files),
                 rescue(self.files, self.state),
+                compiling.failures_told(self.compilation, self.accelerator.device),
             ):  # fmt: skip
                 self.run_epochs()
                 last_words = self.finish()

@@ -142,7 +142,7 @@ class TrainerStages(InputStages):
             assert isinstance(self.base, Compiles), "every family's model does"
             how = self.compilation
             self.base.compile_blocks(any_size=how.any_size, **how.options)
-            log_lines(logger, how.describe())
+            log_lines(logger, how.describe(self.memory_modes))
 
     @timed
     def attach_network(self) -> None:

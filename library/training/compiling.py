@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -19,10 +19,12 @@ from library.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from library.data.catalogue import Catalogue
+    from library.settings.flags.loop import LoopOptions
     from library.settings.flags.precision import PrecisionOptions
 
 logger = logging.getLogger(__name__)
 
+COMPILERS = ("torch._dynamo", "torch._inductor")  # where the errors are declared that are theirs alone
 GRAPHS_KEPT = 32  # of all blocks together; torch's own 8 is soon reached with a graph for each size
 
 
@@ -45,18 +47,35 @@ class Compilation:
     def wrap(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return torch.compile(function, **self.options)
 
-    def describe(self) -> list[str]:
-        """Lines for the log."""
+    def describe(self, loop: LoopOptions) -> list[str]:
+        """Lines for the log. loop: with the modes that act."""
         sizes = "one graph for all sizes" if self.any_size else "a graph for each size"
-        return [
+        first = "the first steps" if self.any_size else "the first steps of each size"
+        lines = [
             f"compile: each block, by {self.options['backend']}, {sizes}",
-            "compiling: the first steps of each size take a while, up to minutes; no later one does",
+            f"compiling: {first} take a while, up to minutes; no later one does",
         ]
+        if loop.recompute == "cheap":
+            chooses = "the compiler chooses itself what is computed again"
+            lines.append(f'recompute = "cheap" has no effect: {chooses}; see activation_memory_budget')
+        return lines
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[None]:
     """Within: blocks are called as they are written, so that other sizes change no graph of training."""
     return model.uncompiled() if isinstance(model, Compiles) else nullcontext()
+
+
+@contextmanager
+def failures_told(compilation: Compilation | None, device: torch.device) -> Iterator[None]:
+    """Within: a failure of the compiler that shows with blocks alone is a ConfigError, as one before."""
+    try:
+        yield
+    except Exception as error:
+        if compilation is None or not type(error).__module__.startswith(COMPILERS):
+            raise
+        message = f"{explained(error, device)} Or leave compile out."
+        raise ConfigError(Problem(message, "compile = true")) from error
 
 
 def working_compilation(
@@ -155,6 +174,10 @@ MISSING = {
         "their x64 Native Tools prompt.",
         "else": "a C++ compiler is missing: install g++ (Debian, Ubuntu: build-essential).",
     },
+    "FailOnRecompileLimitHit": dict.fromkeys(
+        ("win32", "else"), "a block wants more graphs than are kept: raise compile_cache_size_limit, or "
+        "leave out compile_fullgraph, without which it then runs uncompiled.",
+    ),
     "InvalidBackend": dict.fromkeys(
         ("win32", "else"), "torch has no such compile_backend here; usual is inductor."
     ),

@@ -1,6 +1,7 @@
 """Whole runs with compiled blocks: what they train, what a state says of it, what is told."""
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from library.errors import ConfigError
@@ -11,7 +12,7 @@ COMPILED = {"compile": True, "compile_backend": "eager", "compile_fullgraph": Tr
 SETTINGS = {
     "network_args": ["target_modules=q_proj,layer1", "train_norm=false"], "network_dropout": 0.2,
     "gradient_accumulation_steps": 2, "validation_split": 0.2, "validate_every_n_steps": 2,
-    "save_state": True, "save_every_n_steps": 2, "log_with": "none", "max_train_steps": 4,
+    "save_state": True, "save_every_n_steps": 1, "log_with": "none", "max_train_steps": 4,
 }  # fmt: skip
 
 
@@ -21,7 +22,7 @@ def compiler(compiler_left_alone):
 
 
 def test_a_compiled_run_trains_the_same_within_rounding(demo, run_folder, caplog):
-    """Gone on from a state of a run without; validation and dropout included."""
+    """Gone on from a state of a run without, then to the bit from its own; validation and dropout included."""
     out = run_folder / "out"
     train(demo, run_folder, SETTINGS)
     state = str(out / "run-step00000002-state")
@@ -33,6 +34,18 @@ def test_a_compiled_run_trains_the_same_within_rounding(demo, run_folder, caplog
     assert max(rel_l2(found[name], value) for name, value in expected.items()) < 1e-4
     assert "compile: each block, by eager, one graph for all sizes" in caplog.text
     assert "compile: false in the state, true now; taken as it is now" in caplog.text
+    state = str(out / "compiled-step00000003-state")
+    train(demo, run_folder, {**changed, "output_name": "again", "resume": state})
+    again = load_file(out / "again.safetensors")
+    assert [name for name in found if not torch.equal(found[name], again[name])] == []
+
+
+def test_what_fails_with_blocks_alone_is_told(demo, run_folder, caplog):
+    """And what a compiler leaves without effect that might not have been there."""
+    changed = {**COMPILED, "compile_cache_size_limit": 1, "compile_optional": True, "recompute": "cheap"}
+    with pytest.raises(ConfigError, match="compile = true .*raise compile_cache_size_limit"):
+        train(demo, run_folder, {**SETTINGS, **changed})
+    assert 'recompute = "cheap" has no effect: the compiler chooses' in caplog.text
 
 
 def test_what_compiled_blocks_do_not_go_with_is_said(demo, run_folder):
