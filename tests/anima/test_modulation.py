@@ -29,6 +29,7 @@ def on_modulations(**swap):
     model = small_dit().requires_grad_(False)
     if swap:
         model.enable_block_swap(**swap)
+    model.lay_side_by_side()  # as swapped ones lie
     network = lora_anima.create_network(
         1.0, 2, 1, None, None, model, target_modules="*adaln_modulation*", train_norm="false"
     )

@@ -17,8 +17,7 @@ KINDS = {
     "lora": (lora_anima, {}),
     "lora linears": (lora_anima, {"train_norm": "false", "target_modules": BLOCK_LINEARS}),
     "lora dropouts": (
-        lora_anima,
-        {"train_norm": "false", "rank_dropout": 0.2, "module_dropout": 0.1, "neuron_dropout": 0.1},
+        lora_anima, {"rank_dropout": 0.2, "module_dropout": 0.1, "neuron_dropout": 0.1},
     ),
     "lokr full": (lokr_anima, {"lokr_full_matrix": True, "neuron_dropout": 0.1}),
     "lokr low": (lokr_anima, {"lokr_factor": 4}),
