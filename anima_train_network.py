@@ -37,7 +37,12 @@ from library.anima_runtime.family import ANIMA_FILES
 from library.anima_runtime.fused_choice import choose_fused
 from library.anima_runtime.metadata_entries import hash_entries, run_entries
 from library.anima_runtime.model_facts import ModelFacts, ModelFiles, dtype_of_vae, inspect_models
-from library.anima_runtime.text_contexts import TextContexts, adapts_text, prompt_context
+from library.anima_runtime.text_contexts import (
+    TextContexts,
+    adapts_text,
+    prompt_context,
+    put_away,
+)
 from library.anima_runtime.tokenizer_assets import TokenizerFolders
 from library.caching.text_windows import TextWindows
 from library.data.data_types import TextOutputs
@@ -271,12 +276,12 @@ class AnimaNetworkTrainer(NetworkTrainer):
         if adapts_text(self.network.paths()):
             return
         assert isinstance(self.base, Anima)
-        contexts = TextContexts(self.base)
+        contexts = TextContexts(self.base, self.token_counts)
         if not isinstance(self.texts, TextWindows):
             self.texts.change = contexts.make_now
             return
-        if made := self.texts.hold_changed(contexts.make):
-            contexts.rest()
+        if made := self.texts.hold_changed(contexts):
+            put_away(self.base)
             logger.info("%d text contexts are made; the LLM adapter, not trained, is in RAM", made)
 
     def call_unet(

@@ -12,7 +12,7 @@ from torch import Tensor
 from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime.empty_model import new_text_encoder
-from library.anima_runtime.text_contexts import TextContexts, adapts_text
+from library.anima_runtime.text_contexts import adapts_text, put_away
 from library.memory.modes import enable_modes, record_passes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
 from library.settings.flags.flow import FlowOptions
@@ -174,7 +174,7 @@ def as_read(
     with torch.no_grad():
         rows = model.text_rows(texts.qwen_hidden, texts.t5_ids, texts.qwen_mask, texts.t5_mask, None)
     if settings.caches_text and not rows.is_meta:
-        TextContexts(model).rest()
+        put_away(model)
     return AnimaContext(rows)
 
 

@@ -33,6 +33,13 @@ class TakesTexts(Protocol):
         """Whether a batch of so many texts of this one's size gives equal rows the same bits in all places."""
 
 
+class ChangesTexts(TakesTexts, Protocol):
+    """One that reads texts' outputs, and not the texts."""
+
+    def make(self, outputs: Sequence[TextOutputs]) -> Sequence[TextOutputs]:
+        """What comes of the outputs of several texts of one size."""
+
+
 class TextBatches:
     """Puts texts together.
 

@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from library.caching.cache_files import (
 )
 from library.caching.contents import Contents
 from library.caching.latents_cache import ONLY_PROCESS, Share
-from library.caching.text_batches import TextBatches
+from library.caching.text_batches import ChangesTexts, TextBatches
 from library.data.data_types import TextOutputs
 from library.data.picture_folders import CACHE_FOLDER
 from library.errors import DatasetError
@@ -121,7 +121,8 @@ class TextCache:
         self.intact: set[str] = set()  # read before and found whole
         self.more_to_come = False
         self.captions: tuple[str, ...] = ()
-        self.change: Callable[[TextOutputs], TextOutputs] | None = None
+        self.change: ChangesTexts | None = None
+        self.changes = self.batches  # which captions are changed together
         self.changed: set[str] = set()  # captions whose outputs are held as `change` made them
 
     def get(self, caption: str, *, rebuild: bool = True) -> TextOutputs:
@@ -148,7 +149,7 @@ class TextCache:
         """A text that `hold` was not told of: right, but slow."""
         logger.warning("encoded while it is waited for, since it was not foreseen: %r", caption)
         outputs = self.encode(caption)
-        self.held[caption] = self.change(outputs) if self.change else outputs
+        self.held[caption] = self.changed_batch({caption: outputs})[caption]
         self.strategy.rest()
         return self.held[caption]
 
@@ -178,17 +179,29 @@ class TextCache:
             made[caption] = outputs
         return made
 
-    def hold_changed(self, change: Callable[[TextOutputs], TextOutputs]) -> int:
+    def hold_changed(self, change: ChangesTexts) -> int:
         """From now on `get` gives what `change` makes of a caption's outputs; returns how many were made.
 
-        Of the captions at hand each is made once, here. Files keep the outputs as they were.
+        Of the captions at hand each is made once, here, as many together as are encoded together. Files
+        keep the outputs as they were.
         """
-        self.change = change
+        if change != self.change:
+            together = self.batches.most, self.batches.first
+            self.change, self.changes = change, TextBatches(change, *together)
         due = [caption for caption in self.captions if caption not in self.changed]
-        for caption in due:
-            self.held[caption] = change(self.get(caption))
-            self.changed.add(caption)
+        for batch in self.changes.arrange(due):
+            made = self.changed_batch({caption: self.get(caption) for caption in batch})
+            for caption in batch:
+                self.held[caption] = made[caption]
+            self.changed.update(batch)
         return len(due)
+
+    def changed_batch(self, outputs: Mapping[str, TextOutputs]) -> Mapping[str, TextOutputs]:
+        """By caption, what the change makes of them, if there is one."""
+        if self.change is None:
+            return outputs
+        make = self.change.make
+        return self.changes.run(tuple(outputs), lambda texts: make([outputs[text] for text in texts]))
 
     def put_away(self) -> None:
         """Free the device of the encoder; it stays in the host's memory while more is to come."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from library.caching.latents_cache import ONLY_PROCESS, Share
-from library.caching.text_batches import TextBatches
+from library.caching.text_batches import ChangesTexts, TextBatches
 from library.caching.text_cache import TextCache
 from library.data.captions import CaptionRecipe
 from library.data.data_types import SampleRequest, TextOutputs
@@ -195,7 +195,7 @@ class TextWindows:
                 len(captions), self.window.start + 1, self.window.stop, epochs, self.limit,
             )  # fmt: skip
 
-    def hold_changed(self, change: Callable[[TextOutputs], TextOutputs]) -> int:
+    def hold_changed(self, change: ChangesTexts) -> int:
         """See TextCache.hold_changed; of the epochs at hand."""
         return self.cache.hold_changed(change)
 
@@ -208,7 +208,7 @@ class TextWindows:
 class TextNow:
     """Text outputs that are not cached: encoded at every use, one at a time as a cache does.
 
-    change: what else is made of each, as TextWindows.hold_changed has it
+    change: what else is made of each, as what TextWindows.hold_changed gets makes of several
     """
 
     def __init__(self, tokenize: TokenizeStrategy, encoding: TextEncodingStrategy) -> None:

@@ -11,7 +11,6 @@ from library.caching.text_windows import TextWindows
 from library.settings.flags.cache import CacheOptions
 from tests.helpers.dataset_files import LetterEncoder, stored_files, together
 from tests.helpers.run_texts import EPOCHS, folder_of_run, texts_of
-from tests.helpers.running import config_files, make_trainer
 from tests.helpers.tiny import rel_l2, tiny_qwen
 
 TEXTS = ["aa", "b", "cc", "dd", "e", "fff", "gg", "hh", "ii"]
@@ -177,37 +176,3 @@ def test_a_place_that_changes_a_bit_is_seen():
     with_change = encoder.layers[0].register_forward_hook(change)
     assert not text_rows.is_even(encoder, 5, 3)
     with_change.remove()
-
-
-def cached(demo, folder, **settings):
-    """The texts of a run that was not begun."""
-    usual = {
-        "max_train_steps": None, "max_train_epochs": 4, "mixed_precision": "no",
-        "cache_text_encoder_outputs": True, "cache_text_encoder_outputs_to_disk": False,
-    }  # fmt: skip
-    trainer = make_trainer(config_files(demo, folder, {**usual, **settings}, shuffle_caption=True))
-    trainer.prepare_process()
-    trainer.open_state()
-    trainer.check()
-    trainer.prepare_data()
-    trainer.prepare_strategies()
-    return trainer.cache_text().cache
-
-
-def test_the_encoder_gets_so_many_captions_of_a_run_at_once(demo, run_folder, monkeypatch):
-    """And makes of each what it makes of it alone, but for rounding."""
-    together, hidden_states = [], text_rows.hidden_states
-
-    def counting(encoder, ids):
-        together.append(len(ids))
-        return hidden_states(encoder, ids)
-
-    monkeypatch.setattr(text_rows, "hidden_states", counting)
-    alone = cached(demo, run_folder)
-    assert set(together) == {1}
-    several = cached(demo, run_folder, text_encoder_batch_size=3)
-    assert max(together) == 3 and several.captions == alone.captions
-    for text in alone.captions:
-        found, expected = several.get(text), alone.get(text)
-        assert torch.equal(found["t5_ids"], expected["t5_ids"])
-        assert rel_l2(found["qwen_hidden"], expected["qwen_hidden"]) < 1e-5

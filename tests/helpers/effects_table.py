@@ -69,7 +69,7 @@ FLAGS: dict[str, Case] = {
         {"cache_text_encoder_outputs": False},
     ),
     "text_encoder_batch_size": shown(
-        "test_text_batches.test_the_encoder_gets_so_many_captions_of_a_run_at_once", 4,
+        "test_text_contexts.test_a_run_that_encodes_several_captions_at_once_goes_on_to_the_same_bytes", 4,
         {"cache_text_encoder_outputs": False},
     ),
     "no_half_vae": shown("test_cache_tools.test_only_what_a_cause_concerns_is_made_anew"),

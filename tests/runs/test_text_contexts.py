@@ -5,9 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 import anima_train_network
-from library.anima_runtime.text_contexts import adapts_text
+from library.anima_runtime.text_contexts import TextContexts, adapts_text
 from library.utils import sha256_of_file
 from tests.helpers.running import config_files, make_trainer
+from tests.helpers.tiny import rel_l2, tiny_transformer
 
 WITHOUT_TEXT = {
     "network_args": ["train_llm_adapter=false"], "no_metadata": True, "max_train_steps": None,
@@ -80,6 +81,43 @@ def test_in_batches_a_caption_is_read_alone_with_a_cache_and_without(demo, run_f
     )
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_that_encodes_several_captions_at_once_goes_on_to_the_same_bytes(demo, run_folder):
+    """From the middle of its first window, with nothing on disk; text encoder and LLM adapter alike."""
+    modes = {
+        "mixed_precision": "no", **MEMORY, "text_cache_variants": 16, "text_encoder_batch_size": 3,
+        "save_every_n_epochs": 1, "save_state": True, "validation_split": 0, "max_validation_steps": None,
+        "report": "none",
+    }  # fmt: skip
+    shuffled = {"caption_dropout_rate": 0}
+    cache = train(Counting, demo, run_folder, modes, **shuffled).texts.cache
+    expected = hash_of(run_folder)
+    assert max(cache.batches.fixed.values()) > 1 < max(cache.changes.fixed.values())
+    state = str(run_folder / "out" / "run-000001-state")
+    train(Counting, demo, run_folder, {**modes, "resume": state}, **shuffled)
+    assert hash_of(run_folder) == expected
+
+
+def read_by(contexts, seeds, size=(4, 6)):
+    """Contexts of captions of random states, read together."""
+    captions = []
+    for seed in seeds:
+        random = torch.Generator().manual_seed(seed)
+        hidden = torch.randn(size[0], contexts.model.llm_adapter.params.source_dim, generator=random)
+        ids = torch.randint(0, contexts.model.llm_adapter.params.vocab, (size[1],), generator=random)
+        captions.append({"qwen_hidden": hidden, "t5_ids": ids, "t5_mask": torch.ones_like(ids)})
+    return [made["context"] for made in contexts.make(captions)]
+
+
+def test_captions_read_together_are_those_read_alone_and_have_no_place():
+    contexts = TextContexts(tiny_transformer(), lambda text: (4, 6))
+    alone, first, last = read_by(contexts, [1]), read_by(contexts, [1, 2, 3]), read_by(contexts, [4, 5, 1])
+    assert rel_l2(first[0], alone[0]) < 1e-5 and not torch.equal(first[0], first[1])
+    assert torch.equal(first[0], last[2]) or not contexts.is_even("any", 3)
+    block = contexts.model.llm_adapter.blocks[0]
+    block.register_forward_hook(lambda block, inputs, output: output + torch.arange(3.0).view(3, 1, 1))
+    assert not contexts.is_even("any", 3)
 
 
 def test_what_trains_keeps_the_llm_adapter_in_the_step():

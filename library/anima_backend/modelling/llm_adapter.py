@@ -88,8 +88,12 @@ class LLMAdapter(nn.Module):
         ids: Tensor,
         hidden_mask: Tensor | None = None,
         ids_mask: Tensor | None = None,
+        depth: int | None = None,
     ) -> Tensor:
-        """Masks (B, S) and (B, T), 1 = real, hide keys only; rows of padding are the caller's to zero."""
+        """Masks (B, S) and (B, T), 1 = real, hide keys only; rows of padding are the caller's to zero.
+
+        depth: so many blocks alone, to try a shape
+        """
         x = F.embedding(ids, self.embed.weight)
         if hasattr(self, "in_proj"):
             x = self.in_proj(x)
@@ -99,7 +103,7 @@ class LLMAdapter(nn.Module):
             text_rope(hidden.shape[1], head_dim, ids.device),
         )
         masks = (key_mask(ids_mask), key_mask(hidden_mask))
-        for block in self.blocks:
+        for block in self.blocks if depth is None else self.blocks[:depth]:
             x = block(x, hidden, ropes, masks)
         return self.norm(self.out_proj(x))
 
