@@ -259,7 +259,7 @@ class AnimaNetworkTrainer(NetworkTrainer):
     def memory_counter(self) -> Count:
         texts = self.run_texts().of_epoch(0)
         memory = RunMemory(
-            self.cfg, replace(self.anima, text_padding=self.padding),
+            self.acting, replace(self.anima, text_padding=self.padding),
             self.model_facts.params, self.outline,
             tuple(self.network_kwargs().items()), largest_batch(self.catalogue),
             longest_tokens(texts, self.token_counts),

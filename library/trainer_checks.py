@@ -248,6 +248,12 @@ class CheckStages(FamilyHooks):
         is_main = self.accelerator.is_main_process
         self.resumption.check(self.validate_resume_snapshot, is_main=is_main)
 
+    @property
+    def acting(self) -> TrainConfig:
+        """The options, with what turned out of int8_compute and compile here."""
+        compiles = self.compilation is not None
+        return replace(self.cfg, precision=replace(self.precision, compile=compiles))
+
     def frozen_products(self) -> int8_probe.Products:
         """Of the largest batch, taken to have a row for each token; texts have fewer."""
         model, datasets = self.empty_model(), self.catalogue.group.datasets

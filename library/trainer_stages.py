@@ -112,14 +112,14 @@ class TrainerStages(InputStages):
         self.memory_modes = choice.loop if choice else self.cfg.loop
         log_lines(logger, choice.describe() if choice else [])
         processes = self.accelerator.num_processes
-        self.cheaper = StepDown(self.cfg, self.memory_modes, self.state.step, processes)
+        self.cheaper = StepDown(self.acting, self.memory_modes, self.state.step, processes)
         self.between_buckets = BetweenBuckets(self.accelerator.device)
 
     def choose_modes(self) -> MemoryChoice:
         model = self.empty_model()
         assert isinstance(model, SavesMemory), "every family's model does"
         device = self.accelerator.device
-        own = choose_modes(self.cfg, device, model.num_blocks, self.memory_counter())
+        own = choose_modes(self.acting, device, model.num_blocks, self.memory_counter())
         return for_smallest_card(own)
 
     @timed

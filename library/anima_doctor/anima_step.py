@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from library.anima_backend.modelling.dit import Anima
 from library.anima_backend.modelling.params import DiTParams
 from library.anima_runtime.empty_model import new_text_encoder
 from library.anima_runtime.text_contexts import adapts_text, put_away
+from library.memory.compiled_count import CountedCompiler, counted_compiler, shared_graphs
 from library.memory.modes import enable_modes, record_passes, store_weights
 from library.memory.step_count import Step, StepCount, count_step
 from library.settings.flags.flow import FlowOptions
@@ -31,6 +33,8 @@ from networks.loading import Adapters, quiet
 from networks.model_layout import ModelLayout
 from networks.trained import Subject, Trained
 from networks.whole_model import Whole
+
+logger = logging.getLogger(__name__)
 
 
 class Saving(NamedTuple):
@@ -69,7 +73,7 @@ SPEEDS = {
     "compile_checkpoint": Saving(CHECKPOINT, COMPILED),
     "compile_graphs": Saving(precision=replace(COMPILED, cuda_graphs=True)),
 }
-"""Ways of saving time, where a card is."""
+"""Ways of saving time."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,21 @@ class AnimaStep:
 @cache
 def count(step: AnimaStep) -> StepCount:
     """What the step costs on a GPU; counted once in a process."""
-    return count_step(make_step(step, torch.device("meta")))
+    try:
+        with shared_graphs():
+            return count_step(make_step(step, torch.device("meta")))
+    except torch._dynamo.exc.TorchDynamoException as error:
+        first = str(error).strip().partition("\n")[0]
+        logger.warning(
+            "compile: blocks cannot be traced to count what they keep compiled (%s: %s). They are counted "
+            "uncompiled, and may need more.", type(error).__name__, first,
+        )  # fmt: skip
+        return count(uncompiled(step))
+
+
+def uncompiled(step: AnimaStep) -> AnimaStep:
+    loop, precision = step.memory
+    return replace(step, memory=Saving(loop, replace(precision, compile=False)))
 
 
 def make_step(settings: AnimaStep, device: torch.device) -> Step:
@@ -129,8 +147,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
     for weight, _ in network.pairs() if settings.full else ():
         if fused or (network.swap and id(weight) in network.swap.numbers):
             weight.register_post_accumulate_grad_hook(let_go)
-    if settings.memory.precision.compile:
-        model.compile_blocks(any_size=False, **torch_options(settings.memory.precision))
+    compiler = compile_blocks(model, settings.memory.precision, device)
     record_passes(settings.memory.precision, model, network, device)
     latents, texts = make_inputs(settings, device)
     read = as_read(settings, texts, model, network)
@@ -143,6 +160,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
         rests=list(model.llm_adapter.state_dict(keep_vars=True).values()) if rests else (),
         accumulates=settings.accumulates,
         single=bool(settings.full and (settings.full.single or network.swap)),
+        compiler=compiler,
     )  # fmt: skip
 
 
@@ -162,6 +180,22 @@ def make_model(settings: AnimaStep, device: torch.device) -> tuple[Anima, Traine
         network = subject_of(settings).made_for(model)
         network.attach(model, settings.trained_dtype)
     return model, network
+
+
+def compile_blocks(
+    model: Anima, precision: PrecisionOptions, device: torch.device
+) -> CountedCompiler | None:
+    """As the options say; on the meta device by what stands for the compiler, which is returned."""
+    if not precision.compile:
+        return None
+    if device.type != "meta":
+        model.compile_blocks(any_size=False, **torch_options(precision))
+        return None
+    compiler = counted_compiler(precision.activation_memory_budget)
+    model.compile_blocks(any_size=False, backend=compiler.backend, fullgraph=True)
+    assert model.compiled is not None, "just set"
+    model.compiled.function = compiler.unwatched(model.compiled.function)
+    return compiler
 
 
 def as_read(

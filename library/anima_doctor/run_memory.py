@@ -201,7 +201,16 @@ class RunMemory:
         batch, width, height = self.batch
         tokens = batch * width * height // (8 * self.params.patch) ** 2
         shape = f"batch {batch}, {tokens} tokens, {self.params.num_blocks} blocks"
-        return f"counted, not measured: {shape}, {describe_modes(loop)}"
+        return f"counted, not measured: {shape}, {describe_modes(loop)}{self.how_compiled}"
+
+    @property
+    def how_compiled(self) -> str:
+        precision = self.cfg.precision
+        if not precision.compile:
+            return ""
+        others = precision.compile_records or precision.compile_backend != "inductor"
+        how = ", as inductor would in its default mode" if others else ""
+        return f", compiled{how} (traced, which is most of this check's time)"
 
 
 def largest_batch(catalogue: Catalogue) -> tuple[int, int, int]:

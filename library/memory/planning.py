@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 
 from library.errors import ConfigError, Problem
+from library.memory.compiled_count import shared_graphs
 from library.memory.modes import acting_modes, describe_modes
 from library.memory.swapping import BUFFERS
 from library.settings.flags.loop import LoopOptions
 
 if TYPE_CHECKING:
     from library.settings.run_config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 Count = Callable[[LoopOptions], int]
 """Bytes on the device at the peak of a step, in the modes of the options."""
@@ -107,6 +111,14 @@ def choose_modes(cfg: TrainConfig, device: torch.device, blocks: int, count: Cou
     """
     assert cfg.loop.vram_target, "else nothing is chosen"
     card = Card.of(cfg.loop.vram_target, device)
+    if cfg.precision.compile:
+        logger.info("vram_target: tracing the blocks, to count what compiled ones keep, for some ten seconds")
+    with shared_graphs():
+        return fitting(card, cfg, blocks, count)
+
+
+def fitting(card: Card, cfg: TrainConfig, blocks: int, count: Count) -> MemoryChoice:
+    """Of `choose_modes`, for a card."""
     kept = kept_names(cfg)
     passed: list[tuple[LoopOptions, int]] = []
     for loop in candidates(cfg.loop, kept):
@@ -145,6 +157,8 @@ def kept_names(cfg: TrainConfig) -> set[str]:
         kept.add("checkpoint_every_n")
     elif "gradient_checkpointing" in kept:  # none of its kind
         kept |= {"checkpoint_every_n", "cpu_offload_checkpointing"}
+    if cfg.precision.compile:  # a compiler chooses itself what is cheap
+        kept.add("recompute")
     return kept
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from library.memory.compiled_count import CountedCompiler
 from library.memory.cuda_kernels import as_on_cuda
 from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
 from library.memory.optimizer_states import state_bytes
@@ -39,6 +40,7 @@ class Step:
     optimizer:   None: its states are counted by others
     accumulates: whether gradients of earlier micro-batches are there
     single:      one weight is updated after another
+    compiler:    of its blocks, if they are compiled and it is counted
     """
 
     device: torch.device
@@ -51,6 +53,12 @@ class Step:
     rests: Sequence[Tensor] = ()
     accumulates: bool = False
     single: bool = False
+    compiler: CountedCompiler | None = None
+
+    def run(self) -> None:
+        """One micro-batch forward and backward; leaves no gradients."""
+        self.loss().backward()
+        self.network.clear_gradients()
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class StepCount:
     kept:          what forward leaves for backward
     left:          what is there when backward is done, beside gradients; more than 0 is a leak
     peak:          the most at once on the device, everything together
-    kernels:       of forward and backward
+    kernels:       of forward and backward, without those of compiled blocks
     away:          names of what trains and waits in RAM; states and gradients of it are not counted
     """
 
@@ -95,6 +103,7 @@ def count_step(
     where an update can be taken back, parameters and states.
     kernels: which kernels the meta device stands for; granule: see Ledger
     """
+    passes = step.compiler.trace(step.run, Ledger(step.device)) if step.compiler else 0
     trained = step.network.get_trainable_params()
     states = state_bytes(step.optimizer, trained) if step.optimizer else 0
     ledger = make_ledger(step.device, granule)
@@ -106,7 +115,8 @@ def count_step(
     if step.accumulates:
         enter_gradients(ledger, step.network, set(away))
     start = ledger.on_device.now
-    with kernels(ledger), ledger:
+    seen = step.compiler.seen_by(ledger, passes) if step.compiler else nullcontext()
+    with kernels(ledger), ledger, seen:
         loss = step.loss()
         kept = ledger.on_device.now - start
         loss.backward()

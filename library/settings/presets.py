@@ -34,7 +34,6 @@ PURPOSES = {
 
 YIELDING = {
     "max_train_epochs": ("max_train_steps",),
-    "vram_target": ("compile",),
 }
 """Options of a preset that go where one of these is given: both would contradict each other."""
 

@@ -175,14 +175,14 @@ class TrainConfig:
         return does_not_go_with("fused_backward_pass", because)
 
     def compile_problems(self) -> list[Problem]:
-        """What compiled blocks do not go with: a count of memory, and CUDA graphs what moves."""
+        """What compiled blocks do not go with: a count of other compilers', and CUDA graphs what moves."""
         if not self.precision.compile:
             return []
         found, recording = [], self.precision.compile_records
-        if self.loop.vram_target:
+        if self.loop.vram_target and (recording or self.precision.compile_backend != "inductor"):
             message = (
-                "counts blocks that are not compiled, and those keep something else. Choose "
-                "gradient_checkpointing or blocks_to_swap yourself, or leave compile out."
+                "counts what inductor's blocks keep, in the modes that record no CUDA graphs. Choose "
+                "gradient_checkpointing or blocks_to_swap yourself, or leave it to inductor's default mode."
             )
             found.append(Problem(message, f"vram_target = {self.loop.vram_target}"))
         if recording and (self.loop.blocks_to_swap or self.loop.checkpoints):

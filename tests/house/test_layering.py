@@ -70,7 +70,7 @@ IN_FUNCTIONS = NEVER_AT_TOP | {
     "sentencepiece",  # make_demo, as well
     "tqdm",  # make_demo: runs up to here without the requirements
     "torch._dynamo.backends.common", "torch._functorch.aot_autograd", "torch._functorch.partitioners",
-    "torch._inductor.decomposition",  # ledger --compiled: the compiler takes as long to import as torch
+    "torch._inductor.decomposition",  # the compiler takes as long to import as torch
 }  # fmt: skip
 MECHANISMS = [  # of memory: what stands below the networks imports torch and itself
     f"{name}.py" for names, _ in FLOORS[:4] for name in names.split()

@@ -12,10 +12,12 @@ from library.memory.modes import acting_modes, describe_modes
 from library.memory.planning import GIB, Card, choose_modes
 from library.memory.swapping import BUFFERS
 from library.settings.flags.loop import LoopOptions
+from library.settings.flags.precision import PrecisionOptions
 from tools.bench import ledger
 
 CPU = torch.device("cpu")
 CHEAP, EVERY_2ND = 'recompute = "cheap"', "checkpoint_every_n = 2"
+PLAIN = PrecisionOptions()
 CHECKPOINT, OFFLOAD = "gradient_checkpointing", "cpu_offload_checkpointing"
 
 
@@ -39,10 +41,10 @@ class Counted:
         return int(needs(loop) * GIB)
 
 
-def chosen(target: str, count=None, **given):
+def chosen(target: str, count=None, precision=PLAIN, **given):
     loop = LoopOptions(vram_target=target, **given)
     explicit = frozenset({"vram_target", "batch_size", *given})
-    cfg = SimpleNamespace(loop=loop, explicit=explicit, whole=False, may_swap=True)
+    cfg = SimpleNamespace(loop=loop, explicit=explicit, whole=False, may_swap=True, precision=precision)
     return choose_modes(cfg, CPU, 28, count or Counted())
 
 
@@ -92,6 +94,15 @@ def test_options_that_the_user_set_are_kept_be_it_to_the_default(target, given, 
     choice = chosen(target, **given)
     assert describe_modes(choice.loop) == modes
     assert {name: getattr(choice.loop, name) for name in given} == given
+
+
+def test_what_a_compiler_chooses_itself_is_no_way_to_less_memory():
+    count = Counted()
+    choice = chosen("8", count, replace(PLAIN, compile=True))
+    assert [describe_modes(loop) for loop in count.loops] == [
+        "no memory option", f"{CHECKPOINT}, {EVERY_2ND}", CHECKPOINT
+    ]  # fmt: skip
+    assert choice.loop == count.loops[-1]
 
 
 def test_where_checkpointing_is_switched_off_no_kind_of_it_is_chosen():

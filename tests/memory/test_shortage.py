@@ -8,17 +8,20 @@ import torch
 from library.memory.modes import describe_modes, enable_modes
 from library.memory.shortage import driver_spills, next_cheaper, should_give_back
 from library.settings.flags.loop import LoopOptions
+from library.settings.flags.precision import PrecisionOptions
 from tests.helpers.memory_modes import adapted, assert_same_bits, gradients
 
 CHEAP, CHECKPOINT = 'recompute = "cheap"', "gradient_checkpointing"
 OFFLOAD = "cpu_offload_checkpointing"
 EVERY_2ND = f"{CHECKPOINT}, checkpoint_every_n = 2, {CHEAP}"
 
+PLAIN = PrecisionOptions()
+
 
 def way_down(blocks=28, **given):
     """The modes of each step down, to the last."""
     loop = LoopOptions(vram_target="8", **given)
-    cfg = SimpleNamespace(loop=loop, explicit=frozenset(given), whole=False, may_swap=True)
+    cfg = SimpleNamespace(loop=loop, explicit=frozenset(given), whole=False, may_swap=True, precision=PLAIN)
     found = []
     while loop := next_cheaper(cfg, loop, blocks):
         found.append(describe_modes(loop))
@@ -34,7 +37,7 @@ def test_each_step_down_is_the_next_of_the_ladder_and_the_last_swaps_everything(
 def test_where_some_blocks_are_swapped_all_of_them_are_next():
     loop = LoopOptions(vram_target="8", cpu_offload_checkpointing=True, blocks_to_swap=11)
     asked = LoopOptions(vram_target="8")
-    cfg = SimpleNamespace(loop=asked, explicit=frozenset(), whole=False, may_swap=True)
+    cfg = SimpleNamespace(loop=asked, explicit=frozenset(), whole=False, may_swap=True, precision=PLAIN)
     found = next_cheaper(cfg, loop, 28)
     assert describe_modes(found) == f"{OFFLOAD}, blocks_to_swap = 28"
     assert next_cheaper(cfg, found, 28) is None
@@ -42,7 +45,7 @@ def test_where_some_blocks_are_swapped_all_of_them_are_next():
 
 def test_weights_that_train_are_not_swapped_between_two_steps():
     some = LoopOptions(vram_target="8", cpu_offload_checkpointing=True, blocks_to_swap=11)
-    cfg = SimpleNamespace(loop=some, explicit=frozenset(), whole=True, may_swap=True)
+    cfg = SimpleNamespace(loop=some, explicit=frozenset(), whole=True, may_swap=True, precision=PLAIN)
     assert next_cheaper(cfg, some, 28) is None
 
 
@@ -95,7 +98,7 @@ def test_every_way_down_may_begin_between_two_steps():
     model, _ = adapted("lora", blocks=5)
     expected = gradients(model)
     loop = LoopOptions(vram_target="8")
-    cfg = SimpleNamespace(loop=loop, explicit=frozenset(), whole=False, may_swap=True)
+    cfg = SimpleNamespace(loop=loop, explicit=frozenset(), whole=False, may_swap=True, precision=PLAIN)
     while loop := next_cheaper(cfg, loop, model.num_blocks):
         enable_modes(loop, model, torch.device("cpu"))
         assert_same_bits(gradients(model), expected)

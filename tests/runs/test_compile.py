@@ -55,7 +55,7 @@ def test_what_compiled_blocks_do_not_go_with_is_said(demo, run_folder):
     with pytest.raises(ConfigError) as error:
         make_trainer(config_files(demo, run_folder, settings))
     graphs, counted = (problem.message for problem in error.value.problems)
-    assert "counts blocks that are not compiled" in counted and "records CUDA graphs" in graphs
+    assert "in the modes that record no CUDA graphs" in counted and "records CUDA graphs" in graphs
 
 
 def test_the_launchers_own_compiler_is_left_out_and_named(demo, run_folder, monkeypatch, caplog):

@@ -109,6 +109,17 @@ def test_a_card_is_planned_for_and_said_by_run_and_doctor(demo, run_folder, plai
     assert code == 0 and told in text
 
 
+@pytest.mark.slow
+def test_compiled_blocks_are_planned_for_as_they_are_compiled(demo, run_folder, compiler_left_alone):
+    """Dropout included, of which compiled blocks keep other masks."""
+    settings = {**SETTINGS, "compile": True, "vram_target": 6, "mixed_precision": "bf16"}
+    text, code = report(config_files(demo, run_folder, settings))
+    assert code == 0, text
+    assert "vram_target = 6: no memory option; " in text
+    assert "2 blocks, no memory option, compiled (traced" in text
+    assert "cannot be traced" not in text
+
+
 class Large(AnimaNetworkTrainer):
     """The demo, taken to be large."""
 

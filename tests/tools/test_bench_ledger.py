@@ -11,7 +11,7 @@ from library.anima_doctor.anima_step import count, make_step
 from library.errors import ConfigError
 from library.memory.step_count import count_step
 from tests.helpers.tiny import golden
-from tools.bench import compiled_blocks, ledger, owners
+from tools.bench import ledger, owners
 
 
 def test_the_true_size_is_that_of_the_official_file():
@@ -56,15 +56,6 @@ def test_what_is_there_at_the_peak_is_told_with_what_made_it():
     assert inputs == [1]  # the second block's; the first one's comes from patches
     *largest, rest = ledger.owners_at_peak(step, 2)
     assert len(largest) == 2 and rest.endswith(f"in {len(told) - 2} smaller kinds")
-
-
-@pytest.mark.slow
-def test_a_compiled_block_keeps_at_most_what_a_plain_one_does():
-    options = ledger.make_parser().parse_args(["--modes", "none", "--blocks", "3"])
-    ((name, step),) = ledger.steps(options)
-    row = ledger.count_row(name, step)
-    units = compiled_blocks.block_keeps(step) / row.unit
-    assert 13 < units <= row.figures()["block kept"] + 0.1
 
 
 @pytest.mark.parametrize("name", ["lora+all", "lohe", "norms"])

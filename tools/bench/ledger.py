@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 
 from library.anima_backend.modelling.params import PUBLISHED
-from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
+from library.anima_doctor.anima_step import MODES, SPEEDS, AnimaStep, count, make_step
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
+from library.memory.compiled_count import shared_graphs
 from library.memory.step_count import StepCount, count_step
 from library.settings.flags.network import NetworkOptions
 from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from networks.arguments import parse_network_args
-from tools.bench.compiled_blocks import block_keeps
 from tools.bench.owners import PeakLedger, lines_of
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -39,6 +39,8 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "lokr_full": ("networks.lokr_anima", {"lokr_factor": "8", "lokr_full_matrix": "true"}),
 }
 EXTRAS = {"norms": "train_norm", "text": "train_llm_adapter"}
+WAYS = {**MODES, **{name: SPEEDS[name] for name in ("compile", "compile_checkpoint")}}
+"""Those of saving memory, and beside them blocks that torch compiles, whose kernels are not counted."""
 GIB, MIB = 2**30, 2**20
 NOT_SHOWN = {"activations", "weights", "adapters", "gradients", "states", "block MiB moved"}
 """Figures for the file only, so that a row fits a wide screen."""
@@ -77,17 +79,21 @@ class Row:
             "weights": whole.weights, "adapters": whole.adapters, "gradients": whole.gradients,
             "states": whole.states, "RAM": whole.in_host, "link": whole.kernels.linked,
         }  # fmt: skip
+        kept = self.per_block(whole.kept, first.kept) / self.unit
+        named = {name: round(size / GIB, 3) for name, size in gib.items()}
+        if self.step.memory.precision.compile:
+            return {**named, "block kept": round(kept, 1)}
         moved = self.per_block(whole.kernels.moved, first.kernels.moved)
         kinds = {kind: self.kernels(kind) for kind in ("glue", "gemm", "attention")}
         blocks = {
-            "kept": self.per_block(whole.kept, first.kept) / self.unit,
+            "kept": kept,
             "moved": moved / self.unit,
             "MiB moved": moved / MIB,
             "kernels": sum(kinds.values()),
             **kinds,
         }
         return {
-            **{name: round(size / GIB, 3) for name, size in gib.items()},
+            **named,
             **{f"block {name}": round(number, 1) for name, number in blocks.items()},
             "kernels": sum(whole.kernels.launched.values()),
         }
@@ -97,7 +103,7 @@ class Row:
         return {
             "adapter": self.adapter,
             "rank": step.network.network_dim or 0,
-            "mode": next(name for name, memory in MODES.items() if memory == step.memory),
+            "mode": next(name for name, memory in WAYS.items() if memory == step.memory),
             "pixels": 8 * step.size[0],
             "batch": step.batch,
             "optimizer": step.optimizer.optimizer_type,
@@ -143,7 +149,7 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, AnimaStep]]:
                 size=(pixels // 8, pixels // 8),
                 batch=batch,
                 tokens=(options.caption, options.caption),
-                memory=MODES[mode],
+                memory=WAYS[mode],
                 fused=not options.no_fused_kernels,
             ),
         )
@@ -152,8 +158,8 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, AnimaStep]]:
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines of aligned columns; sizes in GiB."""
     cells = [{**row.settings(), **row.figures()} for row in rows]
-    names = [name for name in cells[0] if name not in NOT_SHOWN]
-    lines = [names, *([str(cell[name]) for name in names] for cell in cells)]
+    names = [name for name in max(cells, key=len) if name not in NOT_SHOWN]
+    lines = [names, *([str(cell.get(name, "-")) for name in names] for cell in cells)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     return ["  ".join(text.rjust(w) for text, w in zip(line, widths)) for line in lines]
 
@@ -177,7 +183,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--modes", nargs="+", choices=MODES, default=list(MODES))
+    add("--modes", nargs="+", choices=WAYS, default=list(MODES))
     shown = f"{', '.join(KINDS)}; then what else trains: +norms, +text (the LLM adapter)"
     add("--adapters", nargs="+", default=["lora"], help=shown)
     add("--network_args", nargs="*", help="more arguments of the adapters: key=value")
@@ -189,7 +195,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--caption", type=int, default=160, help="tokens of a caption")
     add("--no_fused_kernels", action="store_true", help="torch's own between the products")
     add("--blocks", type=int, default=PUBLISHED.num_blocks, help="of the DiT")
-    add("--compiled", action="store_true", help="and what a block keeps that torch compiles; a minute a row")
     shown = "tell so many kinds of what is on the device at each peak, and what made them"
     add("--owners", type=int, default=0, metavar="N", help=shown)
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -198,13 +203,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     options = make_parser().parse_args()
-    rows = [count_row(adapter, step) for adapter, step in steps(options)]
+    with shared_graphs():
+        rows = [count_row(adapter, step) for adapter, step in steps(options)]
     print(f"torch {torch.__version__}; GiB, and of each block units of 2 bytes x tokens x channels")
     for line in table(rows):
         print(line)
-    for row in rows if options.compiled else ():
-        units = block_keeps(row.step) / row.unit
-        print(f"{row.adapter}, rank {row.settings()['rank']}: a compiled block keeps {units:.1f}")
     for row in rows if options.owners else ():
         print("\n" + ", ".join(f"{name} {value}" for name, value in row.settings().items()))
         print(*owners_at_peak(row.step, options.owners), sep="\n")
