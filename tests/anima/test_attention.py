@@ -260,3 +260,9 @@ def test_a_kernel_of_a_card_is_right_or_says_why_not(kernel):
     sizes = Sizes(batch=1, tokens=1024, texts=512, heads=16, width=128, blocks=1)
     trial = try_kernel(kernel, sizes, torch.bfloat16, torch.device("cuda"))
     assert not trial.why_not or trial.why_not.startswith(("is not installed", "does not work"))
+
+
+def test_what_is_tried_lies_as_in_a_step_where_k_and_v_are_one_product():
+    sizes = Sizes(batch=2, tokens=24, texts=8, heads=2, width=16, blocks=1)
+    call = Call.random(sizes, 8, torch.float32, torch.device("cpu"))
+    assert call.q.is_contiguous() and call.v.stride() == (2 * 8 * 32, 2 * 32, 16, 1)

@@ -177,12 +177,16 @@ class Call:
 
     @classmethod
     def random(cls, sizes: Sizes, keys: int, dtype: torch.dtype, device: torch.device) -> Call:
-        """As large as normalised q and k are; the same numbers each time."""
+        """As large as normalised q and k are; the same numbers each time.
+
+        v lies in columns beside others, as where one product makes k and v: a kernel has to take that.
+        """
         draws = torch.Generator(device).manual_seed(0)
         made = []
         for rows in (sizes.tokens, keys, keys):
             shape = sizes.batch, rows, sizes.heads, sizes.width
             made.append(torch.randn(shape, generator=draws, device=device).to(dtype))
+        made[-1] = torch.stack(made[-1:] * 2, 2)[:, :, 1]
         return cls(*(each.requires_grad_(True) for each in made))
 
     def results(self, function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
