@@ -7,6 +7,7 @@ from library.anima_backend.modelling import padded_text
 from library.anima_backend.modelling.attention import attention
 from library.anima_backend.modelling.attention_probe import Sizes, try_counting
 from library.anima_backend.modelling.dit import MIN_CONTEXT
+from library.anima_backend.modelling.kernel_trial import why_not
 from library.anima_backend.modelling.padded_text import (
     STEP,
     Efficient,
@@ -128,17 +129,21 @@ HALVES = torch.bfloat16, torch.float16
     "kernel, dtype",
     [*((Flash, dtype) for dtype in HALVES), *((Efficient, dtype) for dtype in (*HALVES, torch.float32))],
 )
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 def test_on_a_card_zeros_that_are_counted_are_zeros_that_are_there(
-    monkeypatch, kernel, dtype, width, tokens
+    monkeypatch, kernel, dtype, fused, width, tokens
 ):
     """By either kernel, whichever a card takes; Efficient has log-sums for a multiple of 32 tokens."""
     if kernel is Flash and not card_has_flash(CARD):
         pytest.skip("the card has no flash attention")
+    if fused and (reason := why_not(CARD, dtype)):
+        pytest.skip(reason)
     monkeypatch.setattr(padded_text, "kernel_of", lambda q: kernel)
     sizes = Sizes(batch=2, tokens=tokens, texts=MIN_CONTEXT, heads=4, width=width, blocks=1)
     with repeatable():  # and the same bits twice, which the trial sees to
-        assert not try_counting(sizes, dtype, CARD, rounds=0).why_not
+        assert not try_counting(sizes, dtype, CARD, rounds=0, fused=fused).why_not
         drawn = torch.Generator(CARD).manual_seed(0)
         q, k, v = torch.randn(3, 2, tokens, 4, width, generator=drawn, device=CARD).to(dtype)
-        found = attention_beside_zeros(q, k, v, torch.full((), -torch.inf, device=CARD))
+        none = torch.full((), -torch.inf, device=CARD)
+        found = attention_beside_zeros(q, k, v, none, fused=fused)
         assert rel_l2(found, attention(q, k, v, None, "torch")) < 0.01

@@ -45,6 +45,7 @@ def adapted_on(
         model.to(device)
     if mode:
         model.enable_gradient_checkpointing(**mode)
+    model.lay_side_by_side()
     network = attached(model, *KINDS[kind])
     if recorder:
         trained = network.get_trainable_params()
