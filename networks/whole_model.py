@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import ConfigError, Problem
+from library.memory.side_by_side import lay_all
 from library.memory.swapping import Swap, in_ram
 from networks.model_layout import ModelLayout
 from networks.trained import ROUNDED_AWAY, Subject, Trained
@@ -139,6 +140,7 @@ class WholeModel(Trained):
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(computed)
         swap = model.swap if isinstance(model, Swaps) else None
+        lay_all(model, away=swap.numbers if swap else ())  # what was cast lies apart
         if swap and any(id(part.weight) in swap.numbers for part in self.parts):
             self.swap = swap
 
