@@ -43,6 +43,9 @@ def plain(demo, tmp_path_factory):
 def test_a_mode_changes_no_bit_and_reaches_the_model(demo, run_folder, plain, name):
     trainer = train(demo, run_folder, {**SETTINGS, **MODES[name]})
     assert written(run_folder) == written(plain)
+    states = [folder / "out" / "run-step00000002-state" for folder in (run_folder, plain)]
+    for part in ("adapters.safetensors", "optimizer.pt"):
+        assert len({(state / part).read_bytes() for state in states}) == 1, part
     model = trainer.accelerator.unwrap_model(trainer.model)
     expected = {
         "cheap": (["cheap", "cheap"], []),
@@ -53,10 +56,12 @@ def test_a_mode_changes_no_bit_and_reaches_the_model(demo, run_folder, plain, na
     assert (model.recomputing, model.swapped) == expected[name]
 
 
-def test_a_run_goes_on_in_another_mode_to_the_same_bytes(demo, run_folder, plain):
+@pytest.mark.parametrize("mode", [
+    {"blocks_to_swap": 2, "recompute": "cheap"}, MODES["every second"], MODES["all"],
+], ids=["swapped and cheap", "every second", "all"])  # fmt: skip
+def test_a_run_goes_on_in_another_mode_to_the_same_bytes(demo, run_folder, plain, mode):
     state = str(plain / "out" / "run-step00000002-state")
-    settings = {**SETTINGS, "blocks_to_swap": 2, "recompute": "cheap", "resume": state}
-    train(demo, run_folder, settings)
+    train(demo, run_folder, {**SETTINGS, **mode, "resume": state})
     assert written(run_folder) == written(plain)
 
 
