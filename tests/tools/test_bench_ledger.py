@@ -33,7 +33,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch
     )  # fmt: skip
     ledger.main()
     title, names, *lines = capsys.readouterr().out.splitlines()
-    assert title.startswith("torch ")
+    assert title.startswith(json.loads(file.read_text())["machine"] + "; torch ")
     assert len(lines) == 2 and len({len(line) for line in (names, *lines)}) == 1
     plain, checkpointed = json.loads(file.read_text())["rows"]
     assert (plain["adapter"], plain["mode"], plain["pixels"]) == ("lokr_full+norms", "none", 256)

@@ -89,6 +89,22 @@ def test_an_update_over_one_buffer_asks_for_a_few_operators(run):
             assert large["tensors"] >= 4 * 40
 
 
+@pytest.mark.parametrize(
+    "option, value, expected",
+    [
+        ("--pixels", "100", "expected a multiple of 16"),
+        ("--pixels", "0", "expected a whole number of 1 or more"),
+        ("--batch", "-1", "expected a whole number of 1 or more"),
+        ("--rounds", "x", "expected a whole number of 1 or more"),
+        ("--device", "tpu", "expected cpu or cuda"),
+    ],
+)
+def test_a_size_that_cannot_be_is_told(run, capsys, option, value, expected):
+    with pytest.raises(SystemExit, match="2"):
+        run(step, f"{option}={value}")
+    assert f"argument {option}: {value}: {expected}." in capsys.readouterr().err
+
+
 def test_an_unknown_mode_or_device_is_told(run):
     with pytest.raises(ConfigError, match="there are none, cheap"):
         run(step, *STEP_SIZES, "--arms", "lora:all")

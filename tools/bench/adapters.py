@@ -37,6 +37,7 @@ from tools.bench.measuring import (
     report,
     settle,
     time_arms,
+    whole_number,
 )
 
 OWN: dict[str, KindArguments] = {
@@ -134,8 +135,8 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=15)
     add = parser.add_argument
     add("--layers", nargs="+", default=["2048x2048", "2048x8192"], help="input x output")
-    add("--tokens", type=int, default=1024)
-    add("--rank", type=int, default=16)
+    add("--tokens", type=whole_number, default=1024)
+    add("--rank", type=whole_number, default=16)
     add_precision(parser)
     options = settle(parser)
     rows = [row for size in map(size_of, options.layers) for row in measure(options, size)]

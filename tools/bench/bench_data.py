@@ -1,6 +1,6 @@
 """Measure what feeds the training: the scan of folders, cache items, the wait per step, the VAE.
 
-python -m tools.bench.bench_data [--parts scan cache start wait vae] [--pictures 10000] [--pixels 512]
+python -m tools.bench.bench_data [--parts scan cache start wait vae] [--pictures 10000] [--json data.json]
 
 Everything is made in a temporary folder, at the true sizes of a 1024 x 1024 picture. Files come from
 the system's memory of files that were just written: a cold disk adds its own time to both sides.
@@ -41,6 +41,7 @@ from library.strategy_base import LatentsCachingStrategy, TextEncoderOutputsCach
 from library.system.program import run_main
 from library.train_util import make_loader
 from library.training.flow_matching import Noising
+from tools.bench.measuring import edge, machine, whole_number, write_json
 
 SIDE = 128  # of the latents of a 1024 x 1024 picture
 TOKENS, T5_TOKENS, WIDTH, PADDED = 150, 170, 1024, 512  # of a description of 130 words
@@ -272,9 +273,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parts = ("scan", "cache", "start", "wait", "vae")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
-    parser.add_argument("--pictures", type=int, default=10_000, help="to scan")
-    parser.add_argument("--pixels", type=int, default=512, help="edge of the picture for the VAE")
+    parser.add_argument("--pictures", type=whole_number, default=10_000, help="to scan")
+    parser.add_argument("--pixels", type=edge, default=512, help="edge of the picture for the VAE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the lines there as well")
     options = parser.parse_args()
+    facts = {"machine": machine(torch.device("cpu")), "torch": torch.__version__}
+    print("; ".join([facts["machine"], f"torch {facts['torch']}"]))
+    found: dict[str, list[str]] = {part: [] for part in options.parts}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         benches = {
@@ -286,7 +291,9 @@ def main() -> None:
         }
         for part in options.parts:
             for line in benches[part]():
+                found[part].append(line)
                 print(line, flush=True)
+    write_json(options.json, {**facts, "parts": found})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,16 @@ from library.caching.cache_files import CacheFile
 from library.data.data_types import TextOutputs
 from library.system.program import run_main
 from tools.bench.bench_data import RandomText, layout_of, save_as_sd_scripts
-from tools.bench.measuring import Figures, Work, compare, make_parser, report, settle, time_arms
+from tools.bench.measuring import (
+    Figures,
+    Work,
+    compare,
+    edge,
+    make_parser,
+    report,
+    settle,
+    time_arms,
+)
 
 
 def read_npz(base: Path) -> None:
@@ -71,7 +80,7 @@ def measure(root: Path, options: argparse.Namespace) -> list[Figures]:
 def main() -> None:
     assert __doc__
     parser = make_parser(__doc__, rounds=41)
-    parser.add_argument("--pixels", type=int, default=1024, help="edge of a square picture")
+    parser.add_argument("--pixels", type=edge, default=1024, help="edge of a square picture")
     options = settle(parser)
     with tempfile.TemporaryDirectory() as folder:
         report(options, measure(Path(folder), options), f"{options.pixels} px")

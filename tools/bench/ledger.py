@@ -28,6 +28,7 @@ from library.settings.flags.network import NetworkOptions
 from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
 from networks.arguments import parse_network_args
+from tools.bench.measuring import edge, machine, whole_number
 from tools.bench.owners import PeakLedger, lines_of
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -187,14 +188,14 @@ def make_parser() -> argparse.ArgumentParser:
     shown = f"{', '.join(KINDS)}; then what else trains: +norms, +text (the LLM adapter)"
     add("--adapters", nargs="+", default=["lora"], help=shown)
     add("--network_args", nargs="*", help="more arguments of the adapters: key=value")
-    add("--ranks", nargs="+", type=int, default=[16])
-    add("--pixels", nargs="+", type=int, default=[1024], help="edges of square pictures")
-    add("--batches", nargs="+", type=int, default=[1])
+    add("--ranks", nargs="+", type=whole_number, default=[16])
+    add("--pixels", nargs="+", type=edge, default=[1024], help="edges of square pictures")
+    add("--batches", nargs="+", type=whole_number, default=[1])
     add("--optimizers", nargs="+", default=["AdamW"])
     add("--precisions", nargs="+", choices=("bf16", "fp16", "no"), default=["bf16"])
-    add("--caption", type=int, default=160, help="tokens of a caption")
+    add("--caption", type=whole_number, default=160, help="tokens of a caption")
     add("--no_fused_kernels", action="store_true", help="torch's own between the products")
-    add("--blocks", type=int, default=PUBLISHED.num_blocks, help="of the DiT")
+    add("--blocks", type=whole_number, default=PUBLISHED.num_blocks, help="of the DiT")
     shown = "tell so many kinds of what is on the device at each peak, and what made them"
     add("--owners", type=int, default=0, metavar="N", help=shown)
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -205,7 +206,8 @@ def main() -> None:
     options = make_parser().parse_args()
     with shared_graphs():
         rows = [count_row(adapter, step) for adapter, step in steps(options)]
-    print(f"torch {torch.__version__}; GiB, and of each block units of 2 bytes x tokens x channels")
+    where = machine(torch.device("cpu"))
+    print(f"{where}; torch {torch.__version__}; GiB, and of each block units of 2 bytes x tokens x channels")
     for line in table(rows):
         print(line)
     for row in rows if options.owners else ():
@@ -213,7 +215,7 @@ def main() -> None:
         print(*owners_at_peak(row.step, options.owners), sep="\n")
     if options.json:
         counted = [{**row.settings(), **row.figures()} for row in rows]
-        text = json.dumps({"torch": torch.__version__, "rows": counted}, indent=1)
+        text = json.dumps({"machine": where, "torch": torch.__version__, "rows": counted}, indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
 
 

@@ -26,7 +26,7 @@ import anima_train_network
 from library.errors import UserError
 from library.reporting.reporter import Reporter
 from library.system.program import run_main
-from tools.bench.measuring import Figures, make_parser, quartiles, report, settle
+from tools.bench.measuring import Figures, make_parser, quartiles, report, settle, whole_number
 
 MODELS = {
     "anima_transformer": "anima_dit.safetensors",
@@ -156,7 +156,7 @@ def rows_of(steps: Sequence[dict[str, float]]) -> list[Figures]:
 def main() -> None:
     assert __doc__
     parser = make_parser(__doc__, rounds=1)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=whole_number, default=60)
     parser.add_argument("--live", action="store_true", help="with and without the live page")
     parser.add_argument("--demo", type=Path, help="the demo's folder, made where none is given")
     options: argparse.Namespace = settle(parser)

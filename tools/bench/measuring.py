@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from library.device_utils import precision_dtype
 from library.errors import ConfigError
 from library.memory.trials import apart_from, wait_for
 
+TOKEN = 16  # pixels of its edge
 Work = Callable[[], object]
 Clock = Callable[[], float]
 Figures = Mapping[str, object]
@@ -141,6 +143,27 @@ def write_json(file: Path | None, figures: Mapping[str, object]) -> None:
         file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
+def whole_number(text: str) -> int:
+    """Of an option: a whole number of 1 or more."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of 1 or more.")
+    return int(text)
+
+
+def edge(text: str) -> int:
+    """Of an option: the pixels of a square picture's edge, which are whole tokens."""
+    if whole_number(text) % TOKEN:
+        raise argparse.ArgumentTypeError(f"{text}: expected a multiple of {TOKEN}.")
+    return whole_number(text)
+
+
+def device_named(text: str) -> torch.device:
+    """Of an option."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text}: expected cpu or cuda.")
+    return torch.device(text)
+
+
 def make_parser(text: str, *, rounds: int) -> argparse.ArgumentParser:
     """Options that all timed commands have."""
     parser = argparse.ArgumentParser(
@@ -149,9 +172,9 @@ def make_parser(text: str, *, rounds: int) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda")
-    add("--threads", type=int, default=1, help="of the CPU")
-    add("--rounds", type=int, default=rounds, help="times that every arm is measured")
+    add("--device", type=device_named, default=torch.device("cpu"), help="cpu or cuda")
+    add("--threads", type=whole_number, default=1, help="of the CPU")
+    add("--rounds", type=whole_number, default=rounds, help="times that every arm is measured")
     add("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser
 
@@ -165,8 +188,6 @@ def settle(parser: argparse.ArgumentParser) -> argparse.Namespace:
     options = parser.parse_args()
     if options.device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu.")
-    if options.rounds < 1 or options.threads < 1:
-        raise ConfigError("--rounds and --threads: expected at least 1.")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if "precision" in options:

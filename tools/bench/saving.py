@@ -33,6 +33,7 @@ from tools.bench.measuring import (
     report,
     seconds_of,
     settle,
+    whole_number,
 )
 
 SHARE = 0.02
@@ -91,9 +92,9 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=3)
     add = parser.add_argument
     add("--adapters", nargs="+", default=["lora+norms+text", "lokr_full+norms+text"])
-    add("--rank", type=int, default=32)
-    add("--export_rank", type=int, help="of the universal LoRA in place of a LoKr")
-    add("--blocks", type=int, default=PUBLISHED.num_blocks)
+    add("--rank", type=whole_number, default=32)
+    add("--export_rank", type=whole_number, help="of the universal LoRA in place of a LoKr")
+    add("--blocks", type=whole_number, default=PUBLISHED.num_blocks)
     options = settle(parser)
     with tempfile.TemporaryDirectory() as folder:
         rows = [row for name in options.adapters for row in measure(name, options, Path(folder))]

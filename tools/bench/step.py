@@ -36,11 +36,13 @@ from tools.bench.measuring import (
     add_precision,
     clock_of_work,
     compare,
+    edge,
     made,
     make_parser,
     report,
     settle,
     time_arms,
+    whole_number,
 )
 
 ROWS, FLOOR = "rows", "floor"
@@ -189,11 +191,11 @@ def main() -> None:
     add = parser.add_argument
     add("--arms", nargs="+", default=ARMS)
     add("--no_peers", action="store_true", help="the project's own arms only")
-    add("--rank", type=int, default=16)
-    add("--blocks", type=int, default=2)
-    add("--width", type=int, default=1024, help="of the DiT; the true one is 2048")
-    add("--pixels", type=int, default=512, help="edge of a square picture")
-    add("--batch", type=int, default=1)
+    add("--rank", type=whole_number, default=16)
+    add("--blocks", type=whole_number, default=2)
+    add("--width", type=whole_number, default=1024, help="of the DiT; the true one is 2048")
+    add("--pixels", type=edge, default=512, help="edge of a square picture")
+    add("--batch", type=whole_number, default=1)
     add_precision(parser)
     options = settle(parser)
     params = params_of(options)

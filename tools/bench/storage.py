@@ -27,10 +27,12 @@ from networks.loading import quiet
 from tools.bench.measuring import (
     Figures,
     add_precision,
+    edge,
     make_parser,
     relative_distance,
     report,
     settle,
+    whole_number,
 )
 
 STORED = {
@@ -116,9 +118,9 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=1)
     add_precision(parser)
     add = parser.add_argument
-    add("--blocks", type=int, default=4, help=f"of the DiT; the true model has {PUBLISHED.num_blocks}")
-    add("--pixels", type=int, default=256, help="edge of a square picture")
-    add("--rank", type=int, default=16)
+    add("--blocks", type=whole_number, default=4, help=f"of the DiT; the true model has {PUBLISHED.num_blocks}")
+    add("--pixels", type=edge, default=256, help="edge of a square picture")
+    add("--rank", type=whole_number, default=16)
     options = settle(parser)
     note = f"{options.blocks} blocks, {options.pixels} px, LoRA r{options.rank}, {options.precision}"
     report(options, measure(options), note)

@@ -31,6 +31,7 @@ from tools.bench.measuring import (
     report,
     settle,
     time_arms,
+    whole_number,
 )
 
 MAX_NORM = 1.0
@@ -113,9 +114,9 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=21)
     add = parser.add_argument
     add("--optimizers", nargs="+", default=["AdamW", "Lion", "SGDNesterov", "AdamWScheduleFree"])
-    add("--factors", type=int, default=560)
-    add("--rank", type=int, default=16)
-    add("--width", type=int, default=64, help="small by default: what is left is the calls")
+    add("--factors", type=whole_number, default=560)
+    add("--rank", type=whole_number, default=16)
+    add("--width", type=whole_number, default=64, help="small by default: what is left is the calls")
     options = settle(parser)
     rows = [row for name in options.optimizers for row in measure(options, name)]
     report(options, rows, f"{options.factors} factors of {options.rank} x {options.width}")

@@ -23,11 +23,13 @@ from tools.bench.measuring import (
     Figures,
     clock_of_work,
     compare,
+    edge,
     make_parser,
     relative_distance,
     report,
     settle,
     time_arms,
+    whole_number,
 )
 from tools.bench.peers import quiet_diffusers
 
@@ -98,8 +100,8 @@ def measure(options: argparse.Namespace) -> list[Figures]:
 def main() -> None:
     assert __doc__
     parser = make_parser(__doc__, rounds=5)
-    parser.add_argument("--pixels", type=int, default=256, help="edge of a square picture")
-    parser.add_argument("--width", type=int, default=TRUE_WIDTH, help="of the VAE's first level")
+    parser.add_argument("--pixels", type=edge, default=256, help="edge of a square picture")
+    parser.add_argument("--width", type=whole_number, default=TRUE_WIDTH, help="of the VAE's first level")
     options = settle(parser)
     report(options, measure(options), f"{options.pixels} px")
 

@@ -31,7 +31,7 @@ from networks.kinds.lokr import lokr_shape
 from networks.workshop.writing import adapter_writer
 from tools import _demo_layouts as layouts
 from tools._demo_weights import dit_scale, write_model
-from tools.bench.measuring import Figures, make_parser, report, settle
+from tools.bench.measuring import Figures, make_parser, report, settle, whole_number
 
 RANK, FACTOR = 32, 8
 PARTS = 200  # singular values of what the tuned model has more than the base
@@ -184,7 +184,7 @@ def main() -> None:
     parser = make_parser(__doc__, rounds=1)
     add = parser.add_argument
     add("--tools", nargs="+", choices=TOOLS, default=list(TOOLS), help="rows of the table")
-    add("--blocks", type=int, default=BLOCKS, help="of the model; fewer to try the command")
+    add("--blocks", type=whole_number, default=BLOCKS, help="of the model; fewer to try the command")
     add("--folder", type=Path, help="where the files stay")
     options = settle(parser)
     with tempfile.TemporaryDirectory() as temporary:
