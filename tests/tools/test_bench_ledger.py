@@ -10,8 +10,9 @@ from library.anima_backend.modelling.params import PUBLISHED, DiTParams
 from library.anima_doctor.anima_step import count, make_step
 from library.errors import ConfigError
 from library.memory.step_count import count_step
+from library.settings.flags.loop import LoopOptions
 from tests.helpers.tiny import golden
-from tools.bench import ledger, owners
+from tools.bench import ledger, owners, ways
 
 
 def test_the_true_size_is_that_of_the_official_file():
@@ -28,7 +29,7 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch
     file = tmp_path / "ledger.json"
     monkeypatch.setattr(
         "sys.argv",
-        ["ledger", "--blocks", "2", "--modes", "none", "checkpoint", "--adapters", "lokr_full+norms",
+        ["ledger", "--blocks", "2", "--modes", "none", "every_1+swap_1", "--adapters", "lokr_full+norms",
          "--pixels", "256", "--json", str(file)],
     )  # fmt: skip
     ledger.main()
@@ -37,7 +38,22 @@ def test_the_command_prints_a_table_and_writes_the_figures(tmp_path, monkeypatch
     assert len(lines) == 2 and len({len(line) for line in (names, *lines)}) == 1
     plain, checkpointed = json.loads(file.read_text())["rows"]
     assert (plain["adapter"], plain["mode"], plain["pixels"]) == ("lokr_full+norms", "none", 256)
+    assert checkpointed["mode"] == "checkpoint+swap_1"
     assert plain["kept"] > checkpointed["kept"] and plain["kernels"] < checkpointed["kernels"]
+
+
+def test_ways_of_saving_memory_go_together_by_their_names():
+    way = ways.way_of("every_2nd+cheap+swap_5+fp8")
+    loop = LoopOptions(
+        gradient_checkpointing=True, checkpoint_every_n=2, recompute="cheap", blocks_to_swap=5
+    )
+    assert way.loop == loop
+    assert way.precision.stored_form == "fp8" and ways.way_of("checkpoint") == ways.MODES["checkpoint"]
+    for text in ("every_2+cheap+swap_5+fp8", "offload+every_4+swap_all", "cheap+int8_compute", "swap_all+nf4"):
+        assert ways.name_of(ways.way_of(text)) == text
+    for text, told in {"swap_5+swap_6": "5 and 6", "swap_0": "no mode swap_0; there are none, cheap"}.items():
+        with pytest.raises(ConfigError, match=told):
+            ways.way_of(text)
 
 
 def test_what_is_there_at_the_peak_is_told_with_what_made_it():

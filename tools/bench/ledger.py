@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from library.anima_backend.modelling.params import PUBLISHED
-from library.anima_doctor.anima_step import MODES, SPEEDS, AnimaStep, count, make_step
+from library.anima_doctor.anima_step import MODES, AnimaStep, count, make_step
 from library.device_utils import precision_dtype
 from library.errors import ConfigError, Problem
 from library.memory.compiled_count import shared_graphs
@@ -30,6 +30,7 @@ from library.system.program import run_main
 from networks.arguments import parse_network_args
 from tools.bench.measuring import edge, machine, whole_number
 from tools.bench.owners import PeakLedger, lines_of
+from tools.bench.ways import HELP, name_of, way_of
 
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "lora": ("networks.lora_anima", {}),
@@ -40,8 +41,6 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "lokr_full": ("networks.lokr_anima", {"lokr_factor": "8", "lokr_full_matrix": "true"}),
 }
 EXTRAS = {"norms": "train_norm", "text": "train_llm_adapter"}
-WAYS = {**MODES, **{name: SPEEDS[name] for name in ("compile", "compile_checkpoint")}}
-"""Those of saving memory, and beside them blocks that torch compiles, whose kernels are not counted."""
 GIB, MIB = 2**30, 2**20
 NOT_SHOWN = {"activations", "weights", "adapters", "gradients", "states", "block MiB moved"}
 """Figures for the file only, so that a row fits a wide screen."""
@@ -104,7 +103,7 @@ class Row:
         return {
             "adapter": self.adapter,
             "rank": step.network.network_dim or 0,
-            "mode": next(name for name, memory in WAYS.items() if memory == step.memory),
+            "mode": name_of(step.memory),
             "pixels": 8 * step.size[0],
             "batch": step.batch,
             "optimizer": step.optimizer.optimizer_type,
@@ -150,7 +149,7 @@ def steps(options: argparse.Namespace) -> Iterator[tuple[str, AnimaStep]]:
                 size=(pixels // 8, pixels // 8),
                 batch=batch,
                 tokens=(options.caption, options.caption),
-                memory=WAYS[mode],
+                memory=way_of(mode),
                 fused=not options.no_fused_kernels,
             ),
         )
@@ -184,7 +183,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--modes", nargs="+", choices=WAYS, default=list(MODES))
+    add("--modes", nargs="+", default=list(MODES), help=HELP)
     shown = f"{', '.join(KINDS)}; then what else trains: +norms, +text (the LLM adapter)"
     add("--adapters", nargs="+", default=["lora"], help=shown)
     add("--network_args", nargs="*", help="more arguments of the adapters: key=value")

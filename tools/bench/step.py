@@ -25,7 +25,7 @@ from library.anima_backend.modelling.attention_probe import REAL_ROWS
 from library.anima_backend.modelling.dit import MIN_CONTEXT
 from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import PUBLISHED, DiTParams
-from library.anima_doctor.anima_step import MODES, AnimaStep, make_step
+from library.anima_doctor.anima_step import AnimaStep, make_step
 from library.errors import ConfigError
 from library.settings.flags.optimizer import OptimizerOptions
 from library.system.program import run_main
@@ -44,6 +44,7 @@ from tools.bench.measuring import (
     time_arms,
     whole_number,
 )
+from tools.bench.ways import way_of
 
 ROWS, FLOOR = "rows", "floor"
 ARMS = ["lora", "lora:rows", "lokr_full", "lokr", "lora:cheap", "lora:checkpoint", FLOOR]
@@ -107,12 +108,10 @@ def own(options: argparse.Namespace, params: DiTParams, inputs: Inputs, arm: str
         return floor(options, params)
     adapter, _, mode = arm.partition(":")
     folds, mode = mode != ROWS, "" if mode == ROWS else mode
-    if (mode or "none") not in MODES:
-        raise ConfigError(f"--arms {arm}: no such mode; there are {', '.join([*MODES, ROWS])}.")
     network, arguments = network_of(adapter, options.rank, {})
     settings = AnimaStep(
         params=params, network=network, arguments=arguments, dtype=options.dtype,
-        optimizer=OptimizerOptions(), memory=MODES[mode or "none"], folds_text=folds,
+        optimizer=OptimizerOptions(), memory=way_of(mode or "none"), folds_text=folds,
     )  # fmt: skip
     step = make_step(settings, options.device)
     trained = step.network.get_trainable_params()
