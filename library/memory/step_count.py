@@ -114,13 +114,9 @@ def count_step(
     resident = ledger.on_device.now
     if step.accumulates:
         enter_gradients(ledger, step.network, set(away))
-    start = ledger.on_device.now
     seen = step.compiler.seen_by(ledger, passes) if step.compiler else nullcontext()
     with kernels(ledger), ledger, seen:
-        loss = step.loss()
-        kept = ledger.on_device.now - start
-        loss.backward()
-        del loss
+        kept = kept_between(step, ledger)
     after = ledger.on_device.now - resident
     step.network.clear_gradients()
     left = ledger.on_device.now - resident
@@ -138,6 +134,15 @@ def count_step(
         kernels=ledger.kernels,
         away=tuple(away),
     )
+
+
+def kept_between(step: Step, ledger: Ledger) -> int:
+    """A loss and its gradients are computed; the bytes that forward has left for backward."""
+    start = ledger.on_device.now
+    loss = step.loss()
+    kept = ledger.on_device.now - start
+    loss.backward()
+    return kept
 
 
 def trained_away(network: Trained) -> dict[str, Tensor]:

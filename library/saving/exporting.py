@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,23 +143,25 @@ def export_problems(options: SaveOptions, network: Trained) -> list[Problem]:
             "LoRA of such a file."
         )
         return [Problem(message, where)]
-    text = trained_of_text_encoder(network)
-    if text and options.export_format == "universal":
-        message = (
+    if options.export_format == "both":  # the comfy file has all of it
+        return []
+    return [Problem(message, where) for message in left_out_of_universal(network)]
+
+
+def left_out_of_universal(network: AdapterNetwork) -> Iterator[str]:
+    """What trains and has no place in a universal file, with what to do."""
+    if text := trained_of_text_encoder(network):
+        yield (
             f"has no place for the {text} modules of the text encoder that are trained: not all programs "
             "read them. Set export_format = both, of which the comfy file has them, or "
             "network_train_unet_only."
         )
-        return [Problem(message, where)]
-    norms = sum(placement.is_norm for placement in kept)
-    if norms and options.export_format == "universal":
-        message = (
+    if norms := sum(placement.is_norm for placement in network.exported()):
+        yield (
             f"has no place for the {norms} norms that are trained. Train none with --no-train_norm; or set "
             "export_format = both, of which the comfy file has them; or, to lose them knowingly, "
             "norm_export = omit_trained."
         )
-        return [Problem(message, where)]
-    return []
 
 
 def export_notes(options: SaveOptions, network: Trained) -> list[str]:

@@ -222,7 +222,10 @@ def test_a_padded_batch_is_encoded_as_each_caption_alone():
         ({"text_encoder_lr": [1e-5, 1e-5]}, "expected one rate"),
         ({"network_args": ["text_encoder_lr=1e-5"]}, "write text_encoder_lr beside network_args"),
         ({"network_args": ["target_modules=mlp.layer1"]}, "no module of this component is adapted"),
-        ({"export_format": "universal"}, "has no place for the 14 modules of the text encoder"),
+        (
+            {"export_format": "universal", "train_norm": True},
+            "(?s)has no place for the 14 modules of the text encoder.*for the 9 norms that are trained",
+        ),
     ],
 )
 def test_what_does_not_go_with_it_is_told_at_the_start(learned, settings, told):
