@@ -29,6 +29,7 @@ from library.anima_doctor.anima_step import (
     Saving,
     make_model,
 )
+from library.device_utils import clean_memory_on_device
 from library.settings.flags.loop import LoopOptions
 from library.settings.flags.precision import PrecisionOptions
 from library.training.single_updates import SingleUpdates
@@ -157,7 +158,14 @@ def be_deterministic() -> None:
 
 
 def outcome(plan: Plan, trial: Trial) -> Outcome:
-    """Of a few steps of few blocks; the same draws and weights each time."""
+    """Of a few steps of few blocks; the same draws and weights each time. Memory is given back."""
+    try:
+        return trained_on(plan, trial)
+    finally:
+        clean_memory_on_device(plan.device)
+
+
+def trained_on(plan: Plan, trial: Trial) -> Outcome:
     pixels = min(256, plan.pixels[0])
     settings = replace(
         settings_of(plan, "lora", "none", pixels), memory=trial.saving, full=trial.full,
@@ -174,8 +182,6 @@ def outcome(plan: Plan, trial: Trial) -> Outcome:
     digest = hashlib.sha256()
     for tensor in trained.get_trainable_params():
         digest.update(tensor.detach().cpu().numpy().tobytes())
-    if plan.device.type == "cuda":
-        torch.cuda.empty_cache()
     return Outcome(losses, digest.hexdigest())
 
 
