@@ -142,7 +142,7 @@ def heads(
 
 def one_side(x: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
     """q or k of `heads` without a kernel of our own: on a CPU in pieces."""
-    is_plain = x.device.type == "cpu" and is_called_as_it_is(x)
+    is_plain = is_on_cpu(x) and is_called_as_it_is(x)
     weight = weight_in_use(norm) if is_plain else None
     if weight is None:
         return cheap(head, x, norm, rope)
@@ -152,9 +152,14 @@ def one_side(x: Tensor, norm: nn.Module, rope: Table | None) -> Tensor:
     return out
 
 
+def is_on_cpu(x: Tensor) -> bool:
+    """Whether a CPU's own form is for x."""
+    return x.device.type == "cpu"
+
+
 def keeps_projected(x: Tensor, norms: tuple[nn.Module, nn.Module], *, fused: bool) -> bool:
     """Whether q and k, made of x, are kept for the backward pass of `heads`; else what is made of them is."""
-    is_in_one = fused or x.device.type == "cpu"
+    is_in_one = fused or is_on_cpu(x)
     return is_in_one or all(type(norm) is nn.RMSNorm for norm in norms)
 
 
