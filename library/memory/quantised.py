@@ -53,7 +53,14 @@ class Quantised(NamedTuple):
 
     def gradient(self, grad: Tensor) -> Tensor:
         """Of the Linear's input, for that of its output."""
-        return grad @ self.dense(grad.dtype)
+        return grad @ self.dense_again(grad.dtype)
+
+    def dense_again(self, dtype: torch.dtype) -> Tensor:
+        """The bits of `dense`, for the backward pass.
+
+        By other steps: a compiler takes what is computed alike in both passes for one, and keeps it.
+        """
+        return self.codes.t().to(dtype).mul_(self.scale.t()).t()
 
 
 class Rotated(Quantised):
@@ -71,6 +78,9 @@ class Rotated(Quantised):
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         return rotated(rotated(super().dense(torch.float32)).t()).t().to(dtype)
+
+    def dense_again(self, dtype: torch.dtype) -> Tensor:
+        return self.dense(dtype)
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -106,10 +116,17 @@ class FourBits(Quantised):
         return cls(codes.view(len(weight), -1), scale)
 
     def dense(self, dtype: torch.dtype) -> Tensor:
+        return self.read(self.codes, dtype)
+
+    def dense_again(self, dtype: torch.dtype) -> Tensor:
+        return self.read(self.codes.view(-1, 1), dtype)
+
+    def read(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """codes: in any shape"""
         # in one row: its kernel for CPUs takes each row to begin a block
-        count = 2 * self.codes.numel()
+        count = 2 * codes.numel()
         make = torch.ops.bitsandbytes.dequantize_4bit.default
-        row: Tensor = make(self.codes, self.scale, BLOCK, "nf4", (1, count), dtype)
+        row: Tensor = make(codes, self.scale, BLOCK, "nf4", (1, count), dtype)
         return row.view(len(self.codes), -1)
 
 
