@@ -177,6 +177,7 @@ NOT_RUN = {
     "python -m tools.bench.step": "test_bench_timed.py has small sizes",
     "python -m tools.bench.update": "takes minutes",
     "python -m tools.bench.saving": "takes a minute",
+    "python -m tools.bench.cache": "test_bench_timed.py has small sizes",
     "python -m tools.bench.bench_data": "test_bench_data.py has a few pictures",
     "python -m tools.bench.storage": "test_bench_timed.py has small sizes",
     "python -m tools.bench.loop": "test_bench_timed.py has fewer steps",

@@ -178,6 +178,12 @@ def test_cache_items_are_written_and_read(run):
     assert [row["what"] for row in figures["rows"]] == ["write"] * 2 + ["read"] * 4
 
 
+def test_captions_are_encoded_one_at_a_time_and_together(run):
+    _, figures = run(cache, "--captions", "2", "--together", "3", "--layers", "1", "--rounds", "1")
+    assert [row["arm"] for row in figures["rows"]] == ["one at a time", "3 at once"]
+    assert figures["note"] == "1 layers, bf16"
+
+
 def test_model_files_are_loaded_and_hashed(run):
     _, figures = run(load, "--tiny", "--rounds", "1")
     assert [row["file"] for row in figures["rows"]] == ["dit"] * 4 + ["qwen"] * 4 + ["vae"] * 4

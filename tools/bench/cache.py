@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from library.anima_runtime import text_rows
+from library.anima_runtime.model_settings import DEFAULTS
 from library.caching.cache_files import CacheFile
 from library.data.data_types import TextOutputs
 from library.system.program import run_main
@@ -24,13 +28,25 @@ from tools.bench.bench_data import RandomText, layout_of, save_as_sd_scripts
 from tools.bench.measuring import (
     Figures,
     Work,
+    add_precision,
+    clock_of_work,
     compare,
     edge,
     make_parser,
     report,
     settle,
     time_arms,
+    whole_number,
 )
+
+if TYPE_CHECKING:
+    from transformers import Qwen3Model
+
+QWEN_SIZES = {
+    "vocab_size": 1000,  # looking up takes no longer in a larger table
+    "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8,
+    "head_dim": 128,
+}  # fmt: skip
 
 
 def read_npz(base: Path) -> None:
@@ -77,11 +93,43 @@ def measure(root: Path, options: argparse.Namespace) -> list[Figures]:
     return rows
 
 
+def encode_alone(encoder: Qwen3Model, captions: Sequence[Sequence[int]]) -> None:
+    for ids in captions:
+        text_rows.hidden_states(encoder, [ids])
+
+
+def measure_captions(options: argparse.Namespace) -> list[Figures]:
+    """Of each length: captions one at a time, and as many of them at once."""
+    from transformers import Qwen3Config, Qwen3Model
+
+    config = Qwen3Config(**QWEN_SIZES, **DEFAULTS, num_hidden_layers=options.layers)
+    encoder = Qwen3Model(config).eval().requires_grad_(False)
+    encoder = encoder.to(options.device, options.dtype)
+    rows: list[Figures] = []
+    for length in options.captions:
+        captions = torch.randint(0, config.vocab_size, (options.together, length)).tolist()
+        arms: dict[str, Work] = {
+            "one at a time": partial(encode_alone, encoder, captions),
+            f"{options.together} at once": partial(text_rows.hidden_states, encoder, captions),
+        }
+        times = time_arms(arms, options.rounds, options.device, clock_of_work(options.device))
+        each = {name: [all_ / options.together for all_ in arm] for name, arm in times.items()}
+        rows += [{"tokens": length, **row} for row in compare(each)]
+    return rows
+
+
 def main() -> None:
     assert __doc__
     parser = make_parser(__doc__, rounds=41)
     parser.add_argument("--pixels", type=edge, default=1024, help="edge of a square picture")
+    parser.add_argument("--captions", type=whole_number, nargs="+", metavar="TOKENS", help="encode such captions instead")
+    parser.add_argument("--together", type=whole_number, default=8, help="of them at once")
+    parser.add_argument("--layers", type=whole_number, default=28, help="of the text encoder")
+    add_precision(parser)
     options = settle(parser)
+    if options.captions:
+        note = f"{options.layers} layers, {options.precision}"
+        return report(options, measure_captions(options), note)
     with tempfile.TemporaryDirectory() as folder:
         report(options, measure(Path(folder), options), f"{options.pixels} px")
 
