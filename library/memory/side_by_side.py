@@ -36,16 +36,26 @@ class JoinsProducts(Protocol):
         ...
 
 
-def products(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """What each Linear makes of x, (..., outputs): columns of one tensor where one product can be made of them."""
+def products(
+    x: Tensor, linears: Sequence[nn.Linear], *, together: bool = True
+) -> tuple[Tensor, ...]:
+    """What each Linear makes of x, (..., outputs): columns of one tensor where one product can be made of them.
+
+    together: whether that is wanted
+    """
     found = None
-    if not torch.compiler.is_compiling():
-        joining = next((each for each in linears if isinstance(each, JoinsProducts)), None)
+    if together and not torch.compiler.is_compiling():
+        joining = joining_of(linears)
         if joining is None:
             found = frozen_products(x, linears)
         else:
             found = joining.joined_products(x, linears)
     return tuple(each(x) for each in linears) if found is None else found
+
+
+def joining_of(linears: Sequence[nn.Linear]) -> JoinsProducts | None:
+    """The first that computes more than its frozen product."""
+    return next((each for each in linears if isinstance(each, JoinsProducts)), None)
 
 
 def frozen_products(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...] | None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from library.memory.quantised import QuantisedLinear
-from library.memory.side_by_side import gathered, input_gradient, joined, lay
+from library.memory.side_by_side import SharesInput, gathered, input_gradient, joined, lay
 from networks import lora_anima
 from tests.helpers.memory_modes import attached, gradients, kept_by_forward, small_dit
 
@@ -109,9 +109,9 @@ def test_a_model_has_the_gradients_it_had():
     together, alone = (
         model(each, torch.float64, train_norm="false", **DROPOUTS) for each in (True, False)
     )
-    for block in together.blocks:
-        for attention in (block.self_attn, block.cross_attn):
-            assert joined(weights(attention.of_one_input())) is not None
+    attentions = [each for each in together.modules() if isinstance(each, SharesInput)]
+    assert len(attentions) == 2 * (len(together.blocks) + len(together.llm_adapter.blocks))
+    assert all(joined(weights(each.of_one_input())) is not None for each in attentions)
     found, expected = gradients(together), gradients(alone)
     assert found.keys() == expected.keys()
     for name in found:

@@ -89,11 +89,9 @@ class Attention(nn.Module):
         split, norms = (-1, self.head_dim), (self.q_norm, self.k_norm)
         if self.fused:
             source = shared(source)
-        alone, together = [] if self.sees_itself else [self.q_proj(x)], self.of_one_input()
-        if keeps_projected(x, norms, fused=self.fused):  # v, which is kept, keeps what it lies beside
-            found = *alone, *products(source, together)
-        else:
-            found = *alone, *(linear(source) for linear in together)
+        alone = [] if self.sees_itself else [self.q_proj(x)]
+        joins = keeps_projected(x, norms, fused=self.fused)  # v, which is kept, keeps what it lies beside
+        found = *alone, *products(source, self.of_one_input(), together=joins)
         q, k, v = (each.unflatten(-1, split) for each in found)
         q, k = heads(q, k, norms, (rope, rope), fused=self.fused)
         if log_zeros is not None:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.anima_backend.modelling.attention import attention
-from library.anima_backend.modelling.glue import heads
+from library.anima_backend.modelling.glue import heads, keeps_projected
 from library.anima_backend.modelling.params import EPS, LLMAdapterParams
 from library.anima_backend.modelling.rope import text_rope
+from library.memory.side_by_side import joining_of, products
 
 Rope = tuple[Tensor, Tensor]
 
@@ -20,9 +21,11 @@ Rope = tuple[Tensor, Tensor]
 class AdapterAttention(nn.Module):
     """q from the target, k and v from the source; q and k normalised per head before rotation."""
 
-    def __init__(self, dim: int, source_dim: int, head_dim: int) -> None:
+    def __init__(self, dim: int, head_dim: int, source_dim: int | None = None) -> None:
+        """source_dim: of another source than the target itself"""
         super().__init__()
-        self.head_dim, self.fused = head_dim, False
+        self.head_dim, self.fused, self.sees_itself = head_dim, False, source_dim is None
+        source_dim = source_dim or dim
         self.q_proj = nn.Linear(dim, dim, bias=False)
         self.k_proj = nn.Linear(source_dim, dim, bias=False)
         self.v_proj = nn.Linear(source_dim, dim, bias=False)
@@ -33,11 +36,19 @@ class AdapterAttention(nn.Module):
     def forward(
         self, x: Tensor, source: Tensor, ropes: tuple[Rope, Rope], mask: Tensor | None
     ) -> Tensor:
-        split = (-1, self.head_dim)
-        q, k = self.q_proj(x).unflatten(-1, split), self.k_proj(source).unflatten(-1, split)
-        q, k = heads(q, k, (self.q_norm, self.k_norm), ropes, fused=self.fused)
-        v = self.v_proj(source).unflatten(-1, split)
+        split, norms = (-1, self.head_dim), (self.q_norm, self.k_norm)
+        linears, alone = self.of_one_input(), [] if self.sees_itself else [self.q_proj(x)]
+        # a frozen one may go to RAM and back, which parts its matrices: contexts would be other bits then
+        joins = joining_of(linears) is not None and keeps_projected(x, norms, fused=self.fused)
+        found = *alone, *products(source, linears, together=joins)
+        q, k, v = (each.unflatten(-1, split) for each in found)
+        q, k = heads(q, k, norms, ropes, fused=self.fused)
         return self.o_proj(attention(q, k, v, mask, "torch"))
+
+    def of_one_input(self) -> tuple[nn.Linear, ...]:
+        """The Linears that see the source."""
+        rest = self.k_proj, self.v_proj
+        return (self.q_proj, *rest) if self.sees_itself else rest
 
 
 class AdapterBlock(nn.Module):
@@ -45,9 +56,9 @@ class AdapterBlock(nn.Module):
         super().__init__()
         dim, head_dim = params.model_dim, params.head_dim
         self.norm_self_attn = nn.RMSNorm(dim, eps=EPS)
-        self.self_attn = AdapterAttention(dim, dim, head_dim)
+        self.self_attn = AdapterAttention(dim, head_dim)
         self.norm_cross_attn = nn.RMSNorm(dim, eps=EPS)
-        self.cross_attn = AdapterAttention(dim, params.source_dim, head_dim)
+        self.cross_attn = AdapterAttention(dim, head_dim, params.source_dim)
         self.norm_mlp = nn.RMSNorm(dim, eps=EPS)
         self.mlp = nn.Sequential(
             nn.Linear(dim, params.mlp_dim), nn.GELU(), nn.Linear(params.mlp_dim, dim)
