@@ -7,6 +7,7 @@ import torch
 
 from networks import lora_anima
 from tests.helpers.alive import Alive
+from tests.helpers.cards import CARD, adapted_on, gradients_in_turn, repeatable
 from tests.helpers.memory_modes import (
     adapted,
     assert_same_bits,
@@ -39,6 +40,26 @@ def on_modulations(**swap):
         for parameter in network.get_trainable_params():
             parameter.copy_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def test_between_two_steps_the_weights_are_laid_where_they_wait():
+    model, _ = adapted("lora linears")
+    expected = gradients(model)
+    there = model.modulations.stack
+    model.enable_block_swap(2, CPU)
+    assert there is not None and model.modulations.stack is not there
+    assert_same_bits(gradients(model), expected)
+
+
+@pytest.mark.gpu
+def test_between_two_steps_the_weights_leave_the_card():
+    with repeatable():
+        model = adapted_on(CARD)
+        expected = gradients_in_turn(model)
+        model.enable_block_swap(model.num_blocks, CARD)
+        weights = [linear.weight for linear in model.modulations.linears()]
+        assert all(weight.is_pinned() for weight in weights)
+        assert_same_bits(gradients_in_turn(model), expected)
 
 
 def test_values_and_gradients_are_those_that_each_makes():

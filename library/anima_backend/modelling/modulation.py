@@ -135,7 +135,7 @@ class Modulations:
 
     def wait_in_ram(self, device: torch.device) -> list[Tensor]:
         """Let the weights be on `device` only while they compute; returns those that wait."""
-        self.away = device
+        self.away, self.stack = device, None  # one that was there lies where they were used
         return self.settle()
 
     def settle(self) -> list[Tensor]:
