@@ -63,28 +63,28 @@ class TextBatches:
         """How many of the first texts have a size."""
         return Counter(map(self.network.size_of, self.first()))
 
+    def planned(self, size: Hashable) -> int:
+        """Rows of the batches of a size: few are filled up where the first texts are put together."""
+        return even_share(self.counts[size], self.most) if self.most > 1 else 1
+
     def rows_of(self, text: str) -> int:
-        """Of the batches that a text can be in: few are filled up where the first texts are put together."""
+        """Of the batches that a text is really in: 1 where a place in them would matter."""
         if self.most == 1:
             return 1
         size = self.network.size_of(text)
         if size not in self.fixed:
-            rows = even_share(self.counts[size], self.most)
+            rows = self.planned(size)
             self.fixed[size] = rows if rows > 1 and self.network.is_even(text, rows) else 1
         return self.fixed[size]
 
     def arrange(self, texts: Sequence[str]) -> list[list[str]]:
-        """All texts in batches, in the order in which their sizes are met."""
+        """All texts in batches, in the order in which their sizes are met; the same in every process."""
         if self.most == 1:
             return [[text] for text in texts]
         groups: dict[Hashable, list[str]] = {}
         for text in texts:
             groups.setdefault(self.network.size_of(text), []).append(text)
-        batches = []
-        for group in groups.values():
-            rows = self.rows_of(group[0])
-            batches += [group[start : start + rows] for start in range(0, len(group), rows)]
-        return batches
+        return [part for size, group in groups.items() for part in cut(group, self.planned(size))]
 
     def run(
         self, texts: Sequence[str], work: Callable[[Sequence[str]], Sequence[TextOutputs]]
@@ -103,7 +103,7 @@ class TextBatches:
                     raise
             self.halve(rows)  # outside: the error holds what filled the memory
         made: dict[str, TextOutputs] = {}
-        for part in self.arrange(texts):
+        for part in cut(texts, self.rows_of(texts[0])):
             made |= self.run(part, work)
         return made
 
@@ -115,6 +115,10 @@ class TextBatches:
             "--text_encoder_batch_size %d, so that a run that goes on from a state does the same from its start.",
             rows, self.most, self.most,
         )  # fmt: skip
+
+
+def cut(texts: Sequence[str], rows: int) -> list[list[str]]:
+    return [list(texts[start : start + rows]) for start in range(0, len(texts), rows)]
 
 
 def even_share(count: int, most: int) -> int:

@@ -214,9 +214,12 @@ def test_on_a_gpu_steps_of_several_passes_are_recorded(demo, run_folder, prior):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("prior", [{}, KEPT], ids=["plain", "what the base knows is kept"])
-def test_on_a_gpu_nothing_waits_between_log_points(demo, run_folder, prior):
-    settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16", **prior}
+@pytest.mark.parametrize(
+    "more", [{}, KEPT, {"cache_text_encoder_outputs": False}],
+    ids=["plain", "what the base knows is kept", "captions are encoded in the step"],
+)  # fmt: skip
+def test_on_a_gpu_nothing_waits_between_log_points(demo, run_folder, more):
+    settings = {"log_every_n_steps": 1000, "mixed_precision": "bf16", **more}
     trainer, windows = trainer_at_its_first_step(config_files(demo, run_folder, settings))
     trainer.train_step(windows[0])
     torch.cuda.set_sync_debug_mode("error")

@@ -33,6 +33,7 @@ from tools.bench.measuring import (
     compare,
     edge,
     make_parser,
+    relative_distance,
     report,
     settle,
     time_arms,
@@ -112,9 +113,15 @@ def measure_captions(options: argparse.Namespace) -> list[Figures]:
             "one at a time": partial(encode_alone, encoder, captions),
             f"{options.together} at once": partial(text_rows.hidden_states, encoder, captions),
         }
+        alone = text_rows.hidden_states(encoder, captions[:1])[0]
+        apart = relative_distance(text_rows.hidden_states(encoder, captions)[0], alone)
+        even = text_rows.is_even(encoder, length, options.together)
+        seen = {"apart": f"{apart:.0e}", "places": "alike" if even else "differ"}
         times = time_arms(arms, options.rounds, options.device, clock_of_work(options.device))
         each = {name: [all_ / options.together for all_ in arm] for name, arm in times.items()}
-        rows += [{"tokens": length, **row} for row in compare(each)]
+        first, second = compare(each)
+        blank = dict.fromkeys(seen, "-")
+        rows += [{"tokens": length, **first, **blank}, {"tokens": length, **second, **seen}]
     return rows
 
 
