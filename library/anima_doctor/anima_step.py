@@ -192,7 +192,7 @@ def compile_blocks(
         model.compile_blocks(any_size=False, **torch_options(precision))
         return None
     compiler = counted_compiler(precision.activation_memory_budget)
-    model.compile_blocks(any_size=False, backend=compiler.backend, fullgraph=True)
+    model.compile_blocks(any_size=False, backend=compiler.backend, fullgraph=True, dynamic=False)
     assert model.compiled is not None, "just set"
     model.compiled.function = compiler.unwatched(model.compiled.function)
     return compiler
