@@ -113,6 +113,7 @@ class TrainerStages(InputStages):
         log_lines(logger, choice.describe() if choice else [])
         processes = self.accelerator.num_processes
         self.cheaper = StepDown(self.acting, self.memory_modes, self.state.step, processes)
+        log_lines(logger, self.cheaper.notes())
         self.between_buckets = BetweenBuckets(self.accelerator.device)
 
     def choose_modes(self) -> MemoryChoice:

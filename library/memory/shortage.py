@@ -65,10 +65,23 @@ class StepDown:
     def is_there(self, step: int, blocks: int) -> bool:
         """Whether a run at this step, with a model of so many blocks, can step down."""
         early = step < self.start + FIRST_STEPS
-        # torch ends with an internal error where passes without exchange meet a static graph
-        fixed = self.processes > 1 and self.cfg.distributed.ddp_static_graph
-        may = self.cfg.loop.vram_target and early and not (self.taken or fixed)
+        may = self.cfg.loop.vram_target and early and not (self.taken or self.is_fixed)
         return bool(may) and next_cheaper(self.cfg, self.loop, blocks) is not None
+
+    @property
+    def is_fixed(self) -> bool:
+        """Torch ends with an internal error where passes without exchange meet a static graph."""
+        return self.processes > 1 and self.cfg.distributed.ddp_static_graph
+
+    def notes(self) -> list[str]:
+        """Lines for the log, where it cannot be taken."""
+        if not (self.cfg.loop.vram_target and self.is_fixed):
+            return []
+        told = (
+            "ddp_static_graph: where memory is too short in the first steps the run ends; the step is not "
+            "made again with cheaper modes. Leave ddp_static_graph out for that."
+        )
+        return [told]
 
     def take(self, step: int, model: SavesMemory, device: torch.device) -> list[str]:
         """Let the model save more, when nothing is kept of a pass; lines for the log."""

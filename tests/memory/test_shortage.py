@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from library.memory.modes import describe_modes, enable_modes
-from library.memory.shortage import driver_spills, next_cheaper, should_give_back
+from library.memory.shortage import StepDown, driver_spills, next_cheaper, should_give_back
+from library.settings.flags.distributed import DistributedOptions
 from library.settings.flags.loop import LoopOptions
 from library.settings.flags.precision import PrecisionOptions
 from tests.helpers.memory_modes import adapted, assert_same_bits, gradients
@@ -56,6 +57,17 @@ def test_more_blocks_may_be_swapped_between_two_steps():
         model.enable_block_swap(count, "cpu")
         assert_same_bits(gradients(model), expected)
     assert len(model.swap.groups) == 5
+
+
+@pytest.mark.parametrize("target, processes, told", [("8", 2, 1), ("8", 1, 0), (None, 2, 0)])
+def test_a_graph_that_never_changes_cannot_step_down_which_is_told(target, processes, told):
+    cfg = SimpleNamespace(
+        loop=LoopOptions(vram_target=target), explicit=frozenset(), whole=False, may_swap=True,
+        precision=PLAIN, distributed=DistributedOptions(ddp_static_graph=True),
+    )  # fmt: skip
+    step_down = StepDown(cfg, cfg.loop, 0, processes)
+    assert len(step_down.notes()) == told
+    assert step_down.is_there(0, 28) is (target is not None and not told)
 
 
 def test_what_the_user_set_stays():
