@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from library.anima_doctor.anima_step import ALL, CHECKPOINT, INT8, MODES, NF4, SPEEDS, Saving
 from library.errors import ConfigError
 from library.settings.flags.loop import LoopOptions
+from library.settings.flags.precision import PrecisionOptions
+
+Options = TypeVar("Options", LoopOptions, PrecisionOptions)
 
 WAYS = {
     **MODES,
@@ -23,20 +26,26 @@ HELP = f"{', '.join(WAYS)}; {NUMBERED} with a number; and several joined by +"
 
 def way_of(text: str) -> Saving:
     """What the names in the text, with + between them, ask for together. Raises ConfigError."""
-    asked: dict[tuple[int, str], Any] = {}
-    for name in text.split("+"):
-        for place, value in options_of(name, text):
-            if asked.setdefault(place, value) != value:
-                raise ConfigError(f"{text}: {place[1]} is asked to be {asked[place]} and {value}.")
-    loop, precision = (
-        replace(group, **{name: value for (of, name), value in asked.items() if of == number})
-        for number, group in enumerate(Saving())
-    )
-    return Saving(loop, precision)
+    ways = [way_named(name, text) for name in text.split("+")]
+    loop = together([way.loop for way in ways], text)
+    return Saving(loop, together([way.precision for way in ways], text))
 
 
-def options_of(name: str, text: str) -> Iterator[tuple[tuple[int, str], Any]]:
-    """(group and name, value) of each option that one name sets; text: for the message."""
+def together(groups: Sequence[Options], text: str) -> Options:
+    """What each of the groups sets that is not usual, in one."""
+    usual = type(groups[0])()
+    asked: dict[str, Any] = {}
+    for group in groups:
+        for field in fields(group):
+            value = getattr(group, field.name)
+            if value != getattr(usual, field.name) and asked.setdefault(field.name, value) != value:
+                found = f"{field.name} is asked to be {asked[field.name]} and {value}"
+                raise ConfigError(f"{text}: {found}.")
+    return replace(usual, **asked)
+
+
+def way_named(name: str, text: str) -> Saving:
+    """What one name asks for. text: for the message"""
     found = WAYS.get(name)
     if numbered := re.fullmatch(r"(swap|every)_([1-9]\d*)", name):
         kind, count = numbered[1], int(numbered[2])
@@ -44,11 +53,7 @@ def options_of(name: str, text: str) -> Iterator[tuple[tuple[int, str], Any]]:
         found = Saving(swaps if kind == "swap" else recomputes)
     if found is None:
         raise ConfigError(f"{text}: no mode {name}; there are {HELP}.")
-    for number, (group, usual) in enumerate(zip(found, Saving(), strict=True)):
-        for field in fields(group):
-            value = getattr(group, field.name)
-            if value != getattr(usual, field.name):
-                yield (number, field.name), value
+    return found
 
 
 def name_of(way: Saving) -> str:
