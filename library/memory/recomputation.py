@@ -96,6 +96,11 @@ def needed(part: Callable[..., Tensor], *inputs: Any) -> Tensor:
     return _within(_counts, True, part, *inputs)
 
 
+def runs_again() -> bool:
+    """Whether this is inside a function that has returned before."""
+    return _runs_again.get()
+
+
 def counts() -> bool:
     """Whether a result is to be computed; else what is kept of it is all, and `uncounted` stands for it."""
     return torch.compiler.is_compiling() or _counts.get()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from library.memory.quantised import Frozen, frozen_weight
 from library.memory.side_by_side import SharesInput, frozen_products, matrix_of
 from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
-from networks.kinds.copies import NO_COPIES, Copies
+from networks.kinds.copies import NO_COPIES, Copies, parts_of
 from networks.kinds.frozen import base_product
 from networks.kinds.fused import Chain, add_chain, can_fuse
 from networks.kinds.joined import Low, add_low
@@ -218,10 +218,11 @@ def copies_for(
 ) -> Copies:
     """One copy of the factors of these adapters for each pass; to be called before the model's forward.
 
-    model: where they are, which says what lies side by side
+    model: where they are, which says what lies side by side and what is computed again together
     """
     factors = [factor for each in adapters for factor in each.parameters()]
-    copies = Copies(factors, dtype, used_together(model, adapters) if model else ())
+    together = (used_together(model, adapters), parts_of(model, factors)) if model else ()
+    copies = Copies(factors, dtype, *together)
     for adapter in adapters:
         adapter.use_copies(copies)
     return copies
