@@ -41,7 +41,7 @@ DEFAULTS = {
     name: flag.default
     for name, flag in all_flags(GROUPS.values()).items()
     if flag.default is not None
-} | {"int8_compute": False, "modulation_storage": None, "text_encoder_batch_size": 1}
+} | {"int8_compute": False, "modulation_storage": None}
 """What an option was that a state does not name: there was none, or it had no effect."""
 
 

@@ -103,7 +103,8 @@ def measure_captions(options: argparse.Namespace) -> list[Figures]:
     """Of each length: captions one at a time, and as many of them at once."""
     from transformers import Qwen3Config, Qwen3Model
 
-    config = Qwen3Config(**QWEN_SIZES, **DEFAULTS, num_hidden_layers=options.layers)
+    settings = {**QWEN_SIZES, **DEFAULTS, "num_hidden_layers": options.layers}
+    config = Qwen3Config.from_dict(settings)
     encoder = Qwen3Model(config).eval().requires_grad_(False)
     encoder = encoder.to(options.device, options.dtype)
     rows: list[Figures] = []
