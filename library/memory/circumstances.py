@@ -15,9 +15,11 @@ class Circumstances:
     def __init__(self, tensors: list[Tensor], *, random: bool) -> None:
         self.kinds = {"cpu", *(tensor.device.type for tensor in tensors)} - {"meta"}
         self.autocast = self.autocast_now()
-        # what is recorded as a CUDA graph draws nothing, and its recorder lets nobody ask
-        random = random and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-        self.cards = {t.device for t in tensors if t.is_cuda} if random else set()
+        cards = {tensor.device for tensor in tensors if tensor.is_cuda}
+        # what is recorded as a CUDA graph draws nothing, and its recorder lets nobody ask; who computes
+        # on the CPU does not ask either, since that alone begins to use a card
+        random = random and not (cards and torch.cuda.is_current_stream_capturing())
+        self.cards = cards if random else set()
         self.random = self.random_now() if random else []
 
     def autocast_now(self) -> dict[str, tuple[bool, torch.dtype]]:
