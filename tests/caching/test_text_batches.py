@@ -96,6 +96,23 @@ def test_what_a_text_gets_does_not_depend_on_what_else_is_missing(folder, kept):
     assert stored_files(folder) == before, "made anew as it was"
 
 
+def test_what_was_encoded_before_an_end_is_kept(folder):
+    class Ending(RowEncoder):
+        def encode_together(self, captions):
+            if len(self.rows) == 2:
+                raise KeyboardInterrupt
+            return super().encode_together(captions)
+
+    texts, ended = dict.fromkeys(TEXTS, folder), Ending()
+    with pytest.raises(KeyboardInterrupt):
+        cache_of(ended, 4, to_disk=True).hold(texts)
+    kept = stored_files(folder)
+    assert len(kept) == sum(ended.rows) == len(ended.captions)
+    encoder = RowEncoder()
+    cache_of(encoder, 4, to_disk=True).hold(texts)
+    assert kept.items() <= stored_files(folder).items() and set(encoder.captions) == set(TEXTS) - set(ended.captions)
+
+
 def test_lengths_whose_rows_depend_on_their_place_are_encoded_alone(folder):
     encoder = RowEncoder(uneven=[(2, 3)])
     cache_of(encoder, 4).hold(dict.fromkeys(TEXTS, folder))
