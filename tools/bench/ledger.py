@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "boft": ("networks.oft_anima", {"boft": "true"}),
     "lokr": ("networks.lokr_anima", {"lokr_factor": "8"}),
     "lokr_full": ("networks.lokr_anima", {"lokr_factor": "8", "lokr_full_matrix": "true"}),
+    "lokr_full16": ("networks.lokr_anima", {"lokr_factor": "16", "lokr_full_matrix": "true"}),
 }
 EXTRAS = {"norms": "train_norm", "text": "train_llm_adapter"}
 GIB, MIB = 2**30, 2**20
