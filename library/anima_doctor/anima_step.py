@@ -82,11 +82,13 @@ class Full:
 
     rates:  of its parts that have one of their own
     single: one weight is updated after another; fused: in the backward pass
+    parted: masters are updated a part at a time
     """
 
     rates: tuple[tuple[str, float], ...] = ()
     single: bool = False
     fused: bool = False
+    parted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,7 @@ def make_step(settings: AnimaStep, device: torch.device) -> Step:
         rests=list(model.llm_adapter.state_dict(keep_vars=True).values()) if rests else (),
         accumulates=settings.accumulates,
         single=bool(settings.full and (settings.full.single or network.swap)),
+        parted=bool(settings.full and settings.full.parted),
         compiler=compiler,
     )  # fmt: skip
 

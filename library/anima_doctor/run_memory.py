@@ -89,7 +89,8 @@ class RunMemory:
         precision, fused = self.cfg.precision, self.cfg.optimizer.fused_backward_pass
         single = fused or (precision.full_bf16 and precision.stochastic_rounding)
         rates = tuple(self.anima.component_rates().items())
-        return anima_step.Full(rates=rates, single=single, fused=fused)
+        parted = self.cfg.updates_in_parts
+        return anima_step.Full(rates=rates, single=single, fused=fused, parted=parted)
 
     def total(self, loop: LoopOptions) -> int:
         """Bytes of all rows."""

@@ -16,6 +16,7 @@ from library.memory.ledger import CUDA_GRANULE, Kernels, Ledger
 from library.memory.optimizer_states import state_bytes
 from library.memory.swapping import Swap
 from library.settings.optimizer_names import is_elementwise, is_undoable
+from library.training.parted_updates import MOST, parts_of
 
 if TYPE_CHECKING:
     from library.settings.flags.optimizer import OptimizerOptions
@@ -40,6 +41,7 @@ class Step:
     optimizer:   None: its states are counted by others
     accumulates: whether gradients of earlier micro-batches are there
     single:      one weight is updated after another
+    parted:      masters are updated a part at a time
     compiler:    of its blocks, if they are compiled and it is counted
     """
 
@@ -53,6 +55,7 @@ class Step:
     rests: Sequence[Tensor] = ()
     accumulates: bool = False
     single: bool = False
+    parted: bool = False
     compiler: CountedCompiler | None = None
 
     def run(self) -> None:
@@ -179,6 +182,9 @@ def beside_update(step: Step, gradients: int, changing: int) -> int:
         pairs = step.network.pairs()
         if step.single:
             return AT_ONCE * max(held.numel() for _, held in pairs)
+        if step.parted:  # its gradients are in both dtypes for a moment
+            parts = parts_of(pairs, MOST)
+            return max(sum(held.nbytes for weight, held in p if held is not weight) for p in parts)
         masters = sum(held.nbytes for weight, held in pairs if held is not weight)
         return max(0, masters - gradients)  # gradients become float32, one after another
     size = 0

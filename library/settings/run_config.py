@@ -150,6 +150,13 @@ class TrainConfig:
         """Whether blocks can wait in RAM, where the model itself trains with what trains of them."""
         return not self.whole or (takes_single_updates(self.optimizer) and not self.swap_problems())
 
+    @property
+    def updates_in_parts(self) -> bool:
+        """Whether the masters of a model that trains are updated a part at a time, where it has any."""
+        updates_alone = self.precision.full_bf16 or self.optimizer.fused_backward_pass
+        scales = self.precision.mixed_precision == "fp16"  # its scaler makes one update a step
+        return self.whole and takes_single_updates(self.optimizer) and not (updates_alone or scales)
+
     def swap_problems(self) -> list[Problem]:
         """What weights that train and wait in RAM do not go with."""
         because = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from library.training.flat_updates import FlatUpdates, clip_norm
 from library.training.learning_rates import LearningRates
 from library.training.optimizer_trial import try_optimizer, try_schedule
 from library.training.optimizers import create_optimizer, optimizer_eval_mode
+from library.training.parted_updates import PartedUpdates
 from library.training.schedulers import create_scheduler
 from library.training.swapped_updates import single_updates
 
@@ -68,6 +70,7 @@ class Optimization:
     trainables: whose gradients are clipped together
     flat:       the same as one tensor for each group; None where the optimizer is not elementwise
     single:     updates of one weight after another, where the options ask for them
+    parted:     updates of a part of the masters after another, where they are to be
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Optimization:
         self.inner = create_optimizer(cfg.optimizer, groups)
         self.network, self.seed = network, seed
         self.single = single_updates(cfg, self.inner, network)
+        self.parted = None if self.single else PartedUpdates.of(cfg, self.inner, network)
         together = not (network.is_whole or self.single)
         self.flat = FlatUpdates.of(self.inner, cfg.optimizer) if together else None
         self.scheduler = create_scheduler(cfg.schedule, self.inner, total_steps=total_steps)
@@ -132,6 +136,12 @@ class Optimization:
         if self.single is not None:
             norm = self.single.norm()
             self._step(step, norm)
+            self.scheduler.step()
+            return norm
+        if self.parted is not None:
+            norm = self.parted.norm()
+            self._step(partial(self.parted.step, max_norm=self.max_norm, step=step), norm)
+            self.network.show()
             self.scheduler.step()
             return norm
         self.network.gather_gradients()

@@ -15,6 +15,7 @@ from library.memory.step_count import count_step
 from library.memory.swapping import BUFFERS
 from library.settings.flags.loop import LoopOptions
 from library.settings.flags.network import NetworkOptions
+from library.training.parted_updates import MOST
 from tests.helpers.running import forget_accelerate
 from tests.helpers.whole import model_argv
 from tools import doctor
@@ -41,6 +42,15 @@ def test_masters_gradients_and_what_fusing_saves_are_as_arithmetic_has_them():
     assert plain.gradients == pytest.approx(2 * numbers, rel=1e-3) and fused.gradients == 0
     assert plain.peak >= 10 * numbers  # weights, masters, and gradients as the update has them
     assert plain.peak - fused.peak > numbers
+
+
+def test_of_masters_a_part_at_a_time_has_gradients_in_float32():
+    four = replace(ONE_BLOCK, num_blocks=4)
+    together, parted = (count(step(full, params=four)) for full in (Full(), Full(parted=True)))
+    assert parted.gradients == together.gradients
+    beside = together.peak - (parted.weights + parted.adapters + parted.gradients)
+    assert beside == pytest.approx(2 * parameter_count(four), rel=1e-3)
+    assert beside - (together.peak - parted.peak) <= 4 * MOST
 
 
 def test_weights_in_bf16_are_there_once():
