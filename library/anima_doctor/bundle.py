@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.anima_doctor.own_names import OwnNames, own_names
+from library.anima_doctor.own_names import DATA_FOLDERS, OWN_NAMES, OwnNames, own_names
 from library.anima_doctor.page import ROOT, SECRET_NAME, scrub, secret_values, value_of
 from library.errors import ConfigError, OutputError, Problem
 from library.settings.config_file import with_suffix
@@ -38,6 +38,8 @@ CUT = 20  # letters by which the beginning of a longer one is known
 OWN_WORDS = r"caption_prefix|caption_suffix|class_tokens|trigger\w*|training_comment|metadata_\w+"
 TEXT_KEYS = re.compile(rf"^({OWN_WORDS}|\w*prompts?)$")
 ASSIGNED = re.compile(rf"\b((?:{OWN_WORDS})\s*=\s*)\S.*")  # a line of a file, where it is quoted
+QUOTED = re.compile(rf"(The line: (?:{'|'.join((*OWN_NAMES, *DATA_FOLDERS))})\s*=\s*)\S.*")
+"""The same of a file that is not valid: what it names is known from nowhere else."""
 FILES_OF_TEXTS = (".txt", ".toml", ".json", ".jsonl")
 IN_HOMES = re.compile(r"(?i)([\\/](?:home|users|documents and settings)[\\/]+)[^\\/\"'\n<>|:*?]+")
 PUBLIC_NAMES = {"root", "user", "users", "home", "admin", "ubuntu", "runner", "localhost"}
@@ -72,6 +74,7 @@ class Redaction:
     def apply(self, text: str) -> str:
         """The text without secrets, captions, the names of users and those that they gave."""
         text = ASSIGNED.sub(r"\1***", scrub(text, self.secrets))
+        text = QUOTED.sub(r"\1***", text)
         for private in self.texts:
             if private in text:
                 text = re.sub(rf"(?<!\w){re.escape(private)}(?!\w)", "***", text)

@@ -155,10 +155,11 @@ def test_names_of_users_in_paths_of_every_system_are_blotted_out(path, shown):
     assert Redaction((), (), ("wort",)).apply(path) == shown
 
 
-def test_a_line_that_an_error_quotes_loses_the_words_in_it():
+@pytest.mark.parametrize("key", ["caption_prefix", "image_dir", "output_name"])
+def test_a_line_that_an_error_quotes_loses_the_words_in_it(key):
     """A file with such a line is not valid TOML: its texts are known from nowhere else."""
-    text = "dataset.toml  is not valid TOML: (at line 4) The line: caption_prefix = 'zebra in\nnext"
-    assert Redaction((), (), ()).apply(text).endswith("The line: caption_prefix = ***\nnext")
+    text = f"dataset.toml  is not valid TOML: (at line 4) The line: {key} = 'zebra in\nnext"
+    assert Redaction((), (), ()).apply(text).endswith(f"The line: {key} = ***\nnext")
 
 
 @pytest.fixture
