@@ -72,7 +72,7 @@ class RunMemory:
             batch=batch,
             tokens=self.tokens,
             memory=anima_step.Saving(loop, cfg.precision),
-            fused=fused_choice.are_likely(self.anima),
+            fused=fused_choice.are_likely(self.anima, self.weight_dtype),
             accumulates=cfg.loop.gradient_accumulation_steps > 1,
             full=self.full,
             folds_text=self.anima.folds_text,

@@ -53,8 +53,8 @@ def choose_fused(
     return False
 
 
-def are_likely(anima: AnimaConfig) -> bool:
-    """Whether a run uses them on this machine's card; on any card with Triton where there is none here."""
+def are_likely(anima: AnimaConfig, dtype: torch.dtype) -> bool:
+    """Whether a run in a dtype uses them on this machine's card; on any with Triton where there is none here."""
     if anima.fused_kernels == "off":
         return False
-    return not torch.cuda.is_available() or why_not(torch.device("cuda")) is None
+    return not torch.cuda.is_available() or why_not(torch.device("cuda"), dtype) is None

@@ -157,7 +157,7 @@ def test_on_a_cpu_there_are_none_and_only_who_asked_is_told(caplog):
         assert not caplog.messages
         assert not choose_fused(AnimaConfig(fused_kernels=asked), None, torch.device("cpu"), torch.float32)
     assert "for CUDA" in caplog.text
-    assert not are_likely(AnimaConfig(fused_kernels="off"))
+    assert not are_likely(AnimaConfig(fused_kernels="off"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("name", MANY)
