@@ -91,7 +91,9 @@ class NetworkTrainer(TrainerStages):
         accumulation = self.cfg.loop.gradient_accumulation_steps
         with contextlib.closing(train_util.windows(loader, accumulation)) as windows:
             for window in windows:
-                self.train_step(window)
+                is_first = self.state.step == self.cheaper.start
+                with compiling.duration_told(self.compilation, is_first=is_first):
+                    self.train_step(window)
                 self.after_step()
                 if self.is_over:
                     break

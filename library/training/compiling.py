@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -76,6 +77,15 @@ def failures_told(compilation: Compilation | None, device: torch.device) -> Iter
             raise
         message = f"{explained(error, device)} Or leave compile out."
         raise ConfigError(Problem(message, "compile = true")) from error
+
+
+@contextmanager
+def duration_told(compilation: Compilation | None, *, is_first: bool) -> Iterator[None]:
+    """Around a step: how long the first one took that compiles, when it is done."""
+    start = time.monotonic()
+    yield
+    if compilation is not None and is_first:
+        logger.info("compiled: the first step took %.0f s", time.monotonic() - start)
 
 
 def working_compilation(

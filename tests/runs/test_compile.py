@@ -33,6 +33,7 @@ def test_a_compiled_run_trains_the_same_within_rounding(demo, run_folder, caplog
     assert found.keys() == expected.keys()
     assert max(rel_l2(found[name], value) for name, value in expected.items()) < 1e-4
     assert "compile: each block, by eager, one graph for all sizes" in caplog.text
+    assert sum("compiled: the first step took " in line for line in caplog.messages) == 1
     assert "compile: false in the state, true now; taken as it is now" in caplog.text
     state = str(out / "compiled-step00000003-state")
     train(demo, run_folder, {**changed, "output_name": "again", "resume": state})
