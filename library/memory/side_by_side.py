@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from library.memory.gradient_sums import GradientSum, sum_for
 from library.memory.kept import storage_key
-from library.memory.quantised import frozen_weight
+from library.memory.quantised import Frozen, Quantised, frozen_weight
 from library.memory.swapping import ALIGNMENT
 
 
@@ -64,51 +64,75 @@ def frozen_products(x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ..
     if weight is None:
         return None
     sizes = [each.out_features for each in linears]
-    found: tuple[Tensor, ...] = FrozenProducts.apply(x, weight, sizes, sum_for(x))
+    found: tuple[Tensor, ...] = FrozenProducts.apply(x, stored_parts(weight), sizes, sum_for(x))
     return found
 
 
-def matrix_of(x: Tensor, linears: Sequence[nn.Linear]) -> Tensor | None:
+def matrix_of(x: Tensor, linears: Sequence[nn.Linear]) -> Frozen | None:
     """The frozen matrices as one that can be applied to x, (all outputs, in); None where they are not one."""
-    weights: list[Tensor] = []
-    for each in linears:
-        weight = frozen_weight(each)
-        if not isinstance(weight, Tensor) or weight.requires_grad or each.bias is not None:
-            return None
-        weights.append(weight)
+    if any(each.weight.requires_grad or each.bias is not None for each in linears):
+        return None
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return None
-    return joined(weights) if x.dtype == weights[0].dtype else None
+    weights = [frozen_weight(each) for each in linears]
+    codes = [each.codes for each in weights if type(each) is Quantised]
+    scales = [each.scale for each in weights if type(each) is Quantised]
+    if len(codes) == len(weights):
+        whole, scale = joined(codes), joined(scales)
+        return None if whole is None or scale is None else Quantised(whole, scale)
+    plain = [each for each in weights if isinstance(each, Tensor) and each.dtype == x.dtype]
+    return joined(plain) if len(plain) == len(weights) else None
+
+
+def stored_parts(weight: Frozen) -> tuple[Tensor, ...]:
+    """What is kept of a matrix: itself, or its codes and scales."""
+    return tuple(weight) if isinstance(weight, Quantised) else (weight,)
+
+
+def as_it_computes(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The matrix of `stored_parts`."""
+    return parts[0] if len(parts) == 1 else Quantised(*parts).dense(dtype)
 
 
 def lay_all(model: nn.Module, away: Collection[int]) -> None:
-    """`lay` for all that a model has. away: ids of weights that wait in RAM: they lie so where they compute"""
+    """Let matrices that see one input lie side by side, in all of a model.
+
+    away: ids of weights that wait in RAM. They lie so where they compute, and their scales never wait
+    """
     for module in model.modules():
         if isinstance(module, SharesInput):
             linears = module.of_one_input()
             if not any(id(each.weight) in away for each in linears):
                 lay(linears)
+            lay_scales(linears)
 
 
 def lay(linears: Sequence[nn.Linear]) -> None:
-    """Let the matrices of Linears lie side by side, unless they train or are stored otherwise.
+    """Let the matrices of Linears lie side by side, unless they train.
 
     Those alone that would lie so in the buffers of Swap too: products are the same bits then.
     Memory: that of all of them once more, for the moment.
     """
-    weights = [each.weight for each in linears]
-    first = weights[0]
-    for each, weight in zip(linears, weights):
-        if not isinstance(frozen_weight(each), Tensor) or weight.requires_grad:
-            return
-        if (weight.dtype, weight.device) != (first.dtype, first.device):
-            return
-        if weight.shape[1] != first.shape[1] or weight.nbytes % ALIGNMENT:
-            return
-    if joined(weights) is None:
-        for place, weight in zip(places_for(weights, first.dtype), weights):
-            weight.data = place.copy_(weight.data)
+    weights = [each.get_parameter("weight") for each in linears]
+    can_join = all(type(frozen_weight(each)) in (nn.Parameter, Quantised) for each in linears)
+    if can_join and not any(w.requires_grad or w.nbytes % ALIGNMENT for w in weights):
+        lay_parameters(weights)
+
+
+def lay_scales(linears: Sequence[nn.Linear]) -> None:
+    """The same of the scales of weights in 8 bits, which have one for each row."""
+    weights = [frozen_weight(each) for each in linears]
+    if all(type(each) is Quantised for each in weights):
+        lay_parameters([each.get_parameter("weight_scale") for each in linears])
+
+
+def lay_parameters(parameters: Sequence[nn.Parameter]) -> None:
+    first = parameters[0]
+    alike = {(each.dtype, each.device, each.shape[1:]) for each in parameters}
+    if len(alike) == 1 and joined(parameters) is None:
+        for place, parameter in zip(places_for(parameters, first.dtype), parameters):
+            parameter.data = place.copy_(parameter.data)
 
 
 def places_for(matrices: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -173,20 +197,20 @@ def gathered(grads: Sequence[Tensor]) -> list[Tensor]:
 
 
 class FrozenProducts(torch.autograd.Function):
-    """x @ weight.T in parts of these sizes."""
+    """x @ weight.T in columns of these sizes. parts: what is stored of the weight"""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, sizes: list[int], total: GradientSum | None
+        ctx: Any, x: Tensor, parts: tuple[Tensor, ...], sizes: list[int], total: GradientSum | None
     ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(*parts)
         ctx.total = total
-        return F.linear(x, weight).split(sizes, -1)
+        return F.linear(x, as_it_computes(parts, x.dtype)).split(sizes, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (weight,) = ctx.saved_tensors
+        weight = as_it_computes(ctx.saved_tensors, grads[0].dtype)
         return left_or_given(input_gradient(grads, weight, ctx.total), ctx.total), None, None, None
 
 

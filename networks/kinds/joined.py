@@ -16,7 +16,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from library.memory.gradient_sums import GradientSum, sum_for
-from library.memory.side_by_side import input_gradient, left_or_given
+from library.memory.quantised import Frozen
+from library.memory.side_by_side import (
+    as_it_computes,
+    input_gradient,
+    left_or_given,
+    stored_parts,
+)
 from networks.kinds.copies import Copies
 from networks.kinds.fused import NARROW, wide_product
 
@@ -64,31 +70,33 @@ class Plan:
 
 
 class JoinedChains(torch.autograd.Function):
-    """x @ weight.T in the plan's parts, with what is added to each.
+    """x @ weight.T in the plan's columns, with what is added to each.
 
-    downs: (all ranks, in); ups: (all outputs, R) in one where the plan is alike, else each its own; both in
-    x's dtype. factors: down and up of each addition in turn
+    parts:   what is stored of the weight
+    downs:   (all ranks, in), in x's dtype as ups: (all outputs, R) in one where the plan is alike, else each
+    factors: down and up of each addition in turn
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, plan: Plan, total: GradientSum | None, downs: Tensor,
-        ups: Sequence[Tensor], masks: Sequence[Tensor | None], *factors: Tensor,
+        ctx: Any, x: Tensor, parts: Sequence[Tensor], plan: Plan, total: GradientSum | None,
+        downs: Tensor, ups: Sequence[Tensor], masks: Sequence[Tensor | None], *factors: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        out = F.linear(x, weight)
+        out = F.linear(x, as_it_computes(parts, x.dtype))
         hidden = first_products(x, downs, plan, masks)
-        add_last_products(out.view(-1, len(weight)), hidden, ups, plan)
+        add_last_products(out.view(-1, out.shape[-1]), hidden, ups, plan)
         fits = hidden.shape[1] * NARROW <= x.shape[-1] * len(factors) // 2
-        ctx.plan, ctx.total, ctx.dtype, ctx.count = plan, total, factors[0].dtype, len(ups)
-        ctx.save_for_backward(x, weight, downs, hidden if fits else None, *ups, *masks)
+        ctx.plan, ctx.total, ctx.dtype = plan, total, factors[0].dtype
+        ctx.counts = len(parts), len(ups)
+        ctx.save_for_backward(x, downs, hidden if fits else None, *parts, *ups, *masks)
         return out.split(plan.outputs, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        plan, total = ctx.plan, ctx.total
-        x, weight, downs, hidden, *others = ctx.saved_tensors
-        ups, masks = others[: ctx.count], others[ctx.count :]
+        plan, total, (stored, last) = ctx.plan, ctx.total, ctx.counts
+        x, downs, hidden, *others = ctx.saved_tensors
+        parts, ups, masks = others[:stored], others[stored : stored + last], others[stored + last :]
         if hidden is None:
             hidden = first_products(x, downs, plan, masks)
         changes, of_ups = hidden.new_empty(hidden.shape), []
@@ -106,8 +114,8 @@ class JoinedChains(torch.autograd.Function):
         rest = None, None, None, None, None, None, *of_factors
         if not ctx.needs_input_grad[0]:
             return None, *rest
-        d_input = input_gradient(grads, weight, total)
-        d_input.view(-1, weight.shape[1]).addmm_(changes, downs)
+        d_input = input_gradient(grads, as_it_computes(parts, grads[0].dtype), total)
+        d_input.view(-1, downs.shape[1]).addmm_(changes, downs)
         return left_or_given(d_input, total), *rest
 
 
@@ -157,7 +165,7 @@ def product_into(out: Tensor, a: Tensor, b: Tensor, strength: float) -> None:
 
 
 def add_low(
-    x: Tensor, weight: Tensor, outputs: Sequence[int], added: Sequence[Low | None], copies: Copies
+    x: Tensor, weight: Frozen, outputs: Sequence[int], added: Sequence[Low | None], copies: Copies
 ) -> tuple[Tensor, ...]:
     """x @ weight.T in parts of so many outputs, with what is added to each; None: nothing."""
     present = [each for each in added if each is not None]
@@ -174,6 +182,6 @@ def add_low(
     masks = [None if each is None else each.mask for each in added]
     factors = [factor for each in present for factor in (each.down, each.up)]
     found: tuple[Tensor, ...] = JoinedChains.apply(
-        x, weight, plan, sum_for(x), downs, used, masks, *factors
+        x, stored_parts(weight), plan, sum_for(x), downs, used, masks, *factors
     )
     return found

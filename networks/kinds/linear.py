@@ -14,7 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from library.memory.quantised import Frozen, frozen_weight
+from library.memory.quantised import Frozen, QuantisedLinear, frozen_weight
 from library.memory.side_by_side import SharesInput, frozen_products, matrix_of
 from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
 from networks.kinds.copies import NO_COPIES, Copies, parts_of
@@ -121,7 +121,7 @@ class AdaptedLinear(AdaptedModule, nn.Linear):
         adapters: list[AdditiveAdapter | None] = []
         for each in linears:
             adapter = each.adapter if isinstance(each, AdaptedLinear) else None
-            if adapter is None and type(each) is not nn.Linear:
+            if adapter is None and type(each) not in (nn.Linear, QuantisedLinear):
                 return None
             if adapter is None or adapter.multiplier == 0:
                 adapters.append(None)

@@ -28,6 +28,12 @@ def storing(kind, form="fp8", dtype=torch.float32, mode=None, swapped=0, dense=F
     if swapped:
         model.enable_block_swap(swapped, "cpu")
         model.swap.lane = LateLane()
+    if form in (
+        None,
+        "fp8",
+        "int8",
+    ):  # others are multiplied each alone, what they stand for then too
+        model.lay_side_by_side()
     torch.manual_seed(1)
     return model, attached(model, module, options)
 

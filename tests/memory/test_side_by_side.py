@@ -64,15 +64,15 @@ def some(change):
         made[1].half()
     if change == "another width":
         made[1] = linears(1, inputs=32)[0]
-    if change == "stored in 8 bits":
-        made = [QuantisedLinear.of(each, "int8", CPU) for each in made]
+    if change == "computed in 8 bits":
+        made = [QuantisedLinear.of(each, "int8_rotated", CPU) for each in made]
     if change == "of odd sizes":  # in a buffer of swapped weights there would be gaps
         made = linears(inputs=3, outputs=5)
     return made
 
 
 @pytest.mark.parametrize(
-    "change", ["trains", "another dtype", "another width", "stored in 8 bits", "of odd sizes"]
+    "change", ["trains", "another dtype", "another width", "computed in 8 bits", "of odd sizes"]
 )
 def test_those_that_cannot_be_one_stay_where_they_are(change):
     made = some(change)

@@ -6,8 +6,9 @@ from torch import nn
 
 from library.memory.gradient_sums import shared
 from library.memory.ledger import Ledger
+from library.memory.quantised import QuantisedLinear
 from library.memory.recomputation import cheaply, recompute
-from library.memory.side_by_side import joined, lay, products
+from library.memory.side_by_side import joined, lay, lay_scales, products
 from networks.kinds.adapter import NO_DROPOUT, Dropout
 from networks.kinds.copies import Copies
 from networks.kinds.fused import NARROW
@@ -19,13 +20,15 @@ INPUTS, OUTPUTS = 32, 64
 META = torch.device("meta")
 
 
-def linears(*adapters, dtype=torch.float64, is_laid=True):
+def linears(*adapters, dtype=torch.float64, is_laid=True, form=None):
     """Frozen Linears, each with an adapter of its own, or without one for None."""
     torch.manual_seed(1)
     bases = [
         nn.Linear(INPUTS, OUTPUTS, bias=False).to(dtype).requires_grad_(False) for _ in adapters
     ]
-    if is_laid:
+    if form:
+        bases = [QuantisedLinear.of(base, form, torch.device("cpu")) for base in bases]
+    elif is_laid:
         lay(bases)
     return [adapted(*pair, dtype) for pair in zip(bases, adapters)]
 
@@ -59,7 +62,9 @@ def lokr(base):
 def outcome(made, is_shared, wants_input=True):
     """What they make of an input, then all gradients."""
     torch.manual_seed(2)
-    start = torch.randn(2, 5, INPUTS).to(made[0].weight.dtype).requires_grad_(wants_input)
+    stored = made[0].weight.dtype
+    dtype = stored if stored.itemsize > 1 else torch.float32
+    start = torch.randn(2, 5, INPUTS).to(dtype).requires_grad_(wants_input)
     x = shared(2 * start) if is_shared else 2 * start
     found = products(x, made)
     loss = sum((place * each.sin()).sum() for place, each in enumerate(found, 1))
@@ -97,6 +102,22 @@ def test_values_and_gradients_are_those_of_each_alone(adapters, is_shared):
     assert expected[0].is_contiguous() and len(found) == len(expected)
     for pair in zip(found, expected):
         torch.testing.assert_close(*pair, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapters", [(lora(), lora(), lora()), (lora(), None), (None, None)])
+@pytest.mark.parametrize("form", ["fp8", "int8"])
+def test_weights_in_8_bits_are_one_product_too(adapters, form):
+    results = []
+    for is_laid in (True, False):
+        made = linears(*adapters, dtype=torch.float32, form=form)
+        if is_laid:
+            lay(made)
+            lay_scales(made)
+        results.append(outcome(made, is_shared=True))
+    assert results[0][0].stride(1) == len(adapters) * OUTPUTS
+    assert results[1][0].is_contiguous()
+    for pair in zip(*results, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-4)
 
 
 def test_an_input_without_gradient_gets_none_and_factors_get_theirs():
