@@ -35,6 +35,9 @@ COMPILED = {
     ("lora", 16, "compile", (768, 1344), 1): ("AdamW", "AdamW8bit", "Lion"),
     ("lokr_full", 16, "compile_checkpoint", 512, 2): ("AdamW",),
     ("lora+norms+text", 16, "compile", 512, 1): ("AdamW",),
+    ("lora", 16, "compile+swap_1", 512, 1): ("AdamW",),
+    ("lora", 16, "compile_checkpoint+offload", 512, 1): ("AdamW",),
+    ("lora", 16, "compile+fp8", 512, 1): ("AdamW",),
 }
 MORE = {
     "cheap": {"trained_dtype": torch.bfloat16},
@@ -44,7 +47,7 @@ MORE = {
 
 
 @pytest.mark.parametrize(
-    "steps, count", [(STEPS, 20), pytest.param(COMPILED, 5, marks=pytest.mark.slow)]
+    "steps, count", [(STEPS, 20), pytest.param(COMPILED, 8, marks=pytest.mark.slow)]
 )
 def test_the_expected_memory_is_that_of_the_counted_step(steps, count, demo, run_folder):
     with shared_graphs():
