@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from library.data.picture_folders import CACHE_FOLDER
 
@@ -143,9 +142,9 @@ def parts_of(path: str) -> list[str]:
     return [part for part in parts if part and not part.endswith(":")]
 
 
-def tells(name: Any) -> bool:
+def tells(name: str) -> bool:
     """Whether a name may tell what is trained: it has a word that not every run has."""
-    if not isinstance(name, str) or (len(name) < 2 and name.isascii()):
+    if len(name) < 2 and name.isascii():
         return False
     words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word]
     return any(word not in ORDINARY and not (len(word) == 1 and word.isascii()) for word in words)
