@@ -9,21 +9,22 @@ from library.training.parted_updates import PartedUpdates, parts_of
 from networks._anima_arguments import component_of
 from networks.model_layout import ModelLayout
 from networks.whole_model import Whole
+from tests.helpers.cards import CARD, repeatable
 from tests.helpers.memory_modes import loss_of, small_dit
 
 LIMIT = 0.1
 OPTIMIZERS = {
     "AdamW": OptimizerOptions(learning_rate=1e-2),
-    "AdamW, not fused": OptimizerOptions(learning_rate=1e-2, optimizer_args=("foreach=False",)),
     "Adafactor": OptimizerOptions(optimizer_type="Adafactor"),
 }
 
 
-def trained(name: str, most: int | None):
+def trained(name: str, most: int | None, device="cpu"):
     """Masters, optimizer states and norms after three updates; most: numbers of a part, None: of all at once."""
-    model = small_dit(2).requires_grad_(False)
+    model = small_dit(1).requires_grad_(False)
     subject = Whole(component_of, {"mlp": 3e-3}, torch.bfloat16, lambda: ModelLayout({}, {}))
     subject.mark(model)
+    model.to(device)
     network = subject.made_for(model)
     network.attach(model, torch.float32)
     groups, _ = network.prepare_optimizer_params(None, None, 1e-2)
@@ -60,6 +61,14 @@ def test_the_update_is_that_of_all_at_once_to_the_bit(name):
     assert len(found) == len(expected) and min(norm.item() for norm in found[-3:]) > LIMIT
     assert all(map(torch.equal, found, expected))
     assert max(sizes) <= 6000 and sum(sizes) == 3 * at_once
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_it_is_on_a_card_too(name):
+    with repeatable():
+        expected, found = (trained(name, most, CARD)[0] for most in (None, 6000))
+    assert all(map(torch.equal, found, expected))
 
 
 def test_a_weight_that_is_larger_than_a_part_is_one():
