@@ -164,6 +164,8 @@ def prepare_torch(cfg: TrainConfig) -> None:
     if cfg.precision.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Filled with NaN, for a kernel each time, memory shows who reads what nobody wrote: a matter of tests
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def choose_seed(seed: int | None) -> int:

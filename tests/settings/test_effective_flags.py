@@ -39,8 +39,10 @@ def test_settings_of_the_process_reach_torch(demo, run_folder, monkeypatch):
         assert cudnn.benchmark
         train_util.prepare_torch(options(demo, run_folder, deterministic=True))
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True
         cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
