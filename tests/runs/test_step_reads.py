@@ -18,8 +18,8 @@ NETWORKS = {
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_no_step_reads_the_device_between_log_points(demo, run_folder, network, cached):
-    """Monitor on, validation between the steps. Without a cache each caption is encoded: once for
-    each, the text encoder's library reads its mask."""
+    """Monitor on, validation between the steps. Without a cache each caption is encoded, without a mask,
+    which the text encoder's library would read."""
     settings = {
         **NETWORKS[network], "mixed_precision": "bf16", "log_every_n_steps": 1000,
         "cache_latents": cached, "cache_text_encoder_outputs": cached,
@@ -34,10 +34,8 @@ def test_no_step_reads_the_device_between_log_points(demo, run_folder, network, 
         for window in windows[1:3]:
             trainer.train_step(window)
             trainer.after_step()
-    captions = [] if cached else [each for w in windows[1:3] for b in w for each in b.captions]
-    assert [place.partition(".")[0] for place in counter.places] == ["transformers"] * len(captions)
+    assert counter.places == []
     with CountReads() as counter:
         trainer.validate()
-    ours = [place for place in counter.places if not place.startswith("transformers.")]
     validation = "library.watching.validation"
-    assert ours == [f"{validation}.sums_of: cpu", f"{validation}.run: tolist"]
+    assert counter.places == [f"{validation}.sums_of: cpu", f"{validation}.run: tolist"]
