@@ -25,7 +25,9 @@ aten = torch.ops.aten
 CREATE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 ALIAS = {"_unsafe_view", "_reshape_alias", "lift_fresh", "set_"}
 GEMM = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "_scaled_mm", "_int_mm"}
-GEMM |= {"addmm_", "baddbmm_"}
+GEMM |= {"addmm_", "baddbmm_", "low_gelu"}
+BESIDE = {"low_gelu": 1}
+"""Products that end with more than their result: which argument they write it to."""
 ATTENTION = "_scaled_dot_product_"
 ATTENTION_BACKWARD = 3
 """Kernels of an attention's backward on CUDA: row sums, the gradients, and the cast of q's."""
@@ -65,7 +67,8 @@ class Pool:
 class Kernels:
     """What was launched on the device, by kind: gemm, attention, and glue for all the rest.
 
-    moved: bytes that glue reads and writes; linked: bytes between the device and the host
+    moved:  bytes that glue reads and writes, and that products write beside their result
+    linked: bytes between the device and the host
     """
 
     launched: Counter[str] = field(default_factory=Counter)
@@ -137,6 +140,8 @@ class Ledger(TorchDispatchMode):
             inputs = [*args, *kwargs.values()]
             skipped = name in OVERWRITTEN
             self.launch(list(tensors_in(inputs[1:] if skipped else inputs)), results, kind)
+        if name in BESIDE:
+            self.kernels.moved += sum(map(size_of, tensors_in([args[BESIDE[name]]])))
         if kind == "attention" and name.endswith("backward"):
             self.kernels.launched[kind] += ATTENTION_BACKWARD - 1
         return out

@@ -156,7 +156,12 @@ def parts_of(ups: Sequence[Tensor], plan: Plan) -> list[Tensor | None]:
 def mask_in_place(hidden: Tensor, plan: Plan, masks: Sequence[Tensor | None], x: Tensor) -> None:
     for part, mask in zip(plan.inner(hidden), masks):
         if mask is not None:
-            part.unflatten(0, x.shape[:-1]).unsqueeze(-2).mul_(mask)
+            masked_in_place(part, mask, x)
+
+
+def masked_in_place(hidden: Tensor, mask: Tensor, x: Tensor) -> None:
+    """hidden (T, R) times a mask that broadcasts to (samples, ..., 1, R), x being (samples, ..., in)."""
+    hidden.unflatten(0, x.shape[:-1]).unsqueeze(-2).mul_(mask)
 
 
 def product_into(out: Tensor, a: Tensor, b: Tensor, strength: float) -> None:

@@ -14,8 +14,10 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from library.memory.gradient_sums import sum_for
 from library.memory.quantised import Frozen, QuantisedLinear, frozen_weight
 from library.memory.side_by_side import SharesInput, frozen_products, matrix_of
+from networks.kinds.activated import activated, is_for
 from networks.kinds.adapter import AdaptedModule, Adapter, Dropout, keep_mask
 from networks.kinds.copies import NO_COPIES, Copies, parts_of
 from networks.kinds.frozen import base_product
@@ -115,6 +117,19 @@ class AdaptedLinear(AdaptedModule, nn.Linear):
         if self.adapter.multiplier == 0:  # the user's choice, the same on every rank
             return base_product(x, frozen_weight(self), self.bias)
         return self.adapter(x, frozen_weight(self), self.bias)
+
+    def activated(self, x: Tensor) -> Tensor | None:
+        """As `Activates` of library/memory/activation.py has it: of a low rank, by a kernel of our own."""
+        adapter, weight = self.adapter, frozen_weight(self)
+        if not (isinstance(adapter, AdditiveAdapter) and adapter.is_low_rank and adapter.fused):
+            return None
+        if adapter.multiplier == 0 or self.bias is not None or sum_for(x) is not None:
+            return None
+        if not isinstance(weight, Tensor) or not can_fuse(x, weight):
+            return None
+        if adapter.rank is None or not is_for(x, weight, adapter.rank):
+            return None
+        return activated(x, weight, adapter.low(x), adapter.copies)
 
     def joined_products(self, x: Tensor, linears: Sequence[nn.Linear]) -> tuple[Tensor, ...] | None:
         """As `JoinsProducts` of library/memory/side_by_side.py has it: of frozen matrices and low ranks."""

@@ -22,7 +22,7 @@ FLOORS = [
     ("library/memory/kept library/memory/layout library/memory/circumstances library/memory/gradient_sums library/memory/trials", "how tensors wait, how kernels are tried"),
     ("library/memory/lanes library/memory/recomputation", "and come back"),
     ("library/memory/offloading library/memory/swapping library/memory/visits library/memory/replay", "from where they are, again and again"),
-    ("library/memory/quantised library/memory/rotation library/memory/operators library/memory/side_by_side", "weights of 8 bits, kernels of our own, products of several"),
+    ("library/memory/quantised library/memory/rotation library/memory/operators library/memory/side_by_side library/memory/activation", "weights of 8 bits, kernels of our own, products of several, and what ends one"),
     ("library/anima_backend/modelling/*", "the networks"),
     ("library/errors", "what the user can put right"),
     ("library/system/*", "files, locks, signals, console"),

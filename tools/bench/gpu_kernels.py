@@ -12,8 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from library.anima_backend.modelling.glue import gelu
 from library.anima_backend.modelling.kernel_trial import Case, Sizes, cases, why_not
 from library.memory.trials import wait_for
+from networks.kinds.activated import activated
+from networks.kinds.copies import NO_COPIES
+from networks.kinds.fused import Chain, add_chain
+from networks.kinds.joined import Low
 from tools.bench.measuring import Figures, relative_distance, seconds_of
 
 Guarded = Callable[[dict[str, str], Callable[[], dict[str, object]]], dict[str, object]]
@@ -42,12 +47,29 @@ def rows(
         yield {"kernel": "all", "result": f"failed: {reason}"}
         return
     for pixels, tokens in sizes.items():
-        for name, case in ({} if quick else cases(tokens)).items():
+        for name, case in ({} if quick else {**cases(tokens), **cases_of_lora(tokens)}).items():
             names = {"kernel": name, "pixels": str(pixels)}
             yield guarded(names, partial(compared, device, case))
         for name, adapter in STEPS.items():
             names = {"kernel": name, "pixels": str(pixels)}
             yield guarded(names, partial(whole, step, adapter, pixels))
+
+
+def cases_of_lora(sizes: Sizes) -> dict[str, Case]:
+    """What kernels of our own do of an adapter: of a Linear as wide as its input."""
+    x = sizes.tokens
+    width, rank = x[-1], 16
+    shapes = x, (rank, width), (width, rank), (width, width)
+    return {"LoRA and GELU": Case(shapes, (True, True, True, False), lora_and_gelu)}
+
+
+def lora_and_gelu(
+    x: Tensor, down: Tensor, up: Tensor, weight: Tensor, *, fused: bool
+) -> list[Tensor]:
+    if fused:
+        return [activated(x, weight, Low(down, up, 1.0), NO_COPIES)]
+    chain = Chain(1, None, 1.0, (None, None))
+    return [gelu(add_chain(x, weight, None, chain, (down, up)))]
 
 
 def whole(step: Step, adapter: str, pixels: int) -> dict[str, object]:

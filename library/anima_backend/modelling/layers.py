@@ -24,8 +24,9 @@ from library.anima_backend.modelling.glue import (
 from library.anima_backend.modelling.modulation import Modulation
 from library.anima_backend.modelling.padded_text import attention_beside_zeros
 from library.anima_backend.modelling.params import EPS, DiTParams
+from library.memory.activation import activated
 from library.memory.gradient_sums import shared
-from library.memory.recomputation import cheap, last
+from library.memory.recomputation import last
 from library.memory.side_by_side import products
 
 
@@ -115,7 +116,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, *, is_kept: bool = True) -> Tensor:
         """is_kept: whether the result is kept for the backward pass"""
-        hidden = cheap(gelu, self.layer1(x))
+        hidden = activated(self.layer1, x, gelu)
         return self.layer2(hidden) if is_kept else last(self.layer2, hidden)
 
 
