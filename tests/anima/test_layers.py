@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from library.anima_backend.modelling.glue import EPS, gated, gelu, modulate
-from library.anima_backend.modelling.rope import image_rope, rotate
+from library.anima_backend.modelling.rope import image_rope, kept_image_rope, rotate
 
 
 def randn(*shape, dtype=torch.float64):
@@ -71,3 +71,11 @@ def test_a_turn_is_rounded_once_and_turned_back_by_its_gradient(dtype, limit):
     assert_same_with_gradients(rotate(x, rope), plain, [x], rtol=limit, atol=limit)
     there, back = rotate(x, rope), (rope[0], -rope[1])
     torch.testing.assert_close(rotate(there, back), x, rtol=4 * limit, atol=4 * limit)
+
+
+def test_tables_are_made_once_for_a_shape():
+    place = torch.device("cpu")
+    first = kept_image_rope(3, 5, 16, place)
+    assert all(map(torch.equal, first, image_rope(3, 5, 16, place)))
+    kept_image_rope(5, 3, 16, place)
+    assert kept_image_rope(3, 5, 16, place) is first

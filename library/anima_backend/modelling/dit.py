@@ -33,7 +33,7 @@ from library.anima_backend.modelling.llm_adapter import AdapterAttention, LLMAda
 from library.anima_backend.modelling.modulation import Modulation, Modulations
 from library.anima_backend.modelling.padded_text import log_left_out, shortened
 from library.anima_backend.modelling.params import EPS, DiTParams
-from library.anima_backend.modelling.rope import image_rope
+from library.anima_backend.modelling.rope import image_rope, kept_image_rope
 from library.memory.gradient_sums import shared
 from library.memory.kept import Way
 from library.memory.lanes import lane_of
@@ -137,7 +137,11 @@ class Anima(nn.Module):
             x = x.float()  # the residual stream outgrows float16
         features = sinusoid(sigma, self.params.model_dim).to(self.dtype)
         time = (self.t_embedding_norm(features), self.t_embedder(features))
-        rope = image_rope(height, width, self.params.head_dim, latents.device)
+        # what a recording uses belongs to it; a count finds what a step makes
+        is_kept = self.recorded is None and not latents.is_meta
+        rope = (kept_image_rope if is_kept else image_rope)(
+            height, width, self.params.head_dim, latents.device
+        )
         tables = rope if log_zeros is None else (*rope, log_zeros)
         context = context.to(self.dtype)
         if self.fused:

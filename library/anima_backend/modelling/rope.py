@@ -5,6 +5,7 @@ A rotation turns element j of a head together with element j + head_dim/2. Table
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 THETA = 10000.0
+SHAPES = 8
+"""Of pictures, whose tables are kept: each 2 MiB at 1024 px."""
 DIT_RATIOS = {"t": 1.0, "h": 4.0, "w": 4.0}
 """Extrapolation of each axis: theta becomes theta * ratio ** (d / (d - 2)), d being the axis's share."""
 
@@ -52,6 +55,15 @@ def image_rope(
         dim=-1,
     ).flatten(0, 1)
     return angles.cos(), angles.sin()
+
+
+@lru_cache(SHAPES)
+@torch.no_grad()
+def kept_image_rope(
+    height: int, width: int, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The same, made once for each of the shapes that were asked for last."""
+    return image_rope(height, width, head_dim, device)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, ...]) -> Tensor:
