@@ -94,7 +94,9 @@ def test_two_machines_go_on_and_one_that_is_lost_ends_the_other_with_a_message(m
     shutil.copytree(machines[0] / state, machines[1] / state)
     first, _ = start(command, machines, "--resume", state)
     try:
-        said = read_until(first, f"run-step{before // 2 * 2 + 2:08}-state")
+        # from the third step on: in the second DDP agrees on its buckets, and Gloo may wait there for ever for
+        # one that is lost at that moment
+        said = read_until(first, f"run-step{before // 2 * 2 + 4:08}-state")
         assert f"at step {before}" in said
         for process in processes_in(machines[1]):
             os.kill(process, signal.SIGKILL)
