@@ -334,7 +334,6 @@ class AnimaTextEncoderOutputsCachingStrategy(TextEncoderOutputsCachingStrategy):
             self.layout["t5_weights"] = StoredTensor(("T",))
 
     def encode(self, caption: str) -> TextOutputs:
-        """The outputs for one caption, on the CPU."""
         return self.encode_together([caption])[0]
 
     def encode_together(self, captions: Sequence[str]) -> list[TextOutputs]:
